@@ -1,0 +1,256 @@
+"""What the house talks about: tasks, jobs, assignments, results. Frozen, hashable, JSON-shaped; no behaviour beyond small properties.
+
+A *job* is a node of the plan: it trains one stage of one task, or scores one task on one bank snapshot. Its `key` names everything
+it depends on (see `core/plan.py`), so its result is a fact that any run may reuse. An *attempt* is one try at a job by one
+coordinator epoch; attempts are garbage until the ledger commits one of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+
+class TaskKind(StrEnum):
+    """How a sample becomes logits (METHOD.md, Tasks)."""
+
+    SINGLE = "single"
+    """One image and one text, one pass, C classes (cross-entropy, accuracy)."""
+    CHOICE = "choice"
+    """K texts a sample, one pass each, one shared scalar head, softmax over the K scores."""
+    PAIR = "pair"
+    """Two images and one text, one pass an image, pooled outputs concatenated (d = 2D)."""
+    ANSWERS = "answers"
+    """Soft targets over C answers (mean BCE x C; score = target of the arg-max answer), as VQAv2."""
+
+
+class JobKind(StrEnum):
+    """What a job does."""
+
+    TRAIN = "train"
+    EVAL = "eval"
+
+
+class Stage(StrEnum):
+    """Which stage of a task a training job is."""
+
+    ONE = "stage1"
+    """Experience-based learning: queries over the frozen earlier adapters, and the head."""
+    TWO = "stage2"
+    """Novel knowledge expansion: one new adapter with its key and query, and the head."""
+
+
+class Role(StrEnum):
+    """Groups of parameters that a stage may train."""
+
+    QUERIES = "queries"
+    """Queries of the visible earlier adapters."""
+    ADAPTER = "adapter"
+    """The new adapter with, where the weighting has them, its key and its own query."""
+    HEAD = "head"
+    BACKBONE = "backbone"
+
+
+class View(StrEnum):
+    """How an old task is read from a later bank (METHOD.md, Evaluation)."""
+
+    TASK = "task"
+    """Its own queries and only the adapters that existed for it: bitwise equal for ever."""
+    LATEST = "latest"
+    """The newest queries and every adapter: where forgetting shows."""
+
+
+@dataclass(frozen=True)
+class TaskSpec:
+    """One task of a sequence, as a job needs it.
+
+    Example: TaskSpec(name="cifar10", kind=TaskKind.SINGLE, classes=10, max_text=8, dataset="cifar10", train="train",
+    val="val", train_digest="5f…", val_digest="09…")
+    """
+
+    name: str
+    kind: TaskKind
+    classes: int
+    """C for `single`, `pair`, `answers`; the number K of choices for `choice`."""
+    max_text: int
+    """Text tokens a pass, [CLS] and [SEP] included; longer texts are cut, shorter ones padded."""
+    dataset: str
+    """Folder of the shard set below the shards URL; `train` and `val` name its splits."""
+    train: str
+    val: str
+    train_digest: str
+    """Digest of the split's manifest: the data's content, wherever it is stored."""
+    val_digest: str
+    shots: float = 0.0
+    """0 = all training samples; n >= 1 = n samples a class; 0 < share < 1 = that share of the samples."""
+
+    @property
+    def images(self) -> int:
+        """Images a sample."""
+        return 2 if self.kind is TaskKind.PAIR else 1
+
+    @property
+    def random_score(self) -> float:
+        """Score of guessing in percent, S_R of METHOD.md (VQA 0, else 100/C)."""
+        return 0.0 if self.kind is TaskKind.ANSWERS else 100.0 / self.classes
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long and how fast a stage learns (METHOD.md, What trains and how). Lengths are in optimizer steps or epochs."""
+
+    global_batch: int = 128
+    epochs: float = 20.0
+    max_steps: int = 0
+    """0 = as many as `epochs` gives; otherwise the stage ends after this many steps."""
+    lr: float = 5e-4
+    query_lr_scale: float = 100.0
+    """Stage one's queries learn at `lr` times this."""
+    weight_decay: float = 0.01
+    beta1: float = 0.9
+    beta2: float = 0.98
+    eps: float = 1e-4
+    warmup: float = 0.1
+    """Share of the steps over which the learning rate rises linearly; it then falls linearly to 0."""
+    clip: float = 0.0
+    """Largest gradient norm; 0 = no clipping."""
+    validations: int = 4
+    """How often a stage is validated, evenly spaced, the last at its end; the best state is kept."""
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """What one stage of a method sees, grows and trains: data, so that methods differ by rows of a table, not by branches."""
+
+    stage: Stage
+    sees_earlier: bool
+    """Earlier adapters of the bank are visible."""
+    grows: bool
+    """A new adapter is added."""
+    trains: tuple[Role, ...]
+    needs_earlier: bool = False
+    """The stage is left out when there is no earlier adapter (ATLAS: the first task has no stage one)."""
+
+
+@dataclass(frozen=True)
+class MethodSpec:
+    """A continual-learning method: its stages, and its settings (method-specific, all of them part of every job key)."""
+
+    name: str
+    stages: tuple[StagePlan, ...]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    grows_bank: bool = True
+    """What a task learns is visible to later tasks of the sequence."""
+
+
+@dataclass(frozen=True)
+class StageJob:
+    """One node of the plan. `key` is derived from all other semantic fields; labels below it are for people only.
+
+    `parents` are the job keys whose committed results must exist first. `bank` are, in order, the keys of the jobs whose
+    adapters this job sees; `queries_from` is the job whose queries stage one inherits ("" = fresh); `model_from` is the job whose
+    learnt tensors (queries, head) this job continues (stage two continues stage one) or scores (evaluation).
+    """
+
+    key: str
+    kind: JobKind
+    task: TaskSpec
+    method: str
+    seed: int
+    parents: tuple[str, ...]
+    bank: tuple[str, ...] = ()
+    model_from: str = ""
+    queries_from: str = ""
+    stage: StagePlan | None = None
+    budget: Budget = Budget()
+    views: tuple[View, ...] = ()
+    """Evaluation only."""
+    latest_from: str = ""
+    """Evaluation only: the job that holds the newest queries (the `latest` view uses them over all of `bank`)."""
+    own_bank: int = 0
+    """Evaluation only: how many adapters at the start of `bank` existed for the task itself (the `task` view)."""
+    label: str = ""
+    """For people: `seq0/3 easyvqa stage2`."""
+    priority: int = 0
+    """Lower runs first; the upstream chain comes before evaluations and transfers."""
+
+
+@dataclass(frozen=True)
+class Blob:
+    """One file of an attempt. `sha256` is of the whole file."""
+
+    name: str
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class CommittedRef:
+    """Where a committed result lies: the attempt's prefix in the store and its files."""
+
+    job: str
+    attempt: str
+    prefix: str
+    blobs: tuple[Blob, ...]
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+
+    def blob(self, name: str) -> Blob:
+        """The file called `name`; KeyError when the result has none."""
+        for blob in self.blobs:
+            if blob.name == name:
+                return blob
+        raise KeyError(f"{self.attempt} has no file {name}: it has {[b.name for b in self.blobs]}")
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """What a pool receives: the job, the attempt it belongs to, where to write, and the committed inputs it may read.
+
+    Example: Assignment(job=…, attempt="4be1…-e3-2", prefix="runs/demo/attempts/4be1…-e3-2", inputs={"9c0…": CommittedRef(…)})
+    """
+
+    job: StageJob
+    attempt: str
+    prefix: str
+    inputs: Mapping[str, CommittedRef]
+    resume_from: str = ""
+    """Prefix of an earlier attempt of the same job whose newest good checkpoint may be continued ("" = none)."""
+
+
+@dataclass(frozen=True)
+class StageResult:
+    """What an attempt says when it is done: written by rank 0 as `<prefix>/RESULT`, verified by the coordinator, then committed.
+
+    `metrics` is a JSON object: at least `score` (percent) for training and `views` for evaluations; see `train/worker.py`.
+    """
+
+    job: str
+    attempt: str
+    blobs: tuple[Blob, ...]
+    metrics: Mapping[str, Any]
+
+
+class FailureKind(StrEnum):
+    """Why an attempt ended without a result; each has its own retry rule (DESIGN.md, Durable state)."""
+
+    PREEMPTED = "preempted"
+    """The node, the worker or the pool went away. Does not count, unless no attempt makes progress."""
+    STORE = "store"
+    """The bucket throttled or was away: back off and wait."""
+    NONFINITE = "nonfinite"
+    """NaN or infinite loss at a step: replay once from the last finite checkpoint; the same step again is poison."""
+    POISON = "poison"
+    """The job itself raises: a few tries, then it is quarantined."""
+    FATAL = "fatal"
+    """Config, schema, auth: never retried."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """How an attempt failed. `step` is the last finished step (progress), or for `nonfinite` the step that was not finite."""
+
+    kind: FailureKind
+    reason: str
+    step: int = 0

@@ -1,0 +1,107 @@
+"""The one exception tree of atlas-dist, and what a shell sees of it.
+
+    AtlasError                exit 1   something is wrong and we know what
+    |-- ConfigError           exit 2   a setting: unknown key, bad value, impossible combination
+    |-- DataError             exit 3   shards, manifests, raw data sets, artifacts that fail their hash
+    |-- AuthError             exit 4   credentials missing, wrong, or not allowed to do this
+    |-- TrainingError         exit 5   a job failed for good (NaN twice, poisoned job, wrong parameter set)
+    |-- StoreError            exit 6   the object store cannot be reached or cannot be trusted
+    |   |-- MissingObject              the store says clearly: there is no such object
+    |   |-- AlreadyExists              a create-only write lost: somebody (perhaps we) wrote it before
+    |   |-- UnknownOutcome             the request may or may not have been applied: read back before deciding
+    |   `-- PreconditionFailed         the object changed since it was last seen
+    |-- FencedError           exit 7   another coordinator leads this run; this process stops and harms nothing
+    `-- Paused                exit 8   stopped on request (Ctrl-C, `ray job stop`, `atlas-dist pause`); resumable
+
+A message says what is wrong, the current value, and what to do. `fix` holds the last part so that the command line can set it
+apart; `str(error)` contains both.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class AtlasError(Exception):
+    """Base of every error that atlas-dist raises on purpose.
+
+    Args:
+        message: what is wrong and the current value.
+        fix: what the user can do about it (one sentence), or "" when there is nothing to advise.
+    """
+
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, message: str, *, fix: str = "") -> None:
+        super().__init__(message, fix)
+        self.message = message
+        self.fix = fix
+
+    def __str__(self) -> str:
+        return f"{self.message} {self.fix}".strip() if self.fix else self.message
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Exceptions cross process borders (Ray pickles them): keep the keyword argument.
+        return (_rebuild, (type(self), self.message, self.fix))
+
+
+def _rebuild(kind: type[AtlasError], message: str, fix: str) -> AtlasError:
+    return kind(message, fix=fix)
+
+
+class ConfigError(AtlasError):
+    """A setting is unknown, out of range, or does not fit the others."""
+
+    exit_code = 2
+
+
+class DataError(AtlasError):
+    """Shards, manifests, raw data or artifacts are missing, damaged or do not match their digest."""
+
+    exit_code = 3
+
+
+class AuthError(AtlasError):
+    """Credentials are missing, wrong, or not allowed to do what was asked."""
+
+    exit_code = 4
+
+
+class TrainingError(AtlasError):
+    """A job failed for good; repeating it unchanged would fail again."""
+
+    exit_code = 5
+
+
+class StoreError(AtlasError):
+    """The object store cannot be reached, or does not keep its promises."""
+
+    exit_code = 6
+
+
+class MissingObject(StoreError):
+    """There is certainly no such object (S3 `NoSuchKey`, a missing local file)."""
+
+
+class AlreadyExists(StoreError):
+    """A create-if-absent write found the key taken."""
+
+
+class UnknownOutcome(StoreError):
+    """A write may or may not have been applied (time-out, 5xx, 409, a connection reset after the request was sent)."""
+
+
+class PreconditionFailed(StoreError):
+    """The object is no longer the one that was asked for (`If-Match` failed)."""
+
+
+class FencedError(AtlasError):
+    """Another coordinator leads this run. Nothing of this process's later work counts."""
+
+    exit_code = 7
+
+
+class Paused(AtlasError):
+    """The run stopped because somebody asked for it; the same command resumes."""
+
+    exit_code = 8
