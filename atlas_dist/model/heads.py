@@ -1,0 +1,125 @@
+"""Task heads, losses and scores: one small row of data a task kind, never `if task ==`.
+
+Everything is per sample, [B], and reduced by an explicit mask: masked tail slots and unequal batches then average exactly over
+samples (METHOD.md, Tasks and Known faults: batch means over-weight the last batch).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from atlas_dist.core.types import TaskKind
+from atlas_dist.errors import ConfigError
+
+HEAD_LAYER_NORM_EPS = 1e-5
+
+
+@dataclass(frozen=True)
+class HeadSpec:
+    """What a task asks of its head.
+
+    `classes` is C for `single`, `pair` and `answers`, and the number K of choices for `choice` (as in `core.types.TaskSpec`).
+    """
+
+    kind: TaskKind
+    classes: int
+
+    def __post_init__(self) -> None:
+        if self.classes < 1:
+            raise ConfigError(f"a head needs at least 1 class, got {self.classes}.", fix="Set the task's `classes`.")
+
+    @property
+    def images(self) -> int:
+        """Images a sample, hence pooled outputs that are concatenated: the head reads d = images x D."""
+        return 2 if self.kind is TaskKind.PAIR else 1
+
+    @property
+    def texts(self) -> int:
+        """Texts a sample: K for `choice`, otherwise 1."""
+        return self.classes if self.kind is TaskKind.CHOICE else 1
+
+    @property
+    def outputs(self) -> int:
+        """Width of the last Linear: the choices share one scalar head, every other kind has one output a class."""
+        return 1 if self.kind is TaskKind.CHOICE else self.classes
+
+
+class Head(nn.Sequential):
+    """Linear(d -> 2d), LayerNorm, GELU, Linear(2d -> C) on the pooled output (METHOD.md, Tasks).
+
+    Parameter names are `0.weight`, `0.bias`, `1.weight`, `1.bias`, `3.weight`, `3.bias`, as in the released classifiers.
+
+    Args:
+        width: d, the width of what the head reads.
+        outputs: C.
+        generator: source of the initial weights N(0, 0.02); biases are 0 and the LayerNorm is the identity.
+    """
+
+    def __init__(self, width: int, outputs: int, generator: torch.Generator) -> None:
+        super().__init__(
+            nn.Linear(width, 2 * width),
+            nn.LayerNorm(2 * width, eps=HEAD_LAYER_NORM_EPS),
+            nn.GELU(),
+            nn.Linear(2 * width, outputs),
+        )
+        with torch.no_grad():
+            for layer in (self[0], self[3]):
+                layer.weight.normal_(0.0, 0.02, generator=generator)
+                layer.bias.zero_()
+
+
+def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+    """Cross-entropy of each sample, [B], from logits [B, C] and class indices [B]; in float32 at least."""
+    return F.cross_entropy(_at_least_float32(logits), target.long(), reduction="none")
+
+
+def soft_answers(logits: Tensor, target: Tensor) -> Tensor:
+    """Mean binary cross-entropy x number of answers, of each sample [B], from logits and soft targets [B, C] (VQAv2's loss)."""
+    logits = _at_least_float32(logits)
+    return F.binary_cross_entropy_with_logits(logits, target.to(logits.dtype), reduction="none").sum(dim=-1)
+
+
+def accuracy(logits: Tensor, target: Tensor) -> Tensor:
+    """1.0 where the arg-max class is the target, else 0.0; [B] from [B, C] and [B]."""
+    return (logits.argmax(dim=-1) == target).to(torch.float32)
+
+
+def answer_score(logits: Tensor, target: Tensor) -> Tensor:
+    """Soft target of the arg-max answer, [B] from [B, C] and [B, C] (VQAv2's score)."""
+    return target.gather(-1, logits.argmax(dim=-1, keepdim=True)).squeeze(-1).to(torch.float32)
+
+
+@dataclass(frozen=True)
+class Objective:
+    """How a task kind turns logits [B, C] and a target into a per-sample loss [B] and a per-sample score [B] in [0, 1]."""
+
+    loss: Callable[[Tensor, Tensor], Tensor]
+    score: Callable[[Tensor, Tensor], Tensor]
+
+
+_CLASSIFY = Objective(loss=cross_entropy, score=accuracy)
+OBJECTIVES: dict[TaskKind, Objective] = {
+    TaskKind.SINGLE: _CLASSIFY,
+    TaskKind.CHOICE: _CLASSIFY,
+    TaskKind.PAIR: _CLASSIFY,
+    TaskKind.ANSWERS: Objective(loss=soft_answers, score=answer_score),
+}
+"""Targets: class indices [B] (int64) for `single`, `choice`, `pair`; soft scores [B, C] for `answers`."""
+
+
+def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """Mean of `values` [B] where `mask` [B] is true; 0 (with zero gradients) when nothing is.
+
+    Values of masked slots are never read, so that a NaN there does no harm.
+    """
+    kept = torch.where(mask.bool(), values, torch.zeros_like(values))
+    return kept.sum() / mask.sum().clamp(min=1)
+
+
+def _at_least_float32(logits: Tensor) -> Tensor:
+    return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
