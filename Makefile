@@ -1,0 +1,46 @@
+# Everything a fresh machine needs is installed here; nothing is expected to be there but Python 3.11 or 3.12.
+PYTHON ?= $(shell for p in python3.12 python3.11 python3; do \
+  $$p -c 'import sys; raise SystemExit(not ((3,11) <= sys.version_info[:2] <= (3,12)))' 2>/dev/null && { echo $$p; break; }; done)
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+export DS_ACCELERATOR ?= cpu
+export RAY_TRAIN_ENABLE_PREEMPTION_WATCHER ?= 0
+export TOKENIZERS_PARALLELISM ?= false
+
+.PHONY: demo test test-slow lint sim install clean help
+
+help:  ## what can be done here
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+
+install: $(STAMP)  ## create .venv and install
+
+$(STAMP): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "No Python 3.11 or 3.12 found. Install one, or name it: make PYTHON=/path/to/python3.12"; exit 2; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet torch==2.13.0 setuptools wheel ninja -c constraints.txt
+	$(BIN)/python -m pip install --quiet --editable '.[dev]' -c constraints.txt
+	@touch $(STAMP)
+
+demo: install  ## learn three tasks and transfer to a fourth, on this machine
+	$(BIN)/python -m atlas_dist demo
+
+test: install  ## every test that needs no GPU
+	$(BIN)/python -m pytest -m "not gpu and not slow"
+
+test-slow: install  ## the long ones
+	$(BIN)/python -m pytest -m "slow and not gpu"
+
+SEEDS ?= 50000
+sim: install  ## simulate the ledger protocol under faults: make sim SEEDS=50000
+	$(BIN)/python -m tests.chaos.sim --seeds $(SEEDS)
+
+lint: install  ## ruff, mypy --strict, import-linter
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+clean:  ## remove what this Makefile made
+	rm -rf $(VENV) build dist *.egg-info demo-run

@@ -1,0 +1,260 @@
+"""What a run is told: one frozen, validated tree. Hydra composes `configs/` into a dictionary; this module judges it.
+
+Every field is declared here once, with its default, its range and what it is for; unknown keys and unknown choices fail before
+anything starts, with the valid ones listed.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from atlas_dist.core.types import Budget, Stage, TaskKind
+from atlas_dist.errors import ConfigError
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,79}$")]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class Precision(StrEnum):
+    """Arithmetic of the matrix products; parameters, optimizer and statistics stay in float32."""
+
+    FP32 = "fp32"
+    BF16 = "bf16"
+
+
+class Isolation(StrEnum):
+    """`pool`: one long-lived group of workers pulls jobs (0.1 s a job). `per_job`: a fresh group a job (20 s a job)."""
+
+    POOL = "pool"
+    PER_JOB = "per_job"
+
+
+class StoreConfig(_Frozen):
+    """Where durable state lies."""
+
+    url: str = "demo-run/store"
+    """A local folder, `file:///…` or `s3://bucket/prefix`."""
+    endpoint_url: str = ""
+    """Address of an S3-compatible server; "" = AWS."""
+    region: str = ""
+    """AWS region; "" = the SDK's own default chain."""
+
+
+class ShardsConfig(_Frozen):
+    """Where the packed data lie: `<url>/<dataset>/<split>/manifest.json` and its tars."""
+
+    url: str = "demo-run/shards"
+    """A local folder, `file:///…` or `s3://bucket/prefix`."""
+    endpoint_url: str = ""
+    region: str = ""
+    buffer_mb: int = Field(default=256, ge=1)
+    """Megabytes of shards one worker may hold in memory."""
+    max_bad_samples: int = Field(default=16, ge=0)
+    """Unreadable samples a worker masks and reports before it gives up."""
+
+
+class BackboneConfig(_Frozen):
+    """The frozen trunk."""
+
+    name: str = "tiny"
+    """`tiny` (ships with the package), `random-tiny` (tests), or a Hugging Face id or folder such as dandelin/vilt-b32-mlm."""
+    revision: str = ""
+    """Git revision of a hub checkpoint; "" = the one pinned for a known id."""
+
+
+class MethodConfig(_Frozen):
+    """The continual-learning method and its settings."""
+
+    name: str = "atlas"
+    settings: dict[str, Any] = Field(default_factory=dict)
+    """Checked by the method itself; see `configs/method/`."""
+
+
+class DataRef(_Frozen):
+    """Which shard set a task reads."""
+
+    dataset: Name
+    train: Name = "train"
+    val: Name = "val"
+
+
+class BudgetConfig(_Frozen):
+    """How long and how fast a stage learns; every field left out is taken from the level above (stage < task < train)."""
+
+    global_batch: int | None = Field(default=None, ge=1)
+    epochs: float | None = Field(default=None, gt=0)
+    max_steps: int | None = Field(default=None, ge=0)
+    lr: float | None = Field(default=None, gt=0)
+    query_lr_scale: float | None = Field(default=None, gt=0)
+    weight_decay: float | None = Field(default=None, ge=0)
+    beta1: float | None = Field(default=None, ge=0, lt=1)
+    beta2: float | None = Field(default=None, ge=0, lt=1)
+    eps: float | None = Field(default=None, gt=0)
+    warmup: float | None = Field(default=None, ge=0, le=1)
+    clip: float | None = Field(default=None, ge=0)
+    validations: int | None = Field(default=None, ge=1)
+
+    def over(self, base: Budget) -> Budget:
+        """`base` with the fields that are set here replaced."""
+        known = {k: v for k, v in self.model_dump().items() if v is not None}
+        return Budget(**{**base.__dict__, **known})
+
+
+class TaskConfig(_Frozen):
+    """One task: what its samples are and where they lie."""
+
+    kind: TaskKind
+    data: DataRef
+    classes: int | None = Field(default=None, ge=1)
+    """Classes (choices for `choice`); left out = what the manifest says."""
+    max_text: int = Field(default=40, ge=3, le=512)
+    shots: float = Field(default=0.0, ge=0)
+    """0 = everything; n >= 1 = n samples a class; below 1 = that share."""
+    budget: BudgetConfig = BudgetConfig()
+    stage1: BudgetConfig = BudgetConfig()
+    stage2: BudgetConfig = BudgetConfig()
+
+    def budgets(self, train: TrainConfig) -> dict[Stage, Budget]:
+        """The budget of each stage: defaults, then `train.*`, then the task's own; a stage's wins over the general one."""
+        base = self.budget.over(train.budget.over(Budget()))
+        return {Stage.ONE: self.stage1.over(train.stage1.over(base)), Stage.TWO: self.stage2.over(train.stage2.over(base))}
+
+
+class SequenceConfig(_Frozen):
+    """Which tasks are learnt, in which orders."""
+
+    upstream: list[Name] = Field(default_factory=list)
+    """The tasks in order."""
+    orders: list[list[Name]] = Field(default_factory=list)
+    """Further orders of upstream tasks, in the same run; what they share with others is trained once."""
+    downstream: list[Name] = Field(default_factory=list)
+    """Tasks that start from the final bank and stay out of it."""
+
+    @property
+    def all_orders(self) -> list[list[str]]:
+        """Every order, `upstream` first."""
+        return [o for o in [self.upstream, *self.orders] if o]
+
+
+class TrainConfig(_Frozen):
+    """How the engine steps."""
+
+    workers: int = Field(default=2, ge=1)
+    """Ranks of a pool: one process each."""
+    micro_batch: int = Field(default=0, ge=0)
+    """Samples a rank per forward pass; 0 = the rank's whole share. Smaller ones are accumulated to the same global batch."""
+    precision: Precision = Precision.FP32
+    zero_stage: Literal[0, 1, 2, 3] = 0
+    """DeepSpeed ZeRO stage. Adapters are small: 0 unless the trunk does not fit."""
+    isolation: Isolation = Isolation.POOL
+    checkpoint_every: int = Field(default=200, ge=0)
+    """Optimizer steps between mid-stage checkpoints; 0 = none."""
+    log_every: int = Field(default=10, ge=1)
+    """Optimizer steps between progress reports and stop checks."""
+    eval_batch: int = Field(default=64, ge=1)
+    """Samples a rank per forward pass of an evaluation. Fixed, so that predictions do not depend on the number of workers."""
+    threads: int = Field(default=1, ge=1)
+    """CPU threads a worker computes with."""
+    budget: BudgetConfig = BudgetConfig()
+    stage1: BudgetConfig = BudgetConfig()
+    stage2: BudgetConfig = BudgetConfig()
+
+
+class ClusterConfig(_Frozen):
+    """Where workers run."""
+
+    address: str = "local"
+    """`local` starts a Ray of its own; `auto` joins the cluster this process runs on; or `ray://host:port`."""
+    cpus_per_worker: float = Field(default=1.0, gt=0)
+    gpus_per_worker: float = Field(default=0.0, ge=0)
+    dashboard: bool = False
+    """Start Ray's dashboard with a local Ray."""
+    heartbeat_ttl_s: float = Field(default=15.0, gt=0)
+    """Seconds without a heartbeat after which another coordinator may take over."""
+
+
+class RunConfig(_Frozen):
+    """Everything one run is told. See `configs/` for the groups it is composed from."""
+
+    run: Name = "demo"
+    """Name of the run in the store. The same name with the same settings attaches and resumes."""
+    seeds: list[int] = Field(default_factory=lambda: [0], min_length=1)
+    store: StoreConfig = StoreConfig()
+    shards: ShardsConfig = ShardsConfig()
+    backbone: BackboneConfig = BackboneConfig()
+    method: MethodConfig = MethodConfig()
+    tasks: dict[Name, TaskConfig] = Field(default_factory=dict)
+    sequence: SequenceConfig = SequenceConfig()
+    train: TrainConfig = TrainConfig()
+    cluster: ClusterConfig = ClusterConfig()
+    report: str = ""
+    """Folder for the report; "" = `<store>/…` beside a local store, else ./report-<run>."""
+
+    @field_validator("seeds")
+    @classmethod
+    def _different(cls, seeds: list[int]) -> list[int]:
+        if len(set(seeds)) != len(seeds):
+            raise ValueError(f"seeds must differ, they are {seeds}")
+        return seeds
+
+    @model_validator(mode="after")
+    def _tasks_exist(self) -> RunConfig:
+        named = {t for order in self.sequence.all_orders for t in order} | set(self.sequence.downstream)
+        unknown = sorted(named - set(self.tasks))
+        if unknown:
+            raise ValueError(f"sequence names {', '.join(unknown)}; the tasks of this configuration are {', '.join(sorted(self.tasks)) or 'none'}")
+        return self
+
+    @model_validator(mode="after")
+    def _batches_divide(self) -> RunConfig:
+        for name, task in self.tasks.items():
+            for stage, budget in task.budgets(self.train).items():
+                if budget.global_batch % self.train.workers:
+                    raise ValueError(
+                        f"tasks.{name}: the global batch of {stage.value} is {budget.global_batch}, which {self.train.workers} "
+                        f"workers cannot share evenly; choose a multiple of train.workers"
+                    )
+        return self
+
+
+def load_config(tree: Mapping[str, Any]) -> RunConfig:
+    """Validate a composed tree.
+
+    Raises:
+        ConfigError: with one line a fault: the key, its current value, and what would be valid.
+    """
+    try:
+        return RunConfig.model_validate(tree)
+    except ValidationError as error:
+        lines = [_explain(e, tree) for e in error.errors()]
+        raise ConfigError("The configuration is not valid:\n" + "\n".join(f"  {line}" for line in lines)) from None
+
+
+def _explain(error: Any, tree: Mapping[str, Any]) -> str:
+    """One line for one fault, in the user's words rather than the library's."""
+    where = ".".join(str(part) for part in error["loc"])
+    value = error.get("input")
+    if error["type"] == "extra_forbidden":
+        valid = sorted(_keys_at(error["loc"][:-1]))
+        near = difflib.get_close_matches(str(error["loc"][-1]), valid, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        return f"{where}: there is no such key; {hint}valid here: {', '.join(valid)}."
+    shown = "" if isinstance(value, Mapping) else f" (it is {value!r})"
+    return f"{where or 'configuration'}: {error['msg'].removeprefix('Value error, ')}{shown}."
+
+
+def _keys_at(location: tuple[Any, ...]) -> set[str]:
+    """The valid keys of the model at `location`, found by walking the declared types."""
+    model: Any = RunConfig
+    for part in location:
+        field = model.model_fields.get(part) if isinstance(model, type) and issubclass(model, BaseModel) else None
+        model = field.annotation if field else getattr(model, "__args__", (None, None))[-1]
+    return set(model.model_fields) if isinstance(model, type) and issubclass(model, BaseModel) else set()
