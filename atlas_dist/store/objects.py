@@ -1,4 +1,4 @@
-"""The seam to durable storage: eight calls that the local folder, S3 and the in-memory store all keep.
+"""The seam to durable storage: eight calls that the local folder, S3 and the in-memory store all keep; and the in-memory store.
 
 The whole protocol of the ledger rests on two promises: `create` succeeds for exactly one caller per key, and a `get` or `list`
 that starts after a `create` returned sees it (strong consistency; S3 has had it since 2020). Keys are '/'-separated safe names.
@@ -6,10 +6,15 @@ that starts after a `create` returned sees it (strong consistency; S3 has had it
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Protocol
+
+from atlas_dist.core.keys import check_key
+from atlas_dist.errors import AlreadyExists, DataError, MissingObject, PreconditionFailed
 
 
 @dataclass(frozen=True)
@@ -55,7 +60,9 @@ class ObjectStore(Protocol):
         ...
 
     def read_range(self, key: str, start: int, out: memoryview, *, if_match: str = "") -> int:
-        """Fill `out` with bytes from offset `start`; return how many arrived (fewer only on a cut body: the caller resumes).
+        """Fill `out` with bytes from offset `start`; return how many arrived.
+
+        Fewer than asked means a cut body (the caller resumes behind them) or the object's end; 0 means the end and nothing else.
 
         Raises:
             MissingObject: no such key.
@@ -68,5 +75,84 @@ class ObjectStore(Protocol):
         ...
 
     def delete(self, key: str) -> None:
-        """Remove; missing keys are fine. Only garbage collection of abandoned attempts calls it."""
+        """Remove; missing keys are fine. For garbage only: abandoned attempts, spent checkpoints, requests that were read."""
         ...
+
+
+def too_large(key: str, size: int, limit: int) -> DataError:
+    """The error of `get` for an object above its limit: what the store holds is never read without a bound."""
+    return DataError(
+        f"{key} has {size} bytes, more than the {limit} allowed here.", fix="Is this really the file that was meant?"
+    )
+
+
+class MemoryStore:
+    """The same promises in one process's memory: for tests, and for `memory://name` runs that need not survive."""
+
+    def __init__(self, name: str = "") -> None:
+        self._name = name
+        self._lock = threading.Lock()
+        self._objects: dict[str, tuple[bytes, str]] = {}
+        self._versions = count(1)
+
+    @property
+    def url(self) -> str:
+        """`memory://name`."""
+        return f"memory://{self._name}"
+
+    def create(self, key: str, data: bytes) -> None:
+        """Write if absent. Raises AlreadyExists."""
+        check_key(key)
+        with self._lock:
+            if key in self._objects:
+                raise AlreadyExists(f"{key} exists.")
+            self._objects[key] = (bytes(data), str(next(self._versions)))
+
+    def put(self, key: str, data: bytes) -> None:
+        """Write or replace."""
+        check_key(key)
+        with self._lock:
+            self._objects[key] = (bytes(data), str(next(self._versions)))
+
+    def put_file(self, key: str, path: Path) -> ObjectInfo:
+        """Write or replace from a file."""
+        self.put(key, path.read_bytes())
+        return self.stat(key)
+
+    def get(self, key: str, *, limit: int = 1 << 31) -> bytes:
+        """The whole object. Raises MissingObject; DataError above `limit`."""
+        data, _ = self._find(key)
+        if len(data) > limit:
+            raise too_large(key, len(data), limit)
+        return data
+
+    def stat(self, key: str) -> ObjectInfo:
+        """Size and version. Raises MissingObject."""
+        data, etag = self._find(key)
+        return ObjectInfo(key, len(data), etag)
+
+    def read_range(self, key: str, start: int, out: memoryview, *, if_match: str = "") -> int:
+        """Fill `out` from `start`. Raises MissingObject, PreconditionFailed."""
+        data, etag = self._find(key)
+        if if_match and etag != if_match:
+            raise PreconditionFailed(f"{key} changed: version {etag}, expected {if_match}.")
+        part = data[start : start + len(out)]
+        out[: len(part)] = part
+        return len(part)
+
+    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+        """Objects below `prefix` in key order."""
+        with self._lock:
+            found = [ObjectInfo(k, len(d), e) for k, (d, e) in self._objects.items() if k.startswith(prefix)]
+        return iter(sorted(found, key=lambda info: info.key))
+
+    def delete(self, key: str) -> None:
+        """Remove; missing keys are fine."""
+        with self._lock:
+            self._objects.pop(key, None)
+
+    def _find(self, key: str) -> tuple[bytes, str]:
+        with self._lock:
+            if key not in self._objects:
+                raise MissingObject(f"There is no {key} in {self.url}.")
+            return self._objects[key]

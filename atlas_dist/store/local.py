@@ -1,0 +1,211 @@
+"""A folder as an object store, with the promises of S3: create-if-absent by hard link, durable when a call returns.
+
+`create` writes a temporary file in the key's own folder, syncs it, and links it to its name: `link` fails when the name is taken,
+on every local file system and on NFS, so exactly one writer wins and no reader ever sees half a file. The folder is synced too:
+a name that a power cut can take back was never written.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from atlas_dist.core.keys import check_key
+from atlas_dist.errors import AlreadyExists, AuthError, MissingObject, PreconditionFailed, StoreError, UnknownOutcome
+from atlas_dist.failpoints import failpoint
+from atlas_dist.store.objects import ObjectInfo, too_large
+
+_TEMPORARY = ".tmp-"
+"""Safe names never start with a dot: a temporary file can't be taken for an object, or for a key's folder."""
+
+
+class LocalStore:
+    """Objects are files below `root`; the version tag is inode, size and modification time."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root.absolute()
+
+    @property
+    def url(self) -> str:
+        """`file:///…`."""
+        return f"file://{self._root}"
+
+    def create(self, key: str, data: bytes) -> None:
+        """Write if absent, durably. Raises AlreadyExists, UnknownOutcome, StoreError (disk full), AuthError."""
+        target = self._path(key)
+        with _explained(f"create {key}"):
+            temporary = self._write_temporary(target, data)
+            try:
+                failpoint("local.create.before_link")
+                _link(temporary, target, key)
+                failpoint("local.create.after_link")
+            finally:
+                temporary.unlink(missing_ok=True)
+        try:
+            _sync_folder(target.parent)
+        except OSError as error:
+            raise UnknownOutcome(f"{key} was written, but its folder could not be synced: {error}.") from error
+
+    def put(self, key: str, data: bytes) -> None:
+        """Write or replace, atomically. Raises StoreError (disk full), AuthError."""
+        target = self._path(key)
+        with _explained(f"write {key}"):
+            self._replace(self._write_temporary(target, data), target)
+
+    def put_file(self, key: str, path: Path) -> ObjectInfo:
+        """Write or replace from a file, atomically. Raises StoreError (disk full), AuthError."""
+        target = self._path(key)
+        with _explained(f"write {key}"), path.open("rb") as source:
+            temporary = self._temporary(target)
+            with _removed_on_error(temporary), temporary.open("xb") as sink:
+                shutil.copyfileobj(source, sink, 1 << 20)
+                _sync(sink.fileno())
+            self._replace(temporary, target)
+        return self.stat(key)
+
+    def get(self, key: str, *, limit: int = 1 << 31) -> bytes:
+        """The whole object. Raises MissingObject; DataError above `limit`."""
+        with _explained(f"read {key}"), self._path(key).open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > limit:
+                raise too_large(key, size, limit)
+            return file.read()
+
+    def stat(self, key: str) -> ObjectInfo:
+        """Size and version. Raises MissingObject."""
+        with _explained(f"look up {key}"):
+            return _info(key, self._path(key).stat())
+
+    def read_range(self, key: str, start: int, out: memoryview, *, if_match: str = "") -> int:
+        """Fill `out` from `start`. Raises MissingObject, PreconditionFailed."""
+        with _explained(f"read {key}"), self._path(key).open("rb", buffering=0) as file:
+            etag = _info(key, os.fstat(file.fileno())).etag
+            if if_match and etag != if_match:
+                raise PreconditionFailed(f"{key} changed: version {etag}, expected {if_match}.")
+            file.seek(start)
+            filled = 0
+            while filled < len(out):
+                got = file.readinto(out[filled:])
+                if not got:
+                    break
+                filled += got
+            return filled
+
+    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+        """Objects below `prefix` in key order; files that vanish meanwhile are left out."""
+        folder, _, start = prefix.rpartition("/")
+        with _explained(f"list {prefix}"):
+            found = sorted(self._walk(self._root / folder, f"{folder}/" if folder else "", start))
+        for key in found:
+            with suppress(MissingObject):
+                yield self.stat(key)
+
+    def delete(self, key: str) -> None:
+        """Remove; missing keys are fine. Empty folders are left: removing them could race with a writer."""
+        with _explained(f"delete {key}"), suppress(FileNotFoundError):
+            self._path(key).unlink()
+
+    def _path(self, key: str) -> Path:
+        return self._root / check_key(key)
+
+    def _walk(self, folder: Path, base: str, start: str) -> Iterator[str]:
+        """Keys below `folder` whose first segment starts with `start`."""
+        with suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.name.startswith(_TEMPORARY) or not entry.name.startswith(start):
+                    continue
+                if entry.is_dir():
+                    yield from self._walk(Path(entry.path), f"{base}{entry.name}/", "")
+                else:
+                    yield base + entry.name
+
+    def _temporary(self, target: Path) -> Path:
+        _make_folder(target.parent)
+        return target.parent / f"{_TEMPORARY}{os.getpid()}-{uuid.uuid4().hex}"
+
+    def _write_temporary(self, target: Path, data: bytes) -> Path:
+        temporary = self._temporary(target)
+        with _removed_on_error(temporary), temporary.open("xb") as file:
+            file.write(data)
+            file.flush()
+            _sync(file.fileno())
+        return temporary
+
+    @staticmethod
+    def _replace(temporary: Path, target: Path) -> None:
+        with _removed_on_error(temporary):
+            temporary.replace(target)
+        _sync_folder(target.parent)
+
+
+def _link(temporary: Path, target: Path, key: str) -> None:
+    try:
+        target.hardlink_to(temporary)
+    except FileExistsError as error:
+        raise AlreadyExists(f"{key} exists.") from error
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK):
+            raise
+        raise StoreError(
+            f"{target.parent} is on a file system without hard links ({error.strerror}), so writes can't be made exclusive.",
+            fix="Put store.url on a local disk, NFS or S3.",
+        ) from error
+
+
+def _sync(descriptor: int) -> None:
+    os.fsync(descriptor)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        _sync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _make_folder(folder: Path) -> None:
+    """Create missing folders, each name made durable in the folder above it."""
+    missing = []
+    while not folder.is_dir():
+        missing.append(folder)
+        folder = folder.parent
+    for each in reversed(missing):
+        with suppress(FileExistsError):
+            each.mkdir()
+        _sync_folder(each.parent)
+
+
+@contextmanager
+def _removed_on_error(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def _explained(what: str) -> Iterator[None]:
+    """Turn what the operating system says into our errors."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise MissingObject(f"Cannot {what}: there is no {error.filename}.") from error
+    except PermissionError as error:
+        raise AuthError(f"Cannot {what}: {error}.", fix="Check the folder's owner and mode.") from error
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StoreError(
+                f"Cannot {what}: the disk is full.", fix="Free some space, then run the same command again."
+            ) from error
+        raise StoreError(f"Cannot {what}: {error}.") from error
+
+
+def _info(key: str, stat: os.stat_result) -> ObjectInfo:
+    return ObjectInfo(key, stat.st_size, f"{stat.st_ino:x}-{stat.st_size:x}-{stat.st_mtime_ns:x}")
