@@ -86,6 +86,20 @@ class DataRef(_Frozen):
     val: Name = "val"
 
 
+class RawConfig(_Frozen):
+    """How `atlas-dist shards pack` makes a task's shard set from the data set as distributed."""
+
+    converter: str
+    """See `atlas-dist shards converters`."""
+    source: str = ""
+    """Folder or .zip, relative to `raw_root`; "" = the converter needs none (an installed package, generated data)."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Checked by the converter itself."""
+    train_options: dict[str, Any] = Field(default_factory=dict)
+    """On top of `options`, for the training split only."""
+    val_options: dict[str, Any] = Field(default_factory=dict)
+
+
 class BudgetConfig(_Frozen):
     """How long and how fast a stage learns; every field left out is taken from the level above (stage < task < train)."""
 
@@ -113,6 +127,8 @@ class TaskConfig(_Frozen):
 
     kind: TaskKind
     data: DataRef
+    raw: RawConfig | None = None
+    """How to pack the shard set; left out = somebody else packs it."""
     classes: int | None = Field(default=None, ge=1)
     """Classes (choices for `choice`); left out = what the manifest says."""
     max_text: int = Field(default=40, ge=3, le=512)
@@ -189,6 +205,8 @@ class RunConfig(_Frozen):
     seeds: list[int] = Field(default_factory=lambda: [0], min_length=1)
     store: StoreConfig = StoreConfig()
     shards: ShardsConfig = ShardsConfig()
+    raw_root: str = "."
+    """Folder of the data sets as distributed, for `atlas-dist shards pack`."""
     backbone: BackboneConfig = BackboneConfig()
     method: MethodConfig = MethodConfig()
     tasks: dict[Name, TaskConfig] = Field(default_factory=dict)

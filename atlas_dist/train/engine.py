@@ -1,0 +1,137 @@
+"""The only file that knows DeepSpeed: a stage's model in, an engine that steps out.
+
+Optimizer, schedule and groups are METHOD.md's (What trains, and how). The optimizer is torch's own AdamW handed to DeepSpeed, which
+then compiles nothing; ZeRO stage, accumulation and clipping come from the run's configuration.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from atlas_dist.core.types import Budget
+from atlas_dist.errors import ConfigError
+from atlas_dist.model.atlas import AtlasModel
+from atlas_dist.model.heads import OBJECTIVES, HeadSpec
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """How the engine steps: the part of `train.*` and of a budget that DeepSpeed is told."""
+
+    zero_stage: int
+    bf16: bool
+    micro_batch: int
+    """Samples a rank per forward pass."""
+    accumulation: int
+    """Forward passes a step."""
+    budget: Budget
+    total_steps: int
+
+
+class StageModule(nn.Module):
+    """What the engine wraps: the model together with its per-sample loss and score.
+
+    Matrix products run in bfloat16 when asked to, here inside the module so that DeepSpeed keeps its hands off the dtypes;
+    parameters, optimizer state and the statistics of the mixing sites stay float32.
+    """
+
+    def __init__(self, model: AtlasModel, head: HeadSpec, *, bf16: bool) -> None:
+        super().__init__()
+        self.model = model
+        self.objective = OBJECTIVES[head.kind]
+        self.bf16 = bf16
+
+    def forward(self, batch: Mapping[str, Tensor], target: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Per-sample loss [b], per-sample score [b], logits [b, C] (all float32 at least) and the penalty, a scalar."""
+        with self._precision(target.device.type):
+            logits, penalty = self.model(batch)
+        logits = logits if logits.dtype is torch.float64 else logits.float()
+        return self.objective.loss(logits, target), self.objective.score(logits, target), logits, penalty
+
+    def _precision(self, device: str) -> AbstractContextManager[Any]:
+        return torch.autocast(device, dtype=torch.bfloat16) if self.bf16 else nullcontext()
+
+
+def learning_rate_factor(step: int, total: int, warmup: float) -> float:
+    """Share of the peak learning rate at `step` (0-based): linear up over `warmup` of the steps, then linear to 0.
+
+    >>> [learning_rate_factor(s, 10, 0.2) for s in (0, 1, 2, 6, 10)]
+    [0.0, 0.5, 1.0, 0.5, 0.0]
+    """
+    rise = int(total * warmup)
+    if step < rise:
+        return step / rise
+    return max(0.0, (total - step) / max(1, total - rise))
+
+
+def build_engine(module: StageModule, groups: list[dict[str, Any]], settings: EngineSettings) -> Any:
+    """Wrap `module` in a DeepSpeed engine over the process group that already exists.
+
+    Args:
+        groups: AdamW parameter groups with `params`, `lr`, `weight_decay` (`AtlasModel.optimizer_groups`).
+
+    Raises:
+        ConfigError: DeepSpeed refuses the combination.
+    """
+    import deepspeed
+
+    budget = settings.budget
+    optimizer = torch.optim.AdamW(groups, lr=budget.lr, betas=(budget.beta1, budget.beta2), eps=budget.eps, foreach=False)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: learning_rate_factor(step, settings.total_steps, budget.warmup)
+    )
+    try:
+        engine, *_ = deepspeed.initialize(
+            model=module, optimizer=optimizer, lr_scheduler=schedule, config=_deepspeed_config(settings), dist_init_required=False
+        )
+    except (AssertionError, ValueError) as error:
+        raise ConfigError(f"DeepSpeed refuses zero_stage={settings.zero_stage}: {error}.", fix="Try train.zero_stage=0.") from error
+    return engine
+
+
+def _deepspeed_config(settings: EngineSettings) -> dict[str, Any]:
+    world = torch.distributed.get_world_size()
+    return {
+        "train_batch_size": settings.micro_batch * settings.accumulation * world,
+        "train_micro_batch_size_per_gpu": settings.micro_batch,
+        "gradient_accumulation_steps": settings.accumulation,
+        "gradient_clipping": settings.budget.clip,
+        "zero_optimization": {"stage": settings.zero_stage},
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 10**12,
+        "wall_clock_breakdown": False,
+    }
+
+
+def prepare_process() -> None:
+    """Once a process, before any engine: no JIT build of a communication kernel (58 s, and it needs ninja), no chatter."""
+    os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
+    import deepspeed.ops
+
+    if os.environ["DS_ACCELERATOR"] == "cpu":
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    for name in ("DeepSpeed", "deepspeed"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def join_alone() -> None:
+    """Make a process group of one when nobody made one: tests, benchmarks and `bank` commands run without Ray."""
+    if not torch.distributed.is_initialized():
+        store = torch.distributed.HashStore()
+        torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+
+
+def device() -> torch.device:
+    """Where this rank computes."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    return torch.device("cpu")

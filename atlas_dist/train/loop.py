@@ -1,0 +1,251 @@
+"""The loop of one stage: step, look, keep the best. It knows an engine, a stream and a few callbacks; nothing of Ray or stores.
+
+Losses are normalised by the number of valid slots of the *global* batch, which every rank knows from the plan of the epoch, so the
+same global batch gives the same gradient at any number of workers and any accumulation.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from atlas_dist.data.batch import RankBatch
+from atlas_dist.data.stream import Stream
+from atlas_dist.errors import AtlasError, Paused
+from atlas_dist.train.engine import StageModule
+from atlas_dist.train.feed import Feeder
+
+
+class NonFiniteLoss(AtlasError):
+    """The loss of `step` was NaN or infinite (the same on every rank)."""
+
+    exit_code = 5
+
+    def __init__(self, step: int) -> None:
+        super().__init__(f"The loss of step {step} is not finite.")
+        self.step = step
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (NonFiniteLoss, (self.step,))
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a stage tells while it runs; averages are over the steps since the last report."""
+
+    step: int
+    total: int
+    loss: float
+    score: float
+    """Training score in percent."""
+    samples_per_s: float
+    data_wait: float
+    """Share of the time spent waiting for data, 0..1."""
+    lr: float
+
+
+@dataclass(frozen=True)
+class Scores:
+    """One pass over a validation split, all ranks together, averaged over samples."""
+
+    score: float
+    """Percent."""
+    loss: float
+    samples: int
+
+
+@dataclass
+class LoopState:
+    """What must survive a restart besides parameters and optimizer: where we are and what was best."""
+
+    step: int = 0
+    best_score: float = -math.inf
+    best_step: int = 0
+    best_tensors: dict[str, Tensor] = field(default_factory=dict)
+    curve: list[dict[str, float]] = field(default_factory=list)
+    """Training points: step, loss, score."""
+    validation: list[dict[str, float]] = field(default_factory=list)
+    """Validation points: step, loss, score."""
+
+
+@dataclass(frozen=True)
+class LoopSettings:
+    """Lengths in optimizer steps."""
+
+    total_steps: int
+    validations: int
+    log_every: int
+    checkpoint_every: int
+    micro_batch: int
+    accumulation: int
+    penalty_weight: float
+
+    def validation_steps(self) -> frozenset[int]:
+        """Steps after which to validate: evenly spaced, the last at the end."""
+        count = min(self.validations, self.total_steps)
+        return frozenset(round(self.total_steps * (k + 1) / count) for k in range(count))
+
+
+@dataclass
+class Timing:
+    """Seconds of one stage by what they were spent on."""
+
+    stepping: float = 0.0
+    waiting: float = 0.0
+    validating: float = 0.0
+    checkpointing: float = 0.0
+
+
+@dataclass(frozen=True)
+class Callbacks:
+    """What the loop asks its surroundings for. Called on every rank, in step.
+
+    report: gets Progress, says whether somebody asked to stop (only rank 0's answer counts).
+    validate: one pass over the validation split.
+    snapshot: copies of the trained tensors, on the CPU.
+    checkpoint: saves everything so that the stage can go on from here.
+    """
+
+    report: Callable[[Progress], bool]
+    validate: Callable[[], Scores]
+    snapshot: Callable[[], dict[str, Tensor]]
+    checkpoint: Callable[[LoopState], None]
+
+
+def train(
+    engine: Any, module: StageModule, stream: Stream, feed: Feeder, settings: LoopSettings, state: LoopState, callbacks: Callbacks
+) -> Timing:
+    """Run the stage from `state.step` to its end; `state` then holds the curves and the best tensors.
+
+    Raises:
+        NonFiniteLoss: on every rank, naming the step.
+        Paused: somebody asked to stop; a checkpoint was saved first.
+    """
+    timing = Timing()
+    window = _Window(settings, state.step, feed.device)
+    validate_after = settings.validation_steps()
+    batches = iter(stream.epochs_from(state.step, settings.total_steps))
+    while state.step < settings.total_steps:
+        began = time.perf_counter()
+        batch = next(batches)
+        arrived = time.perf_counter()
+        loss, score = _step(engine, batch, feed, settings)
+        window.add(loss, score, batch, arrived - began)
+        state.step += 1
+        timing.waiting += arrived - began
+        at_end = state.step == settings.total_steps
+        stop = False
+        if state.step % settings.log_every == 0 or at_end:
+            progress = window.close(state.step, settings.total_steps, engine.get_lr()[0])
+            state.curve.append({"step": state.step, "loss": progress.loss, "score": progress.score})
+            stop = _agreed(callbacks.report(progress), feed.device)
+        timing.stepping += time.perf_counter() - arrived
+        if state.step in validate_after:
+            timing.validating += _timed(lambda: _keep_best(module, state, callbacks))
+        if stop or (settings.checkpoint_every and state.step % settings.checkpoint_every == 0 and not at_end):
+            timing.checkpointing += _timed(lambda: callbacks.checkpoint(state))
+        if stop and not at_end:
+            raise Paused(f"Stopped at step {state.step} of {settings.total_steps}; the same command goes on from there.")
+    return timing
+
+
+def _step(engine: Any, batch: RankBatch, feed: Feeder, settings: LoopSettings) -> tuple[Tensor, Tensor]:
+    """One optimizer step on this rank's slice; its share of the step's loss and score, on the device."""
+    # DeepSpeed averages over ranks and over accumulated passes; undo both, so that what remains is a sum over valid slots.
+    scale = dist.get_world_size() * settings.accumulation / max(1, batch.valid)
+    total_loss = torch.zeros((), device=feed.device)
+    total_score = torch.zeros((), device=feed.device)
+    for part in feed(batch, settings.micro_batch):
+        losses, scores, _, penalty = engine(part.inputs, part.target)
+        kept = torch.where(part.mask, losses, torch.zeros_like(losses)).sum()
+        loss = kept * scale + settings.penalty_weight * penalty
+        engine.backward(loss)
+        engine.step()
+        total_loss += kept.detach()
+        total_score += torch.where(part.mask, scores, torch.zeros_like(scores)).sum()
+    return total_loss, total_score
+
+
+class _Window:
+    """The steps since the last report, kept on the device so that nothing waits for the GPU in between."""
+
+    def __init__(self, settings: LoopSettings, step: int, device: torch.device) -> None:
+        self.device = device
+        self.first = step
+        self.sums: list[Tensor] = []
+        self.valid: list[int] = []
+        self.waited = 0.0
+        self.began = time.perf_counter()
+
+    def add(self, loss: Tensor, score: Tensor, batch: RankBatch, waited: float) -> None:
+        self.sums.append(torch.stack((loss, score)))
+        self.valid.append(batch.valid)
+        self.waited += waited
+
+    def close(self, step: int, total: int, lr: float) -> Progress:
+        """Average over all ranks; raise when any step was not finite; begin anew."""
+        sums = torch.stack(self.sums)
+        dist.all_reduce(sums)
+        sums = sums.cpu().double()
+        bad = (~torch.isfinite(sums[:, 0])).nonzero()
+        if len(bad):
+            raise NonFiniteLoss(self.first + int(bad[0]) + 1)
+        samples = sum(self.valid)
+        seconds = time.perf_counter() - self.began
+        loss, score = (sums.sum(0) / max(1, samples)).tolist()
+        progress = Progress(step, total, loss, 100 * score, samples / seconds, self.waited / seconds, lr)
+        self.first, self.sums, self.valid, self.waited = step, [], [], 0.0
+        self.began = time.perf_counter()
+        return progress
+
+
+def _keep_best(module: StageModule, state: LoopState, callbacks: Callbacks) -> None:
+    """Validate; the best validation score is kept, the earlier of two equal ones (METHOD.md, What trains and how)."""
+    scores = callbacks.validate()
+    state.validation.append({"step": state.step, "loss": scores.loss, "score": scores.score})
+    if scores.score > state.best_score:
+        state.best_score, state.best_step = scores.score, state.step
+        state.best_tensors = callbacks.snapshot()
+    module.train()
+
+
+def evaluate(
+    module: StageModule, batches: Iterable[RankBatch], feed: Feeder, look: Callable[[Tensor, Tensor], None] | None = None
+) -> Scores:
+    """Score a split; every rank calls it, every rank gets the whole.
+
+    `look(index, logits)` sees each batch of this rank: ordinals [b] (-1 where masked) and logits [b, C], on the CPU.
+    """
+    module.eval()
+    sums = torch.zeros(3, dtype=torch.float64, device=feed.device)
+    with torch.no_grad():
+        for batch in batches:
+            for part in feed(batch):
+                losses, scores, logits, _ = module(part.inputs, part.target)
+                kept = torch.stack((losses.double(), scores.double(), torch.ones_like(losses, dtype=torch.float64)))
+                sums += torch.where(part.mask, kept, torch.zeros_like(kept)).sum(dim=1)
+                if look is not None:
+                    look(part.index, logits.cpu())
+    dist.all_reduce(sums)
+    loss, score, count = sums.tolist()
+    return Scores(score=100 * score / max(1, count), loss=loss / max(1, count), samples=int(count))
+
+
+def _agreed(stop: bool, device: torch.device) -> bool:
+    """Whether rank 0 was asked to stop; the same answer on every rank."""
+    flag = torch.tensor([int(stop)], device=device)
+    dist.broadcast(flag, src=0)
+    return bool(flag.item())
+
+
+def _timed(action: Callable[[], None]) -> float:
+    began = time.perf_counter()
+    action()
+    return time.perf_counter() - began

@@ -1,0 +1,1 @@
+"""The configuration groups that Hydra composes; installed as package data so that `atlas-dist` finds them anywhere."""
