@@ -1,94 +1,377 @@
 """The model that a stage trains: a frozen trunk, mixing sites hooked into it, and one task's head.
 
-INTERFACE SKELETON (signatures are final, bodies follow).
-
-    spec   = MixingSpec(width=48, weighting=Weighting.WHOLE)                   # model/mixing.py
+    spec   = MixingSpec(rank=48, weighting=Weighting.WHOLE)                     # model/mixing.py
     model  = AtlasModel(backbone, HeadSpec(TaskKind.SINGLE, 10), spec, visible=3, grows=False, seed=7)
     model.load_adapters([adapter_of_job_1, adapter_of_job_2, adapter_of_job_3])  # each: `adapter/<site>/…`, `key/<site>`
     model.load_queries(queries_of_the_previous_task)                            # `queries/<site>` [3, D]
     model.load_head(head_tensors)                                               # `head/<name>`
-    names  = model.trainable_names({Role.QUERIES, Role.HEAD})                    # explicit, sorted parameter names
-    model.freeze_to(names)                                                      # exactly these require gradients, or TrainingError
-    groups = model.optimizer_groups(lr=5e-4, query_lr_scale=100.0, weight_decay=0.01)   # for AdamW / DeepSpeed
+    names  = model.trainable_names({Role.QUERIES, Role.HEAD})                   # explicit, sorted parameter names
+    model.freeze_to(names)                                                      # exactly these require gradients
+    groups = model.optimizer_groups(lr=5e-4, query_lr_scale=100.0, weight_decay=0.01)
     logits, penalty = model(batch)                                              # [B, C], scalar (0 in eval mode)
-    model.export_adapter(); model.export_queries(); model.export_head()         # flat dict[str, Tensor], CPU, contiguous
+    model.export_adapter(); model.export_queries(); model.export_head()         # flat dict[str, Tensor] on the CPU
     model.close()                                                               # unhook: the trunk is as before
+
+The trunk is an unmodified transformers `ViltModel`: a forward hook on each dense layer of METHOD.md ("Where adapters sit") passes
+the layer's output through its site, and `close` takes the hooks away again, so that one cached trunk serves job after job.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from types import TracebackType
+from typing import Any, NamedTuple, Self
 
+import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+from transformers import ViltModel
 
 from atlas_dist.core.types import Role
-from atlas_dist.model.heads import HeadSpec
+from atlas_dist.errors import DataError, TrainingError
+from atlas_dist.model import tensors as named
+from atlas_dist.model.heads import Head, HeadSpec
+from atlas_dist.model.mixing import AdapterGroup, MixingSite, MixingSpec, SiteOutput
+from atlas_dist.model.vilt import uniform_pixel_mask
 
 
 class AtlasOutput(NamedTuple):
-    """`logits` [B, C] (C = K for `choice`); `penalty`: the unweighted orthogonality penalty of this step, a scalar, summed over
-    sites (queries, and keys while an adapter grows); 0 when evaluating or with fewer than two adapters. Loss = task loss + 0.1 x it."""
+    """What a forward pass gives.
+
+    `logits` [B, C] (C = K for `choice`). `penalty`: the unweighted orthogonality penalty of this step, a scalar, summed over
+    sites (queries, and keys while an adapter grows), once however many passes a sample takes; 0 when evaluating or with fewer
+    than two adapters. Loss = task loss + 0.1 x penalty.
+    """
 
     logits: Tensor
     penalty: Tensor
 
 
+def adapter_sites(backbone: ViltModel) -> list[tuple[str, nn.Linear]]:
+    """The dense layers whose outputs pass through adapters, in forward order: `L0.aftattn`, `L0.aftmlp`, `L1.aftattn`, …"""
+    sites = []
+    for number, layer in enumerate(backbone.encoder.layer):
+        sites.append((f"L{number}.aftattn", layer.attention.output.dense))
+        sites.append((f"L{number}.aftmlp", layer.output.dense))
+    return sites
+
+
 class AtlasModel(nn.Module):
-    """See the module's docstring.
+    """Trunk, sites and head of one job. See the module's docstring.
 
     Args:
-        backbone: the trunk (`model.backbone.Backbone`); shared between models, one open AtlasModel at a time.
+        backbone: the trunk; shared between models, at most one open AtlasModel at a time. Fine-tuning (`Role.BACKBONE`) changes
+            it: give that job a copy of its own.
         head: the task's kind and number of classes.
-        mixing: adapter width, weighting and options (`model.mixing.MixingSpec`).
-        visible: how many earlier adapters of the bank this model sees (T; may be 0).
-        grows: whether a new adapter is added (stage two, individual adapters).
+        mixing: adapter rank, weighting and options.
+        visible: how many earlier adapters of the bank this model sees (T >= 0).
+        grows: add a new adapter (stage two, individual adapters).
         seed: of the new tensors (head, new adapter, fresh queries).
         second_image_type: modality type of a pair's second image (1: as ATLAS; 2: as CLiMB).
-        normalize_ortho: unit rows in the penalty (default false: faithful).
+        normalize_ortho: unit rows in the penalty (default: as the released code, no).
+
+    Raises:
+        TrainingError: the trunk still carries the hooks of another model.
     """
 
-    def forward(self, batch: Mapping[str, Tensor]) -> AtlasOutput:  # type: ignore[empty-body]
-        """Batch: `input_ids`, `attention_mask`, `token_type_ids` [B, K, L] int64; `pixel_values` [B, I, 3, H, W] normalised;
-        optional `pixel_mask` [B, I, H, W]."""
+    def __init__(
+        self,
+        backbone: ViltModel,
+        head: HeadSpec,
+        mixing: MixingSpec,
+        *,
+        visible: int,
+        grows: bool,
+        seed: int,
+        second_image_type: int = 1,
+        normalize_ortho: bool = False,
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head_spec = head
+        self.mixing = mixing
+        self.visible = visible
+        self.grows = grows
+        self.image_types = (1, second_image_type)
+        generator = torch.Generator().manual_seed(seed)
+        config = backbone.config
+        self.head = Head(head.images * config.hidden_size, head.outputs, generator)
+        self.sites = nn.ModuleDict()
+        self._hooks: dict[str, _SiteHook] = {}
+        self._handles: list[RemovableHandle] = []
+        for site_name, dense in adapter_sites(backbone):
+            site = MixingSite(
+                config.hidden_size,
+                config.num_attention_heads,
+                mixing,
+                visible=visible,
+                grows=grows,
+                generator=generator,
+                normalize_ortho=normalize_ortho,
+            )
+            self.sites[_attribute(site_name)] = site
+            self._hooks[site_name] = _SiteHook(site)
+            self._attach(site_name, dense)
+        like = next(backbone.parameters())
+        for module in (self.head, self.sites):
+            module.to(device=like.device, dtype=like.dtype)
 
-    def trainable_names(self, roles: Iterable[Role]) -> tuple[str, ...]:  # type: ignore[empty-body]
+    # ---------------------------------------------------------------------------------------------------------- forward
+
+    def forward(self, batch: Mapping[str, Tensor]) -> AtlasOutput:
+        """Run the passes that the task's kind needs, and the head.
+
+        Args:
+            batch: `input_ids`, `attention_mask`, `token_type_ids` [B, K, L] int64 (K texts a sample); `pixel_values`
+                [B, I, 3, H, W] normalised (I images a sample); optional `pixel_mask` [B, I, H, W]. Other entries are ignored.
+
+        Raises:
+            DataError: K or I are not what the task's kind asks for.
+            TrainingError: the model was closed.
+        """
+        if not self._handles and len(self.sites):
+            raise TrainingError("This model was closed: its adapters are no longer part of the trunk.")
+        samples, texts = batch["input_ids"].shape[:2]
+        images = batch["pixel_values"].shape[1]
+        if (texts, images) != (self.head_spec.texts, self.head_spec.images):
+            raise DataError(
+                f"A batch has {texts} texts and {images} images a sample; a {self.head_spec.kind.value} task with"
+                f" {self.head_spec.classes} classes needs {self.head_spec.texts} and {self.head_spec.images}."
+            )
+        for hook in self._hooks.values():
+            hook.outputs.clear()
+        pooled = torch.cat([self._pooled(batch, image) for image in range(images)], dim=-1)
+        logits: Tensor = self.head(pooled).view(samples, -1)
+        return AtlasOutput(logits, self._penalty(like=logits))
+
+    def _pooled(self, batch: Mapping[str, Tensor], image: int) -> Tensor:
+        """One pass over every text of every sample with its `image`: [B·K, D]. Choices are folded into the batch."""
+        texts = batch["input_ids"].shape[1]
+        pixels = batch["pixel_values"][:, image]
+        mask = batch["pixel_mask"][:, image] if "pixel_mask" in batch else uniform_pixel_mask(pixels)
+        pooled: Tensor = self.backbone(
+            input_ids=batch["input_ids"].flatten(0, 1),
+            attention_mask=batch["attention_mask"].flatten(0, 1),
+            token_type_ids=batch["token_type_ids"].flatten(0, 1),
+            pixel_values=_repeat(pixels, texts),
+            pixel_mask=_repeat(mask, texts),
+            image_token_type_idx=self.image_types[image],
+        ).pooler_output
+        return pooled
+
+    def _penalty(self, like: Tensor) -> Tensor:
+        """Of one pass: a second pass has the same queries, and the released code's counting per pass is a known fault."""
+        penalties = [hook.outputs[-1].penalty for hook in self._hooks.values() if hook.outputs]
+        return torch.stack(penalties).sum() if penalties else like.new_zeros(())
+
+    def train(self, mode: bool = True) -> Self:
+        """As `nn.Module.train`, but a frozen trunk stays in eval mode: its dropout is 0 (METHOD.md, What trains, and how)."""
+        super().train(mode)
+        if not any(p.requires_grad for p in self.backbone.parameters()):
+            self.backbone.eval()
+        return self
+
+    # ------------------------------------------------------------------------------------------------------ what trains
+
+    def trainable_names(self, roles: Iterable[Role]) -> tuple[str, ...]:
         """Names (as in `named_parameters`) of the parameters that these roles train, sorted."""
+        sites = [f"sites.{_attribute(name)}" for name in self._hooks]
+        grown = self._groups("grown")
+        names = {
+            Role.QUERIES: [f"{site}.frozen.query" for site in sites if self._has_queries and self.visible],
+            Role.ADAPTER: [f"{site}.grown.{n}" for site, g in zip(sites, grown, strict=False) for n, _ in g.named_parameters()],
+            Role.HEAD: [f"head.{name}" for name, _ in self.head.named_parameters()],
+            Role.BACKBONE: [f"backbone.{name}" for name, _ in self.backbone.named_parameters()],
+        }
+        return tuple(sorted(name for role in set(roles) for name in names[role]))
 
     def freeze_to(self, names: Sequence[str]) -> None:
-        """Make exactly `names` require gradients; TrainingError with the difference when that is not possible."""
+        """Make exactly `names` require gradients.
 
-    def optimizer_groups(  # type: ignore[empty-body]
-        self, *, lr: float, query_lr_scale: float, weight_decay: float
-    ) -> list[dict[str, Any]]:
-        """Parameter groups of the trainable parameters: dicts with `name`, `params`, `lr`, `weight_decay`."""
+        Raises:
+            TrainingError: a name is no parameter of this model, or nothing would train; the message lists what is wrong.
+        """
+        parameters = dict(self.named_parameters())
+        unknown = sorted(set(names) - set(parameters))
+        if unknown or not names:
+            raise TrainingError(
+                f"Cannot train {unknown or 'nothing'}: the model has {len(parameters)} parameters and"
+                f" {'these are not among them' if unknown else 'the stage names none'}."
+            )
+        wanted = set(names)
+        for name, parameter in parameters.items():
+            parameter.requires_grad_(name in wanted)
+            parameter.grad = None
+        trains = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
+        if trains != wanted:
+            raise TrainingError(f"Parameters that train and should not, or the reverse: {sorted(trains ^ wanted)}.")
+        self.train(self.training)
+
+    def optimizer_groups(self, *, lr: float, query_lr_scale: float, weight_decay: float) -> list[dict[str, Any]]:
+        """Groups of the parameters that require gradients: dicts with `name`, `params`, `lr`, `weight_decay`; no empty ones.
+
+        `queries` (of the frozen adapters) learn at `lr` x `query_lr_scale`; `weights` and `biases` at `lr`. Biases do not decay,
+        nor does the text embedding's LayerNorm; the head's LayerNorm and the trunk's others do. That is what the released
+        optimizer really did (shared/golden/meta.json, `optimizer`), since it spelled its exceptions by name.
+        """
+        members: dict[str, list[nn.Parameter]] = {"queries": [], "weights": [], "biases": []}
+        for name, parameter in self.named_parameters():
+            if parameter.requires_grad:
+                members[_optimizer_group(name)].append(parameter)
+        return [
+            {
+                "name": name,
+                "params": params,
+                "lr": lr * (query_lr_scale if name == "queries" else 1.0),
+                "weight_decay": 0.0 if name == "biases" else weight_decay,
+            }
+            for name, params in members.items()
+            if params
+        ]
+
+    # -------------------------------------------------------------------------------------------------- load and export
 
     def load_adapters(self, adapters: Sequence[Mapping[str, Tensor]]) -> None:
-        """Load the visible adapters, one dict each, in bank order; DataError on any missing, extra, misshapen or non-finite tensor."""
+        """Load the visible adapters, one flat dict each (`export_adapter`), in bank order.
 
-    def load_queries(self, queries: Mapping[str, Tensor]) -> None:
-        """Load `queries/<site>` [T, D] or [T, 24, D] of the visible adapters (and, after stage two, of the grown one: T + 1)."""
+        Raises:
+            DataError: their number, or any name, shape, dtype or value, is not what this model expects.
+        """
+        if len(adapters) != self.visible:
+            raise DataError(f"This model sees {self.visible} adapters; {len(adapters)} were given.")
+        for index, adapter in enumerate(adapters):
+            named.load(self._adapter_slots("frozen", index), adapter, f"adapter {index + 1} of {self.visible}")
 
     def load_grown(self, adapter: Mapping[str, Tensor]) -> None:
-        """Load the grown adapter (same names as one element of `load_adapters`)."""
+        """Load the grown adapter (names and errors as one element of `load_adapters`)."""
+        if not self.grows:
+            raise DataError("This model grows no adapter; load it as one of the visible ones.")
+        named.load(self._adapter_slots("grown", 0), adapter, "the grown adapter")
+
+    def load_queries(self, queries: Mapping[str, Tensor]) -> None:
+        """Load `queries/<site>` [T, D] or [T, N, D] of the T visible adapters; [T + 1, ...] loads the grown one's as well.
+
+        Raises:
+            DataError: as `load_adapters`.
+        """
+        with_grown = self.grows and any(len(rows) == self.visible + 1 for rows in queries.values())
+        kinds = ("frozen", "grown") if with_grown else ("frozen",)
+        named.load(self._query_slots(kinds), queries, "the queries")
 
     def load_head(self, head: Mapping[str, Tensor]) -> None:
-        """Load `head/<name>`."""
+        """Load `head/<name>`; DataError as `load_adapters`."""
+        named.load(self._head_slots(), head, "the head")
 
-    def export_adapter(self) -> dict[str, Tensor]:  # type: ignore[empty-body]
-        """The grown adapter: `adapter/<site>/{down,up}.{weight,bias}` and, unless plain, `key/<site>`."""
+    def export_adapter(self) -> dict[str, Tensor]:
+        """The grown adapter: `adapter/<site>/{down,up}.{weight,bias}` ([r, D], [r], [D, r], [D]) and, unless plain,
+        `key/<site>` ([D] or [N, D]); float32 at least."""
+        if not self.grows:
+            raise DataError("This model grows no adapter: there is none to export.")
+        return named.export(self._adapter_slots("grown", 0))
 
-    def export_queries(self) -> dict[str, Tensor]:  # type: ignore[empty-body]
-        """`queries/<site>` of all T (+ 1 grown) adapters."""
+    def export_queries(self) -> dict[str, Tensor]:
+        """`queries/<site>` [T, D] or [T, N, D] of all visible adapters and the grown one; empty when there are none."""
+        return named.export(self._query_slots(("frozen", "grown")))
 
-    def export_head(self) -> dict[str, Tensor]:  # type: ignore[empty-body]
-        """`head/<name>`."""
+    def export_head(self) -> dict[str, Tensor]:
+        """`head/<name>`, names as in `Head`."""
+        return named.export(self._head_slots())
 
-    def record_alpha(self, on: bool = True) -> None:
-        """Start or stop keeping the coefficients of each forward pass."""
+    @property
+    def _has_queries(self) -> bool:
+        return self.mixing.query_shape(1) != ()
 
-    def alpha_report(self) -> dict[str, Tensor]:  # type: ignore[empty-body]
-        """Coefficients of the last forward: {site: [B, T]} ([B, T, D] for `dimension`), detached."""
+    def _groups(self, kind: str) -> list[AdapterGroup]:
+        """The `frozen` or `grown` group of every site, in site order; empty when the model has none."""
+        return [group for hook in self._hooks.values() if (group := getattr(hook.site, kind)) is not None]
+
+    def _adapter_slots(self, kind: str, index: int) -> named.Slots:
+        slots: named.Slots = {}
+        for site, group in zip(self._hooks, self._groups(kind), strict=True):
+            slots[f"adapter/{site}/down.weight"] = [group.down.data[index]]
+            slots[f"adapter/{site}/down.bias"] = [group.down_bias.data[index]]
+            slots[f"adapter/{site}/up.weight"] = [group.up.data[index]]
+            slots[f"adapter/{site}/up.bias"] = [group.up_bias.data[index]]
+            if group.key is not None:
+                slots[f"key/{site}"] = [group.key.data[index]]
+        return slots
+
+    def _query_slots(self, kinds: Iterable[str]) -> named.Slots:
+        """Rows of both groups under one name: a slot may be made of several tensors along the first dimension."""
+        slots: named.Slots = {}
+        for kind in kinds:
+            for site, group in zip(self._hooks, self._groups(kind), strict=False):
+                if group.query is not None:
+                    slots.setdefault(f"queries/{site}", []).append(group.query.data)
+        return slots
+
+    def _head_slots(self) -> named.Slots:
+        return {f"head/{name}": [parameter.data] for name, parameter in self.head.named_parameters()}
+
+    # -------------------------------------------------------------------------------------------------- look and unhook
+
+    def alpha_report(self) -> dict[str, Tensor]:
+        """Coefficients of the last forward, {site: [B, T]} ([B, T, D] for `dimension`), float32 at least, without gradient;
+        averaged over a sample's passes (images of a pair, choices). Empty before the first forward."""
+        report = {}
+        for site, hook in self._hooks.items():
+            if hook.outputs:
+                alpha = torch.stack([output.alpha.detach() for output in hook.outputs])
+                report[site] = torch.unflatten(alpha, 1, (-1, self.head_spec.texts)).mean(dim=(0, 2))
+        return report
 
     def close(self) -> None:
-        """Remove every hook; the trunk computes as before. Also a context manager."""
+        """Remove every hook; the trunk computes as before. Safe to call twice; also the exit of a `with` block."""
+        while self._handles:
+            self._handles.pop().remove()
+        for hook in self._hooks.values():
+            hook.outputs.clear()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def _attach(self, site_name: str, dense: nn.Module) -> None:
+        if any(isinstance(hook, _SiteHook) for hook in dense._forward_hooks.values()):
+            self.close()
+            raise TrainingError(
+                f"The trunk is in use: {site_name} carries another model's adapters.", fix="Close that model first."
+            )
+        self._handles.append(dense.register_forward_hook(self._hooks[site_name]))
+
+
+class _SiteHook:
+    """Passes a dense layer's output through a site, and keeps what else the site says until the next forward."""
+
+    def __init__(self, site: MixingSite) -> None:
+        self.site = site
+        self.outputs: list[SiteOutput] = []
+
+    def __call__(self, _: nn.Module, __: tuple[Any, ...], output: Tensor) -> Tensor:
+        result = self.site(output)
+        # Without the mixture: keeping it would hold a [B, L, D] tensor a site until the next step.
+        self.outputs.append(SiteOutput(mixed=output.new_empty(0), alpha=result.alpha, penalty=result.penalty))
+        return result.mixed
+
+
+def _optimizer_group(name: str) -> str:
+    """Which group of `optimizer_groups` a parameter belongs to."""
+    if name.endswith(".frozen.query"):
+        return "queries"
+    leaf = name.rsplit(".", 1)[-1]
+    if leaf in ("bias", "down_bias", "up_bias") or name.endswith(".text_embeddings.LayerNorm.weight"):
+        return "biases"
+    return "weights"
+
+
+def _attribute(site_name: str) -> str:
+    """A site's name where dots are not allowed: L0.aftattn -> L0_aftattn."""
+    return site_name.replace(".", "_")
+
+
+def _repeat(images: Tensor, texts: int) -> Tensor:
+    """Each sample's image once for every text: [B, ...] -> [B·K, ...], no copy for K = 1."""
+    repeated: Tensor = images if texts == 1 else torch.repeat_interleave(images, texts, dim=0)
+    return repeated

@@ -57,20 +57,17 @@ class Head(nn.Sequential):
     Args:
         width: d, the width of what the head reads.
         outputs: C.
-        generator: source of the initial weights N(0, 0.02); biases are 0 and the LayerNorm is the identity.
+        generator: source of the initial values, uniform within ±1/sqrt(inputs) as in `nn.Linear`; LayerNorm is the identity.
     """
 
     def __init__(self, width: int, outputs: int, generator: torch.Generator) -> None:
-        super().__init__(
-            nn.Linear(width, 2 * width),
-            nn.LayerNorm(2 * width, eps=HEAD_LAYER_NORM_EPS),
-            nn.GELU(),
-            nn.Linear(2 * width, outputs),
-        )
+        first, last = nn.Linear(width, 2 * width), nn.Linear(2 * width, outputs)
+        super().__init__(first, nn.LayerNorm(2 * width, eps=HEAD_LAYER_NORM_EPS), nn.GELU(), last)
         with torch.no_grad():
-            for layer in (self[0], self[3]):
-                layer.weight.normal_(0.0, 0.02, generator=generator)
-                layer.bias.zero_()
+            for layer in (first, last):
+                bound = layer.in_features**-0.5
+                layer.weight.uniform_(-bound, bound, generator=generator)
+                layer.bias.uniform_(-bound, bound, generator=generator)
 
 
 def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:

@@ -1,0 +1,233 @@
+"""Mixing sites: the stacked adapters of one place in the trunk, and how their outputs become one (METHOD.md, One site).
+
+A site holds up to two groups of adapters. `frozen` are the earlier adapters of the bank that the job sees; in stage one
+their queries train. `grown` is the new adapter of stage two. Adapters never interact, so the groups are two calls whose outputs
+add, and each group's gradients are its own. The arithmetic is in `mixing_op.mix`; here are the parameters, their initial
+values, the choices, and the orthogonality penalty.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from atlas_dist.errors import ConfigError
+from atlas_dist.model.mixing_op import MixRule, Stack, mix
+
+INIT_STD = 0.02
+"""Of the down and up projections; queries and keys start as N(0, 1), biases as 0 (METHOD.md, One site)."""
+
+
+class Weighting(StrEnum):
+    """How an adapter's coefficient is formed."""
+
+    WHOLE = "whole"
+    """One number a sample and adapter: the cosine of o_i and k_i."""
+    DIMENSION = "dimension"
+    """One number a sample, adapter and feature: the cosine over the query rows, feature by feature."""
+    PLAIN = "plain"
+    """Always 1; no queries and keys (the individual-adapter baseline)."""
+
+
+class AttendOver(StrEnum):
+    """What the query looks at, besides itself."""
+
+    OUTPUT = "output"
+    """The adapter's output y_i: the released code."""
+    INPUT = "input"
+    """The site's input x: the paper's figure."""
+
+
+@dataclass(frozen=True)
+class MixingSpec:
+    """The choices of a mixing site, equal at every site of a model.
+
+    Args:
+        rank: r, the width of the adapters' bottleneck.
+        weighting: see Weighting.
+        attend_over: see AttendOver.
+        outer_residual: add the site's input once more, as the paper's figure draws it (default: as the code, no).
+        query_rows: N of `dimension`; `whole` has one row, `plain` none.
+    """
+
+    rank: int = 48
+    weighting: Weighting = Weighting.WHOLE
+    attend_over: AttendOver = AttendOver.OUTPUT
+    outer_residual: bool = False
+    query_rows: int = 24
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise ConfigError(f"adapter rank is {self.rank}.", fix="Set it to at least 1 (the paper uses 48).")
+        if self.query_rows < 1:
+            raise ConfigError(f"query_rows is {self.query_rows}.", fix="Set it to at least 1 (the paper uses 24).")
+
+    def query_shape(self, hidden: int) -> tuple[int, ...]:
+        """Shape of one adapter's query and key: [D], [N, D], or () when the weighting has none."""
+        shapes: dict[Weighting, tuple[int, ...]] = {
+            Weighting.WHOLE: (hidden,),
+            Weighting.DIMENSION: (self.query_rows, hidden),
+            Weighting.PLAIN: (),
+        }
+        return shapes[self.weighting]
+
+    def rule(self, heads: int) -> MixRule:
+        """What `mix` needs to know."""
+        return MixRule(
+            heads=heads,
+            per_feature=self.weighting is Weighting.DIMENSION,
+            over_output=self.attend_over is AttendOver.OUTPUT,
+        )
+
+
+class GroupOutput(NamedTuple):
+    """`mixed` [B, L, D]; `alpha` [B, n] or [B, n, D], without gradient; `query`, `key`: copies of the rows for the penalty."""
+
+    mixed: Tensor
+    alpha: Tensor
+    query: Tensor | None
+    key: Tensor | None
+
+
+class AdapterGroup(nn.Module):
+    """n >= 1 adapters of one site, stacked.
+
+    Parameters: `down` [n, r, D], `down_bias` [n, r], `up` [n, D, r], `up_bias` [n, D]; and, unless plain, `query` and `key`
+    [n, D] (`whole`) or [n, N, D] (`dimension`).
+
+    Args:
+        count: n.
+        hidden: D.
+        heads: of the attention that forms α; divides D.
+        spec: see MixingSpec.
+        generator: source of the initial values. None leaves the projections NaN, for groups that are about to be loaded: a
+            forgotten load then shows at once, and filling 10⁸ numbers from a generator is saved.
+    """
+
+    def __init__(self, count: int, hidden: int, heads: int, spec: MixingSpec, generator: torch.Generator | None) -> None:
+        super().__init__()
+        if hidden % heads:
+            raise ConfigError(f"hidden width {hidden} is not a multiple of the {heads} attention heads.")
+        self.rule = spec.rule(heads)
+        rank, rows = spec.rank, spec.query_shape(hidden)
+        self.down = _normal((count, rank, hidden), INIT_STD, generator)
+        self.down_bias = nn.Parameter(torch.zeros(count, rank))
+        self.up = _normal((count, hidden, rank), INIT_STD, generator)
+        self.up_bias = nn.Parameter(torch.zeros(count, hidden))
+        self.query = _normal((count, *rows), 1.0, generator) if rows else None
+        self.key = _normal((count, *rows), 1.0, generator) if rows else None
+
+    @property
+    def count(self) -> int:
+        """n"""
+        return self.up_bias.shape[0]
+
+    def forward(self, x: Tensor) -> GroupOutput:
+        """Σ_i α_i y_i over this group, of x [B, L, D].
+
+        The rows for the penalty leave as copies, because ZeRO-3 takes the parameters away once this call is over.
+        """
+        mixed, alpha = mix(x, Stack(self.down, self.down_bias, self.up, self.up_bias, self.query, self.key), self.rule)
+        if not self.training or self.query is None or self.key is None:
+            return GroupOutput(mixed, alpha, None, None)
+        return GroupOutput(mixed, alpha, self.query.clone(), self.key.clone())
+
+
+class SiteOutput(NamedTuple):
+    """`mixed` [B, L, D]; `alpha` [B, T] or [B, T, D] of the frozen adapters and then the grown one; `penalty`: this site's
+    orthogonality penalty, unweighted, 0 when evaluating or with fewer than two adapters."""
+
+    mixed: Tensor
+    alpha: Tensor
+    penalty: Tensor
+
+
+class MixingSite(nn.Module):
+    """One site with `visible` frozen adapters and, where a stage grows one, a new adapter. Identity without any.
+
+    Args:
+        hidden: D.
+        heads: H.
+        spec: see MixingSpec.
+        visible: how many frozen adapters (0 allowed).
+        grows: add one new adapter.
+        normalize_ortho: unit rows in the orthogonality penalty (default: as the code, no).
+        generator: initial values of the new adapter and of fresh queries; the frozen adapters stay NaN until loaded.
+    """
+
+    def __init__(
+        self,
+        hidden: int,
+        heads: int,
+        spec: MixingSpec,
+        *,
+        visible: int,
+        grows: bool,
+        generator: torch.Generator,
+        normalize_ortho: bool = False,
+    ) -> None:
+        super().__init__()
+        self.outer_residual = spec.outer_residual
+        self.normalize_ortho = normalize_ortho
+        self.frozen = AdapterGroup(visible, hidden, heads, spec, None) if visible else None
+        self.grown = AdapterGroup(1, hidden, heads, spec, generator) if grows else None
+        if self.frozen is not None and self.frozen.query is not None:
+            with torch.no_grad():
+                self.frozen.query.normal_(generator=generator)
+
+    def groups(self) -> tuple[AdapterGroup, ...]:
+        """The groups that exist, frozen first."""
+        return tuple(group for group in (self.frozen, self.grown) if group is not None)
+
+    def forward(self, x: Tensor) -> SiteOutput:
+        """x [B, L, D] -> SiteOutput."""
+        outputs = [group(x) for group in self.groups()]
+        if not outputs:
+            return SiteOutput(x, x.new_zeros(x.shape[0], 0), x.new_zeros((), dtype=torch.promote_types(x.dtype, torch.float32)))
+        mixed = outputs[0].mixed
+        for output in outputs[1:]:
+            mixed = mixed + output.mixed
+        if self.outer_residual:
+            mixed = mixed + x
+        alpha = torch.cat([output.alpha for output in outputs], dim=1)
+        return SiteOutput(mixed, alpha, self._penalty(outputs, like=alpha))
+
+    def _penalty(self, outputs: list[GroupOutput], like: Tensor) -> Tensor:
+        """Of the queries, and of the keys while one of them grows: frozen keys would add a constant."""
+        penalty = like.new_zeros(())
+        queries = [output.query for output in outputs if output.query is not None]
+        keys = [output.key for output in outputs if output.key is not None]
+        for rows in (queries, keys if self.grown is not None else []):
+            if sum(map(len, rows)) >= 2:
+                penalty = penalty + ortho_penalty(torch.cat(rows), normalize=self.normalize_ortho)
+        return penalty
+
+
+def ortho_penalty(rows: Tensor, *, normalize: bool = False) -> Tensor:
+    """How far vectors are from orthonormal: mean((t tᵀ − I)²) / (n·m), the rows t [n, m] flattened (METHOD.md, One site).
+
+    Args:
+        rows: [n, ...], n >= 1.
+        normalize: scale each row to length 1 first. Without it (the released code) rows of N(0, 1) have length √m, and the
+            penalty dominates the loss at the start.
+
+    Returns:
+        A scalar in float32 at least.
+    """
+    t = rows.flatten(1).to(torch.promote_types(rows.dtype, torch.float32))
+    if normalize:
+        t = functional.normalize(t, dim=1)
+    with torch.autocast(t.device.type, enabled=False):
+        gram = t @ t.T
+    return (gram - torch.eye(len(t), dtype=t.dtype, device=t.device)).square().mean() / t.numel()
+
+
+def _normal(shape: tuple[int, ...], std: float, generator: torch.Generator | None) -> nn.Parameter:
+    """N(0, std) from the generator; NaN without one."""
+    values = torch.empty(shape)
+    return nn.Parameter(values.fill_(torch.nan) if generator is None else values.normal_(0.0, std, generator=generator))
