@@ -216,7 +216,11 @@ class Assignment:
     prefix: str
     inputs: Mapping[str, CommittedRef]
     resume_from: str = ""
-    """Prefix of an earlier attempt of the same job whose newest good checkpoint may be continued ("" = none)."""
+    """Prefix of the complete, verified checkpoint of an earlier attempt of the same job to continue from ("" = none)."""
+    resume_digest: str = ""
+    """sha256 of that checkpoint's DONE file, as the ledger knows it: nothing else may be loaded."""
+    pool: str = ""
+    """Which pool of workers runs it."""
 
 
 @dataclass(frozen=True)
