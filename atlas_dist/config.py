@@ -65,9 +65,11 @@ class BackboneConfig(_Frozen):
     """The frozen trunk."""
 
     name: str = "tiny"
-    """`tiny` (ships with the package), `random-tiny` (tests), or a Hugging Face id or folder such as dandelin/vilt-b32-mlm."""
+    """`tiny` (ships with the package), `random-tiny` (tests), `vilt-b32-mlm` (the paper's, from the hub); with `source`, any name."""
+    source: str = ""
+    """Hub repository or folder of another ViLT checkpoint; "" = the one that belongs to `name`."""
     revision: str = ""
-    """Git revision of a hub checkpoint; "" = the one pinned for a known id."""
+    """Full commit hash of a hub `source`."""
 
 
 class MethodConfig(_Frozen):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -27,7 +27,6 @@ class EngineSettings:
     """How the engine steps: the part of `train.*` and of a budget that DeepSpeed is told."""
 
     zero_stage: int
-    bf16: bool
     micro_batch: int
     """Samples a rank per forward pass."""
     accumulation: int
@@ -110,6 +109,16 @@ def _deepspeed_config(settings: EngineSettings) -> dict[str, Any]:
         "steps_per_print": 10**12,
         "wall_clock_breakdown": False,
     }
+
+
+def gathered(engine: Any, parameters: Sequence[Tensor], *, change: bool = False) -> AbstractContextManager[Any]:
+    """Inside, `parameters` are whole on every rank; with `change`, what rank 0 writes into them is kept. Only ZeRO-3 needs it."""
+    if engine.zero_optimization_stage() < 3:
+        return nullcontext()
+    from deepspeed.zero import GatheredParameters
+
+    context: AbstractContextManager[Any] = GatheredParameters(list(parameters), modifier_rank=0 if change else None)
+    return context
 
 
 def prepare_process() -> None:

@@ -1,0 +1,263 @@
+"""The only Ray orchestration: one coordinator actor, one long-lived TorchTrainer a pool, and the loop by which workers pull jobs.
+
+The driver owns the actor and the trainers; nothing is detached, so `ray job stop` and Ctrl-C free everything. What must survive is in
+the ledger. A fresh `fit()` costs 16 to 23 s, the next job of a pool a tenth of a second: pools live as long as the run.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from tempfile import mkdtemp
+from typing import Any
+
+import ray
+from ray.train import FailureConfig, ScalingConfig
+from ray.train import RunConfig as RayRunConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from atlas_dist.config import ClusterConfig, Isolation, RunConfig
+from atlas_dist.coordinator.dispatch import Progress
+from atlas_dist.coordinator.pool import Lease, PoolDispatcher
+from atlas_dist.coordinator.service import RunService, RunStatus
+from atlas_dist.core.plan import Plan
+from atlas_dist.core.types import Failure
+from atlas_dist.errors import AtlasError, ConfigError, TrainingError
+
+POOL = "main"
+LEASE_WAIT_S = 2.0
+FIT_TRIES = 5
+"""Times a pool's trainer is started again after its controller died; restarts of workers alone are Ray Train's and not counted."""
+
+_WORKER_ENV = {
+    "DS_ACCELERATOR": "cpu",
+    "TOKENIZERS_PARALLELISM": "false",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "PYTHONWARNINGS": "ignore",
+}
+
+
+@contextmanager
+def cluster(config: ClusterConfig, workers: int) -> Iterator[None]:
+    """Join the configured Ray, or start one of our own and end it afterwards.
+
+    Raises:
+        ConfigError: the cluster cannot be reached, or can never hold the workers.
+    """
+    environment = _environment(config)
+    os.environ.update({k: v for k, v in environment.items() if k.startswith("RAY_")})
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    options: dict[str, Any] = {
+        "runtime_env": {"env_vars": environment},
+        "namespace": "atlas-dist",
+        "log_to_driver": bool(os.environ.get("ATLAS_DEBUG")),
+        "logging_level": "WARNING",
+    }
+    if config.address == "local":
+        needed = max(1, round(workers * config.cpus_per_worker + 0.499))
+        options |= {"address": "local", "include_dashboard": config.dashboard, "num_cpus": max(needed, os.cpu_count() or 1)}
+    else:
+        options |= {"address": config.address}
+    try:
+        ray.init(**options)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ConfigError(f"cluster.address is {config.address!r}: {first}", fix="Use cluster.address=local, or start the cluster first.") from error
+    try:
+        _check_room(config, workers)
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _environment(config: ClusterConfig) -> dict[str, str]:
+    environment = dict(_WORKER_ENV)
+    if config.gpus_per_worker:
+        environment["DS_ACCELERATOR"] = "cuda"
+    return environment
+
+
+def _check_room(config: ClusterConfig, workers: int) -> None:
+    """Refuse a gang that this cluster can never hold, unless it can grow."""
+    have = ray.cluster_resources()
+    for name, each in (("CPU", config.cpus_per_worker), ("GPU", config.gpus_per_worker)):
+        if each * workers > have.get(name, 0.0):
+            raise ConfigError(
+                f"{workers} workers need {each * workers:g} {name}, the cluster has {have.get(name, 0.0):g}.",
+                fix=f"Lower train.workers or cluster.{name.lower()}s_per_worker, or add nodes.",
+            )
+
+
+@ray.remote(num_cpus=0, max_concurrency=32, max_restarts=0)
+class CoordinatorActor:
+    """The run's coordinator: a thread that decides and records, and the desk where workers ask for jobs."""
+
+    def __init__(self, config: RunConfig, plan: Plan, spec: Mapping[str, Any]) -> None:
+        self.desk = PoolDispatcher({POOL: config.train.workers})
+        self.service = RunService(config, plan, spec, self.desk)
+        self.thread = threading.Thread(target=self.service.run, name="coordinator", daemon=True)
+        self.thread.start()
+
+    def lease(self, group: str) -> Lease:
+        """A job for this group of workers; waits a little for one."""
+        return self.desk.lease(POOL, group, LEASE_WAIT_S)
+
+    def progress(self, event: Progress) -> bool:
+        """Note progress; True asks the workers to save and stop."""
+        self.service.note(event)
+        return self.desk.progress(event)
+
+    def finished(self, attempt: str) -> None:
+        """An attempt's RESULT is in the store."""
+        self.desk.finished(attempt)
+
+    def failed(self, attempt: str, failure: Failure) -> None:
+        """An attempt ended without a result."""
+        self.desk.failed(attempt, failure)
+
+    def pool_gone(self, reason: str) -> None:
+        """The pool's trainer ended."""
+        self.desk.gone(POOL, reason)
+
+    def stop(self) -> None:
+        """Checkpoint, send the workers home, stop deciding."""
+        self.service.stop()
+
+    def status(self) -> RunStatus:
+        """What a person wants to see."""
+        return self.service.status()
+
+
+@dataclass
+class PoolRunner:
+    """Keeps a pool of workers alive until the coordinator sends it home; runs in a thread of the driver."""
+
+    config: RunConfig
+    actor: Any
+    error: BaseException | None = None
+
+    def run(self) -> None:
+        """Start trainers until the run is over."""
+        try:
+            for attempt in range(FIT_TRIES):
+                if self._serve(attempt):
+                    return
+                if ray.get(self.actor.status.remote()).over:
+                    return
+            raise TrainingError(f"The workers' controller died {FIT_TRIES} times.", fix="See the logs of Ray; `status` shows the run.")
+        except BaseException as error:  # handed to the main thread, which raises it
+            self.error = error
+
+    def _serve(self, attempt: int) -> bool:
+        """One trainer (or, with isolation per_job, one after the other); False when its controller died."""
+        try:
+            while True:
+                self._trainer(attempt).fit()
+                if self.config.train.isolation is Isolation.POOL or ray.get(self.actor.status.remote()).over:
+                    return True
+        except AtlasError:
+            raise
+        except Exception as error:  # Ray's own errors have no common base worth naming
+            ray.get(self.actor.pool_gone.remote(f"the trainer ended: {type(error).__name__}"))
+            if os.environ.get("ATLAS_DEBUG"):
+                print(error, file=sys.stderr)
+            return False
+
+    def _trainer(self, attempt: int) -> TorchTrainer:
+        config, cluster_config = self.config, self.config.cluster
+        resources = {"CPU": cluster_config.cpus_per_worker}
+        gpus = cluster_config.gpus_per_worker
+        if gpus:
+            resources["GPU"] = gpus
+        return TorchTrainer(
+            pool_main,
+            train_loop_config={"config": config, "actor": self.actor},
+            scaling_config=ScalingConfig(num_workers=config.train.workers, use_gpu=bool(gpus), resources_per_worker=resources),
+            torch_config=TorchConfig(backend="nccl" if gpus else "gloo", timeout_s=1800),
+            run_config=RayRunConfig(
+                name=f"{config.run}-{attempt}-{uuid.uuid4().hex[:8]}",
+                storage_path=mkdtemp(prefix="atlas-ray-"),
+                failure_config=FailureConfig(max_failures=-1),
+            ),
+        )
+
+
+def pool_main(options: dict[str, Any]) -> None:
+    """What every worker of a pool runs: ask for a job, do it together, tell how it went; until sent home."""
+    import torch.distributed as dist
+
+    from atlas_dist.train.context import RankContext
+    from atlas_dist.train.engine import prepare_process
+    from atlas_dist.train.worker import GroupBroken, StageWorker
+
+    config, actor = options["config"], options["actor"]
+    prepare_process()
+    rank, world = dist.get_rank(), dist.get_world_size()
+    context = RankContext(config, rank, world, control=dist.new_group(backend="gloo"))
+    context.trunk()
+    worker = StageWorker(context)
+    group = uuid.uuid4().hex
+    while True:
+        lease = _together(lambda: ray.get(actor.lease.remote(group)), context)
+        if lease.go_home:
+            return
+        if lease.assignment is None:
+            continue
+        attempt = lease.assignment.attempt
+        try:
+            outcome = worker.run(lease.assignment, _Reporter(actor, attempt))
+        except GroupBroken as error:
+            # This rank is lost to its group: say why before Ray starts the workers again.
+            ray.get(actor.failed.remote(attempt, error.failure))
+            raise
+        if outcome.failure is not None:
+            ray.get(actor.failed.remote(attempt, outcome.failure))
+        elif rank == 0:
+            ray.get(actor.finished.remote(attempt))
+        if config.train.isolation is Isolation.PER_JOB:
+            return
+
+
+def _together(ask: Callable[[], Any], context: Any) -> Any:
+    """Rank 0 asks; everyone gets the answer."""
+    import torch.distributed as dist
+
+    answer = [ask() if context.leader else None]
+    dist.broadcast_object_list(answer, src=0, group=context.control)
+    return answer[0]
+
+
+class _Reporter:
+    """Rank 0's line to the coordinator: sends without waiting, and reads the answer to the report before."""
+
+    MIN_INTERVAL_S = 0.5
+
+    def __init__(self, actor: Any, attempt: str) -> None:
+        self.actor, self.attempt = actor, attempt
+        self.pending: Any = None
+        self.sent = 0.0
+        self.stop = False
+
+    def __call__(self, progress: Any) -> bool:
+        if self.pending is not None and ray.wait([self.pending], timeout=0)[0]:
+            self.stop = self.stop or ray.get(self.pending)
+            self.pending = None
+        now = time.monotonic()
+        if self.pending is None and (now - self.sent >= self.MIN_INTERVAL_S or progress.step == progress.total):
+            metrics = {
+                "loss": progress.loss,
+                "score": progress.score,
+                "samples_per_s": progress.samples_per_s,
+                "data_wait": progress.data_wait,
+            }
+            self.pending = self.actor.progress.remote(Progress(self.attempt, progress.step, progress.total, metrics))
+            self.sent = now
+        return self.stop

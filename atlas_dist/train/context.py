@@ -1,0 +1,169 @@
+"""What a rank keeps between jobs: its place in the group, its stores, the frozen trunk and the manifests it has read.
+
+A pool lives for a whole run. What is expensive to make (importing torch and transformers, loading the trunk) is made once a process,
+so that the next job's set-up costs a tenth of a second.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from hashlib import blake2b
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from atlas_dist.config import Precision, RunConfig
+from atlas_dist.core.manifest import ShardManifest
+from atlas_dist.core.types import StageJob, TaskSpec
+from atlas_dist.data.manifest import read_manifest
+from atlas_dist.data.stream import Stream, StreamLimits, open_stream
+from atlas_dist.errors import DataError
+from atlas_dist.methods import Method, make_method
+from atlas_dist.model.backbone import Backbone, BackboneRef, load_backbone
+from atlas_dist.store import ObjectStore, StoreOptions, open_store
+from atlas_dist.train.engine import device
+from atlas_dist.train.feed import Feeder
+
+
+@dataclass
+class RankContext:
+    """One process of a pool. `config` is the run's; ranks differ in `rank` only."""
+
+    config: RunConfig
+    rank: int
+    world: int
+    control: Any = None
+    """A gloo group for small objects and barriers, whatever the tensors travel on; None = the default group."""
+    store: ObjectStore = field(init=False)
+    shards: ObjectStore = field(init=False)
+    method: Method = field(init=False)
+    _trunk: Backbone | None = field(default=None, init=False)
+    _manifests: dict[tuple[str, str], ShardManifest] = field(default_factory=dict, init=False)
+
+    def __post_init__(self) -> None:
+        torch.set_num_threads(self.config.train.threads)
+        self.store = open_run_store(self.config)
+        self.shards = open_shards(self.config)
+        self.method = make_method(self.config.method.name, self.config.method.settings)
+
+    @property
+    def leader(self) -> bool:
+        """Rank 0 talks to the store and to the coordinator."""
+        return self.rank == 0
+
+    def trunk(self) -> Backbone:
+        """The frozen trunk on this rank's device.
+
+        ZeRO-3 takes a trunk's parameters apart for good, so there every job gets a fresh one.
+        """
+        if self._trunk is None or self.config.train.zero_stage == 3:
+            trunk = configured_backbone(self.config)
+            trunk.model.to(device())
+            if self.config.train.precision is Precision.BF16:
+                _store_products_in_bf16(trunk.model)
+            self._trunk = trunk
+        return self._trunk
+
+    def feeder(self) -> Feeder:
+        """Pixels normalised as the trunk was pretrained."""
+        trunk = self.trunk()
+        return Feeder(trunk.pixel_mean, trunk.pixel_std, device())
+
+    def training_stream(self, job: StageJob, start_step: int) -> Stream:
+        """This rank's share of the training split, at `start_step`."""
+        batch = job.budget.global_batch
+        return self._open(job.task, job.task.train, job.task.train_digest, job, batch, start_step, shots=job.task.shots)
+
+    def validation_stream(self, job: StageJob) -> Stream:
+        """This rank's share of the validation split, in batches of a fixed size a rank."""
+        batch = self.config.train.eval_batch * self.world
+        return self._open(job.task, job.task.val, job.task.val_digest, job, batch, 0, shuffle=False)
+
+    def _open(
+        self, task: TaskSpec, split: str, digest: str, job: StageJob, global_batch: int, start_step: int, **options: Any
+    ) -> Stream:
+        trunk = self.trunk()
+        limits = StreamLimits(
+            memory_bytes=self.config.shards.buffer_mb << 20, bad_samples=self.config.shards.max_bad_samples, decode_threads=1
+        )
+        return open_stream(
+            self.shards,
+            self._manifest(task.dataset, split, digest),
+            task,
+            trunk.tokenizer,
+            trunk.image_size,
+            seed=seed_of(job, "data"),
+            rank=self.rank,
+            world=self.world,
+            global_batch=global_batch,
+            start_step=start_step,
+            limits=limits,
+            **options,
+        )
+
+    def _manifest(self, dataset: str, split: str, digest: str) -> ShardManifest:
+        """The split's manifest, which must still be the one that the job's key was made from."""
+        manifest = self._manifests.get((dataset, split)) or read_manifest(self.shards, dataset, split)
+        if manifest.digest != digest:
+            raise DataError(
+                f"{dataset}/{split} has changed since the run was planned: its digest is {manifest.digest[:12]}, the plan's {digest[:12]}.",
+                fix="Restore the shards, or start a run with another name.",
+            )
+        self._manifests[dataset, split] = manifest
+        return manifest
+
+    def barrier(self) -> None:
+        """Wait until every rank is here."""
+        dist.barrier(group=self.control)
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every rank's value, in rank order, on rank 0; [] elsewhere."""
+        out: list[Any] = [None] * self.world if self.leader else []
+        dist.gather_object(value, out if self.leader else None, dst=0, group=self.control)
+        return out
+
+
+class Stopwatch:
+    """Seconds since it was made, or since the last `lap`."""
+
+    def __init__(self) -> None:
+        self._last = time.perf_counter()
+
+    def lap(self) -> float:
+        """Seconds since the last lap."""
+        now = time.perf_counter()
+        seconds, self._last = now - self._last, now
+        return seconds
+
+
+def seed_of(job: StageJob, purpose: str) -> int:
+    """A seed that depends on the run's seed, the task, the stage and the purpose; not on the order of tasks, so that the same task
+    starts from the same draw wherever it stands in a sequence."""
+    stage = job.stage.stage.value if job.stage else job.kind.value
+    text = f"{job.seed}/{job.task.name}/{stage}/{purpose}"
+    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
+
+
+def configured_backbone(config: RunConfig) -> Backbone:
+    """The trunk that `backbone.*` names. Raises ConfigError or DataError."""
+    named = config.backbone
+    return load_backbone(BackboneRef(named.name, named.source, named.revision or None) if named.source else named.name)
+
+
+def open_run_store(config: RunConfig) -> ObjectStore:
+    """The store of durable state."""
+    return open_store(config.store.url, options=StoreOptions(config.store.endpoint_url, config.store.region))
+
+
+def open_shards(config: RunConfig) -> ObjectStore:
+    """The store of packed data."""
+    return open_store(config.shards.url, options=StoreOptions(config.shards.endpoint_url, config.shards.region))
+
+
+def _store_products_in_bf16(model: torch.nn.Module) -> None:
+    """Keep the frozen matrices in the precision they are used in: autocast would convert them anew in every pass."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.Linear | torch.nn.Conv2d):
+            module.to(torch.bfloat16)

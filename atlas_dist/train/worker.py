@@ -1,0 +1,112 @@
+"""What each rank does with an assignment: dispatch by kind, publish the result, and turn what went wrong into a Failure.
+
+An error that strikes every rank alike (not finite, asked to stop) leaves the group healthy: the next job may come. An error of one
+rank leaves the others waiting in a collective; then the group must go, and `GroupBroken` says so.
+"""
+
+from __future__ import annotations
+
+import logging
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch.distributed as dist
+
+from atlas_dist.core.types import Assignment, Failure, FailureKind, JobKind
+from atlas_dist.errors import AuthError, ConfigError, DataError, Paused, StoreError
+from atlas_dist.store.artifacts import publish_result, read_checkpoint, write_checkpoint
+from atlas_dist.train.context import RankContext
+from atlas_dist.train.learn import Learner
+from atlas_dist.train.loop import NonFiniteLoss, Progress
+from atlas_dist.train.score import score
+
+log = logging.getLogger(__name__)
+
+PATIENCE_S = 10.0
+"""Seconds that the ranks have to arrive together after a failure before the group counts as broken."""
+
+
+class GroupBroken(RuntimeError):
+    """The ranks no longer agree on where they are; the workers must be started again. `failure` is what this rank saw first."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.reason)
+        self.failure = failure
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How an assignment ended on this rank: `failure` is None when the RESULT is published."""
+
+    failure: Failure | None = None
+
+
+class StageWorker:
+    """One rank of a pool. Ranks call `run` with the same assignment at the same time."""
+
+    def __init__(self, context: RankContext) -> None:
+        self.context = context
+
+    def run(self, assignment: Assignment, report: Callable[[Progress], bool]) -> Outcome:
+        """Do the job; the same kind of outcome on every rank.
+
+        Raises:
+            GroupBroken: the ranks fell out of step.
+        """
+        at = _Position()
+
+        def noted(progress: Progress) -> bool:
+            at.step = progress.step
+            return report(progress)
+
+        try:
+            files, metrics = self._do(assignment, noted)
+            if self.context.leader:
+                publish_result(self.context.store, assignment, files, metrics)
+            self.context.barrier()
+            return Outcome()
+        except Exception as error:  # whatever it is, the coordinator must hear of it
+            failure = failure_of(error, at.step)
+            if failure.kind is FailureKind.POISON:
+                log.error("%s failed:\n%s", assignment.attempt, traceback.format_exc())
+            self._meet_again(failure)
+            return Outcome(failure)
+
+    def _do(self, assignment: Assignment, report: Callable[[Progress], bool]) -> tuple[dict[str, bytes], dict[str, Any]]:
+        if assignment.job.kind is JobKind.EVAL:
+            return score(self.context, assignment, report)
+        resume = read_checkpoint(self.context.store, assignment) if assignment.resume_from else {}
+
+        def save(step: int, files: Mapping[str, bytes]) -> None:
+            write_checkpoint(self.context.store, assignment, step, files)
+
+        return Learner(self.context, assignment, report, save, resume).run()
+
+    def _meet_again(self, failure: Failure) -> None:
+        """After a failure: go on together, or not at all."""
+        try:
+            dist.monitored_barrier(group=self.context.control, timeout=timedelta(seconds=PATIENCE_S))
+        except RuntimeError as error:
+            raise GroupBroken(failure) from error
+
+
+@dataclass
+class _Position:
+    step: int = 0
+
+
+def failure_of(error: Exception, step: int) -> Failure:
+    """What an exception means for retries (DESIGN.md, Durable state)."""
+    reason = f"{type(error).__name__}: {error}"[:2000]
+    if isinstance(error, NonFiniteLoss):
+        return Failure(FailureKind.NONFINITE, reason, error.step)
+    if isinstance(error, Paused):
+        return Failure(FailureKind.PREEMPTED, reason, step)
+    if isinstance(error, StoreError):
+        return Failure(FailureKind.STORE, reason, step)
+    if isinstance(error, ConfigError | AuthError | DataError):
+        return Failure(FailureKind.FATAL, reason, step)
+    return Failure(FailureKind.POISON, reason, step)
