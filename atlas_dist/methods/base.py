@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -40,9 +40,10 @@ class Method:
 
 
 Maker = Callable[[Mapping[str, Any]], Method]
+S = TypeVar("S", bound=Settings)
 
 
-def checked[S: Settings](kind: type[S], method: str, settings: Mapping[str, Any]) -> S:
+def checked(kind: type[S], method: str, settings: Mapping[str, Any]) -> S:
     """Validate a method's settings; ConfigError names the key, its value and what would be valid."""
     try:
         return kind.model_validate(dict(settings))

@@ -134,6 +134,7 @@ def prepare_process() -> None:
 
 def join_alone() -> None:
     """Make a process group of one when nobody made one: tests, benchmarks and `bank` commands run without Ray."""
+    os.environ.setdefault("LOCAL_RANK", "0")
     if not torch.distributed.is_initialized():
         store = torch.distributed.HashStore()
         torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)

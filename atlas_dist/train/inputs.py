@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from safetensors.torch import load, save
+from safetensors.torch import load as parse_tensors
+from safetensors.torch import save
 from torch import Tensor
 
 from atlas_dist.core.types import CommittedRef
-from atlas_dist.store.artifacts import fetch_blob
+from atlas_dist.store import artifacts
 from atlas_dist.store.objects import ObjectStore
 
 ADAPTER_FILE, TASK_FILE, DETAILS_FILE = "adapter.safetensors", "task.safetensors", "details.json"
@@ -26,12 +27,12 @@ def pack_tensors(tensors: Mapping[str, Tensor]) -> bytes:
 
 def read_adapters(store: ObjectStore, inputs: Mapping[str, CommittedRef], bank: Sequence[str]) -> list[dict[str, Tensor]]:
     """The adapters of `bank`, in order. Raises DataError when a file does not match its hash."""
-    return [load(fetch_blob(store, inputs[key], ADAPTER_FILE)) for key in bank]
+    return [parse_tensors(artifacts.load(store, inputs[key], ADAPTER_FILE)) for key in bank]
 
 
 def read_task(store: ObjectStore, ref: CommittedRef) -> dict[str, Tensor]:
     """Queries and head of a committed training job. Raises DataError when the file does not match its hash."""
-    return load(fetch_blob(store, ref, TASK_FILE))
+    return parse_tensors(artifacts.load(store, ref, TASK_FILE))
 
 
 def queries_of(task: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -11,13 +11,15 @@ import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch.distributed as dist
 
 from atlas_dist.core.types import Assignment, Failure, FailureKind, JobKind
 from atlas_dist.errors import AuthError, ConfigError, DataError, Paused, StoreError
-from atlas_dist.store.artifacts import publish_result, read_checkpoint, write_checkpoint
+from atlas_dist.store import artifacts
 from atlas_dist.train.context import RankContext
 from atlas_dist.train.learn import Learner
 from atlas_dist.train.loop import NonFiniteLoss, Progress
@@ -65,7 +67,8 @@ class StageWorker:
         try:
             files, metrics = self._do(assignment, noted)
             if self.context.leader:
-                publish_result(self.context.store, assignment, files, metrics)
+                store, job = self.context.store, assignment.job.key
+                artifacts.publish(store, assignment.prefix, job=job, attempt=assignment.attempt, files=files, metrics=metrics)
             self.context.barrier()
             return Outcome()
         except Exception as error:  # whatever it is, the coordinator must hear of it
@@ -78,12 +81,19 @@ class StageWorker:
     def _do(self, assignment: Assignment, report: Callable[[Progress], bool]) -> tuple[dict[str, bytes], dict[str, Any]]:
         if assignment.job.kind is JobKind.EVAL:
             return score(self.context, assignment, report)
-        resume = read_checkpoint(self.context.store, assignment) if assignment.resume_from else {}
 
         def save(step: int, files: Mapping[str, bytes]) -> None:
-            write_checkpoint(self.context.store, assignment, step, files)
+            artifacts.save_checkpoint(self.context.store, assignment.prefix, step, files)
 
-        return Learner(self.context, assignment, report, save, resume).run()
+        return Learner(self.context, assignment, report, save, self._resume_files(assignment)).run()
+
+    def _resume_files(self, assignment: Assignment) -> dict[str, bytes]:
+        """The checkpoint to go on from, every file against its hash; {} when there is none."""
+        if not assignment.resume_from:
+            return {}
+        with TemporaryDirectory(prefix="atlas-resume-") as folder:
+            found = artifacts.fetch_checkpoint(self.context.store, assignment.resume_from, assignment.resume_digest, Path(folder))
+            return {blob.name: (Path(folder) / blob.name).read_bytes() for blob in found.blobs}
 
     def _meet_again(self, failure: Failure) -> None:
         """After a failure: go on together, or not at all."""

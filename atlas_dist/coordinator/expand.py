@@ -1,0 +1,113 @@
+"""From a configuration to a plan: read the manifests, name the trunk, lay out the orders. Everything that can be wrong is found here,
+before any worker starts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from atlas_dist.config import RunConfig, TaskConfig
+from atlas_dist.core.manifest import ShardManifest
+from atlas_dist.core.plan import Common, Plan, PlannedTask, SequenceSpec, make_plan
+from atlas_dist.core.types import TaskSpec
+from atlas_dist.data.manifest import read_manifest
+from atlas_dist.errors import ConfigError, DataError
+from atlas_dist.methods import make_method
+from atlas_dist.store import ObjectStore
+from atlas_dist.train.context import configured_backbone, open_shards
+
+NUMERICS_VERSION = 1
+"""Raised whenever equal settings may give another result than before: results of older versions are then not reused."""
+
+
+def expand(config: RunConfig) -> Plan:
+    """The plan of a run.
+
+    Raises:
+        ConfigError: a setting does not fit the method, the trunk or the data.
+        DataError: a shard set is missing or damaged.
+    """
+    method = make_method(config.method.name, config.method.settings)
+    trunk = configured_backbone(config)
+    _check_texts(config, trunk.max_text_tokens)
+    shards = open_shards(config)
+    used = {t for order in config.sequence.all_orders for t in order} | set(config.sequence.downstream)
+    tasks = {name: _planned(config, name, shards) for name in sorted(used)}
+    sequences = [
+        SequenceSpec(
+            name=f"order{number}-seed{seed}",
+            method=method.spec,
+            seed=seed,
+            upstream=tuple(tasks[t] for t in order),
+            downstream=tuple(tasks[t] for t in config.sequence.downstream),
+        )
+        for seed in config.seeds
+        for number, order in enumerate(config.sequence.all_orders)
+    ]
+    numerics = {"version": NUMERICS_VERSION, "precision": config.train.precision.value}
+    return make_plan(sequences, Common(backbone_digest=trunk.digest, numerics=numerics))
+
+
+def specification(config: RunConfig) -> dict[str, Any]:
+    """What makes a run this run, for the ledger's first entry: where it lies and how many workers it has may change between submissions."""
+    tree = config.model_dump(mode="json")
+    lasting = {name: tree[name] for name in ("seeds", "backbone", "method", "tasks", "sequence")}
+    lasting["train"] = {name: tree["train"][name] for name in ("precision", "budget", "stage1", "stage2")}
+    for task in lasting["tasks"].values():
+        task.pop("raw")
+    return lasting
+
+
+def _planned(config: RunConfig, name: str, shards: ObjectStore) -> PlannedTask:
+    task = config.tasks[name]
+    train = _manifest(shards, name, task, task.data.train)
+    val = _manifest(shards, name, task, task.data.val)
+    spec = TaskSpec(
+        name=name,
+        kind=task.kind,
+        classes=_classes(name, task, train, val),
+        max_text=task.max_text,
+        dataset=task.data.dataset,
+        train=task.data.train,
+        val=task.data.val,
+        train_digest=train.digest,
+        val_digest=val.digest,
+        shots=task.shots,
+    )
+    return PlannedTask(spec=spec, budgets=task.budgets(config.train))
+
+
+def _manifest(shards: ObjectStore, name: str, task: TaskConfig, split: str) -> ShardManifest:
+    try:
+        manifest = read_manifest(shards, task.data.dataset, split)
+    except DataError as error:
+        raise DataError(f"Task {name}: {error.message}", fix=error.fix or "Pack it: atlas-dist shards pack experiment=…") from error
+    if manifest.kind is not task.kind:
+        raise ConfigError(
+            f"tasks.{name}.kind is {task.kind.value}, but {task.data.dataset}/{split} was packed as {manifest.kind.value}.",
+            fix=f"Set tasks.{name}.kind={manifest.kind.value}, or pack the data set again.",
+        )
+    return manifest
+
+
+def _classes(name: str, task: TaskConfig, train: ShardManifest, val: ShardManifest) -> int:
+    if train.classes != val.classes:
+        raise DataError(
+            f"Task {name}: the splits {train.split} and {val.split} of {train.dataset} do not have the same classes "
+            f"({len(train.classes)} and {len(val.classes)}).",
+            fix="Pack both splits from the same data set.",
+        )
+    if task.classes not in (None, len(train.classes)):
+        raise ConfigError(
+            f"tasks.{name}.classes is {task.classes}, the shards have {len(train.classes)}.",
+            fix=f"Leave tasks.{name}.classes out: the manifest knows it.",
+        )
+    return len(train.classes)
+
+
+def _check_texts(config: RunConfig, limit: int) -> None:
+    for name, task in config.tasks.items():
+        if task.max_text > limit:
+            raise ConfigError(
+                f"tasks.{name}.max_text is {task.max_text}; the trunk {config.backbone.name} reads at most {limit} text tokens.",
+                fix=f"Set tasks.{name}.max_text={limit} or less.",
+            )
