@@ -1,0 +1,81 @@
+"""A run's results on a terminal: the accuracy matrix, what each task reused, where things lie."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from atlas_dist.report.facts import Cell, RunFacts, SequenceFacts
+
+
+def show(facts: RunFacts, console: Console, places: Iterable[tuple[str, str]] = ()) -> None:
+    """Print every sequence, then `places` as (what, where) lines."""
+    for sequence in facts.sequences:
+        _show_sequence(sequence, console, titled=len(facts.sequences) > 1)
+    for what, where in places:
+        console.print(f"[bold]{what}[/bold]  {where}", soft_wrap=True)
+
+
+def _show_sequence(sequence: SequenceFacts, console: Console, *, titled: bool) -> None:
+    if titled:
+        console.rule(sequence.name)
+    names = [t.task for t in sequence.upstream]
+    console.print(_matrix("Score (%) of each task after each task, read as it was learnt (task view)", names, sequence.matrix["task"]))
+    if any(len(row) > 1 for row in sequence.matrix["latest"]) and sequence.matrix["latest"] != sequence.matrix["task"]:
+        console.print(_matrix("The same with the newest queries and every adapter (latest view)", names, sequence.matrix["latest"]))
+    changed = sequence.changed_predictions()
+    if changed:
+        console.print(f"[bold red]Predictions changed in the task view: {', '.join(changed)}[/bold red]")
+    elif len(names) > 1 and sequence.complete:
+        console.print("Task view: every old task's predictions are bitwise equal after every later task.")
+    _show_reuse(sequence, console)
+    if sequence.downstream:
+        _show_transfers(sequence, console)
+    for name, value in sequence.summary().items():
+        console.print(f"{name}: {value:+.1f}" if "transfer" in name else f"{name}: {value:.1f}")
+    console.print()
+
+
+def _matrix(title: str, names: Sequence[str], rows: Sequence[Sequence[Cell]]) -> Table:
+    table = Table(title=title, title_justify="left", title_style="bold")
+    table.add_column("after learning")
+    for name in names:
+        table.add_column(name, justify="right")
+    for name, row in zip(names, rows, strict=True):
+        table.add_row(name, *(_number(cell) for cell in row))
+    return table
+
+
+def _show_reuse(sequence: SequenceFacts, console: Console) -> None:
+    """Mean α per task and adapter: how much of each adapter's output enters, averaged over samples and sites."""
+    tasks = [t for t in (*sequence.upstream, *sequence.downstream) if t.reuse()]
+    if not tasks:
+        return
+    columns = list(dict.fromkeys(name for t in tasks for name in t.sees))
+    table = Table(title="What each task draws on (mean α of each adapter, 0 to 1)", title_justify="left", title_style="bold")
+    table.add_column("task")
+    for name in columns:
+        table.add_column(name, justify="right")
+    for task in tasks:
+        reuse = task.reuse()
+        table.add_row(task.task, *(f"{reuse[name]:.3f}" if name in reuse else "" for name in columns))
+    console.print(table)
+
+
+def _show_transfers(sequence: SequenceFacts, console: Console) -> None:
+    table = Table(title="Transfer: tasks that start from the final bank and stay out of it", title_justify="left", title_style="bold")
+    for column, side in (("task", "left"), ("stage 1", "right"), ("stage 2", "right"), ("scored", "right"), ("by chance", "right")):
+        table.add_column(column, justify=side)  # type: ignore[arg-type]
+    for task in sequence.downstream:
+        by_stage = {s.stage: s.score for s in task.stages}
+        scored = sequence.transfers.get(task.task)
+        table.add_row(
+            task.task, *(_number(by_stage.get(s)) for s in ("stage1", "stage2")), _number(scored), f"{task.random_score:.1f}"
+        )
+    console.print(table)
+
+
+def _number(cell: Cell) -> str:
+    return "–" if cell is None else f"{cell:.1f}"

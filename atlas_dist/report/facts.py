@@ -1,0 +1,203 @@
+"""A run's results, gathered from its plan and its ledger: plain values that every way of showing them starts from.
+
+Nothing here is computed by training; what has no result yet is None and shown as missing, never guessed.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from statistics import fmean
+from typing import Any
+
+from atlas_dist.core.ledger import RunState
+from atlas_dist.core.metrics import average_accuracy, backward_transfer, forgetting
+from atlas_dist.core.plan import Plan, SequenceJobs, TaskJobs
+from atlas_dist.core.types import CommittedRef, JobKind, StageJob, View
+from atlas_dist.store import artifacts
+from atlas_dist.store.objects import ObjectStore
+
+DETAILS = "details.json"
+
+
+@dataclass(frozen=True)
+class StageFacts:
+    """One committed training job: its short metrics from the ledger, its curves and α from `details.json`."""
+
+    label: str
+    stage: str
+    key: str
+    score: float
+    metrics: Mapping[str, Any]
+    curve: list[dict[str, float]] = field(default_factory=list)
+    validation: list[dict[str, float]] = field(default_factory=list)
+    reuse: Mapping[str, Mapping[str, list[float]]] = field(default_factory=dict)
+    """{site: {"mean": [T], "std": [T]}} of α per visible adapter, the task's own one last in stage two."""
+
+
+@dataclass(frozen=True)
+class TaskFacts:
+    """One task of a sequence: its stages so far and the tasks whose adapters it could draw on, in bank order."""
+
+    task: str
+    random_score: float
+    stages: tuple[StageFacts, ...]
+    sees: tuple[str, ...]
+
+    def reuse(self) -> dict[str, float]:
+        """Mean α over sites of each adapter that the last stage saw (a task may see its own, in stage two)."""
+        last = next((s for s in reversed(self.stages) if s.reuse), None)
+        if last is None:
+            return {}
+        columns = zip(*(site["mean"] for site in last.reuse.values()), strict=True)
+        return {name: fmean(column) for name, column in zip(self.sees, columns, strict=False)}
+
+
+Cell = float | None
+
+
+@dataclass(frozen=True)
+class SequenceFacts:
+    """One order of tasks under one seed."""
+
+    name: str
+    method: str
+    seed: int
+    upstream: tuple[TaskFacts, ...]
+    downstream: tuple[TaskFacts, ...]
+    matrix: Mapping[str, tuple[tuple[Cell, ...], ...]]
+    """view -> R[i][j] in percent, row i of length i + 1; None = not scored yet."""
+    fingerprints: Mapping[str, tuple[str, ...]]
+    """task -> sha256 of its task-view predictions after each later task: all equal, or something is wrong."""
+    transfers: Mapping[str, Cell]
+
+    @property
+    def complete(self) -> bool:
+        """Every cell of every view is there."""
+        return all(cell is not None for rows in self.matrix.values() for row in rows for cell in row)
+
+    def summary(self) -> dict[str, float]:
+        """Average accuracy, backward transfer and mean forgetting per view; {} before the sequence is complete."""
+        if not self.complete:
+            return {}
+        out: dict[str, float] = {}
+        for view, rows in self.matrix.items():
+            matrix = [[float(c) for c in row if c is not None] for row in rows]
+            losses = [
+                forgetting(matrix[j][j], matrix[-1][j], task.random_score) for j, task in enumerate(self.upstream[:-1])
+            ]
+            out[f"average accuracy, {view} view"] = average_accuracy(matrix)
+            out[f"backward transfer, {view} view"] = backward_transfer(matrix)
+            out[f"forgetting T_F, {view} view"] = fmean(losses) if losses else 0.0
+        return out
+
+    def changed_predictions(self) -> list[str]:
+        """Tasks whose task-view predictions did not stay bitwise equal. Must be empty."""
+        return [task for task, prints in self.fingerprints.items() if len(set(prints)) > 1]
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """Everything the reports show."""
+
+    run: str
+    sequences: tuple[SequenceFacts, ...]
+    jobs: tuple[Mapping[str, Any], ...]
+    """One row a job: label, status, score, seconds, attempts, adopted_from."""
+    spec: Mapping[str, Any]
+    committed: int
+    total: int
+
+
+def gather(plan: Plan, state: RunState, store: ObjectStore | None = None) -> RunFacts:
+    """Collect a run's results; with a store, also curves and α (verified). Raises DataError when a file is damaged."""
+    return RunFacts(
+        run=state.run,
+        sequences=tuple(_sequence(plan, state, s, store) for s in plan.sequences),
+        jobs=tuple(_job_row(job, state) for job in plan.jobs.values()),
+        spec=state.spec,
+        committed=sum(state.job(k).committed is not None for k in plan.jobs),
+        total=len(plan.jobs),
+    )
+
+
+def _sequence(plan: Plan, state: RunState, jobs: SequenceJobs, store: ObjectStore | None) -> SequenceFacts:
+    count = len(jobs.upstream)
+    cells = {(i, j): _views(state, jobs.evaluations[i, j]) for i in range(count) for j in range(i + 1)}
+    matrix = {
+        view.value: tuple(tuple(_score(cells[i, j], view) for j in range(i + 1)) for i in range(count))
+        for view in (View.TASK, View.LATEST)
+    }
+    prints = {
+        task.task: tuple(
+            v[View.TASK.value]["predictions_sha256"] for i in range(j, count) if (v := cells[i, j]) and View.TASK.value in v
+        )
+        for j, task in enumerate(jobs.upstream)
+    }
+    return SequenceFacts(
+        name=jobs.name,
+        method=jobs.method,
+        seed=jobs.seed,
+        upstream=tuple(_task(plan, state, t, store) for t in jobs.upstream),
+        downstream=tuple(_task(plan, state, t, store) for t in jobs.downstream),
+        matrix=matrix,
+        fingerprints=prints,
+        transfers={task: _score(_views(state, key), View.TASK) for task, key in jobs.transfers.items()},
+    )
+
+
+def _views(state: RunState, key: str) -> Mapping[str, Any]:
+    ref = state.job(key).committed
+    return ref.metrics.get("views", {}) if ref else {}
+
+
+def _score(views: Mapping[str, Any], view: View) -> Cell:
+    """A view's score; right after its own task the two views are the same model and scored once."""
+    found = views.get(view.value) or views.get(View.TASK.value)
+    return float(found["score"]) if found else None
+
+
+def _task(plan: Plan, state: RunState, jobs: TaskJobs, store: ObjectStore | None) -> TaskFacts:
+    stages = tuple(
+        _stage(plan.jobs[key], ref, store) for key in jobs.stages if (ref := state.job(key).committed) is not None
+    )
+    return TaskFacts(
+        task=jobs.task,
+        random_score=plan.jobs[jobs.final].task.random_score,
+        stages=stages,
+        sees=tuple(plan.jobs[key].task.name for key in jobs.bank),
+    )
+
+
+def _stage(job: StageJob, ref: CommittedRef, store: ObjectStore | None) -> StageFacts:
+    details = json.loads(artifacts.load(store, ref, DETAILS)) if store is not None else {}
+    return StageFacts(
+        label=job.label,
+        stage=job.stage.stage.value if job.stage else "",
+        key=job.key,
+        score=float(ref.metrics["score"]),
+        metrics=ref.metrics,
+        curve=details.get("curve", []),
+        validation=details.get("validation", []),
+        reuse=details.get("alpha", {}),
+    )
+
+
+def _job_row(job: StageJob, state: RunState) -> dict[str, Any]:
+    now = state.job(job.key)
+    metrics = now.committed.metrics if now.committed else {}
+    seconds = metrics.get("seconds", {})
+    score = metrics.get("score")
+    if job.kind is JobKind.EVAL and metrics:
+        score = metrics["views"][View.TASK.value]["score"]
+    return {
+        "job": job.key,
+        "label": job.label,
+        "status": now.status.value,
+        "score": score,
+        "seconds": round(sum(seconds.values()), 2) if job.kind is JobKind.EVAL else seconds.get("setup", 0) + seconds.get("training", 0),
+        "attempts": len(now.attempts),
+        "adopted_from": now.adopted_from,
+        "failure": now.failure.reason if now.failure else "",
+    }
