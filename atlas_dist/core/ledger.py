@@ -193,6 +193,9 @@ class RunState:
     garbage: frozenset[str] = frozenset()
     """Ended attempts that nothing can use any more."""
     committed: int = 0
+    """How many jobs are."""
+    newest: str = ""
+    """The job that this run committed last."""
     paused: str = ""
     cancelled: str = ""
     halted: str = ""
@@ -315,6 +318,7 @@ def _on_commit(draft: _Draft, entry: Entry, record: Commit) -> None:
     draft.running.discard(attempt.id)
     draft.garbage.discard(attempt.id)
     _settle(draft, entry, _with(state, replace(attempt, status=AttemptStatus.COMMITTED, failure=None)), record)
+    draft.now["newest"] = record.job
 
 
 def _on_adopt(draft: _Draft, entry: Entry, record: Adopt) -> None:

@@ -100,7 +100,7 @@ def verify(store: ObjectStore, prefix: str, blobs: Iterable[Blob], *, pulse: Pul
 
 
 def fetch(store: ObjectStore, ref: CommittedRef, name: str, folder: Path) -> Path:
-    """Download one file of a committed result to `folder/<name>`, verified. Raises DataError, StoreError, KeyError (no such file)."""
+    """Download one file of a committed result into `folder`, verified. Raises DataError, StoreError; KeyError: no such file."""
     return _download(store, ref.prefix, ref.blob(name), folder)
 
 

@@ -1,0 +1,88 @@
+"""From files to facts: is an attempt's result right, has another run this result already, and what may be deleted.
+
+These functions read and write the store but decide nothing about the run: the coordinator does, and records it first.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass
+
+from atlas_dist.clock import Clock
+from atlas_dist.coordinator import paths
+from atlas_dist.core.keys import canonical_json, check_key
+from atlas_dist.core.records import from_json
+from atlas_dist.core.types import CommittedRef, StageResult
+from atlas_dist.errors import AlreadyExists, DataError, MissingObject
+from atlas_dist.failpoints import failpoint
+from atlas_dist.store.artifacts import Pulse, read_json, read_result, verify
+from atlas_dist.store.objects import ObjectStore
+from atlas_dist.store.settle import Patience, create_settled
+
+_VERIFY_TRIES = 3
+"""A damaged answer on the way here is not a damaged file: only what is wrong every time is wrong."""
+
+
+@dataclass(frozen=True)
+class Pointer:
+    """What `results/<job key>` holds: whose commit it is."""
+
+    run: str
+    ref: CommittedRef
+
+
+def verified_result(store: ObjectStore, job: str, attempt: str, prefix: str, pulse: Pulse) -> StageResult | None:
+    """The attempt's RESULT after re-reading everything that it names; None when it has none.
+
+    Raises:
+        DataError: RESULT or a file is damaged, missing, or speaks of another attempt.
+        StoreError: the store is in trouble; nothing is known.
+    """
+    for remaining in reversed(range(_VERIFY_TRIES)):
+        try:
+            result = read_result(store, prefix)
+            if (result.job, result.attempt) != (job, attempt):
+                raise DataError(f"{prefix}/RESULT is about attempt {result.attempt} of job {result.job}.")
+            failpoint("commit.before_verify")
+            verify(store, prefix, result.blobs, pulse=pulse)
+        except MissingObject:
+            return None
+        except DataError:
+            if not remaining:
+                raise
+        else:
+            return result
+    return None
+
+
+def verified_fact(store: ObjectStore, job: str, pulse: Pulse) -> Pointer | None:
+    """What another run has committed for this job, after re-reading everything; None when there is nothing.
+
+    Raises:
+        DataError: there is something, but it is damaged: train the job instead.
+        StoreError: the store is in trouble; nothing is known.
+    """
+    try:
+        pointer = from_json(Pointer, read_json(store, paths.result(job)))
+    except MissingObject:
+        return None
+    if pointer.ref.job != job:
+        raise DataError(f"{paths.result(job)} points to job {pointer.ref.job}.")
+    check_key(pointer.ref.prefix)
+    verify(store, pointer.ref.prefix, pointer.ref.blobs, pulse=pulse)
+    return pointer
+
+
+def point_to(store: ObjectStore, run: str, ref: CommittedRef, clock: Clock, patience: Patience) -> None:
+    """Let other runs find a commit; whoever was first stays. Raises StoreError."""
+    failpoint("commit.before_pointer")
+    with suppress(AlreadyExists):  # by another run: a fact that is equal in everything it depends on
+        create_settled(store, paths.result(ref.job), canonical_json(Pointer(run, ref)), clock, patience)
+    failpoint("commit.after_pointer")
+
+
+def delete_below(store: ObjectStore, prefix: str, pulse: Pulse) -> None:
+    """Delete every object below `prefix/`. Raises StoreError; call again then."""
+    for info in list(store.list(f"{prefix}/")):
+        pulse()
+        store.delete(info.key)

@@ -1,0 +1,169 @@
+"""How a run stands, for people and for exit codes; derived from the ledger's fold and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from atlas_dist.clock import SystemClock
+from atlas_dist.coordinator import paths
+from atlas_dist.core.ledger import Entry, JobStatus, RunState, fold
+from atlas_dist.core.plan import Plan, TaskJobs
+from atlas_dist.core.schedule import Frontier
+from atlas_dist.core.types import Stage
+from atlas_dist.errors import AtlasError, Paused, TrainingError
+from atlas_dist.store.log import RecordLog, threaded
+from atlas_dist.store.objects import ObjectStore
+
+
+class Phase(StrEnum):
+    """Where a run stands."""
+
+    RUNNING = "running"
+    STOPPING = "stopping"
+    """Paused, cancelled or halted, with attempts still to end."""
+    PAUSED = "paused"
+    CANCELLED = "cancelled"
+    HALTED = "halted"
+    FAILED = "failed"
+    """What is left depends on quarantined jobs."""
+    COMPLETE = "complete"
+
+
+class Role(StrEnum):
+    """What a coordinator process is for the run."""
+
+    LEADER = "leader"
+    FOLLOWER = "follower"
+    """Attached: another process leads; this one watches, and takes over when the leader falls silent."""
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """One line about a run."""
+
+    run: str
+    role: Role
+    phase: Phase
+    epoch: int
+    committed: int
+    total: int
+    running: Mapping[str, str] = field(default_factory=dict)
+    """attempt -> job"""
+    quarantined: Mapping[str, str] = field(default_factory=dict)
+    """job -> why"""
+    reason: str = ""
+
+    @property
+    def done(self) -> bool:
+        """Nothing more will happen without somebody asking for it."""
+        return self.phase not in (Phase.RUNNING, Phase.STOPPING)
+
+    def error(self) -> AtlasError | None:
+        """What a command should end with; None while running and when complete."""
+        again = (
+            f"See why with `atlas-dist status {self.run}`; when it is mended, `atlas-dist resume {self.run}` and run it again."
+        )
+        if self.phase is Phase.PAUSED:
+            return Paused(f"Run {self.run} is paused: {self.reason}.", fix="The same command resumes it.")
+        if self.phase is Phase.CANCELLED:
+            return Paused(f"Run {self.run} was cancelled: {self.reason}.", fix="Start it under another name; results are reused.")
+        if self.phase is Phase.HALTED:
+            return TrainingError(f"Run {self.run} halted: {self.reason}.", fix=again)
+        if self.phase is Phase.FAILED:
+            named = "; ".join(f"{job}: {why}" for job, why in list(self.quarantined.items())[:3])
+            return TrainingError(f"Run {self.run} can't go on without its quarantined jobs ({named}).", fix=again)
+        return None
+
+
+def status_of(plan: Plan, state: RunState, frontier: Frontier, role: Role) -> RunStatus:
+    """The status that a state means."""
+    phase, reason = _phase(state, frontier)
+    return RunStatus(
+        run=state.run,
+        role=role,
+        phase=phase,
+        epoch=state.epoch,
+        committed=state.committed,
+        total=len(plan.jobs),
+        running={attempt: state.attempts[attempt] for attempt in sorted(state.running)},
+        quarantined={key: why for key in frontier if (why := state.job(key).quarantined)},
+        reason=reason,
+    )
+
+
+def _phase(state: RunState, frontier: Frontier) -> tuple[Phase, str]:
+    if state.finished:
+        return Phase.COMPLETE, state.finished
+    for phase, reason in ((Phase.CANCELLED, state.cancelled), (Phase.HALTED, state.halted), (Phase.PAUSED, state.paused)):
+        if reason:
+            return (Phase.STOPPING if state.running else phase), reason
+    if not state.running and len(frontier) and all(state.job(key).quarantined for key in frontier):
+        return Phase.FAILED, "what is left depends on quarantined jobs"
+    return Phase.RUNNING, ""
+
+
+class TaskState(StrEnum):
+    """How far a task of a sequence is: a view of its jobs."""
+
+    PENDING = "pending"
+    STAGE1 = "stage1"
+    STAGE1_DONE = "stage1_done"
+    STAGE2 = "stage2"
+    COMMITTED = "committed"
+    EVALUATED = "evaluated"
+    PAUSED = "paused"
+    CANCELLED = "cancelled"
+    QUARANTINED = "quarantined"
+
+
+@dataclass(frozen=True)
+class TaskLine:
+    """One task of one sequence and how far it is."""
+
+    sequence: str
+    task: str
+    state: TaskState
+
+
+def task_lines(plan: Plan, state: RunState) -> list[TaskLine]:
+    """Every task of every sequence, in order."""
+    lines = []
+    for sequence in plan.sequences:
+        for i, task in enumerate((*sequence.upstream, *sequence.downstream)):
+            upstream = i < len(sequence.upstream)
+            scores = [sequence.evaluations[i, i]] if upstream else [sequence.transfers[task.task]]
+            lines.append(TaskLine(sequence.name, task.task, _task_state(plan, state, task, scores)))
+    return lines
+
+
+def _task_state(plan: Plan, state: RunState, task: TaskJobs, scores: list[str]) -> TaskState:
+    jobs = [state.job(key) for key in task.stages]
+    if jobs[-1].committed is not None:
+        scored = all(state.job(key).committed is not None for key in scores)
+        return TaskState.EVALUATED if scored else TaskState.COMMITTED
+    if any(job.status is JobStatus.QUARANTINED for job in jobs):
+        return TaskState.QUARANTINED
+    if state.cancelled:
+        return TaskState.CANCELLED
+    done = sum(job.committed is not None for job in jobs)
+    started = any(job.attempts for job in jobs)
+    if state.paused and started:
+        return TaskState.PAUSED
+    if jobs[done].running is not None:
+        stage = plan.jobs[task.stages[done]].stage
+        return TaskState.STAGE1 if stage is not None and stage.stage is Stage.ONE else TaskState.STAGE2
+    return TaskState.STAGE1_DONE if done else TaskState.PENDING
+
+
+def load_run(store: ObjectStore, run: str) -> tuple[RunState, list[Entry]]:
+    """Read a run's ledger without taking part in it: its state and its entries ([] when there is no such run).
+
+    Raises:
+        StoreError: the ledger is broken or the store in trouble.
+        DataError: a newer version wrote it.
+    """
+    log = RecordLog(store, paths.ledger(run), writer="reader", clock=SystemClock(), new_id=str, read_many=threaded)
+    entries = log.read_new()
+    return fold(RunState(run=run), entries), entries

@@ -1,0 +1,31 @@
+"""Small real plans (from the real `make_plan`) for tests of the protocol."""
+
+from __future__ import annotations
+
+from atlas_dist.core.plan import Common, Plan, PlannedTask, SequenceSpec, make_plan
+from atlas_dist.core.types import Budget, MethodSpec, Role, Stage, StagePlan, TaskKind, TaskSpec
+
+METHOD = MethodSpec(
+    name="atlas",
+    stages=(
+        StagePlan(Stage.ONE, sees_earlier=True, grows=False, trains=(Role.QUERIES, Role.HEAD), needs_earlier=True),
+        StagePlan(Stage.TWO, sees_earlier=True, grows=True, trains=(Role.ADAPTER, Role.HEAD)),
+    ),
+)
+
+
+def task(name: str) -> PlannedTask:
+    """A task that needs no data."""
+    spec = TaskSpec(name, TaskKind.SINGLE, 10, 8, name, "train", "val", train_digest=name, val_digest=name)
+    return PlannedTask(spec, {Stage.ONE: Budget(max_steps=4), Stage.TWO: Budget(max_steps=4)})
+
+
+def small_plan(tasks: int = 2, downstream: int = 0, sequences: int = 1, seed: int = 0) -> Plan:
+    """`sequences` orders (rotations) of the same tasks, each with some transfers."""
+    names = [f"task{i}" for i in range(tasks)]
+    specs = []
+    for s in range(sequences):
+        order = names[s % tasks :] + names[: s % tasks]
+        transfers = tuple(task(f"down{i}") for i in range(downstream))
+        specs.append(SequenceSpec(f"seq{s}", METHOD, seed + s // tasks, tuple(map(task, order)), transfers))
+    return make_plan(specs, Common(backbone_digest="b" * 64, numerics={"version": 1}))
