@@ -1,7 +1,7 @@
-"""What a packed split consists of: its shards, counts, classes and checksums. Pure values; `data/manifest.py` reads and writes them.
-
-A manifest's digest names the *content*: shard names, sizes and SHA-256, the kind and the classes. It holds no URL, ETag or time, so a
-copy of the data set in another bucket keeps its digest, and with it every job key and every position that depends on it.
+"""What a packed split consists of: its shards, counts, classes and checksums. Pure values; `data/manifest.py` reads and writes
+them.
+ A manifest's digest names the *content*: shard names, sizes and SHA-256, the kind and the classes. It holds no URL, ETag or time,
+so a copy of the data set in another bucket keeps its digest, and with it every job key and every position that depends on it.
 """
 
 from __future__ import annotations
@@ -26,12 +26,13 @@ NO_LABEL = -1
 class ShardInfo:
     """One tar of a split.
 
-    Example: ShardInfo(name="000000.tar", bytes=2_682_880, samples=1024, sha256="9f…", crc32c=(3735928559,), labels=b"…")
+    Example: ShardInfo(name="000000.tar", size=2_682_880, samples=1024, sha256="9f…", crc32c=(3735928559,), labels=b"…")
     """
 
     name: str
     """File name, relative to the manifest's folder."""
-    bytes: int
+    size: int
+    """Bytes of the file."""
     samples: int
     sha256: str
     """Of the whole file, 64 hex characters."""
@@ -73,7 +74,7 @@ class ShardManifest:
                 "kind": self.kind,
                 "images": self.images,
                 "classes": self.classes,
-                "shards": [(s.name, s.bytes, s.samples, s.sha256) for s in self.shards],
+                "shards": [(s.name, s.size, s.samples, s.sha256) for s in self.shards],
             }
         )
 
@@ -83,9 +84,9 @@ class ShardManifest:
         return sum(s.samples for s in self.shards)
 
     @cached_property
-    def bytes(self) -> int:
+    def size(self) -> int:
         """Bytes of all shards."""
-        return sum(s.bytes for s in self.shards)
+        return sum(s.size for s in self.shards)
 
     @cached_property
     def counts(self) -> NDArray[np.int64]:

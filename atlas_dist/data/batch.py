@@ -11,8 +11,8 @@ import torch
 class RankBatch:
     """One rank's slice of one global batch. b slots, K texts and I images a sample, L text tokens, H x W pixels, C answers.
 
-    `pixels` is a view of a reused buffer: it stays intact while the *next* batch is drawn, and may be overwritten once the one after
-    that is. Everything else belongs to the batch.
+    `pixels` is a view of a reused buffer: it stays intact while the *next* batch is drawn, and may be overwritten once the one
+    after that is. Everything else belongs to the batch.
     """
 
     input_ids: torch.Tensor
@@ -40,7 +40,8 @@ class RankBatch:
 
 @dataclass(frozen=True)
 class StreamLimits:
-    """How much a stream may use and how long it may try. None of it changes which samples come, except `lanes` (see sampling.py)."""
+    """How much a stream may use and how long it may try. None of it changes which samples come, except `lanes` (see
+    sampling.py)."""
 
     memory_bytes: int = 1 << 30
     """Shard bytes held at a time, prefetch included. A split that fits stays in memory over the epochs."""

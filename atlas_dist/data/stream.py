@@ -1,41 +1,384 @@
-"""Shards to batches: a `webdataset.DataPipeline` of stages, one process a rank (API skeleton; filled in next)."""
+"""Shards to batches: a `webdataset.DataPipeline` of stages (plan, locate, collate), one process a rank, read ahead by one thread.
+
+    plan     sampling.py: step -> ordinals of this rank's slots
+    locate   fetch.py, tarwalk.py: ordinals -> compressed samples, views into shards in memory
+    collate  decode.py: compressed samples -> RankBatch, pixels decoded in a thread pool into a reused uint8 batch
+
+What is random is decided in the first stage alone, by arithmetic; the rest does the same work in any process. So a resumed stream
+yields bitwise equal batches.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import torch
+import webdataset
 
 from atlas_dist.core.manifest import ShardManifest
-from atlas_dist.core.types import TaskSpec
-from atlas_dist.data.batch import RankBatch, StreamLimits, StreamStats
+from atlas_dist.core.sampling import (
+    Ordinals,
+    Position,
+    Sampler,
+    sampler_for,
+    slots,
+    validation_at,
+    validation_steps,
+    validation_valid,
+)
+from atlas_dist.core.types import TaskKind, TaskSpec
+from atlas_dist.data.batch import BadSample, RankBatch, StreamLimits, StreamStats
+from atlas_dist.data.decode import MEAN_COLOUR, Pixels, TextEncoder, decode_into
+from atlas_dist.data.fetch import Cancelled, PartFetcher, ShardPool, wanted_shards
+from atlas_dist.data.sample import Sample, parse_sample
+from atlas_dist.errors import ConfigError, DataError
 from atlas_dist.store.objects import ObjectStore
+
+_EMPTY = Sample((("",),), (), 0, {})
+"""What a masked slot holds: an empty text and black pixels."""
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """What one rank reads for one step: ordinals int64 [b], masked slots -1."""
+
+    step: int
+    epoch: int
+    block: int
+    valid: int
+    ordinals: Ordinals
+
+
+@dataclass(frozen=True)
+class Located:
+    """A step's compressed samples, by slot; None where masked or unreadable."""
+
+    plan: StepPlan
+    samples: list[Sample | None]
+    names: list[tuple[str, str]]
+    """(shard, key) by slot, for reports."""
 
 
 class Stream:
-    """One rank's view of one split. See `open_stream`. A context manager; `close()` ends its threads."""
+    """One rank's view of one split; made by `open_stream`. A context manager. One iteration at a time: a new one ends the one
+    before."""
 
-    steps_per_epoch: int
+    def __init__(
+        self,
+        fetcher: PartFetcher,
+        pool: ShardPool,
+        manifest: ShardManifest,
+        samplers: tuple[Sampler, Sampler],
+        collator: _Collator,
+        *,
+        rank: int,
+        world: int,
+        multiple: int,
+        limits: StreamLimits,
+        stop: threading.Event,
+    ) -> None:
+        self._fetcher, self._pool, self._manifest = fetcher, pool, manifest
+        # Planning caches the block it is in: prefetch, which runs ahead in other threads, has a sampler of its own.
+        self._sampler, self._prefetch_sampler = samplers
+        self._collator = collator
+        self._rank, self._world, self._multiple = rank, world, multiple
+        self._limits = limits
+        self._stop = stop
+        self._ahead: _Ahead | None = None
+        self._first = np.r_[0, np.cumsum(manifest.counts)]
+        self._waited = 0.0
+        self.steps_per_epoch = self._sampler.steps_per_epoch
+        self.samples_per_epoch = self._sampler.samples
 
     def epochs_from(self, start_step: int, stop_step: int) -> Iterator[RankBatch]:
-        """Batches of the absolute steps [start_step, stop_step), across epochs."""
-        raise NotImplementedError
+        """Batches of the absolute optimizer steps [start_step, stop_step), crossing epochs.
+
+        Raises DataError, StoreError, AuthError at the batch that cannot be made.
+        """
+        if start_step >= stop_step:
+            return iter(())
+        sampler, blocks = self._prefetch_sampler, self._sampler.block_of
+
+        def shards(block: int) -> list[int]:
+            return sampler.rank_shards(block, self._rank, self._world, self._multiple, start_step)
+
+        wanted = wanted_shards(shards, blocks(start_step), blocks(stop_step - 1) + 1)
+        return self._run(lambda: self._training_plans(start_step, stop_step), wanted, blocks(start_step))
 
     def validation(self) -> Iterator[RankBatch]:
-        """Every sample exactly once over all ranks, masked tail, the same number of batches on every rank."""
-        raise NotImplementedError
+        """Every sample of the split exactly once over all ranks, in manifest order, with the same number of batches on every
+        rank."""
+        plans = [self._validation_plan(step) for step in range(self.validation_steps)]
+        shards: dict[int, None] = {}
+        for plan in plans:
+            shards.update(dict.fromkeys(self._shards_of(plan.ordinals)))
+        # A shard is a block here: each is used in one run and may go when the next begins.
+        wanted = ((shard, shard) for shard in shards)
+        return self._run(lambda: iter(plans), wanted, next(iter(shards), 0))
+
+    @property
+    def validation_steps(self) -> int:
+        """Batches of a validation, on every rank."""
+        return validation_steps(self._manifest.samples, self._sampler.global_batch, self._world, self._multiple)
+
+    def position(self, step: int) -> Position:
+        """The data position before an absolute step, for a checkpoint."""
+        return Position(self._manifest.digest, self._sampler.seed, self._sampler.epoch_of(step), step)
 
     def stats(self) -> StreamStats:
         """What was read so far."""
-        raise NotImplementedError
+        counts = self._fetcher.counts
+        bad = tuple(self._collator.bad.values())
+        return StreamStats(counts.bytes, self._collator.delivered, counts.retries, self._waited, bad)
 
     def close(self) -> None:
-        """End the stream's threads; safe to call twice."""
+        """End every thread of the stream and free its memory; safe to call twice."""
+        self._stop.set()
+        self._end_iteration()
+        self._pool.close()
+        self._collator.close()
 
-    def __enter__(self) -> Stream:
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
+
+    def _training_plans(self, start: int, stop: int) -> Iterator[StepPlan]:
+        s = self._sampler
+        for step in range(start, stop):
+            ordinals = s.rank_at(step, self._rank, self._world, self._multiple)
+            yield StepPlan(step, s.epoch_of(step), s.block_of(step), s.valid_at(step), ordinals)
+
+    def _validation_plan(self, step: int) -> StepPlan:
+        samples, batch = self._manifest.samples, self._sampler.global_batch
+        ordinals = validation_at(samples, batch, step, self._rank, self._world, self._multiple)
+        shards = self._shards_of(ordinals)
+        valid = validation_valid(samples, batch, step, self._world, self._multiple)
+        return StepPlan(step, 0, shards[0] if shards else len(self._manifest.shards), valid, ordinals)
+
+    def _shards_of(self, ordinals: Ordinals) -> list[int]:
+        found = self._sampler.shards_of(ordinals[ordinals >= 0])
+        return list(dict.fromkeys(int(s) for s in found))
+
+    def _run(self, plans: Callable[[], Iterator[StepPlan]], wanted: Iterator[tuple[int, int]], block: int) -> Iterator[RankBatch]:
+        if self._stop.is_set():
+            raise DataError("The stream is closed.", fix="Open a new one.")
+        self._end_iteration()
+        self._pool.follow(wanted, block)
+        pipeline = webdataset.DataPipeline(plans, self._locate, self._collator)
+        self._ahead = ahead = _Ahead(pipeline, self._limits.batches_ahead)
+        return self._deliver(ahead)
+
+    def _deliver(self, ahead: _Ahead) -> Iterator[RankBatch]:
+        try:
+            while True:
+                begin = time.perf_counter()
+                batch = ahead.next()
+                self._waited += time.perf_counter() - begin
+                if batch is None:
+                    return
+                yield batch
+        finally:
+            if self._ahead is ahead:
+                self._end_iteration()
+
+    def _end_iteration(self) -> None:
+        if self._ahead is not None:
+            self._pool.cancel()
+            self._ahead.end()
+            self._ahead = None
+
+    def _locate(self, plans: Iterable[StepPlan]) -> Iterator[Located]:
+        for plan in plans:
+            self._pool.advance(plan.block)
+            samples: list[Sample | None] = [None] * len(plan.ordinals)
+            names = [("", "")] * len(plan.ordinals)
+            taken = np.flatnonzero(plan.ordinals >= 0)
+            shards = self._sampler.shards_of(plan.ordinals[taken])
+            inner = plan.ordinals[taken] - self._first[shards]
+            for slot, number, at in zip(taken.tolist(), shards.tolist(), inner.tolist(), strict=True):
+                shard = self._pool.get(number)
+                span = shard.spans[at]
+                names[slot] = (self._manifest.shards[number].name, span.key)
+                try:
+                    files = {ext: shard.data[offset : offset + size] for ext, (offset, size) in span.files.items()}
+                    samples[slot] = parse_sample(files)
+                except DataError as error:
+                    self._collator.report(BadSample(*names[slot], str(error)))
+            yield Located(plan, samples, names)
+
+
+class _Collator:
+    """The last stage: decodes and tokenises. Keeps the reused pixel buffers, the decode threads and the list of bad samples."""
+
+    def __init__(self, task: TaskSpec, encode: TextEncoder, *, slots: int, images: int, size: int, limits: StreamLimits) -> None:
+        self._task = task
+        self._encode = encode
+        self._images = images
+        self._choices = task.classes if task.kind is TaskKind.CHOICE else 1
+        self._limits = limits
+        self._threads = ThreadPoolExecutor(limits.decode_threads, thread_name_prefix="atlas-decode")
+        self._lanes = limits.decode_threads
+        self.bad: dict[tuple[str, str], BadSample] = {}
+        self.delivered = 0
+        mean = torch.tensor(MEAN_COLOUR, dtype=torch.uint8).expand(1, 1, size, size, 3).contiguous()
+        self._mean = mean.expand(slots, task.images, size, size, 3)
+        # One being filled, those ahead, and the two that the consumer may look at (see RankBatch).
+        count = limits.batches_ahead + 3 if images else 0
+        pin = torch.cuda.is_available()
+        self._buffers = [torch.zeros((slots, images, size, size, 3), dtype=torch.uint8, pin_memory=pin) for _ in range(count)]
+        self._turn = 0
+
+    def __call__(self, located: Iterable[Located]) -> Iterator[RankBatch]:
+        for step in located:
+            yield self._batch(step)
+
+    def report(self, bad: BadSample) -> None:
+        """Remember a bad sample; one that comes again in a later epoch counts once. Raises DataError past the limit."""
+        self.bad[bad.shard, bad.key] = bad
+        if len(self.bad) > self._limits.bad_samples:
+            shown = "; ".join(f"{b.shard} {b.key}: {b.reason}" for b in list(self.bad.values())[-3:])
+            raise DataError(
+                f"More than {self._limits.bad_samples} samples are bad; the last: {shown}.",
+                fix="Run `atlas-dist shards verify`, or raise the stream's `bad_samples`.",
+            )
+
+    def close(self) -> None:
+        """End the decode threads."""
+        self._threads.shutdown(cancel_futures=True)
+
+    def _batch(self, located: Located) -> RankBatch:
+        plan = located.plan
+        samples = [self._fitting(sample, name) for sample, name in zip(located.samples, located.names, strict=True)]
+        pixels = self._decode(samples, located.names)
+        good = np.array([sample is not None for sample in samples])
+        self.delivered += int(good.sum())
+        texts = [text for sample in samples for text in (sample or _EMPTY).texts * (1 if sample else self._choices)]
+        ids, attention, types = (torch.from_numpy(a).view(len(samples), self._choices, -1) for a in self._encode(texts))
+        soft = self._task.kind is TaskKind.ANSWERS
+        return RankBatch(
+            input_ids=ids,
+            attention_mask=attention,
+            token_type_ids=types,
+            pixels=pixels,
+            labels=None if soft else torch.tensor([(sample or _EMPTY).label for sample in samples], dtype=torch.int64),
+            targets=self._targets(samples) if soft else None,
+            mask=torch.from_numpy(good),
+            index=torch.from_numpy(np.where(good, plan.ordinals, -1)),
+            valid=plan.valid,
+            step=plan.step,
+            epoch=plan.epoch,
+        )
+
+    def _fitting(self, sample: Sample | None, name: tuple[str, str]) -> Sample | None:
+        """The sample when it has what the task needs; otherwise None, and a report."""
+        if sample is None:
+            return None
+        classes = self._task.classes
+        reason = ""
+        if len(sample.texts) != self._choices:
+            reason = f"it has {len(sample.texts)} texts, the task needs {self._choices}"
+        elif self._images and len(sample.images) != self._images:
+            reason = f"it has {len(sample.images)} images, the task needs {self._images}"
+        elif self._task.kind is TaskKind.ANSWERS:
+            if any(not 0 <= answer < classes for answer in sample.targets):
+                reason = f"it names an answer outside 0 … {classes - 1}"
+        elif not 0 <= sample.label < classes:
+            reason = f"its label {sample.label} is outside 0 … {classes - 1}"
+        if reason:
+            self.report(BadSample(*name, reason))
+            return None
+        return sample
+
+    def _targets(self, samples: list[Sample | None]) -> torch.Tensor:
+        targets = np.zeros((len(samples), self._task.classes), np.float32)
+        for slot, sample in enumerate(samples):
+            for answer, score in (sample or _EMPTY).targets.items():
+                targets[slot, answer] = score
+        return torch.from_numpy(targets)
+
+    def _decode(self, samples: list[Sample | None], names: list[tuple[str, str]]) -> torch.Tensor:
+        """uint8 [b, I, H, W, 3]; damaged images turn their slot of `samples` to None."""
+        if not self._images:
+            return self._mean
+        buffer = self._buffers[self._turn]
+        self._turn = (self._turn + 1) % len(self._buffers)
+        out: Pixels = buffer.numpy()
+        lanes = [range(lane, len(samples), self._lanes) for lane in range(self._lanes)]
+        for slot, reason in [
+            failed for lane in self._threads.map(lambda s: _decode_slots(s, samples, out), lanes) for failed in lane
+        ]:
+            samples[slot] = None
+            self.report(BadSample(*names[slot], reason))
+        return buffer
+
+
+def _decode_slots(slots_of_thread: Iterable[int], samples: list[Sample | None], out: Pixels) -> list[tuple[int, str]]:
+    """Decode some slots; return those that failed, with the reason. Slots without a sample become black: buffers are used
+    again."""
+    failed = []
+    for slot in slots_of_thread:
+        sample = samples[slot]
+        try:
+            if sample is None:
+                out[slot] = 0
+                continue
+            for image, data in enumerate(sample.images):
+                decode_into(data, out[slot, image])
+        except DataError as error:
+            out[slot] = 0
+            failed.append((slot, str(error)))
+    return failed
+
+
+class _Ahead:
+    """Runs a pipeline in a thread, a few batches ahead of its consumer."""
+
+    def __init__(self, pipeline: Iterable[RankBatch], depth: int) -> None:
+        self._queue: queue.Queue[RankBatch | BaseException | None] = queue.Queue(max(1, depth))
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._work, args=(pipeline,), name="atlas-stream", daemon=True)
+        self._thread.start()
+
+    def next(self) -> RankBatch | None:
+        """The next batch; None at the end. Raises what the pipeline raised."""
+        if self._ended.is_set():
+            return None
+        item = self._queue.get()
+        if isinstance(item, BaseException):
+            raise item
+        return item
+
+    def end(self) -> None:
+        """Stop the thread. Whoever it waits for (the shard pool) must have been cancelled before."""
+        self._ended.set()
+        while self._thread.is_alive():
+            try:
+                self._queue.get(timeout=0.02)  # make room for a `put` that waits
+            except queue.Empty:
+                continue
+        self._thread.join()
+
+    def _work(self, pipeline: Iterable[RankBatch]) -> None:
+        try:
+            for batch in pipeline:
+                self._queue.put(batch)
+                if self._ended.is_set():
+                    return
+            self._queue.put(None)
+        except Cancelled:
+            self._queue.put(None)
+        except BaseException as error:
+            self._queue.put(error)
 
 
 def open_stream(
@@ -55,5 +398,57 @@ def open_stream(
     shots: float = 0.0,
     limits: StreamLimits | None = None,
 ) -> Stream:
-    """Open one rank's stream of one split. `shots` as TaskSpec.shots. Raises DataError."""
-    raise NotImplementedError
+    """Open one rank's stream of one split. Nothing is fetched before the first iteration.
+
+    Args:
+        manifest: of the split (`read_manifest`).
+        task: its kind and classes must be the manifest's.
+        tokenizer: a fast tokenizer (transformers or tokenizers).
+        image_size: side H = W of the pixels, whatever size is stored.
+        rank, world: this rank and how many there are; they change only which slots of a global batch are read.
+        micro_batch: when positive, every rank's slice is padded with masked slots to a multiple of it.
+        shots: see TaskSpec.shots; the selection depends on the manifest and `seed` only.
+
+    Raises:
+        DataError: the manifest does not fit the task, or holds no sample.
+        ConfigError: a number out of range.
+    """
+    limits = limits or StreamLimits()
+    _check_fit(manifest, task)
+    if not 0 <= rank < world or image_size < 1 or micro_batch < 0:
+        raise ConfigError(f"rank {rank} of {world}, image size {image_size}, micro batch {micro_batch} cannot be.")
+
+    def sampler() -> Sampler:
+        return sampler_for(manifest, seed=seed, global_batch=global_batch, shuffle=shuffle, shots=shots, lanes=limits.lanes)
+
+    stop = threading.Event()
+    fetcher = PartFetcher(store, manifest, limits.tries, stop)
+    pool = ShardPool(manifest, fetcher, budget=limits.memory_bytes, threads=limits.fetch_threads)
+    multiple = max(1, micro_batch)
+    collator = _Collator(
+        task,
+        TextEncoder(tokenizer, task.max_text),
+        slots=slots(global_batch, world, multiple),
+        images=manifest.images,
+        size=image_size,
+        limits=limits,
+    )
+    samplers = (sampler(), sampler())
+    return Stream(
+        fetcher, pool, manifest, samplers, collator, rank=rank, world=world, multiple=multiple, limits=limits, stop=stop
+    )
+
+
+def _check_fit(manifest: ShardManifest, task: TaskSpec) -> None:
+    where = f"{manifest.dataset}/{manifest.split}"
+    if manifest.kind is not task.kind:
+        raise DataError(
+            f"Task {task.name} is of kind {task.kind}, its shards {where} hold {manifest.kind}.", fix="Correct the task."
+        )
+    if manifest.classes and len(manifest.classes) != task.classes:
+        raise DataError(
+            f"Task {task.name} has {task.classes} classes, its shards {where} have {len(manifest.classes)}.",
+            fix="Correct the task.",
+        )
+    if manifest.images not in (0, task.images):
+        raise DataError(f"Task {task.name} needs {task.images} images a sample, {where} has {manifest.images}.")

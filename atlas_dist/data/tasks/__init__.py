@@ -1,0 +1,28 @@
+"""Converters, one a raw data set format. `CONVERTERS` names them; `converter(name)` finds one or lists them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from atlas_dist.data.tasks.base import Converter, Options, RawSet
+from atlas_dist.data.tasks.commonsenseqa import COMMONSENSEQA
+from atlas_dist.data.tasks.easyvqa import EASYVQA
+from atlas_dist.data.tasks.inaturalist import INATURALIST
+from atlas_dist.data.tasks.nlvr import NLVR
+from atlas_dist.data.tasks.places365 import PLACES365
+from atlas_dist.data.tasks.toy import TOY
+from atlas_dist.errors import ConfigError
+
+_ALL: tuple[Converter[Any], ...] = (COMMONSENSEQA, EASYVQA, INATURALIST, NLVR, PLACES365, TOY)
+
+CONVERTERS: dict[str, Converter[Any]] = {c.name: c for c in _ALL}
+
+
+def converter(name: str) -> Converter[Any]:
+    """The converter called `name`. Raises ConfigError listing those that exist."""
+    if name not in CONVERTERS:
+        raise ConfigError(f"There is no converter {name!r}.", fix=f"Use one of: {', '.join(sorted(CONVERTERS))}.")
+    return CONVERTERS[name]
+
+
+__all__ = ["CONVERTERS", "Converter", "Options", "RawSet", "converter"]
