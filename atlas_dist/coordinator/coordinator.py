@@ -12,6 +12,7 @@ is single-threaded and waits for nothing but the store.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from atlas_dist.clock import Clock, SystemClock
@@ -31,6 +32,8 @@ from atlas_dist.failpoints import failpoint
 from atlas_dist.redact import redact_json
 from atlas_dist.store.log import Map
 from atlas_dist.store.objects import ObjectStore
+
+_STOPPED = (Phase.PAUSED, Phase.HALTED, Phase.FAILED)
 
 __all__ = ["Coordinator", "CoordinatorSettings", "LogSink", "log_line"]
 
@@ -92,7 +95,11 @@ class Coordinator:
     def status(self) -> RunStatus:
         """How the run stands, as this process knows it."""
         role = Role.LEADER if self._leader else Role.FOLLOWER
-        return status_of(self._book.plan, self._book.state, self._book.frontier, role)
+        status = status_of(self._book.plan, self._book.state, self._book.frontier, role)
+        if role is Role.FOLLOWER and status.phase in _STOPPED and not self._has_news():
+            # Whoever attaches wants the run to go on: wait for the seat, whether its holder is leaving or dead.
+            return replace(status, phase=Phase.WAITING)
+        return status
 
     @property
     def progress(self) -> Mapping[str, Progress]:
@@ -160,6 +167,10 @@ class Coordinator:
                 fix="Choose another run name (finished stages are reused), or the configuration it was started with.",
             )
 
+    def _has_news(self) -> bool:
+        """Whether the run has moved since this process attached."""
+        return self._book.state.next_seq > self._opened_at
+
     def _settled(self) -> bool:
         return self.status.phase in (Phase.COMPLETE, Phase.CANCELLED)
 
@@ -179,7 +190,8 @@ class Coordinator:
         reason = self._watch.silent(epoch) if epoch else "the run begins"
         if not reason:
             return
-        unseen = self._book.state.next_seq > self._opened_at
+        # Whoever starts a paused run wants it to run; a follower finds a pause that it saw coming as it was asked for.
+        resume = not self._has_news()
         try:
             self._book.record(Elect(reason=reason))
         except FencedError:
@@ -188,8 +200,7 @@ class Coordinator:
             return
         failpoint("election.after")
         self._leader = Leader(self._book, self._store, self._dispatcher, self._clock, self._settings)
-        # Whoever starts a paused run wants it to run; a follower that takes over finds the pause as it was asked for.
-        self._leader.take_over(resume=not unseen)
+        self._leader.take_over(resume=resume)
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:

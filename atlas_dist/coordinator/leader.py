@@ -83,6 +83,8 @@ class Leader:
             point_to(self._store, self._book.run, newest, self._clock, self._settings.patience)
         if resume and state.paused:
             self._book.record(Resume(request="", reason="the run was started again"))
+        # A request that was left while nobody led may be what lets a halted run go on.
+        self._take_requests()
 
     def tick(self) -> None:
         """One round. Raises FencedError, StoreError."""

@@ -23,6 +23,8 @@ class Phase(StrEnum):
     RUNNING = "running"
     STOPPING = "stopping"
     """Paused, cancelled or halted, with attempts still to end."""
+    WAITING = "waiting"
+    """It had stopped before this process attached, and its coordinator has not left yet."""
     PAUSED = "paused"
     CANCELLED = "cancelled"
     HALTED = "halted"
@@ -58,7 +60,7 @@ class RunStatus:
     @property
     def done(self) -> bool:
         """Nothing more will happen without somebody asking for it."""
-        return self.phase not in (Phase.RUNNING, Phase.STOPPING)
+        return self.phase not in (Phase.RUNNING, Phase.STOPPING, Phase.WAITING)
 
     def error(self) -> AtlasError | None:
         """What a command should end with; None while running and when complete."""

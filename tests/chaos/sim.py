@@ -1,0 +1,293 @@
+"""Deterministic simulation of the real protocol code: `python -m tests.chaos.sim --seeds 50000`, replay one with `--seed N`.
+
+Two runs of the same plan share a store, several coordinators work for one run, and people press pause now and then. Trainers
+upload through the real artifact code and outlive their coordinator at times (zombies). Every seed draws its own weather.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from atlas_dist.coordinator.coordinator import Coordinator, CoordinatorSettings
+from atlas_dist.coordinator.dispatch import Capacity, Event, Failed, Finished, Lost, Pool, Progress
+from atlas_dist.coordinator.inbox import RequestKind, ask
+from atlas_dist.coordinator.status import Phase
+from atlas_dist.core.keys import sha256_hex
+from atlas_dist.core.plan import Plan
+from atlas_dist.core.schedule import RetryRules
+from atlas_dist.core.types import Assignment, Failure, FailureKind, JobKind
+from atlas_dist.errors import AtlasError, DataError, FencedError, StoreError
+from atlas_dist.store.artifacts import load, publish, read_checkpoint, save_checkpoint
+from atlas_dist.store.settle import Patience
+from tests.chaos.checker import Checker, Violation
+from tests.chaos.fakes import adapter_bytes
+from tests.chaos.plans import small_plan
+from tests.chaos.world import Actor, Crash, SimStore, Weather, World, ended
+
+PATIENCE = Patience(first_s=0.2, longest_s=5.0, total_s=60.0)
+SETTINGS = CoordinatorSettings(rules=RetryRules(first_wait_s=0.5, longest_wait_s=5.0), patience=PATIENCE)
+TIME_LIMIT_S = 4000.0
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """What one seed is about."""
+
+    plan: Plan
+    weather: Weather
+    storm_s: float
+    coordinators: tuple[str, ...]
+    """The run that each coordinator process works for."""
+    deterministic: bool
+    """Whether two attempts at a job give the same bytes."""
+    meddling: bool
+
+
+def scenario(seed: int) -> Scenario:
+    """Draw a scenario."""
+    rng = random.Random(f"scenario {seed}")
+    bad = rng.choice([0.0, 0.01, 0.03, 0.08])
+
+    def some(scale: float) -> float:
+        return bad * scale * rng.choice([0.0, 1.0, 2.0])
+
+    weather = Weather(
+        lost=some(1.0),
+        unanswered=some(1.0),
+        late=some(1.0),
+        doubled=some(1.0),
+        unreadable=some(0.5),
+        damaged=some(0.7),
+        killed=rng.choice([0.0, 0.001, 0.004]),
+        stopped=rng.choice([0.0, 0.001, 0.004]),
+    )
+    plans = (_PLANS["tiny"], _PLANS["small"], _PLANS["wide"])
+    return Scenario(
+        plan=rng.choice(plans),
+        weather=weather,
+        storm_s=rng.choice([30.0, 80.0, 160.0]),
+        coordinators=rng.choice([("a",), ("a", "a"), ("a", "a", "b"), ("a", "b"), ("a", "a", "a")]),
+        deterministic=rng.random() < 0.5,
+        meddling=rng.random() < 0.2,
+    )
+
+
+_PLANS = {"tiny": small_plan(1), "small": small_plan(2), "wide": small_plan(2, sequences=2)}
+
+
+class SimDispatcher:
+    """Starts trainers as actors of the world; two at a time."""
+
+    def __init__(self, world: World, scenario: Scenario, run: str) -> None:
+        self.world = world
+        self.scenario = scenario
+        self.run = run
+        self.events: list[Event] = []
+        self.active: dict[str, Actor] = {}
+
+    def capacity(self) -> Capacity:
+        return Capacity((Pool("main", free=2 - len(self.active), total=2),))
+
+    def start(self, assignment: Assignment) -> None:
+        trainer = Trainer(self, assignment)
+        self.active[assignment.attempt] = self.world.spawn(f"trainer {assignment.attempt}", trainer.run)
+
+    def poll(self) -> list[Event]:
+        for attempt, actor in list(self.active.items()):
+            if actor.done:
+                del self.active[attempt]
+                if actor.killed:
+                    self.events.append(Lost(attempt))
+        events, self.events = self.events, []
+        if events and self.world.stormy and self.world.rng.random() < 0.1:
+            events += events[:1]
+        return events
+
+    def cancel(self, attempt: str) -> None:
+        if attempt in self.active:
+            self.active[attempt].killed = True
+
+    def abandon_all(self) -> None:
+        """The coordinator's process died: its workers die with it, or go on for a while as zombies."""
+        for actor in self.active.values():
+            if self.world.rng.random() < 0.5:
+                actor.killed = True
+            else:
+                self.world.happened["zombies"] += 1
+
+
+class Trainer:
+    """One attempt, through the real artifact code."""
+
+    def __init__(self, dispatcher: SimDispatcher, assignment: Assignment) -> None:
+        self.dispatcher = dispatcher
+        self.assignment = assignment
+        self.world = dispatcher.world
+
+    def run(self, actor: Actor) -> None:
+        store = SimStore(self.world, actor)
+        try:
+            event = self._train(store, actor)
+        except StoreError as error:
+            event = self._failed(FailureKind.STORE, str(error), 0)
+        except DataError as error:
+            event = self._failed(FailureKind.POISON, str(error), 0)
+        self.dispatcher.events.append(event)
+
+    def _train(self, store: SimStore, actor: Actor) -> Event:
+        job, rng = self.assignment.job, self.world.rng
+        seen = []
+        for parent, ref in sorted(self.assignment.inputs.items()):
+            name = ref.blobs[0].name
+            digest = sha256_hex(load(store, ref, name))
+            self.world.checker.used(self.dispatcher.run, parent, digest)
+            seen.append(digest)
+        step = 0
+        if self.assignment.resume_from:
+            step = read_checkpoint(store, self.assignment.resume_from, self.assignment.resume_digest).step
+            self.world.happened["resumed"] += 1
+        while step < 4:
+            actor.sleep(rng.uniform(0.2, 2.0))
+            step += 1
+            self.dispatcher.events.append(Progress(self.assignment.attempt, step, 4))
+            if self.world.stormy and rng.random() < 0.02:
+                self.world.happened["failed"] += 1
+                kind = rng.choice([FailureKind.NONFINITE, FailureKind.POISON, FailureKind.PREEMPTED])
+                return self._failed(kind, "bad luck", step)
+            if step == 2:
+                state = {"state.bin": f"{job.key} at {step}".encode()}
+                save_checkpoint(store, self.assignment.prefix, step, state, clock=actor, patience=PATIENCE)
+        salt = [] if self.dispatcher.scenario.deterministic else [actor.name, str(self.world.now)]
+        trace = json.dumps({"by": actor.name, "at": self.world.now}).encode()
+        files = {"adapter.safetensors": adapter_bytes(job.key, [*seen, *salt]), "trace.json": trace}
+        if job.kind is JobKind.EVAL:
+            files = {"scores.json": json.dumps(seen + salt).encode(), "trace.json": trace}
+        attempt, prefix = self.assignment.attempt, self.assignment.prefix
+        publish(store, prefix, job=job.key, attempt=attempt, files=files, metrics={}, clock=actor, patience=PATIENCE)
+        return Finished(attempt)
+
+    def _failed(self, kind: FailureKind, reason: str, step: int) -> Failed:
+        return Failed(self.assignment.attempt, Failure(kind, reason, step))
+
+
+class Process:
+    """A coordinator process with a supervisor that starts it again whatever it dies of."""
+
+    def __init__(self, world: World, scenario: Scenario, name: str, run: str, new_id: Callable[[], str]) -> None:
+        self.world, self.scenario, self.name, self.run, self.new_id = world, scenario, name, run, new_id
+
+    def launch(self, delay: float = 0.0) -> None:
+        actor = self.world.spawn(self.name, self._live)
+        actor.wake_at = self.world.now + delay
+
+    def _live(self, actor: Actor) -> None:
+        while True:
+            dispatcher = SimDispatcher(self.world, self.scenario, self.run)
+            try:
+                if self._lead(actor, dispatcher):
+                    return
+            except Crash:
+                dispatcher.abandon_all()
+                if not self.world.failure and self.world.now < TIME_LIMIT_S:
+                    self.launch(self.world.rng.uniform(0.0, 30.0))
+                raise
+            except FencedError:
+                self.world.happened["fenced"] += 1
+                dispatcher.abandon_all()
+            except StoreError:
+                self.world.happened["gave up on the store"] += 1
+                dispatcher.abandon_all()
+            actor.sleep(self.world.rng.uniform(1.0, 20.0))
+
+    def _lead(self, actor: Actor, dispatcher: SimDispatcher) -> bool:
+        """Whether the run is complete and this process may leave."""
+        store = SimStore(self.world, actor)
+        identity = self.new_id()
+
+        def hear(event: str, fields: object) -> None:
+            self.world.checker.heard(identity, self.run, event, fields)  # type: ignore[arg-type]
+
+        coordinator = Coordinator(
+            self.run, self.scenario.plan, store, dispatcher, ids=self.new_id, clock=actor, log_sink=hear, settings=SETTINGS
+        )
+        status = coordinator.open()
+        while not status.done:
+            status = coordinator.tick()
+            actor.sleep(0.5)
+        coordinator.close()
+        if status.phase in (Phase.HALTED, Phase.FAILED):
+            ask(store, self.run, RequestKind.RESUME, "go on", clock=actor, new_id=self.new_id)
+        return status.phase is Phase.COMPLETE
+
+
+def meddle(world: World, new_id: Callable[[], str]) -> Callable[[Actor], None]:
+    """Somebody who presses pause and resume."""
+
+    def body(actor: Actor) -> None:
+        for _ in range(2):
+            actor.sleep(world.rng.uniform(1.0, 30.0))
+            kind = world.rng.choice([RequestKind.PAUSE, RequestKind.RESUME])
+            try:
+                ask(SimStore(world, actor), "a", kind, "meddling", clock=actor, new_id=new_id)
+            except AtlasError:
+                continue
+
+    return body
+
+
+def simulate(seed: int, prepare: Callable[[World], None] = lambda _: None) -> Counter[str]:
+    """Live through one seed. Raises Violation. Returns what happened, by kind."""
+    story = scenario(seed)
+    world = World(seed, story.weather, story.storm_s, Checker())
+    prepare(world)
+    numbers = iter(range(1 << 60))
+
+    def new_id() -> str:
+        return f"id{next(numbers)}"
+
+    with ended(world):
+        for i, run in enumerate(story.coordinators):
+            Process(world, story, f"coordinator {run}{i}", run, new_id).launch(world.rng.uniform(0.0, 5.0))
+        if story.meddling:
+            world.spawn("people", meddle(world, new_id))
+        world.run(until=TIME_LIMIT_S)
+        if world.failure is not None:
+            raise world.failure
+        world.checker.finished(world.objects, dict.fromkeys(story.coordinators, len(story.plan.jobs)))
+    world.happened["entries"] += sum(view.next for view in world.checker.runs.values())
+    world.happened["elections"] += sum(view.epoch for view in world.checker.runs.values())
+    return world.happened
+
+
+def main() -> int:
+    """Run many seeds, or replay one."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seeds", type=int, default=2000)
+    parser.add_argument("--first", type=int, default=0)
+    parser.add_argument("--seed", type=int, help="replay this one only")
+    options = parser.parse_args()
+    seeds = [options.seed] if options.seed is not None else range(options.first, options.first + options.seeds)
+    total: Counter[str] = Counter()
+    began = time.monotonic()
+    violations = 0
+    for seed in seeds:
+        try:
+            total += simulate(seed)
+        except (Violation, AtlasError) as error:
+            violations += 1
+            print(f"seed {seed}: {type(error).__name__}: {error}", flush=True)
+    seconds = time.monotonic() - began
+    print(f"{len(seeds)} seeds, {violations} violations, {seconds:.1f} s ({1000 * seconds / len(seeds):.1f} ms a seed)")
+    print(", ".join(f"{kind}: {count}" for kind, count in sorted(total.items())))
+    return 1 if violations else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
