@@ -1,7 +1,7 @@
 """The model that a stage trains: a frozen trunk, mixing sites hooked into it, and one task's head.
 
     spec   = MixingSpec(rank=48, weighting=Weighting.WHOLE)                     # model/mixing.py
-    model  = AtlasModel(backbone, HeadSpec(TaskKind.SINGLE, 10), spec, visible=3, grows=False, seed=7)
+    model  = AtlasModel(trunk, HeadSpec(TaskKind.SINGLE, 10), spec, visible=3, grows=False, seed=7)
     model.load_adapters([adapter_of_job_1, adapter_of_job_2, adapter_of_job_3])  # each: `adapter/<site>/…`, `key/<site>`
     model.load_queries(queries_of_the_previous_task)                            # `queries/<site>` [3, D]
     model.load_head(head_tensors)                                               # `head/<name>`
@@ -30,6 +30,7 @@ from transformers import ViltModel
 from atlas_dist.core.types import Role
 from atlas_dist.errors import DataError, TrainingError
 from atlas_dist.model import tensors as named
+from atlas_dist.model.backbone import adapter_sites
 from atlas_dist.model.heads import Head, HeadSpec
 from atlas_dist.model.mixing import AdapterGroup, MixingSite, MixingSpec, SiteOutput
 from atlas_dist.model.vilt import uniform_pixel_mask
@@ -47,21 +48,12 @@ class AtlasOutput(NamedTuple):
     penalty: Tensor
 
 
-def adapter_sites(backbone: ViltModel) -> list[tuple[str, nn.Linear]]:
-    """The dense layers whose outputs pass through adapters, in forward order: `L0.aftattn`, `L0.aftmlp`, `L1.aftattn`, …"""
-    sites = []
-    for number, layer in enumerate(backbone.encoder.layer):
-        sites.append((f"L{number}.aftattn", layer.attention.output.dense))
-        sites.append((f"L{number}.aftmlp", layer.output.dense))
-    return sites
-
-
 class AtlasModel(nn.Module):
     """Trunk, sites and head of one job. See the module's docstring.
 
     Args:
-        backbone: the trunk; shared between models, at most one open AtlasModel at a time. Fine-tuning (`Role.BACKBONE`) changes
-            it: give that job a copy of its own.
+        backbone: the trunk (`Backbone.model`); shared between models, at most one open AtlasModel at a time. Fine-tuning
+            (`Role.BACKBONE`) changes it: give that job a copy of its own.
         head: the task's kind and number of classes.
         mixing: adapter rank, weighting and options.
         visible: how many earlier adapters of the bank this model sees (T >= 0).
@@ -99,9 +91,9 @@ class AtlasModel(nn.Module):
         self.sites = nn.ModuleDict()
         self._hooks: dict[str, _SiteHook] = {}
         self._handles: list[RemovableHandle] = []
-        for site_name, dense in adapter_sites(backbone):
+        for place in adapter_sites(backbone):
             site = MixingSite(
-                config.hidden_size,
+                place.width,
                 config.num_attention_heads,
                 mixing,
                 visible=visible,
@@ -109,9 +101,9 @@ class AtlasModel(nn.Module):
                 generator=generator,
                 normalize_ortho=normalize_ortho,
             )
-            self.sites[_attribute(site_name)] = site
-            self._hooks[site_name] = _SiteHook(site)
-            self._attach(site_name, dense)
+            self.sites[_attribute(place.name)] = site
+            self._hooks[place.name] = _SiteHook(site)
+            self._attach(place.name, backbone.get_submodule(place.path))
         like = next(backbone.parameters())
         for module in (self.head, self.sites):
             module.to(device=like.device, dtype=like.dtype)
@@ -350,7 +342,7 @@ class _SiteHook:
         self.outputs: list[SiteOutput] = []
 
     def __call__(self, _: nn.Module, __: tuple[Any, ...], output: Tensor) -> Tensor:
-        result = self.site(output)
+        result: SiteOutput = self.site(output)
         # Without the mixture: keeping it would hold a [B, L, D] tensor a site until the next step.
         self.outputs.append(SiteOutput(mixed=output.new_empty(0), alpha=result.alpha, penalty=result.penalty))
         return result.mixed
@@ -373,5 +365,4 @@ def _attribute(site_name: str) -> str:
 
 def _repeat(images: Tensor, texts: int) -> Tensor:
     """Each sample's image once for every text: [B, ...] -> [B·K, ...], no copy for K = 1."""
-    repeated: Tensor = images if texts == 1 else torch.repeat_interleave(images, texts, dim=0)
-    return repeated
+    return images if texts == 1 else images.repeat_interleave(texts, dim=0)

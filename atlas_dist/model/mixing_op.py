@@ -93,11 +93,12 @@ class _Mix(Function):
             x = x.contiguous()
             call = _Call.prepare(x, stack, rule)
             bottleneck = functional.linear(x, call.down, call.down_bias)
+            hidden = functional.silu(bottleneck)
             if call.query is None:
                 alpha = x.new_ones((x.shape[0], call.count, 1), dtype=call.stat_dtype)
             else:
-                alpha = call.coefficient(call.attend(call.by_adapter(functional.silu(bottleneck))).outcome)
-            mixed = call.combine(bottleneck, alpha)
+                alpha = call.coefficient(call.attend(call.by_adapter(hidden)).outcome)
+            mixed = call.combine(hidden, alpha)
         ctx.rule = rule
         ctx.save_for_backward(x, bottleneck, alpha, *stack)
         ctx.mark_non_differentiable(alpha)
@@ -203,8 +204,8 @@ class _Call:
         return -2 if self.rule.per_feature else -1
 
     def by_adapter(self, hidden: Tensor) -> Tensor:
-        """[B, L, T·r] -> [B, T, L, r], contiguous: samples and adapters are then one batch dimension."""
-        return unflatten(hidden, -1, (self.count, self.rank)).transpose(1, 2).contiguous()
+        """[B, L, T·r] -> a copy [B, T, L, r], contiguous: samples and adapters are then one batch dimension."""
+        return unflatten(hidden, -1, (self.count, self.rank)).transpose(1, 2).clone(memory_format=torch.contiguous_format)
 
     def attend(self, hidden: Tensor) -> _Attention:
         """Each adapter's query over [q_i ; y_i], y_i = x + U_i h_i + c_i never formed. `hidden`: h [B, T, L, r]."""
@@ -217,7 +218,7 @@ class _Call:
         if self.rule.over_output:
             folded = self.query @ self.up_heads
             through = folded.flatten(1, 2) @ hidden.transpose(-1, -2)
-            scores = unflatten(through, 2, (heads, rows)).add_(scores).add_(self._dot_up_bias(self.query))
+            scores = unflatten(through, 2, (heads, rows)).add_(scores).add_(self.dot_up_bias(self.query))
         own = (self.query @ self.query.transpose(-1, -2)).expand(batch, -1, -1, -1, -1)
         probabilities = torch.cat([own, scores], dim=-1).mul_(self.scale).softmax(dim=-1, dtype=self.stat_dtype)
         own, seen = torch.split(probabilities.to(self.x.dtype), [rows, length], dim=-1)
@@ -228,7 +229,7 @@ class _Call:
         if self.rule.over_output:
             summary = unflatten(seen.flatten(2, 3) @ hidden, 2, (heads, rows))
             outcome += torch.einsum("bthnr,thdr->bthnd", summary, self.up_heads)
-            outcome += seen.sum(dim=-1, keepdim=True) * self._up_bias_by_head()
+            outcome += seen.sum(dim=-1, keepdim=True) * self.up_bias_by_head()
         return _Attention(own, seen, summary, outcome, folded, tokens)
 
     def coefficient(self, outcome: Tensor) -> Tensor:
@@ -251,33 +252,33 @@ class _Call:
         by_head = unflatten(grad_outcome.to(self.x.dtype), -1, (self.rule.heads, -1)).transpose(2, 3)
         return by_head.contiguous(), grad_key
 
-    def combine(self, bottleneck: Tensor, alpha: Tensor) -> Tensor:
-        """(Σ α_i) x + Σ α_i (U_i h_i + c_i): one GEMM over all adapters."""
-        hidden = functional.silu(bottleneck)
+    def combine(self, hidden: Tensor, alpha: Tensor) -> Tensor:
+        """(Σ α_i) x + Σ α_i (U_i h_i + c_i): one GEMM over all adapters. Overwrites `hidden` [B, L, T·r]."""
         alpha = alpha.to(self.x.dtype)
         mixed = self.x * alpha.sum(dim=1)[:, None]
         mixed += (alpha * self.up_bias).sum(dim=1)[:, None]
         if alpha.shape[-1] == 1:
-            self._weigh(hidden, alpha)
+            self.weigh(hidden, alpha)
             mixed.flatten(0, 1).addmm_(hidden.flatten(0, 1), self.up.t())
         else:
-            mixed.baddbmm_(hidden, self._weighted_up(alpha).transpose(1, 2))
+            mixed.baddbmm_(hidden, self.weighted_up(alpha).transpose(1, 2))
         return mixed
 
-    def _weigh(self, hidden: Tensor, alpha: Tensor) -> None:
+    def weigh(self, hidden: Tensor, alpha: Tensor) -> Tensor:
         """h_i *= α_i in place; hidden [B, L, T·r], alpha [B, T, 1]."""
         unflatten(hidden, -1, (self.count, self.rank)).mul_(alpha[:, None])
+        return hidden
 
-    def _weighted_up(self, alpha: Tensor) -> Tensor:
+    def weighted_up(self, alpha: Tensor) -> Tensor:
         """α_i ⊙ U_i of each sample, [B, D, T·r], from α [B, T, D]."""
         return (alpha.transpose(1, 2)[..., None] * unflatten(self.up, -1, (self.count, self.rank))).flatten(2)
 
-    def _up_bias_by_head(self) -> Tensor:
+    def up_bias_by_head(self) -> Tensor:
         return unflatten(self.up_bias, -1, (self.rule.heads, 1, -1))
 
-    def _dot_up_bias(self, by_head: Tensor) -> Tensor:
+    def dot_up_bias(self, by_head: Tensor) -> Tensor:
         """· c_i of each head: [..., T, H, N, D/H] -> [..., T, H, N, 1]."""
-        return (by_head * self._up_bias_by_head()).sum(dim=-1, keepdim=True)
+        return (by_head * self.up_bias_by_head()).sum(dim=-1, keepdim=True)
 
     def _concatenate(self, outcome: Tensor) -> Tensor:
         """Heads side by side: [B, T, H, N, D/H] -> [B, T, N, D], in the statistics' dtype."""
@@ -288,12 +289,15 @@ def _backward(
     call: _Call, bottleneck: Tensor, alpha: Tensor, grad: Tensor, need_x: bool, needs: Stack
 ) -> tuple[Tensor | None, list[Tensor | None]]:
     """Gradient of x and, in the order of Stack, of the weights (None where not needed)."""
-    need_hidden = need_x or bool(needs.down) or bool(needs.down_bias)
-    back = _combine_backward(call, bottleneck, alpha, grad, need_up=bool(needs.up))
+    hidden = functional.silu(bottleneck)
+    by_adapter = None if call.query is None else call.by_adapter(hidden)
+    back = _combine_backward(call, hidden, alpha, grad, need_up=bool(needs.up))
+    del hidden
     grad_hidden, grad_up, grad_up_bias, grad_query, grad_key = back.hidden, back.up, back.up_bias, None, None
     grad_x = grad * alpha.sum(dim=1)[:, None].to(grad.dtype) if need_x else None
-    if call.query is not None:
-        attended = _attend_backward(call, bottleneck, back.alpha, need_query=bool(needs.query), need_up=bool(needs.up))
+    if by_adapter is not None:
+        attended = _attend_backward(call, by_adapter, back.alpha, need_query=bool(needs.query), need_up=bool(needs.up))
+        del by_adapter
         grad_query, grad_key = attended.query, attended.key
         if grad_x is not None:
             grad_x += attended.tokens.transpose(1, 2).flatten(2)
@@ -302,14 +306,17 @@ def _backward(
         if grad_up is not None and attended.up is not None and attended.up_bias is not None:
             grad_up += attended.up
             grad_up_bias = grad_up_bias + attended.up_bias
+        del attended
     grad_down = grad_down_bias = None
-    if need_hidden:
-        grad_bottleneck = torch.ops.aten.silu_backward(grad_hidden, bottleneck).flatten(0, 1)
+    if need_x or needs.down or needs.down_bias:
+        torch.ops.aten.silu_backward.grad_input(grad_hidden, bottleneck, grad_input=grad_hidden)
+        grad_bottleneck = grad_hidden.flatten(0, 1)
         if grad_x is not None:
             grad_x.flatten(0, 1).addmm_(grad_bottleneck, call.down)
         if needs.down:
             grad_down = grad_bottleneck.t() @ call.x.flatten(0, 1)
-        grad_down_bias = grad_bottleneck.sum(dim=0)
+        if needs.down_bias:
+            grad_down_bias = grad_bottleneck.sum(dim=0)
     return grad_x, [grad_down, grad_down_bias, grad_up, grad_up_bias, grad_query, grad_key]
 
 
@@ -322,29 +329,30 @@ class _CombineGrads(NamedTuple):
     up_bias: Tensor
 
 
-def _combine_backward(call: _Call, bottleneck: Tensor, alpha: Tensor, grad: Tensor, *, need_up: bool) -> _CombineGrads:
+def _combine_backward(call: _Call, hidden: Tensor, alpha: Tensor, grad: Tensor, *, need_up: bool) -> _CombineGrads:
+    """Through `_Call.combine`. Overwrites `hidden` [B, L, T·r]."""
     stat = call.stat_dtype
     weight = alpha.to(grad.dtype)
     total = grad.sum(dim=1, dtype=stat)
     grad_up_bias = (alpha * total[:, None]).sum(dim=0)
     grad_alpha = (grad * call.x).sum(dim=1, dtype=stat)[:, None] + total[:, None] * call.up_bias
-    hidden = functional.silu(bottleneck)
     grad_up = None
     if alpha.shape[-1] == 1:
         grad_hidden = grad @ call.up
-        per_adapter = unflatten(grad_hidden * hidden, -1, (call.count, call.rank)).sum(dim=(1, 3), dtype=stat)
-        grad_alpha = grad_alpha.sum(dim=-1, keepdim=True) + per_adapter[..., None]
-        call._weigh(grad_hidden, weight)
         if need_up:
-            call._weigh(hidden, weight)
-            grad_up = unflatten(grad.flatten(0, 1).t() @ hidden.flatten(0, 1), -1, (call.count, -1)).transpose(0, 1)
+            weighted = call.weigh(hidden.clone(), weight).flatten(0, 1)
+            grad_up = unflatten(grad.flatten(0, 1).t() @ weighted, -1, (call.count, -1)).transpose(0, 1).contiguous()
+        per_adapter = unflatten(hidden.mul_(grad_hidden), -1, (call.count, call.rank)).sum(dim=(1, 3), dtype=stat)
+        grad_alpha = grad_alpha.sum(dim=-1, keepdim=True) + per_adapter[..., None]
+        call.weigh(grad_hidden, weight)
     else:
         product = unflatten(grad.transpose(1, 2) @ hidden, -1, (call.count, call.rank))
-        grad_alpha = grad_alpha + (product * unflatten(call.up, -1, (call.count, -1))).sum(dim=-1, dtype=stat).transpose(1, 2)
-        grad_hidden = grad @ call._weighted_up(weight)
+        through = (product * unflatten(call.up, -1, (call.count, -1))).sum(dim=-1, dtype=stat)
+        grad_alpha = grad_alpha + through.transpose(1, 2)
+        grad_hidden = grad @ call.weighted_up(weight)
         if need_up:
             grad_up = torch.einsum("bdtr,btd->tdr", product, weight)
-    return _CombineGrads(grad_hidden, grad_alpha, None if grad_up is None else grad_up.contiguous(), grad_up_bias)
+    return _CombineGrads(grad_hidden, grad_alpha, grad_up, grad_up_bias)
 
 
 class _AttendGrads(NamedTuple):
@@ -358,10 +366,9 @@ class _AttendGrads(NamedTuple):
     up_bias: Tensor | None
 
 
-def _attend_backward(call: _Call, bottleneck: Tensor, grad_alpha: Tensor, *, need_query: bool, need_up: bool) -> _AttendGrads:
-    """Through α = (cos(o, k) + 1)/2, o = P [q ; y] and P = softmax of the scores, to everything below."""
+def _attend_backward(call: _Call, hidden: Tensor, grad_alpha: Tensor, *, need_query: bool, need_up: bool) -> _AttendGrads:
+    """Through α = (cos(o, k) + 1)/2, o = P [q ; y] and P = softmax of the scores, to everything below; `hidden` [B, T, L, r]."""
     assert call.query is not None
-    hidden = call.by_adapter(functional.silu(bottleneck))
     own, seen, summary, outcome, folded, tokens = call.attend(hidden)
     heads, rows = call.rule.heads, call.query.shape[2]
     grad_outcome, grad_key = call.coefficient_backward(outcome, grad_alpha)
@@ -373,27 +380,32 @@ def _attend_backward(call: _Call, bottleneck: Tensor, grad_alpha: Tensor, *, nee
     if summary is not None:
         grad_summary = torch.einsum("bthnd,thdr->bthnr", grad_outcome, call.up_heads)
         through = unflatten(grad_summary.flatten(2, 3) @ hidden.transpose(-1, -2), 2, (heads, rows))
-        grad_seen = through.add_(grad_seen).add_(call._dot_up_bias(grad_outcome))
+        grad_seen = through.add_(grad_seen).add_(call.dot_up_bias(grad_outcome))
     expected = (grad_outcome * outcome).sum(dim=-1, keepdim=True)
     grad_own = own * (grad_own - expected) * call.scale
     grad_scores = seen * (grad_seen - expected) * call.scale
-
-    by_head = _by_head(grad_scores)
-    asked = call.query.transpose(0, 1).flatten(1, 2)
-    grad_tokens = _by_head(seen).transpose(-1, -2) @ _by_head(grad_outcome)
-    grad_tokens += by_head.transpose(-1, -2) @ asked
     grad_hidden = grad_query = grad_up = grad_up_bias = scored = None
+
+    # What tokens and hidden states receive as values (P do) and as keys (dS q) is one product over both kinds of rows.
+    asked = call.query.transpose(0, 1).flatten(1, 2)
+    by_head = _by_head(grad_scores)
+    both = torch.cat([_by_head(seen), by_head], dim=2)
+    received = torch.cat([_by_head(grad_outcome), asked.expand(len(both), -1, -1, -1)], dim=2)
+    grad_tokens = both.transpose(-1, -2) @ received
     mass = grad_scores.sum(dim=(0, 4))[..., None]
-    if summary is not None and grad_summary is not None and folded is not None:
-        grad_hidden = seen.flatten(2, 3).transpose(-1, -2) @ grad_summary.flatten(2, 3)
-        grad_hidden += grad_scores.flatten(2, 3).transpose(-1, -2) @ folded.flatten(1, 2)
+    if grad_summary is not None and folded is not None:
+        both = torch.cat([seen, grad_scores], dim=2).flatten(2, 3)
+        received = torch.cat([grad_summary, folded.expand_as(grad_summary)], dim=2).flatten(2, 3)
+        grad_hidden = both.transpose(-1, -2) @ received
         if need_query or need_up:
             scored = unflatten((grad_scores.flatten(2, 3) @ hidden).sum(dim=0), 1, (heads, rows))
-        if need_up and scored is not None:
-            grad_up = torch.einsum("bthnd,bthnr->thdr", grad_outcome, summary)
-            grad_up += torch.einsum("thnd,thnr->thdr", call.query, scored)
-            grad_up_bias = (seen.sum(dim=-1, keepdim=True) * grad_outcome).sum(dim=0) + mass * call.query
-            grad_up, grad_up_bias = grad_up.flatten(1, 2), grad_up_bias.sum(dim=2).flatten(1)
+    if need_up:
+        weighed = (seen.sum(dim=-1, keepdim=True) * grad_outcome).sum(dim=0)
+    if need_up and summary is not None and scored is not None:
+        grad_up = torch.einsum("bthnd,bthnr->thdr", grad_outcome, summary)
+        grad_up += torch.einsum("thnd,thnr->thdr", call.query, scored)
+        grad_up = grad_up.flatten(1, 2)
+        grad_up_bias = (weighed + mass * call.query).sum(dim=2).flatten(1)
     if need_query:
         pairs = grad_own.sum(dim=0)
         grad_query = (pairs + pairs.transpose(-1, -2)) @ call.query
@@ -401,7 +413,7 @@ def _attend_backward(call: _Call, bottleneck: Tensor, grad_alpha: Tensor, *, nee
         grad_query += unflatten((by_head @ tokens).sum(dim=0), 1, (call.count, rows)).transpose(0, 1)
         if scored is not None:
             grad_query += scored @ call.up_heads.transpose(-1, -2)
-            grad_query += mass * call._up_bias_by_head()
+            grad_query += mass * call.up_bias_by_head()
         grad_query = grad_query.transpose(1, 2).flatten(2)
     return _AttendGrads(grad_tokens, grad_hidden, grad_query, grad_key, grad_up, grad_up_bias)
 

@@ -1,0 +1,236 @@
+"""What the exact cheap form saves: one ViLT layer with both its sites, ours against the per-adapter loops of the oracle.
+
+    python tests/bench/bench_mixing.py [--device cpu|cuda] [--adapters 1 4 8 16 32] [--repeats 7] [--train queries|all] [--json FILE]
+
+Measures forward + backward of one layer (D=768, H=12, r=48, L=185, B=4, fp32 unless told otherwise) of which, as in stage one,
+only the queries train. Time is the median over repeats in which the two take turns, so that a busy machine harms both alike.
+Memory is the peak of what the allocator hands out above what was there before the step (weights and input), and the bytes that
+autograd keeps between forward and backward, each storage counted once, parameters left out. `site` rows are one site alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
+from transformers import ViltConfig
+from transformers.models.vilt.modeling_vilt import ViltLayer
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "oracle")]
+
+from naive_mixing import NaiveAdapter, naive_site  # noqa: E402
+
+from atlas_dist.model.mixing import AdapterGroup, MixingSite, MixingSpec, Weighting  # noqa: E402
+from atlas_dist.model.vilt import accelerate_vilt  # noqa: E402
+
+METHOD_TIME = {1: 1.0, 4: 1.2, 8: 1.5, 16: 1.9, 32: 2.3}
+METHOD_MEMORY = {1: 1.05, 4: 2.0, 8: 3.1, 16: 4.5, 32: 6.0}
+"""The ratios that METHOD.md quotes (CPU, fp32)."""
+
+Step = Callable[[], None]
+
+
+def new_site(count: int, args: argparse.Namespace) -> MixingSite:
+    """A site with `count` frozen adapters, of which the queries (or everything) train."""
+    generator = torch.Generator().manual_seed(count)
+    spec = MixingSpec(rank=args.rank, weighting=Weighting(args.weighting))
+    site = MixingSite(args.width, args.heads, spec, visible=count, grows=False, generator=generator)
+    assert site.frozen is not None
+    site.frozen = AdapterGroup(count, args.width, args.heads, spec, generator)
+    for name, parameter in site.named_parameters():
+        parameter.requires_grad_(args.train == "all" or name.endswith("query"))
+    return site.eval()
+
+
+def naive_twin(site: MixingSite, args: argparse.Namespace) -> Callable[[Tensor], Tensor]:
+    """The same adapters as separate tensors, run by the oracle's loop."""
+    group = site.frozen
+    assert group is not None
+    adapters = []
+    for i in range(group.count):
+        tensors = [nn.Parameter(p[i].detach().clone(), requires_grad=p.requires_grad) for p in group.parameters()]
+        adapters.append(NaiveAdapter(*tensors[:4], *(t.view(-1, args.width) for t in tensors[4:])))
+
+    def run(x: Tensor) -> Tensor:
+        return naive_site(x, adapters, heads=args.heads, weighting=args.weighting)[0]
+
+    return run
+
+
+def new_layer(args: argparse.Namespace) -> ViltLayer:
+    """A frozen ViLT layer with fused attention."""
+    torch.manual_seed(0)
+    config = ViltConfig(
+        hidden_size=args.width,
+        num_attention_heads=args.heads,
+        intermediate_size=4 * args.width,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+    )
+    layer = accelerate_vilt(ViltLayer(config))
+    return layer.requires_grad_(False).eval()
+
+
+def make_step(run: Callable[[Tensor], Any], x: Tensor, grad: Tensor, leaves: list[Tensor]) -> Step:
+    """Forward and backward of `run`, leaving no gradients behind."""
+
+    def step() -> None:
+        output = run(x)
+        output = output[0] if isinstance(output, tuple) else output
+        output.backward(grad)
+        for leaf in (x, *leaves):
+            leaf.grad = None
+
+    return step
+
+
+def hooked(layer: ViltLayer, first: Callable[[Tensor], Tensor], second: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Any]:
+    """The layer with its two sites hooked in for the time of a call."""
+
+    def run(x: Tensor) -> Any:
+        pairs: list[tuple[nn.Module, Callable[[Tensor], Tensor]]] = [
+            (layer.attention.output.dense, first),
+            (layer.output.dense, second),
+        ]
+        handles = [dense.register_forward_hook(lambda _, __, output, site=site: site(output)) for dense, site in pairs]
+        try:
+            return layer(x)
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    return run
+
+
+def timed(steps: dict[str, Step], repeats: int, device: str) -> dict[str, float]:
+    """Median seconds of each step; the steps take turns."""
+    taken: dict[str, list[float]] = {name: [] for name in steps}
+    for turn in range(repeats + 2):
+        for name, step in steps.items():
+            _wait(device)
+            begin = time.perf_counter()
+            step()
+            _wait(device)
+            if turn >= 2:
+                taken[name].append(time.perf_counter() - begin)
+    return {name: statistics.median(seconds) for name, seconds in taken.items()}
+
+
+def peak_bytes(step: Step, device: str) -> int:
+    """Highest sum of live allocations during a step, above the start."""
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        step()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        step()
+    assert profiler.profiler is not None and profiler.profiler.kineto_results is not None
+    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
+    live = peak = 0
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        live += event.nbytes()
+        peak = max(peak, live)
+    return peak
+
+
+def saved_bytes(run: Callable[[Tensor], Any], x: Tensor) -> int:
+    """Bytes that autograd keeps between forward and backward: each storage once, leaves that train and the input left out."""
+    storages: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        if not (tensor.is_leaf and tensor.requires_grad) and not isinstance(tensor, nn.Parameter):
+            storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        output = run(x)
+    del output
+    return sum(storages.values())
+
+
+def measure(count: int, scope: str, args: argparse.Namespace) -> dict[str, Any]:
+    """One row of the table: T = `count`, scope `layer` or `site`."""
+    dtype = getattr(torch, args.dtype)
+    sites = [new_site(count, args).to(args.device, dtype) for _ in range(2 if scope == "layer" else 1)]
+    naive, ours = [naive_twin(site, args) for site in sites], [lambda x, site=site: site(x).mixed for site in sites]
+    runs: dict[str, Callable[[Tensor], Any]] = {"naive": naive[0], "ours": ours[0]}
+    if scope == "layer":
+        layer = new_layer(args).to(args.device, dtype)
+        runs = {"naive": hooked(layer, *naive), "ours": hooked(layer, *ours)}
+    generator = torch.Generator().manual_seed(1)
+    shape = (args.batch, args.length, args.width)
+    x, grad = (torch.randn(shape, generator=generator).to(args.device, dtype) for _ in range(2))
+    x.requires_grad_()
+    leaves = [p for site in sites for p in site.parameters()]
+    steps = {name: make_step(run, x, grad, leaves) for name, run in runs.items()}
+    row: dict[str, Any] = {"scope": scope, "T": count}
+    for name, seconds in timed(steps, args.repeats, args.device).items():
+        row[f"{name}_ms"] = 1e3 * seconds
+        row[f"{name}_peak_mib"] = peak_bytes(steps[name], args.device) / 2**20
+        row[f"{name}_saved_mib"] = saved_bytes(runs[name], x) / 2**20
+    for what in ("ms", "peak_mib", "saved_mib"):
+        row[f"ratio_{what}"] = row[f"naive_{what}"] / row[f"ours_{what}"]
+    return row
+
+
+def show(rows: list[dict[str, Any]]) -> None:
+    """Print the table; `quoted` are METHOD.md's ratios for a layer."""
+    print(f"{'scope':6} {'T':>3} | {'time ms: naive':>14} {'ours':>7} {'ratio':>6} {'quoted':>6} | {'peak MiB: naive':>15} "
+          f"{'ours':>7} {'ratio':>6} {'quoted':>6} | {'saved MiB: naive':>16} {'ours':>7} {'ratio':>6}")  # fmt: skip
+    for r in rows:
+        quoted = [f"{table[r['T']]:.2f}" if r["scope"] == "layer" and r["T"] in table else "" for table in (METHOD_TIME, METHOD_MEMORY)]
+        print(f"{r['scope']:6} {r['T']:>3} | {r['naive_ms']:>14.1f} {r['ours_ms']:>7.1f} {r['ratio_ms']:>6.2f} {quoted[0]:>6} | "
+              f"{r['naive_peak_mib']:>15.1f} {r['ours_peak_mib']:>7.1f} {r['ratio_peak_mib']:>6.2f} {quoted[1]:>6} | "
+              f"{r['naive_saved_mib']:>16.1f} {r['ours_saved_mib']:>7.1f} {r['ratio_saved_mib']:>6.2f}")  # fmt: skip
+
+
+def _wait(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--adapters", type=int, nargs="+", default=[1, 4, 8, 16, 32])
+    parser.add_argument("--scope", nargs="+", default=["layer", "site"], choices=["layer", "site"])
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--train", default="queries", choices=["queries", "all"])
+    parser.add_argument("--weighting", default="whole", choices=[w.value for w in Weighting])
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float64"])
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads (0: torch's default)")
+    for name, value in {"width": 768, "heads": 12, "rank": 48, "length": 185, "batch": 4}.items():
+        parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--json", type=Path, help="also write the rows here")
+    return parser.parse_args()
+
+
+def main() -> None:
+    os.environ.setdefault("KINETO_LOG_LEVEL", "5")
+    args = parse()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    rows = [measure(count, scope, args) for scope in args.scope for count in args.adapters]
+    settings = {k: str(v) for k, v in vars(args).items() if k != "json"} | {"torch": torch.__version__}
+    print(f"torch {torch.__version__}, {args.device}, {torch.get_num_threads()} threads, {args.dtype}, {args.weighting}; "
+          f"B={args.batch} L={args.length} D={args.width} H={args.heads} r={args.rank}; trains: {args.train}")  # fmt: skip
+    show(rows)
+    if args.json:
+        args.json.write_text(json.dumps({"settings": settings, "rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
