@@ -40,7 +40,7 @@ def compose_config(overrides: Sequence[str]) -> RunConfig:
     Raises:
         ConfigError: unknown key, unknown choice, a value left open (`???`), or what RunConfig finds.
     """
-    return load_config(compose_tree(overrides))
+    return load_config(compose_tree(overrides)).at(Path.cwd())
 
 
 def compose_tree(overrides: Sequence[str]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -217,6 +218,16 @@ class RunConfig(_Frozen):
     cluster: ClusterConfig = ClusterConfig()
     report: str = ""
     """Folder for the report; "" = `<store>/…` beside a local store, else ./report-<run>."""
+
+    def at(self, folder: Path) -> RunConfig:
+        """The same run with relative local places resolved against `folder`: workers have working folders of their own."""
+
+        def absolute(url: str) -> str:
+            return url if "://" in url else str((folder / Path(url).expanduser()).resolve())
+
+        store = self.store.model_copy(update={"url": absolute(self.store.url)})
+        shards = self.shards.model_copy(update={"url": absolute(self.shards.url)})
+        return self.model_copy(update={"store": store, "shards": shards})
 
     @field_validator("seeds")
     @classmethod

@@ -80,7 +80,9 @@ def _manifest(shards: ObjectStore, name: str, task: TaskConfig, split: str) -> S
     try:
         manifest = read_manifest(shards, task.data.dataset, split)
     except DataError as error:
-        raise DataError(f"Task {name}: {error.message}", fix=error.fix or "Pack it: atlas-dist shards pack experiment=…") from error
+        raise DataError(
+            f"Task {name}: {error.message}", fix=error.fix or "Pack it: atlas-dist shards pack experiment=…"
+        ) from error
     if manifest.kind is not task.kind:
         raise ConfigError(
             f"tasks.{name}.kind is {task.kind.value}, but {task.data.dataset}/{split} was packed as {manifest.kind.value}.",

@@ -25,7 +25,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from atlas_dist.config import ClusterConfig, Isolation, RunConfig
 from atlas_dist.coordinator.dispatch import Progress
 from atlas_dist.coordinator.pool import Lease, PoolDispatcher
-from atlas_dist.coordinator.service import RunService, RunStatus
+from atlas_dist.coordinator.service import RunService, Snapshot
 from atlas_dist.core.plan import Plan
 from atlas_dist.core.types import Failure
 from atlas_dist.errors import AtlasError, ConfigError, TrainingError
@@ -70,7 +70,9 @@ def cluster(config: ClusterConfig, workers: int) -> Iterator[None]:
         ray.init(**options)
     except (ConnectionError, RuntimeError, ValueError) as error:
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ConfigError(f"cluster.address is {config.address!r}: {first}", fix="Use cluster.address=local, or start the cluster first.") from error
+        raise ConfigError(
+            f"cluster.address is {config.address!r}: {first}", fix="Use cluster.address=local, or start the cluster first."
+        ) from error
     try:
         _check_room(config, workers)
         yield
@@ -131,9 +133,9 @@ class CoordinatorActor:
         """Checkpoint, send the workers home, stop deciding."""
         self.service.stop()
 
-    def status(self) -> RunStatus:
+    def snapshot(self, after: int = 0) -> Snapshot:
         """What a person wants to see."""
-        return self.service.status()
+        return self.service.snapshot(after)
 
 
 @dataclass
@@ -150,9 +152,11 @@ class PoolRunner:
             for attempt in range(FIT_TRIES):
                 if self._serve(attempt):
                     return
-                if ray.get(self.actor.status.remote()).over:
+                if ray.get(self.actor.snapshot.remote()).over:
                     return
-            raise TrainingError(f"The workers' controller died {FIT_TRIES} times.", fix="See the logs of Ray; `status` shows the run.")
+            raise TrainingError(
+                f"The workers' controller died {FIT_TRIES} times.", fix="See the logs of Ray; `status` shows the run."
+            )
         except BaseException as error:  # handed to the main thread, which raises it
             self.error = error
 
@@ -161,7 +165,7 @@ class PoolRunner:
         try:
             while True:
                 self._trainer(attempt).fit()
-                if self.config.train.isolation is Isolation.POOL or ray.get(self.actor.status.remote()).over:
+                if self.config.train.isolation is Isolation.POOL or ray.get(self.actor.snapshot.remote()).over:
                     return True
         except AtlasError:
             raise

@@ -110,9 +110,7 @@ class Learner:
         if not self.job.bank or self.context.method.mixing.weighting is Weighting.PLAIN:
             return evaluate(module, validation.validation(), feed), {}
         meter = ReuseMeter(module.model, feed.device)
-        module.model.record_alpha(True)
         scores = evaluate(module, validation.validation(), feed, meter.look)
-        module.model.record_alpha(False)
         return scores, meter.summary()
 
     def _files(self, model: AtlasModel) -> dict[str, bytes]:
@@ -124,7 +122,7 @@ class Learner:
             files["adapter_config.json"] = canonical_json(
                 {
                     "format": "atlas-dist adapter 1",
-                    "base_model": self.context.config.backbone,
+                    "base_model": self.context.config.backbone.model_dump(),
                     "base_model_digest": self.context.trunk().digest,
                     "task": self.job.task,
                     "method": self.job.method,

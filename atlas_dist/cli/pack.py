@@ -1,0 +1,116 @@
+"""`atlas-dist shards …`: raw data sets to shards, and a look at what is there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from atlas_dist.compose import compose_config
+from atlas_dist.config import RunConfig, TaskConfig
+from atlas_dist.data.manifest import read_manifest
+from atlas_dist.data.pack import run_pack
+from atlas_dist.data.tasks import CONVERTERS
+from atlas_dist.errors import ConfigError, DataError
+from atlas_dist.store import ObjectStore
+from atlas_dist.train.context import configured_backbone, open_shards
+
+
+def pack_experiment(overrides: Sequence[str], console: Console) -> None:
+    """Pack both splits of every task that says how; finished splits are recognised and left alone.
+
+    Raises:
+        ConfigError: no task says how to be packed. DataError: raw data are missing or too much of them is unreadable.
+    """
+    config = compose_config(overrides)
+    store = open_shards(config)
+    side = configured_backbone(config).image_size
+    packed = 0
+    for name, task in config.tasks.items():
+        if task.raw is None:
+            continue
+        for split in (task.data.train, task.data.val):
+            _pack_split(config, name, task, split, store, side, console)
+            packed += 1
+    if not packed:
+        raise ConfigError("No task of this configuration has a `raw` section.", fix="Add tasks.NAME.raw.converter=…")
+    console.print(f"Shards: {store.url}")
+
+
+def _pack_split(
+    config: RunConfig, name: str, task: TaskConfig, split: str, store: ObjectStore, side: int, console: Console
+) -> None:
+    raw = task.raw
+    assert raw is not None
+    options = raw.options | (raw.train_options if split == task.data.train else raw.val_options)
+    source = Path(config.raw_root) / raw.source if raw.source else None
+    if source is not None and not source.exists():
+        raise DataError(f"tasks.{name}.raw.source: there is no {source}.", fix="Set raw_root=… to the folder that holds the raw data.")
+    with console.status(f"packing {task.data.dataset}/{split}"):
+        report = run_pack(raw.converter, source, store, task.data.dataset, split, options=options, image_size=side)
+    manifest = report.manifest
+    note = f", {len(report.unreadable)} left out" if report.unreadable else ""
+    console.print(
+        f"packed {task.data.dataset}/{split}: {manifest.samples} samples, {len(manifest.classes)} classes, "
+        f"{len(manifest.shards)} shards, {manifest.size / 1e6:.1f} MB{note}"
+    )
+    for record, reason in report.unreadable[:5]:
+        console.print(f"  left out {record}: {reason}", markup=False)
+
+
+def list_shards(overrides: Sequence[str], console: Console) -> None:
+    """Print the splits that an experiment needs, and which are there."""
+    config = compose_config(overrides)
+    store = open_shards(config)
+    table = Table(title=f"Shards in {store.url}", title_justify="left")
+    for column in ("split", "kind", "samples", "classes", "shards", "MB", "digest"):
+        table.add_column(column)
+    for dataset, split in _splits(config):
+        try:
+            m = read_manifest(store, dataset, split)
+        except DataError:
+            table.add_row(f"{dataset}/{split}", "missing")
+            continue
+        size, digest = f"{m.size / 1e6:.1f}", m.digest[:12]
+        table.add_row(f"{dataset}/{split}", m.kind.value, str(m.samples), str(len(m.classes)), str(len(m.shards)), size, digest)
+    console.print(table)
+
+
+def verify_shards(overrides: Sequence[str], console: Console) -> None:
+    """Re-read everything. Raises DataError when any part is damaged."""
+    from atlas_dist.data.verify import verify_split
+
+    config = compose_config(overrides)
+    store = open_shards(config)
+    damaged = 0
+    for dataset, split in _splits(config):
+        faults = verify_split(store, dataset, split)
+        damaged += len(faults)
+        console.print(f"{dataset}/{split}: {'whole' if not faults else f'{len(faults)} damaged'}")
+        for fault in faults:
+            console.print(f"  {fault}", markup=False)
+    if damaged:
+        raise DataError(f"{damaged} parts are damaged.", fix="Pack those splits again, or copy them again from where they are whole.")
+
+
+def index_shards(dataset: str, split: str, overrides: Sequence[str], console: Console) -> None:
+    """Write a manifest for tars that are in place."""
+    from atlas_dist.data.index import index_split
+
+    config = compose_config(overrides)
+    manifest = index_split(open_shards(config), dataset, split)
+    console.print(f"indexed {dataset}/{split}: {manifest.samples} samples in {len(manifest.shards)} shards, digest {manifest.digest[:12]}")
+
+
+def list_converters(console: Console) -> None:
+    """Print every raw format with what it makes."""
+    for name, converter in sorted(CONVERTERS.items()):
+        console.print(f"[bold]{name}[/bold]  {converter.about}  options: {', '.join(converter.options.model_fields) or 'none'}")
+
+
+def _splits(config: RunConfig) -> Iterator[tuple[str, str]]:
+    for task in config.tasks.values():
+        yield task.data.dataset, task.data.train
+        yield task.data.dataset, task.data.val

@@ -1,0 +1,160 @@
+"""`atlas-dist run`, `plan`, `status`, `report` and the requests: a configuration in, the house at work, lines out."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+import uuid
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from atlas_dist.compose import compose_config, groups
+from atlas_dist.config import RunConfig
+from atlas_dist.core.ledger import RunState
+from atlas_dist.core.plan import Plan
+from atlas_dist.errors import ConfigError
+from atlas_dist.report.facts import RunFacts, gather
+
+
+def run_experiment(overrides: Sequence[str], console: Console, *, quiet: bool = False) -> None:
+    """Plan, run, report. Raises whatever ended the run."""
+    began = time.monotonic()
+    config = compose_config(overrides)
+    _hush()
+    from atlas_dist.cli.live import Watcher
+    from atlas_dist.coordinator.drive import drive
+    from atlas_dist.coordinator.expand import expand, specification
+
+    plan = expand(config)
+    if not quiet:
+        console.print(
+            f"run {config.run}: {len(plan.jobs)} jobs ({plan.training_jobs} train) on {config.train.workers} workers, store {config.store.url}"
+        )
+    with Watcher(plan, console, quiet=quiet) as watcher:
+        drive(config, plan, specification(config), watcher)
+    facts = _report(config, plan, console)
+    _say_where_time_went(facts, time.monotonic() - began, console)
+
+
+def show_plan(overrides: Sequence[str], console: Console) -> None:
+    """Print the jobs in order, with what is a fact already."""
+    config, plan, state = _planned(overrides)
+    table = Table(title=f"Plan of run {config.run}: {len(plan.jobs)} jobs, {plan.training_jobs} train", title_justify="left")
+    for column in ("job", "state", "samples a step", "steps or epochs", "key"):
+        table.add_column(column)
+    for job in plan.jobs.values():
+        budget = job.budget
+        length = (f"{budget.max_steps} steps" if budget.max_steps else f"{budget.epochs:g} epochs") if job.stage else ""
+        table.add_row(job.label, state.job(job.key).status.value, str(budget.global_batch) if job.stage else "", length, job.key[:12])
+    console.print(table)
+
+
+def show_status(overrides: Sequence[str], console: Console) -> None:
+    """Print how a run stands."""
+    from atlas_dist.coordinator.status import Role, status_of, task_lines
+    from atlas_dist.core.schedule import Frontier
+
+    config, plan, state = _planned(overrides)
+    if not state.next_seq:
+        raise ConfigError(f"There is no run {config.run} in {config.store.url}.", fix="Start it with `atlas-dist run`.")
+    status = status_of(plan, state, Frontier.of(plan, state), Role.FOLLOWER)
+    console.print(f"run {config.run}: {status.phase.value}, {status.committed} of {status.total} jobs committed, coordinator epoch {status.epoch}")
+    if status.reason:
+        console.print(f"reason: {status.reason}", markup=False)
+    for line in task_lines(plan, state):
+        console.print(f"  {line.sequence}  {line.task}: {line.state.value}")
+    for job in plan.jobs.values():
+        now = state.job(job.key)
+        if now.failure is not None and now.committed is None:
+            console.print(f"  {job.label}: {len(now.attempts)} attempts, last failed: {now.failure.reason}", markup=False)
+
+
+def write_run_report(overrides: Sequence[str], console: Console) -> None:
+    """Gather and show a run's results again."""
+    config, plan, _ = _planned(overrides)
+    _report(config, plan, console)
+
+
+def send_request(overrides: Sequence[str], kind: str, reason: str, console: Console) -> None:
+    """Leave a request in the run's inbox."""
+    from atlas_dist.clock import SystemClock
+    from atlas_dist.coordinator.inbox import RequestKind, ask
+    from atlas_dist.train.context import open_run_store
+
+    config = compose_config(overrides)
+    ask(open_run_store(config), config.run, RequestKind(kind), reason, clock=SystemClock(), new_id=lambda: uuid.uuid4().hex)
+    console.print(f"asked run {config.run} to {kind}")
+
+
+def show_config(overrides: Sequence[str], console: Console) -> None:
+    """Print the configuration as YAML, then the groups."""
+    config = compose_config(overrides)
+    console.print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), markup=False)
+    for name, choices in groups().items():
+        console.print(f"[bold]{name}[/bold]: {', '.join(choices)}")
+
+
+def check_store(url: str, endpoint_url: str, console: Console) -> None:
+    """Race writers against the store. Raises StoreError when it can't be trusted."""
+    from atlas_dist.store import StoreOptions, open_store
+    from atlas_dist.store.doctor import examine
+
+    examine(open_store(url, options=StoreOptions(endpoint_url=endpoint_url)))
+    console.print(f"{url}: conditional creates are atomic, reads and lists are consistent; it can be trusted")
+
+
+def _planned(overrides: Sequence[str]) -> tuple[RunConfig, Plan, RunState]:
+    from atlas_dist.coordinator.expand import expand
+    from atlas_dist.coordinator.status import load_run
+    from atlas_dist.train.context import open_run_store
+
+    config = compose_config(overrides)
+    _hush()
+    plan = expand(config)
+    state, _ = load_run(open_run_store(config), config.run)
+    return config, plan, state
+
+
+def _report(config: RunConfig, plan: Plan, console: Console) -> RunFacts:
+    from atlas_dist.cli.app import default_report_folder
+    from atlas_dist.coordinator.status import load_run
+    from atlas_dist.report.console import show
+    from atlas_dist.report.page import write_report
+    from atlas_dist.train.context import open_run_store
+
+    store = open_run_store(config)
+    state, _ = load_run(store, config.run)
+    facts = gather(plan, state, store)
+    folder = Path(config.report) if config.report else default_report_folder(config.run, config.store.url)
+    page = write_report(facts, folder)
+    show(facts, console, [("bank  ", store.url), ("report", str(page))])
+    return facts
+
+
+def _say_where_time_went(facts: RunFacts, wall: float, console: Console) -> None:
+    """Wall time, and the share of it that was real training steps."""
+    stages = [s for q in facts.sequences for t in (*q.upstream, *q.downstream) for s in t.stages]
+    seconds = {key: sum(s.metrics["seconds"].get(key, 0.0) for s in stages) for key in ("stepping", "waiting", "setup")}
+    later = sorted(s.metrics["seconds"].get("setup", 0.0) for s in stages)[:-1]
+    setup = f", set-up of a further stage {later[len(later) // 2]:.2f} s" if later else ""
+    console.print(
+        f"wall {wall:.0f} s, {seconds['stepping'] / wall:.0%} of it training steps, "
+        f"{seconds['waiting'] / wall:.1%} waiting for data{setup}"
+    )
+
+
+def _hush() -> None:
+    """Keep the libraries' own chatter out of the way, unless --debug asks for it."""
+    if os.environ.get("ATLAS_DEBUG"):
+        logging.basicConfig(level=logging.INFO)
+        return
+    warnings.filterwarnings("ignore")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    for name in ("ray", "deepspeed", "DeepSpeed", "transformers", "botocore", "urllib3", "filelock"):
+        logging.getLogger(name).setLevel(logging.ERROR)
