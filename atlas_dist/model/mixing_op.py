@@ -289,14 +289,15 @@ def _backward(
     call: _Call, bottleneck: Tensor, alpha: Tensor, grad: Tensor, need_x: bool, needs: Stack
 ) -> tuple[Tensor | None, list[Tensor | None]]:
     """Gradient of x and, in the order of Stack, of the weights (None where not needed)."""
+    need_up = bool(needs.up or needs.up_bias)
     hidden = functional.silu(bottleneck)
     by_adapter = None if call.query is None else call.by_adapter(hidden)
-    back = _combine_backward(call, hidden, alpha, grad, need_up=bool(needs.up))
+    back = _combine_backward(call, hidden, alpha, grad, need_up=need_up)
     del hidden
     grad_hidden, grad_up, grad_up_bias, grad_query, grad_key = back.hidden, back.up, back.up_bias, None, None
     grad_x = grad * alpha.sum(dim=1)[:, None].to(grad.dtype) if need_x else None
     if by_adapter is not None:
-        attended = _attend_backward(call, by_adapter, back.alpha, need_query=bool(needs.query), need_up=bool(needs.up))
+        attended = _attend_backward(call, by_adapter, back.alpha, need_query=bool(needs.query), need_up=need_up)
         del by_adapter
         grad_query, grad_key = attended.query, attended.key
         if grad_x is not None:

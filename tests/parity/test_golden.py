@@ -36,9 +36,9 @@ pytestmark = pytest.mark.skipif(not META, reason=f"no golden results at {GOLDEN}
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-4}
 """Largest error, relative to the largest magnitude of the expected tensor (at least 1). The demand is 1e-10 and 1e-4."""
 ROUNDED_FILE = 1e-7
-"""For heads.npz in float64: its weights, logits and targets were rounded to float32 when they were stored, after use (unlike those
-of the cases). Perturbing the stored weights by half a float32 ulp moves the logits by 7e-8 to 1e-7, as much as is found; the head
-itself is pinned to 1e-12 in tests/unit/model/test_heads.py."""
+"""For heads.npz in float64: its weights, logits and targets were rounded to float32 when they were stored, after use (unlike
+those of the cases). Perturbing the stored weights by half a float32 ulp moves the logits by 7e-8 to 1e-7, as much as is found;
+the head itself is pinned to 1e-12 in tests/unit/model/test_heads.py."""
 PARTS = {"V": "down", "b": "down_bias", "U": "up", "c": "up_bias", "q": "query", "k": "key"}
 EXPORTED = {"V": "down.weight", "b": "down.bias", "U": "up.weight", "c": "up.bias"}
 
