@@ -40,10 +40,8 @@ class RawSample:
 
     @property
     def index_label(self) -> int:
-        """The class to select by: the label, or the best-scored answer (the smaller number of equals), or -1."""
-        if self.label != NO_LABEL or not self.targets:
-            return self.label
-        return min(self.targets, key=lambda answer: (-self.targets[answer], answer))
+        """The class to select by, see `index_label`."""
+        return index_label(self.label, self.targets)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +52,13 @@ class Sample:
     images: tuple[memoryview, ...]
     label: int
     targets: Mapping[int, float]
+
+
+def index_label(label: int, targets: Mapping[int, float]) -> int:
+    """The class to select a sample by: its label, or its best-scored answer (the smaller number of equals), or -1."""
+    if label != NO_LABEL or not targets:
+        return label
+    return min(targets, key=lambda answer: (-targets[answer], answer))
 
 
 def dump_json(raw: RawSample) -> bytes:

@@ -210,8 +210,7 @@ class Stream:
                 span = shard.spans[at]
                 names[slot] = (self._manifest.shards[number].name, span.key)
                 try:
-                    files = {ext: shard.data[offset : offset + size] for ext, (offset, size) in span.files.items()}
-                    samples[slot] = parse_sample(files)
+                    samples[slot] = parse_sample(span.content(shard.data))
                 except DataError as error:
                     self._collator.report(BadSample(*names[slot], str(error)))
             yield Located(plan, samples, names)

@@ -33,6 +33,10 @@ class Span:
     key: str
     files: dict[str, tuple[int, int]] = field(default_factory=dict)
 
+    def content(self, data: memoryview) -> dict[str, memoryview]:
+        """The sample's members by extension, as views of the tar."""
+        return {ext: data[at : at + size] for ext, (at, size) in self.files.items()}
+
 
 def members(data: memoryview) -> Iterator[Member]:
     """The plain files of a tar, in order.
