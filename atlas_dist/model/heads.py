@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import skip_init
 
 from atlas_dist.core.types import TaskKind
 from atlas_dist.errors import ConfigError
@@ -61,7 +62,9 @@ class Head(nn.Sequential):
     """
 
     def __init__(self, width: int, outputs: int, generator: torch.Generator) -> None:
-        first, last = nn.Linear(width, 2 * width), nn.Linear(2 * width, outputs)
+        # Without nn.Linear's own initial values: they would draw from the global generator.
+        first: nn.Linear = skip_init(nn.Linear, width, 2 * width)  # type: ignore[no-untyped-call]
+        last: nn.Linear = skip_init(nn.Linear, 2 * width, outputs)  # type: ignore[no-untyped-call]
         super().__init__(first, nn.LayerNorm(2 * width, eps=HEAD_LAYER_NORM_EPS), nn.GELU(), last)
         with torch.no_grad():
             for layer in (first, last):
