@@ -79,6 +79,7 @@ class RecordLog:
             DataError: an entry can't be read by this version.
         """
         places = patiently(self._places, self._clock, self._patience)
+        self._broken = ""
         if not places:
             return []
         if places != list(range(self._next, self._next + len(places))):

@@ -49,6 +49,7 @@ from atlas_dist.errors import (
 from atlas_dist.store.objects import ObjectInfo, too_large
 
 _MIB = 1 << 20
+_WINDOW = 64 << 10
 _AUTH_CODES = frozenset(
     {"AccessDenied", "ExpiredToken", "InvalidAccessKeyId", "InvalidToken", "SignatureDoesNotMatch", "RequestTimeTooSkewed"}
 )
@@ -69,6 +70,8 @@ class S3Options:
     connections: int = 32
     part_bytes: int = 16 * _MIB
     """Files above this are uploaded in parts of this size."""
+    page: int = 1000
+    """Keys in one answer to a list."""
 
 
 class S3Store:
@@ -186,7 +189,9 @@ class S3Store:
         token: dict[str, str] = {}
         while True:
             with self._explained(f"list {prefix}"):
-                page = self._clients.patient.list_objects_v2(Bucket=self._bucket, Prefix=self._prefix + prefix, **token)
+                page = self._clients.patient.list_objects_v2(
+                    Bucket=self._bucket, Prefix=self._prefix + prefix, MaxKeys=self._options.page, **token
+                )
             for each in page.get("Contents", ()):
                 yield ObjectInfo(each["Key"][cut:], int(each["Size"]), each["ETag"].strip('"'))
             if not page.get("IsTruncated"):
@@ -299,11 +304,14 @@ class _Clients:
 
 
 def _fill(out: memoryview, body: Any) -> int:
-    """Read `body` into `out` until either ends; a connection that breaks ends it like a short one."""
+    """Read `body` into `out` until either ends; a connection that breaks ends it like a short one.
+
+    In small windows, because a read that breaks takes with it what it had got so far.
+    """
     filled = 0
     try:
         while filled < len(out):
-            got = body.readinto(out[filled:])
+            got = body.readinto(out[filled : filled + _WINDOW])
             if not got:
                 break
             filled += got

@@ -26,7 +26,8 @@ class RunView:
         self.commits: dict[str, dict[str, str]] = {}
         """job -> {blob key: sha256}"""
         self.dispatched: set[str] = set()
-        self.elected: dict[int, str] = {}
+        self.voices: dict[int, str] = {}
+        """epoch -> the process that spoke in it"""
 
 
 class Checker:
@@ -49,8 +50,16 @@ class Checker:
                 self._appended(parts[1], int(parts[3]), after, objects)
         if key in self.frozen and (after is None or hashlib.sha256(after).hexdigest() != self.frozen[key]):
             raise Violation(f"committed blobs present with their hash: {method} altered {key}")
-        if parts[0] == "results" and before is not None and before != after:
+        if parts[0] == "results":
+            self._pointed(method, key, before, after)
+
+    def _pointed(self, method: str, key: str, before: bytes | None, after: bytes | None) -> None:
+        if after is None or (before is not None and before != after):
             raise Violation(f"facts never change: {method} altered {key}")
+        pointer = json.loads(after)
+        blobs = {f"{pointer['ref']['prefix']}/{b['name']}": b["sha256"] for b in pointer["ref"]["blobs"]}
+        if pointer["run"] not in self.runs or self.runs[pointer["run"]].commits.get(pointer["ref"]["job"]) != blobs:
+            raise Violation(f"a shared fact is a committed one: {key}")
 
     def _appended(self, run: str, seq: int, data: bytes, objects: Mapping[str, bytes]) -> None:
         view = self.runs.setdefault(run, RunView())
@@ -90,10 +99,11 @@ class Checker:
         """What a coordinator says aloud: a commit that it acknowledges is a promise."""
         if event in ("commit", "adopt"):
             self.acknowledged.append((run, fields["job"], actor))
-        if event == "elect":
-            view = self.runs.setdefault(run, RunView())
-            if view.elected.setdefault(fields["epoch"], actor) != actor:
-                raise Violation(f"one leader an epoch: {actor} and {view.elected[fields['epoch']]} in {fields['epoch']}")
+        epoch = fields.get("epoch", 0)
+        if epoch:
+            first = self.runs[run].voices.setdefault(epoch, actor)
+            if first != actor:
+                raise Violation(f"one voice an epoch: {event} by {actor} in epoch {epoch} of {first}")
 
     def used(self, run: str, job: str, digest: str) -> None:
         """A trainer read an earlier adapter: the same bytes as everybody who ever read it in this run."""

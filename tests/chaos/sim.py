@@ -48,6 +48,8 @@ class Scenario:
     deterministic: bool
     """Whether two attempts at a job give the same bytes."""
     meddling: bool
+    misjudged: float
+    """How often a trainer that goes on is taken for dead."""
 
 
 def scenario(seed: int) -> Scenario:
@@ -76,6 +78,7 @@ def scenario(seed: int) -> Scenario:
         coordinators=rng.choice([("a",), ("a", "a"), ("a", "a", "b"), ("a", "b"), ("a", "a", "a")]),
         deterministic=rng.random() < 0.5,
         meddling=rng.random() < 0.2,
+        misjudged=rng.choice([0.0, 0.0, 0.01, 0.05]),
     )
 
 
@@ -105,6 +108,11 @@ class SimDispatcher:
                 del self.active[attempt]
                 if actor.killed:
                     self.events.append(Lost(attempt))
+            elif self.world.stormy and self.world.rng.random() < self.scenario.misjudged:
+                # Taken for dead (a partition), but going on: its RESULT may come when nobody expects it any more.
+                del self.active[attempt]
+                self.world.happened["misjudged"] += 1
+                self.events.append(Lost(attempt))
         events, self.events = self.events, []
         if events and self.world.stormy and self.world.rng.random() < 0.1:
             events += events[:1]
