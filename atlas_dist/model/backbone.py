@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -22,6 +24,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedTokenizerFast, ViltConfig, ViltModel
 from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.utils import logging as transformers_logging
 
 from atlas_dist.errors import ConfigError, DataError
 from atlas_dist.model.vilt import accelerate_vilt, uniform_pixel_mask
@@ -172,7 +175,7 @@ def load_backbone(which: str | BackboneRef, *, seed: int = 0) -> Backbone:
         DataError: the checkpoint cannot be reached, or its keys or shapes are not exactly those of the model.
     """
     ref = which if isinstance(which, BackboneRef) else _look_up(which)
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), _no_progress_bar():
         model = _load_weights(ref) if ref.source else _random_model(seed)
         _offer_image_types(model)
     tokenizer = _load_tokenizer(ref if ref.source else BACKBONES["tiny"])
@@ -205,6 +208,18 @@ def backbone_digest(model: ViltModel, tokenizer: PreTrainedTokenizerFast) -> str
     for part in (rules, _lasting_config(model.config)):
         digest.update(json.dumps(part, sort_keys=True).encode())
     return digest.hexdigest()
+
+
+@contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    """Every rank of a cluster would otherwise draw "Loading weights" into the log."""
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
 
 
 def _look_up(name: str) -> BackboneRef:

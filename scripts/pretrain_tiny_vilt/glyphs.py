@@ -30,8 +30,10 @@ FONT_FILES = (
     "STIXGeneralItalic.ttf",
 )
 SCRIPTS = frozenset(
-    ("LATIN", "GREEK", "CYRILLIC", "ARMENIAN", "GEORGIAN", "ARABIC", "HEBREW", "CANADIAN", "TIFINAGH", "NKO", "LAO", "LISU")
-    + ("OGHAM", "OLD", "COPTIC", "CHEROKEE", "DIGIT", "ARABIC-INDIC", "APL", "RUNIC")
+    (
+        *("LATIN", "GREEK", "CYRILLIC", "ARMENIAN", "GEORGIAN", "ARABIC", "HEBREW", "CANADIAN", "TIFINAGH", "NKO", "LAO"),
+        *("LISU", "OGHAM", "OLD", "COPTIC", "CHEROKEE", "DIGIT", "ARABIC-INDIC", "APL", "RUNIC"),
+    )
 )
 
 

@@ -2,7 +2,8 @@
 
 - *naming*: a photo or a character with the constant prompt; name its class from the pooled output.
 - *talking*: a picture with a sentence; is the sentence true (matching), what is the answer, what was the masked word.
-- *reading*: two plain English texts with an empty picture; do they belong together, what was the masked word.
+- *reading*: two plain English texts with an empty picture; do they belong together, what was the masked word, and, from the
+  pooled output alone, which words were there: it has to carry the text to whatever head comes later.
 
 All but the masked words are read from the pooled output, since that is all the heads of later tasks will see. Naming is also
 read from the mean over patches: gradients then reach every patch directly, and the first epochs learn several times faster.
@@ -35,7 +36,8 @@ WEIGHTS = {
     "answer": 1.0,
     "word": 0.3,
     "pair": 0.6,
-    "text_word": 0.3,
+    "text_word": 0.5,
+    "bag": 0.3,
 }
 
 
@@ -139,8 +141,8 @@ def talk(model: ViltModel, heads: Heads, corpus: Corpus, *, scenes: int = 36, ph
     }
 
 
-def read(model: ViltModel, heads: Heads, corpus: Corpus, *, count: int = 24) -> Losses:
-    """English pairs with the empty picture: do they belong together (half do), and which words are masked."""
+def read(model: ViltModel, heads: Heads, corpus: Corpus, *, count: int = 64) -> Losses:
+    """English pairs with the empty picture: do they belong together (half do), which words are masked, which are there at all."""
     chosen = corpus.draw(len(corpus.pair_first), count)
     together = corpus.coin(count, 0.5)
     other = torch.where(together, chosen, corpus.draw(len(corpus.pair_first), count))
@@ -155,6 +157,7 @@ def read(model: ViltModel, heads: Heads, corpus: Corpus, *, count: int = 24) -> 
     return {
         "pair": functional.cross_entropy(heads.pair(pooled), together.long()),
         "text_word": _word_loss(states, targets, model, heads),
+        "bag": _bag_loss(pooled, texts, model, heads),
     }
 
 
@@ -222,3 +225,10 @@ def _word_loss(states: Tensor, targets: Tensor, model: ViltModel, heads: Heads) 
     if not bool(asked.any()):
         return states.sum() * 0
     return functional.cross_entropy(heads.words(states[:, : targets.shape[1]][asked], model), targets[asked])
+
+
+def _bag_loss(pooled: Tensor, texts: Tensor, model: ViltModel, heads: Heads) -> Tensor:
+    """How badly the pooled output [B, D] names the words of its text [B, T], in nats a word."""
+    scores = heads.words(pooled, model).float().log_softmax(dim=-1).gather(1, texts)
+    words = (texts >= SPECIAL_TOKENS).float()
+    return -((scores * words).sum(dim=1) / words.sum(dim=1).clamp(min=1)).mean()
