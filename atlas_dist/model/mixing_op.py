@@ -145,8 +145,6 @@ class _Call:
     """[T·r, D]"""
     down_bias: Tensor
     """[T·r]"""
-    up: Tensor
-    """[D, T·r]: [U_1 … U_T] side by side"""
     up_heads: Tensor
     """[T, H, D/H, r]"""
     up_bias: Tensor
@@ -161,7 +159,6 @@ class _Call:
     def prepare(x: Tensor, stack: Stack, rule: MixRule) -> _Call:
         count, rank, width = stack.down.shape
         dtype, heads = x.dtype, rule.heads
-        up = stack.up.to(dtype)
         query = key = None
         if stack.query is not None and stack.key is not None:
             query = stack.query.to(dtype).view(count, -1, heads, width // heads).transpose(1, 2).contiguous()
@@ -170,8 +167,7 @@ class _Call:
             x=x,
             down=stack.down.to(dtype).view(count * rank, width),
             down_bias=stack.down_bias.to(dtype).view(count * rank),
-            up=up.transpose(0, 1).reshape(width, count * rank),
-            up_heads=up.view(count, heads, width // heads, rank),
+            up_heads=stack.up.to(dtype).view(count, heads, width // heads, rank),
             up_bias=stack.up_bias.to(dtype),
             query=query,
             key=key,
@@ -255,14 +251,18 @@ class _Call:
     def combine(self, hidden: Tensor, alpha: Tensor) -> Tensor:
         """(Σ α_i) x + Σ α_i (U_i h_i + c_i): one GEMM over all adapters. Overwrites `hidden` [B, L, T·r]."""
         alpha = alpha.to(self.x.dtype)
-        mixed = self.x * alpha.sum(dim=1)[:, None]
-        mixed += (alpha * self.up_bias).sum(dim=1)[:, None]
+        shift = (alpha * self.up_bias).sum(dim=1)[:, None]
+        mixed = torch.addcmul(shift, self.x, alpha.sum(dim=1)[:, None])
         if alpha.shape[-1] == 1:
             self.weigh(hidden, alpha)
-            mixed.flatten(0, 1).addmm_(hidden.flatten(0, 1), self.up.t())
+            mixed.flatten(0, 1).addmm_(hidden.flatten(0, 1), self.up_columns().t())
         else:
             mixed.baddbmm_(hidden, self.weighted_up(alpha).transpose(1, 2))
         return mixed
+
+    def up_columns(self) -> Tensor:
+        """[U_1 … U_T] side by side, a copy [D, T·r]; made when needed, because it is as large as the bottleneck."""
+        return self.up_heads.flatten(1, 2).transpose(0, 1).flatten(1)
 
     def weigh(self, hidden: Tensor, alpha: Tensor) -> Tensor:
         """h_i *= α_i in place; hidden [B, L, T·r], alpha [B, T, 1]."""
@@ -271,7 +271,7 @@ class _Call:
 
     def weighted_up(self, alpha: Tensor) -> Tensor:
         """α_i ⊙ U_i of each sample, [B, D, T·r], from α [B, T, D]."""
-        return (alpha.transpose(1, 2)[..., None] * unflatten(self.up, -1, (self.count, self.rank))).flatten(2)
+        return (alpha.transpose(1, 2)[..., None] * self.up_heads.flatten(1, 2).transpose(0, 1)).flatten(2)
 
     def up_bias_by_head(self) -> Tensor:
         return unflatten(self.up_bias, -1, (self.rule.heads, 1, -1))
@@ -295,20 +295,23 @@ def _backward(
     back = _combine_backward(call, hidden, alpha, grad, need_up=need_up)
     del hidden
     grad_hidden, grad_up, grad_up_bias, grad_query, grad_key = back.hidden, back.up, back.up_bias, None, None
-    grad_x = grad * alpha.sum(dim=1)[:, None].to(grad.dtype) if need_x else None
+    grad_tokens = None
     if by_adapter is not None:
         attended = _attend_backward(call, by_adapter, back.alpha, need_query=bool(needs.query), need_up=need_up)
         del by_adapter
         grad_query, grad_key = attended.query, attended.key
-        if grad_x is not None:
-            grad_x += attended.tokens.transpose(1, 2).flatten(2)
+        grad_tokens = attended.tokens
         if attended.hidden is not None:
             unflatten(grad_hidden, -1, (call.count, call.rank)).transpose(1, 2).add_(attended.hidden)
         if grad_up is not None and attended.up is not None and attended.up_bias is not None:
             grad_up += attended.up
             grad_up_bias = grad_up_bias + attended.up_bias
         del attended
-    grad_down = grad_down_bias = None
+    grad_x = grad_down = grad_down_bias = None
+    if need_x:
+        grad_x = grad * alpha.sum(dim=1)[:, None].to(grad.dtype)
+        if grad_tokens is not None:
+            unflatten(grad_x, -1, (call.rule.heads, -1)).add_(grad_tokens.transpose(1, 2))
     if need_x or needs.down or needs.down_bias:
         torch.ops.aten.silu_backward.grad_input(grad_hidden, bottleneck, grad_input=grad_hidden)
         grad_bottleneck = grad_hidden.flatten(0, 1)
@@ -336,20 +339,21 @@ def _combine_backward(call: _Call, hidden: Tensor, alpha: Tensor, grad: Tensor, 
     weight = alpha.to(grad.dtype)
     total = grad.sum(dim=1, dtype=stat)
     grad_up_bias = (alpha * total[:, None]).sum(dim=0)
-    grad_alpha = (grad * call.x).sum(dim=1, dtype=stat)[:, None] + total[:, None] * call.up_bias
+    grad_alpha = total[:, None] * call.up_bias
     grad_up = None
     if alpha.shape[-1] == 1:
-        grad_hidden = grad @ call.up
+        grad_hidden = grad @ call.up_columns()
         if need_up:
             weighted = call.weigh(hidden.clone(), weight).flatten(0, 1)
             grad_up = unflatten(grad.flatten(0, 1).t() @ weighted, -1, (call.count, -1)).transpose(0, 1).contiguous()
         per_adapter = unflatten(hidden.mul_(grad_hidden), -1, (call.count, call.rank)).sum(dim=(1, 3), dtype=stat)
-        grad_alpha = grad_alpha.sum(dim=-1, keepdim=True) + per_adapter[..., None]
+        through_x = (grad.flatten(1)[:, None] @ call.x.flatten(1)[..., None]).to(stat)  # a dot product a sample, no temporary
+        grad_alpha = grad_alpha.sum(dim=-1, keepdim=True) + per_adapter[..., None] + through_x
         call.weigh(grad_hidden, weight)
     else:
         product = unflatten(grad.transpose(1, 2) @ hidden, -1, (call.count, call.rank))
-        through = (product * unflatten(call.up, -1, (call.count, -1))).sum(dim=-1, dtype=stat)
-        grad_alpha = grad_alpha + through.transpose(1, 2)
+        through = (product * call.up_heads.flatten(1, 2).transpose(0, 1)).sum(dim=-1, dtype=stat)
+        grad_alpha = grad_alpha + through.transpose(1, 2) + (grad * call.x).sum(dim=1, dtype=stat)[:, None]
         grad_hidden = grad @ call.weighted_up(weight)
         if need_up:
             grad_up = torch.einsum("bdtr,btd->tdr", product, weight)
