@@ -69,7 +69,7 @@ class Watch:
             beat = read_json(self.store, paths.beat(self.run, epoch), limit=_LIMIT)
         except MissingObject:
             beat = None
-        except (StoreError, AtlasError):
+        except AtlasError:
             beat = self.seen  # can't look: no news is not bad news, but time goes on
         if isinstance(beat, dict) and beat.get("released"):
             return f"the coordinator of epoch {epoch} has left"

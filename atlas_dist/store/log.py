@@ -1,6 +1,10 @@
 """The ledger of a run in a store: chained entries, one object each, created and never changed.
 
-    <prefix>/<seq:016d>     an entry; `prev` in it is the sha256 of the entry before
+    <prefix>/<seq:016d>            an entry; `prev` in it is the sha256 of the entry before
+    <prefix>-packs/<first:016d>    a copy of `PACK` entries in one object, so that a long ledger is replayed in seconds
+
+Packs are a cache and never the truth: they are read only where the chain of hashes leads from them to an entry itself, and are
+passed over when anything about them is wrong.
 
 Appending is creating the object at the *replayed* tail + 1. Whoever has replayed less than there is collides, and so learns that
 it does not lead any more. Nobody may look for the end of the list and append there: that would let a deposed writer speak.
@@ -10,15 +14,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 
 from atlas_dist.clock import Clock
 from atlas_dist.core.keys import sha256_hex
 from atlas_dist.core.ledger import ENTRY_LIMIT, GENESIS, Entry
 from atlas_dist.core.records import Record
-from atlas_dist.errors import AlreadyExists, FencedError, MissingObject, StoreError
+from atlas_dist.errors import AlreadyExists, DataError, FencedError, MissingObject, StoreError
 from atlas_dist.failpoints import failpoint
 from atlas_dist.store.objects import ObjectStore
 from atlas_dist.store.settle import DEFAULT_PATIENCE, Patience, create_settled, patiently
+
+PACK = 500
+"""Entries in a pack."""
 
 Map = Callable[[Callable[[str], bytes], Iterable[str]], Iterable[bytes]]
 """How many objects are read: one after the other, or `threaded`."""
@@ -60,6 +68,9 @@ class RecordLog:
         self._next = 0
         self._head = GENESIS
         self._broken = ""
+        self._pack = PACK
+        self._unpacked: list[bytes] = []
+        """The newest replayed or appended entries, as far as they are not in a pack that was read or written here."""
 
     @property
     def next_seq(self) -> int:
@@ -87,8 +98,9 @@ class RecordLog:
                 f"{self._prefix} has a gap near entry {self._next}: {len(places)} entries up to {places[-1]}.",
                 fix="Ledger entries are never deleted; restore them.",
             )
-        entries = []
-        for seq, data in zip(places, self._read_many(self._read, map(self._key, places)), strict=True):
+        entries = self._read_packs(places[-1] + 1)
+        rest = places[len(entries) :]
+        for seq, data in zip(rest, self._read_many(self._read, map(self._key, rest)), strict=True):
             entries.append(self._chained(seq, data))
         return entries
 
@@ -131,7 +143,8 @@ class RecordLog:
             self._broken = "the last append has an unknown outcome; replay first."
             raise
         failpoint("log.append.after")
-        self._next, self._head = entry.seq + 1, sha256_hex(data)
+        self._advance(data)
+        self._write_packs()
         return entry
 
     def _key(self, seq: int) -> str:
@@ -160,5 +173,42 @@ class RecordLog:
                 f"{self._key(seq)} does not follow the entry before it: the chain is broken.",
                 fix="Somebody has changed the ledger; restore it.",
             )
-        self._next, self._head = seq + 1, sha256_hex(data)
+        self._advance(data)
         return entry
+
+    def _advance(self, data: bytes) -> None:
+        self._unpacked.append(data)
+        self._next, self._head = self._next + 1, sha256_hex(data)
+
+    def _pack_key(self, first: int) -> str:
+        return f"{self._prefix}-packs/{first:016d}"
+
+    def _read_packs(self, end: int) -> list[Entry]:
+        """Entries from whole packs, as long as they follow what was replayed and end in an entry that is really there."""
+        entries: list[Entry] = []
+        while self._next % self._pack == 0 and self._next + self._pack < end:
+            try:
+                lines = self._store.get(self._pack_key(self._next), limit=ENTRY_LIMIT * 8).split(b"\n")
+                head, found = self._head, []
+                for line in lines:
+                    found.append(Entry.from_bytes(line))
+                    if found[-1].prev != head or found[-1].seq != self._next + len(found) - 1:
+                        return entries
+                    head = sha256_hex(line)
+                if len(lines) != self._pack or self._read(self._key(found[-1].seq)) != lines[-1]:
+                    return entries
+            except (DataError, StoreError):
+                return entries
+            self._next, self._head = self._next + self._pack, head
+            self._unpacked.clear()
+            entries += found
+        return entries
+
+    def _write_packs(self) -> None:
+        """Copy what is complete. Whoever does it writes the same bytes; one that fails is left to the next leader."""
+        first = self._next - len(self._unpacked)
+        while len(self._unpacked) > self._pack and first % self._pack == 0:
+            with suppress(StoreError):
+                self._store.put(self._pack_key(first), b"\n".join(self._unpacked[: self._pack]))
+            del self._unpacked[: self._pack]
+            first += self._pack

@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from unittest import mock
 
 from atlas_dist.coordinator.coordinator import Coordinator, CoordinatorSettings
 from atlas_dist.coordinator.dispatch import Capacity, Event, Failed, Finished, Lost, Pool, Progress
@@ -24,6 +25,7 @@ from atlas_dist.core.plan import Plan
 from atlas_dist.core.schedule import RetryRules
 from atlas_dist.core.types import Assignment, Failure, FailureKind, JobKind
 from atlas_dist.errors import AtlasError, DataError, FencedError, StoreError
+from atlas_dist.store import log
 from atlas_dist.store.artifacts import load, publish, read_checkpoint, save_checkpoint
 from atlas_dist.store.settle import Patience
 from tests.chaos.checker import Checker, Violation
@@ -50,6 +52,8 @@ class Scenario:
     meddling: bool
     misjudged: float
     """How often a trainer that goes on is taken for dead."""
+    pack: int
+    """Entries in a pack of the ledger."""
 
 
 def scenario(seed: int) -> Scenario:
@@ -79,6 +83,7 @@ def scenario(seed: int) -> Scenario:
         deterministic=rng.random() < 0.5,
         meddling=rng.random() < 0.2,
         misjudged=rng.choice([0.0, 0.0, 0.01, 0.05]),
+        pack=rng.choice([3, 7, 500]),
     )
 
 
@@ -260,7 +265,7 @@ def simulate(seed: int, prepare: Callable[[World], None] = lambda _: None) -> Co
     def new_id() -> str:
         return f"id{next(numbers)}"
 
-    with ended(world):
+    with ended(world), mock.patch.object(log, "PACK", story.pack):
         for i, run in enumerate(story.coordinators):
             Process(world, story, f"coordinator {run}{i}", run, new_id).launch(world.rng.uniform(0.0, 5.0))
         if story.meddling:

@@ -40,7 +40,7 @@ class Weather:
     """Requests that are applied now and, by some stuttering proxy, once more much later."""
     unreadable: float = 0.0
     damaged: float = 0.0
-    """Files of attempts that are stored with a flipped bit."""
+    """Files of attempts, and packs of entries, that are stored with a flipped bit."""
     killed: float = 0.0
     stopped: float = 0.0
     """SIGSTOP for a while, longer than anybody's patience."""
@@ -258,7 +258,8 @@ class SimStore:
 
     def _stored(self, method: str, key: str, data: bytes) -> bytes:
         """What lands on the disk. On the wire uploads carry checksums that the server compares; a disk may still flip a bit."""
-        if method != "put" or "/attempts/" not in key or not self._luck("damaged"):
+        hashed = "/attempts/" in key or "-packs/" in key
+        if method != "put" or not hashed or not self._luck("damaged"):
             return data
         flipped = bytearray(data)
         flipped[self.world.rng.randrange(len(flipped))] ^= 1 << self.world.rng.randrange(8)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from safetensors.numpy import save
 from atlas_dist.core.records import Begin, Elect, Pause
 from atlas_dist.core.types import Blob, CommittedRef
 from atlas_dist.errors import AlreadyExists, DataError, FencedError, StoreError, UnknownOutcome
+from atlas_dist.store import log as log_module
 from atlas_dist.store.artifacts import (
     fetch,
     fetch_checkpoint,
@@ -115,6 +117,62 @@ def test_a_broken_ledger_is_refused() -> None:
     store.put("runs/r/ledger/0000000000000001", b"{")
     with pytest.raises(DataError, match="not JSON"):
         open_log(store, "b").read_new()
+
+
+def packed_store(entries: int) -> MemoryStore:
+    store = MemoryStore()
+    with mock.patch.object(log_module, "PACK", 4):
+        log = open_log(store, "a")
+        for _ in range(entries):
+            log.append(0, BEGIN)
+    return store
+
+
+class Counting(MemoryStore):
+    """Counts the entries that are read one by one."""
+
+    def __init__(self, base: MemoryStore) -> None:
+        super().__init__()
+        self._objects = base._objects
+        self.read: list[str] = []
+
+    def get(self, key: str, *, limit: int = 1 << 31) -> bytes:
+        self.read.append(key)
+        return super().get(key, limit=limit)
+
+
+@pytest.mark.parametrize("entries", [3, 4, 5, 8, 9, 23])
+def test_a_long_ledger_is_read_in_packs(entries: int) -> None:
+    store = Counting(packed_store(entries))
+    with mock.patch.object(log_module, "PACK", 4):
+        assert [e.seq for e in open_log(store, "b").read_new()] == list(range(entries))
+    packs = (entries - 1) // 4
+    assert sum("-packs/" in key for key in store.read) == packs
+    assert sum("/ledger/" in key for key in store.read) == entries - 4 * packs + packs
+
+
+@pytest.mark.parametrize("damage", ["missing", "flipped", "short", "foreign", "junk"])
+def test_a_wrong_pack_is_passed_over(damage: str) -> None:
+    """Packs are a cache: only what the chain of hashes ties to real entries is believed."""
+    store = packed_store(13)
+    key = "runs/r/ledger-packs/0000000000000004"
+    good = store.get(key)
+    first = store.get("runs/r/ledger-packs/0000000000000000")
+    changed = {
+        "flipped": good.replace(b'"run":"r"', b'"run":"s"', 1),
+        "short": good[: good.rindex(b"\n")],
+        "foreign": first,
+        "junk": b"{",
+    }
+    if damage == "missing":
+        store.delete(key)
+    else:
+        store.put(key, changed[damage])
+    with mock.patch.object(log_module, "PACK", 4):
+        log = open_log(store, "b")
+        assert [e.seq for e in log.read_new()] == list(range(13))
+        log.append(0, BEGIN)
+    assert store.get(key) == good, "the next leader mends it"
 
 
 GOOD = save({"w": np.ones((2, 3), np.float32), "n": np.arange(4)})
