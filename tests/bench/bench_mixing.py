@@ -1,18 +1,20 @@
-"""What the exact cheap form saves: one ViLT layer with both its sites, ours against the per-adapter loops of the oracle.
+"""What the exact cheap form saves against per-adapter loops (the oracle's, which run the released code's sequence of steps).
 
-    python tests/bench/bench_mixing.py [--device cpu|cuda] [--adapters 1 4 8 16 32] [--repeats 7] [--train queries|all] [--json FILE]
+    python tests/bench/bench_mixing.py [--device cpu|cuda] [--adapters 1 4 8 16 32] [--repeats 7] [--json FILE] …
 
-Measures forward + backward of one layer (D=768, H=12, r=48, L=185, B=4, fp32 unless told otherwise) of which, as in stage one,
-only the queries train. Time is the median over repeats in which the two take turns, so that a busy machine harms both alike.
-Memory is the peak of what the allocator hands out above what was there before the step (weights and input), and the bytes that
-autograd keeps between forward and backward, each storage counted once, parameters left out. `site` rows are one site alone.
+Forward + backward at D=768, H=12, r=48, L=185, B=4, fp32 unless told otherwise; as in stage one, only the queries train.
+
+- `site`: one mixing site alone, which is what the two differ in.
+- `layer`: a whole frozen ViLT layer (fused attention) with its two sites: what a training step sees.
+- time: median over repeats in which the two take turns, so that a busy machine harms both alike.
+- peak: the most that the allocator hands out during a step, above what was there before (weights and input).
+- saved: bytes that autograd keeps between forward and backward, each storage once; weights and the input itself left out.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import sys
 import time
@@ -36,7 +38,7 @@ from atlas_dist.model.vilt import accelerate_vilt  # noqa: E402
 
 METHOD_TIME = {1: 1.0, 4: 1.2, 8: 1.5, 16: 1.9, 32: 2.3}
 METHOD_MEMORY = {1: 1.05, 4: 2.0, 8: 3.1, 16: 4.5, 32: 6.0}
-"""The ratios that METHOD.md quotes (CPU, fp32)."""
+"""The ratios that METHOD.md quotes (CPU, fp32, "one layer")."""
 
 Step = Callable[[], None]
 
@@ -187,11 +189,11 @@ def measure(count: int, scope: str, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def show(rows: list[dict[str, Any]]) -> None:
-    """Print the table; `quoted` are METHOD.md's ratios for a layer."""
+    """Print the table; `quoted` are METHOD.md's ratios."""
     print(f"{'scope':6} {'T':>3} | {'time ms: naive':>14} {'ours':>7} {'ratio':>6} {'quoted':>6} | {'peak MiB: naive':>15} "
           f"{'ours':>7} {'ratio':>6} {'quoted':>6} | {'saved MiB: naive':>16} {'ours':>7} {'ratio':>6}")  # fmt: skip
     for r in rows:
-        quoted = [f"{table[r['T']]:.2f}" if r["scope"] == "layer" and r["T"] in table else "" for table in (METHOD_TIME, METHOD_MEMORY)]
+        quoted = [f"{table[r['T']]:.2f}" if r["T"] in table else "" for table in (METHOD_TIME, METHOD_MEMORY)]
         print(f"{r['scope']:6} {r['T']:>3} | {r['naive_ms']:>14.1f} {r['ours_ms']:>7.1f} {r['ratio_ms']:>6.2f} {quoted[0]:>6} | "
               f"{r['naive_peak_mib']:>15.1f} {r['ours_peak_mib']:>7.1f} {r['ratio_peak_mib']:>6.2f} {quoted[1]:>6} | "
               f"{r['naive_saved_mib']:>16.1f} {r['ours_saved_mib']:>7.1f} {r['ratio_saved_mib']:>6.2f}")  # fmt: skip
@@ -206,7 +208,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cpu", "cuda"])
     parser.add_argument("--adapters", type=int, nargs="+", default=[1, 4, 8, 16, 32])
-    parser.add_argument("--scope", nargs="+", default=["layer", "site"], choices=["layer", "site"])
+    parser.add_argument("--scope", nargs="+", default=["site", "layer"], choices=["site", "layer"])
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--train", default="queries", choices=["queries", "all"])
     parser.add_argument("--weighting", default="whole", choices=[w.value for w in Weighting])
@@ -219,7 +221,6 @@ def parse() -> argparse.Namespace:
 
 
 def main() -> None:
-    os.environ.setdefault("KINETO_LOG_LEVEL", "5")
     args = parse()
     if args.threads:
         torch.set_num_threads(args.threads)

@@ -310,6 +310,21 @@ def test_non_contiguous_inputs_and_gradients(shape: Shape) -> None:
     torch.testing.assert_close(torch.autograd.grad(site(turned).mixed, turned, strided)[0], expected, **EXACT)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@by_weighting
+def test_a_gpu_computes_the_same(shape: Shape) -> None:
+    site, (x, grad) = random_site(shape), random_input(shape)
+    output = site(x)
+    expected = torch.autograd.grad(output.mixed, [x, *site.parameters()], grad)
+    site.cuda()
+    there = x.detach().cuda().requires_grad_()
+    moved = site(there)
+    torch.testing.assert_close(moved.mixed.cpu(), output.mixed, **EXACT)
+    for got, wanted in zip(torch.autograd.grad(moved.mixed, [there, *site.parameters()], grad.cuda()), expected, strict=True):
+        torch.testing.assert_close(got.cpu(), wanted, **EXACT)
+
+
 # -------------------------------------------------------------------------------------------------------------- precision
 
 
