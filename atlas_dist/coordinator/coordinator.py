@@ -69,8 +69,9 @@ class Coordinator:
         self._dispatcher = dispatcher
         self._clock = clock or SystemClock()
         self._settings = settings or CoordinatorSettings()
-        self._spec = plain(redact_json(spec or {}))
-        self._spec_digest = digest_of({"spec": self._spec, "plan": plan.digest})
+        # The digest is of what was meant, not of what may be written down: secrets differ between machines.
+        self._spec_digest = digest_of({"spec": spec or {}, "plan": plan.digest})
+        self._spec = redact_json(plain(spec or {}))
         self._book = RunBook(
             run,
             plan,
