@@ -28,7 +28,9 @@ def config_dir() -> Path:
 def groups() -> dict[str, list[str]]:
     """Every configuration group and its choices, for messages and `atlas-dist config`."""
     root = config_dir()
-    return {d.name: sorted(f.stem for f in d.glob("*.yaml")) for d in sorted(root.iterdir()) if d.is_dir() and any(d.glob("*.yaml"))}
+    return {
+        d.name: sorted(f.stem for f in d.glob("*.yaml")) for d in sorted(root.iterdir()) if d.is_dir() and any(d.glob("*.yaml"))
+    }
 
 
 def compose_config(overrides: Sequence[str]) -> RunConfig:
@@ -48,7 +50,9 @@ def compose_tree(overrides: Sequence[str]) -> dict[str, Any]:
     _check_words(overrides)
     try:
         with initialize_config_dir(str(config_dir()), version_base="1.3"):
-            tree = OmegaConf.to_container(compose("config", overrides=[_settable(w) for w in overrides]), resolve=True, throw_on_missing=True)
+            tree = OmegaConf.to_container(
+                compose("config", overrides=[_settable(w) for w in overrides]), resolve=True, throw_on_missing=True
+            )
     except (HydraException, ConfigCompositionException, OmegaConfBaseException) as error:
         raise _explained(error) from None
     assert isinstance(tree, dict)
@@ -61,7 +65,9 @@ def _check_words(overrides: Sequence[str]) -> None:
     known = groups()
     for word in overrides:
         if "=" not in word and not word.startswith("~"):
-            raise ConfigError(f"{word!r} is not a setting.", fix="Write key=value, for example experiment=demo or train.workers=4.")
+            raise ConfigError(
+                f"{word!r} is not a setting.", fix="Write key=value, for example experiment=demo or train.workers=4."
+            )
         name, _, choice = word.lstrip("+").partition("=")
         if name in known and "," not in choice and choice not in known[name]:
             near = difflib.get_close_matches(choice, known[name], n=1)
@@ -70,7 +76,8 @@ def _check_words(overrides: Sequence[str]) -> None:
 
 
 def _settable(word: str) -> str:
-    """Let `key=value` set any key that RunConfig declares, whether or not a yaml file mentions it; RunConfig refuses the others."""
+    """Let `key=value` set any key that RunConfig declares, whether or not a yaml file mentions it; RunConfig refuses the
+    others."""
     name = word.partition("=")[0]
     plain_key = name not in groups() and not name.startswith(("+", "~", "hydra.")) and "@" not in name and "/" not in name
     return f"++{word}" if plain_key else word

@@ -66,7 +66,8 @@ class BackboneConfig(_Frozen):
     """The frozen trunk."""
 
     name: str = "tiny"
-    """`tiny` (ships with the package), `random-tiny` (tests), `vilt-b32-mlm` (the paper's, from the hub); with `source`, any name."""
+    """`tiny` (ships with the package), `random-tiny` (tests), `vilt-b32-mlm` (the paper's, from the hub); with `source`, any
+    name."""
     source: str = ""
     """Hub repository or folder of another ViLT checkpoint; "" = the one that belongs to `name`."""
     revision: str = ""
@@ -241,7 +242,10 @@ class RunConfig(_Frozen):
         named = {t for order in self.sequence.all_orders for t in order} | set(self.sequence.downstream)
         unknown = sorted(named - set(self.tasks))
         if unknown:
-            raise ValueError(f"sequence names {', '.join(unknown)}; the tasks of this configuration are {', '.join(sorted(self.tasks)) or 'none'}")
+            raise ValueError(
+                f"sequence names {', '.join(unknown)}; "
+                f"the tasks of this configuration are {', '.join(sorted(self.tasks)) or 'none'}"
+            )
         return self
 
     @model_validator(mode="after")

@@ -1,4 +1,5 @@
-"""The command line: words in, one validated configuration, a few lines out, and an exit code that says what kind of trouble it was."""
+"""The command line: words in, one validated configuration, a few lines out, and an exit code that says what kind of trouble it
+was."""
 
 from atlas_dist.cli.app import main
 

@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 
 from atlas_dist import __version__
+from atlas_dist.core.types import TaskKind
 from atlas_dist.errors import AtlasError
 
 app = typer.Typer(
@@ -26,7 +27,9 @@ app = typer.Typer(
 shards_app = typer.Typer(help="Pack, check and list the data as WebDataset shards.", no_args_is_help=True)
 app.add_typer(shards_app, name="shards")
 
-Overrides = Annotated[list[str] | None, typer.Argument(help="key=value, as in experiment=demo train.workers=4", show_default=False)]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="key=value, as in experiment=demo train.workers=4", show_default=False)
+]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say only how it ended.")]
 INTERRUPTED = 130
 
@@ -75,7 +78,9 @@ def report(overrides: Overrides = None) -> None:
 
 
 def _request_command(name: str, about: str) -> Callable[..., None]:
-    def command(overrides: Overrides = None, reason: Annotated[str, typer.Option(help="Kept in the ledger.")] = "asked for") -> None:
+    def command(
+        overrides: Overrides = None, reason: Annotated[str, typer.Option(help="Kept in the ledger.")] = "asked for"
+    ) -> None:
         from atlas_dist.cli.run import send_request
 
         send_request(overrides or [], name, reason, _console())
@@ -101,7 +106,9 @@ def config(overrides: Overrides = None) -> None:
 
 
 @app.command()
-def doctor(url: Annotated[str, typer.Argument(help="Store to check: a folder or s3://bucket/prefix")], endpoint_url: str = "") -> None:
+def doctor(
+    url: Annotated[str, typer.Argument(help="Store to check: a folder or s3://bucket/prefix")], endpoint_url: str = ""
+) -> None:
     """Check that a store keeps its promises before a run trusts it."""
     from atlas_dist.cli.run import check_store
 
@@ -136,12 +143,13 @@ def shards_verify(overrides: Overrides = None) -> None:
 def shards_index(
     dataset: Annotated[str, typer.Argument(help="Folder of the data set below the shards URL")],
     split: Annotated[str, typer.Argument(help="Split whose tars are indexed")],
+    kind: Annotated[TaskKind, typer.Option(help="What its samples are")] = TaskKind.SINGLE,
     overrides: Overrides = None,
 ) -> None:
     """Make a manifest for ordinary WebDataset tars that are already in place."""
     from atlas_dist.cli.pack import index_shards
 
-    index_shards(dataset, split, overrides or [], _console())
+    index_shards(dataset, split, kind, overrides or [], _console())
 
 
 @shards_app.command("converters")

@@ -25,6 +25,7 @@ class Watcher:
         self.plan, self.console, self.quiet = plan, console, quiet
         self.began = time.monotonic()
         self.last_plain = self.began
+        self.last_text = ""
         self.live: Status | None = None
         self.attempts: dict[str, str] = {}
 
@@ -52,8 +53,8 @@ class Watcher:
         text = f"{head}  " + ("; ".join(lines) if lines else "starting")
         if self.live is not None:
             self.live.update(text)
-        elif lines and time.monotonic() - self.last_plain >= PLAIN_EVERY_S:
-            self.last_plain = time.monotonic()
+        elif text != self.last_text and lines and time.monotonic() - self.last_plain >= PLAIN_EVERY_S:
+            self.last_plain, self.last_text = time.monotonic(), text
             self._print(text)
 
     def _decision(self, decision: Decision) -> None:
@@ -62,8 +63,9 @@ class Watcher:
             return
         job = self.plan.jobs.get(str(fields.get("job", "")))
         name = job.label if job else str(fields.get("attempt", ""))
-        reason = fields.get("reason", "")
-        self._print(" ".join(part for part in (decision.event, name, f"({reason})" if reason else "") if part))
+        reason = "" if decision.event == "dispatch" and "attempt" not in str(fields.get("reason")) else fields.get("reason", "")
+        score = f"score {fields['score']:.1f}%" if "score" in fields else ""
+        self._print(" ".join(part for part in (decision.event, name, score, f"({reason})" if reason else "") if part))
 
     def _progress(self, progress: Progress) -> str:
         job = self.plan.jobs.get(self.attempts.get(progress.attempt, ""))

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from atlas_dist.compose import compose_config
 from atlas_dist.config import RunConfig, TaskConfig
+from atlas_dist.core.types import TaskKind
 from atlas_dist.data.manifest import read_manifest
 from atlas_dist.data.pack import run_pack
 from atlas_dist.data.tasks import CONVERTERS
@@ -47,7 +48,9 @@ def _pack_split(
     options = raw.options | (raw.train_options if split == task.data.train else raw.val_options)
     source = Path(config.raw_root) / raw.source if raw.source else None
     if source is not None and not source.exists():
-        raise DataError(f"tasks.{name}.raw.source: there is no {source}.", fix="Set raw_root=… to the folder that holds the raw data.")
+        raise DataError(
+            f"tasks.{name}.raw.source: there is no {source}.", fix="Set raw_root=… to the folder that holds the raw data."
+        )
     with console.status(f"packing {task.data.dataset}/{split}"):
         report = run_pack(raw.converter, source, store, task.data.dataset, split, options=options, image_size=side)
     manifest = report.manifest
@@ -80,28 +83,32 @@ def list_shards(overrides: Sequence[str], console: Console) -> None:
 
 def verify_shards(overrides: Sequence[str], console: Console) -> None:
     """Re-read everything. Raises DataError when any part is damaged."""
-    from atlas_dist.data.verify import verify_split
+    from atlas_dist.data.inspect import run_verify
 
     config = compose_config(overrides)
     store = open_shards(config)
     damaged = 0
     for dataset, split in _splits(config):
-        faults = verify_split(store, dataset, split)
+        faults = run_verify(store, dataset, split)
         damaged += len(faults)
         console.print(f"{dataset}/{split}: {'whole' if not faults else f'{len(faults)} damaged'}")
         for fault in faults:
-            console.print(f"  {fault}", markup=False)
+            console.print(f"  {fault.shard} {fault.where}: {fault.reason}", markup=False)
     if damaged:
-        raise DataError(f"{damaged} parts are damaged.", fix="Pack those splits again, or copy them again from where they are whole.")
+        raise DataError(
+            f"{damaged} parts are damaged.", fix="Pack those splits again, or copy them again from where they are whole."
+        )
 
 
-def index_shards(dataset: str, split: str, overrides: Sequence[str], console: Console) -> None:
+def index_shards(dataset: str, split: str, kind: TaskKind, overrides: Sequence[str], console: Console) -> None:
     """Write a manifest for tars that are in place."""
-    from atlas_dist.data.index import index_split
+    from atlas_dist.data.inspect import run_index
 
     config = compose_config(overrides)
-    manifest = index_split(open_shards(config), dataset, split)
-    console.print(f"indexed {dataset}/{split}: {manifest.samples} samples in {len(manifest.shards)} shards, digest {manifest.digest[:12]}")
+    manifest = run_index(open_shards(config), dataset, split, kind)
+    console.print(
+        f"indexed {dataset}/{split}: {manifest.samples} samples in {len(manifest.shards)} shards, digest {manifest.digest[:12]}"
+    )
 
 
 def list_converters(console: Console) -> None:

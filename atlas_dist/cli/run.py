@@ -28,14 +28,22 @@ def run_experiment(overrides: Sequence[str], console: Console, *, quiet: bool = 
     config = compose_config(overrides)
     _hush()
     from atlas_dist.cli.live import Watcher
-    from atlas_dist.coordinator.drive import drive
     from atlas_dist.coordinator.expand import expand, specification
+    from atlas_dist.coordinator.ray_env import before_ray
 
     plan = expand(config)
+    if _finished(config):
+        console.print(f"run {config.run} is complete; nothing to do")
+        _report(config, plan, console)
+        return
     if not quiet:
         console.print(
-            f"run {config.run}: {len(plan.jobs)} jobs ({plan.training_jobs} train) on {config.train.workers} workers, store {config.store.url}"
+            f"run {config.run}: {len(plan.jobs)} jobs ({plan.training_jobs} train) on {config.train.workers} workers, "
+            f"store {config.store.url}"
         )
+    before_ray(config.cluster)
+    from atlas_dist.coordinator.drive import drive
+
     with Watcher(plan, console, quiet=quiet) as watcher:
         drive(config, plan, specification(config), watcher)
     facts = _report(config, plan, console)
@@ -51,7 +59,9 @@ def show_plan(overrides: Sequence[str], console: Console) -> None:
     for job in plan.jobs.values():
         budget = job.budget
         length = (f"{budget.max_steps} steps" if budget.max_steps else f"{budget.epochs:g} epochs") if job.stage else ""
-        table.add_row(job.label, state.job(job.key).status.value, str(budget.global_batch) if job.stage else "", length, job.key[:12])
+        table.add_row(
+            job.label, state.job(job.key).status.value, str(budget.global_batch) if job.stage else "", length, job.key[:12]
+        )
     console.print(table)
 
 
@@ -64,7 +74,10 @@ def show_status(overrides: Sequence[str], console: Console) -> None:
     if not state.next_seq:
         raise ConfigError(f"There is no run {config.run} in {config.store.url}.", fix="Start it with `atlas-dist run`.")
     status = status_of(plan, state, Frontier.of(plan, state), Role.FOLLOWER)
-    console.print(f"run {config.run}: {status.phase.value}, {status.committed} of {status.total} jobs committed, coordinator epoch {status.epoch}")
+    console.print(
+        f"run {config.run}: {status.phase.value}, {status.committed} of {status.total} jobs committed, "
+        f"coordinator epoch {status.epoch}"
+    )
     if status.reason:
         console.print(f"reason: {status.reason}", markup=False)
     for line in task_lines(plan, state):
@@ -103,10 +116,10 @@ def show_config(overrides: Sequence[str], console: Console) -> None:
 def check_store(url: str, endpoint_url: str, console: Console) -> None:
     """Race writers against the store. Raises StoreError when it can't be trusted."""
     from atlas_dist.store import StoreOptions, open_store
-    from atlas_dist.store.doctor import examine
+    from atlas_dist.store.doctor import require_fit
 
-    examine(open_store(url, options=StoreOptions(endpoint_url=endpoint_url)))
-    console.print(f"{url}: conditional creates are atomic, reads and lists are consistent; it can be trusted")
+    report = require_fit(open_store(url, options=StoreOptions(endpoint_url=endpoint_url)), new_id=lambda: uuid.uuid4().hex)
+    console.print(str(report), markup=False)
 
 
 def _planned(overrides: Sequence[str]) -> tuple[RunConfig, Plan, RunState]:
@@ -119,6 +132,16 @@ def _planned(overrides: Sequence[str]) -> tuple[RunConfig, Plan, RunState]:
     plan = expand(config)
     state, _ = load_run(open_run_store(config), config.run)
     return config, plan, state
+
+
+def _finished(config: RunConfig) -> bool:
+    """Whether the ledger says that exactly this run is complete: then no cluster needs to be started."""
+    from atlas_dist.coordinator.expand import specification
+    from atlas_dist.coordinator.status import load_run
+    from atlas_dist.train.context import open_run_store
+
+    state, _ = load_run(open_run_store(config), config.run)
+    return bool(state.finished) and state.spec == specification(config)
 
 
 def _report(config: RunConfig, plan: Plan, console: Console) -> RunFacts:

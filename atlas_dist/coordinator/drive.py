@@ -1,7 +1,6 @@
 """Run a plan from the driver: cluster up, coordinator and pool started, watched to the end, taken down again.
-
-The driver owns everything and decides nothing. Ctrl-C asks the coordinator to stop: workers save a checkpoint, the ledger notes it,
-and the same command goes on from there; a second Ctrl-C does not wait.
+ The driver owns everything and decides nothing. Ctrl-C asks the coordinator to stop: workers save a checkpoint, the ledger notes
+it, and the same command goes on from there; a second Ctrl-C does not wait.
 """
 
 from __future__ import annotations
@@ -35,7 +34,9 @@ def drive(config: RunConfig, plan: Plan, spec: Mapping[str, Any], watch: Watch) 
         TrainingError, StoreError, FencedError: as the coordinator ended.
     """
     with cluster(config.cluster, config.train.workers):
-        actor = CoordinatorActor.options(name=f"coordinator-{config.run}").remote(config, plan, spec)
+        actor = CoordinatorActor.options(  # type: ignore[attr-defined]
+            name=f"coordinator-{config.run}"
+        ).remote(config, plan, spec)
         runner = PoolRunner(config, actor)
         thread = threading.Thread(target=runner.run, name="pool", daemon=True)
         thread.start()

@@ -1,5 +1,5 @@
-"""From a configuration to a plan: read the manifests, name the trunk, lay out the orders. Everything that can be wrong is found here,
-before any worker starts."""
+"""From a configuration to a plan: read the manifests, name the trunk, lay out the orders. Everything that can be wrong is found
+here, before any worker starts."""
 
 from __future__ import annotations
 
@@ -48,7 +48,8 @@ def expand(config: RunConfig) -> Plan:
 
 
 def specification(config: RunConfig) -> dict[str, Any]:
-    """What makes a run this run, for the ledger's first entry: where it lies and how many workers it has may change between submissions."""
+    """What makes a run this run, for the ledger's first entry: where it lies and how many workers it has may change between
+    submissions."""
     tree = config.model_dump(mode="json")
     lasting = {name: tree[name] for name in ("seeds", "backbone", "method", "tasks", "sequence")}
     lasting["train"] = {name: tree["train"][name] for name in ("precision", "budget", "stage1", "stage2")}

@@ -189,7 +189,8 @@ class Leader:
     def _commit(self, attempt: Attempt, result: StageResult) -> None:
         """The moment at which a trained thing becomes a fact; only for a result that was just verified."""
         failpoint("commit.before_append")
-        self._book.record(Commit(attempt.job, attempt.id, attempt.prefix, result.blobs, result.metrics))
+        score = {k: v for k, v in result.metrics.items() if k == "score"}
+        self._book.record(Commit(attempt.job, attempt.id, attempt.prefix, result.blobs, result.metrics), **score)
         committed = self._book.state.job(attempt.job).committed
         assert committed is not None
         point_to(self._store, self._book.run, committed, self._clock, self._settings.patience)

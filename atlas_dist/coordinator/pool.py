@@ -1,7 +1,6 @@
 """Between the coordinator's thread and the workers' calls: a mailbox a pool, and the events that come back.
-
-No Ray here, so that it can be tested with threads alone. A *group* is one life of a pool's workers: when they are started again (node
-loss, a crash) the new group has another id, and what the old one was doing is lost.
+ No Ray here, so that it can be tested with threads alone. A *group* is one life of a pool's workers: when they are started again
+(node loss, a crash) the new group has another id, and what the old one was doing is lost.
 """
 
 from __future__ import annotations

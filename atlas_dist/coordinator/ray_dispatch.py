@@ -1,7 +1,6 @@
 """The only Ray orchestration: one coordinator actor, one long-lived TorchTrainer a pool, and the loop by which workers pull jobs.
-
-The driver owns the actor and the trainers; nothing is detached, so `ray job stop` and Ctrl-C free everything. What must survive is in
-the ledger. A fresh `fit()` costs 16 to 23 s, the next job of a pool a tenth of a second: pools live as long as the run.
+ The driver owns the actor and the trainers; nothing is detached, so `ray job stop` and Ctrl-C free everything. What must survive
+is in the ledger. A fresh `fit()` costs 16 to 23 s, the next job of a pool a tenth of a second: pools live as long as the run.
 """
 
 from __future__ import annotations
@@ -33,7 +32,8 @@ from atlas_dist.errors import AtlasError, ConfigError, TrainingError
 POOL = "main"
 LEASE_WAIT_S = 2.0
 FIT_TRIES = 5
-"""Times a pool's trainer is started again after its controller died; restarts of workers alone are Ray Train's and not counted."""
+"""Times a pool's trainer is started again after its controller died; restarts of workers alone are Ray Train's and not
+counted."""
 
 _WORKER_ENV = {
     "DS_ACCELERATOR": "cpu",
@@ -53,8 +53,6 @@ def cluster(config: ClusterConfig, workers: int) -> Iterator[None]:
         ConfigError: the cluster cannot be reached, or can never hold the workers.
     """
     environment = _environment(config)
-    os.environ.update({k: v for k, v in environment.items() if k.startswith("RAY_")})
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     options: dict[str, Any] = {
         "runtime_env": {"env_vars": environment},
         "namespace": "atlas-dist",

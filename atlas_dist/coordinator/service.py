@@ -1,4 +1,5 @@
-"""A coordinator in a thread of its own: it ticks until the run needs nothing more, and can be asked how things stand at any time."""
+"""A coordinator in a thread of its own: it ticks until the run needs nothing more, and can be asked how things stand at any
+time."""
 
 from __future__ import annotations
 

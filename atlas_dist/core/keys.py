@@ -71,7 +71,10 @@ def check_name(name: str, what: str) -> str:
         DataError: `name` is empty, too long, starts with a dot or dash, or holds anything but letters, digits, `. _ = -`.
     """
     if not _SEGMENT.fullmatch(name):
-        raise DataError(f"{what} {name[:80]!r} is not a safe name.", fix="Use letters, digits, '.', '_', '=' and '-', not starting with '.' or '-'.")
+        raise DataError(
+            f"{what} {name[:80]!r} is not a safe name.",
+            fix="Use letters, digits, '.', '_', '=' and '-', not starting with '.' or '-'.",
+        )
     return name
 
 

@@ -55,7 +55,8 @@ def forgetting(after_own: float, after_later: float, random: float) -> float:
 
 
 def relative_gain(score: float, reference: float, random: float) -> float:
-    """100 (S - S_ref) / (S_ref - S_R): CLiMB's upstream transfer T_UK with S_FT, low-shot transfer T_LS with S_LS,PT as reference.
+    """100 (S - S_ref) / (S_ref - S_R): CLiMB's upstream transfer T_UK with S_FT, low-shot transfer T_LS with S_LS,PT as
+    reference.
 
     0 when the reference is not above chance.
 

@@ -182,7 +182,14 @@ class _Builder:
         return TaskJobs(task=task.spec.name, stages=tuple(done), bank=grown)
 
     def _evaluate(
-        self, spec: SequenceSpec, task: TaskSpec, old: TaskJobs, newest: TaskJobs, bank: tuple[str, ...], label: str, priority: int
+        self,
+        spec: SequenceSpec,
+        task: TaskSpec,
+        old: TaskJobs,
+        newest: TaskJobs,
+        bank: tuple[str, ...],
+        label: str,
+        priority: int,
     ) -> str:
         """Add the job that scores `old` on the bank after `newest` was learnt.
 

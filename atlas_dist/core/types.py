@@ -1,8 +1,8 @@
-"""What the house talks about: tasks, jobs, assignments, results. Frozen, hashable, JSON-shaped; no behaviour beyond small properties.
-
-A *job* is a node of the plan: it trains one stage of one task, or scores one task on one bank snapshot. Its `key` names everything
-it depends on (see `core/plan.py`), so its result is a fact that any run may reuse. An *attempt* is one try at a job by one
-coordinator epoch; attempts are garbage until the ledger commits one of them.
+"""What the house talks about: tasks, jobs, assignments, results. Frozen, hashable, JSON-shaped; no behaviour beyond small
+properties.
+ A *job* is a node of the plan: it trains one stage of one task, or scores one task on one bank snapshot. Its `key` names
+everything it depends on (see `core/plan.py`), so its result is a fact that any run may reuse. An *attempt* is one try at a job by
+one coordinator epoch; attempts are garbage until the ledger commits one of them.
 """
 
 from __future__ import annotations

@@ -59,9 +59,7 @@ def make(settings: Mapping[str, Any]) -> Method:
     own = checked(AtlasSettings, "atlas", settings)
     return Method(
         spec=spec_of("atlas", _STAGES[own.stages], own, grows_bank=True),
-        mixing=MixingSpec(
-            rank=own.rank, weighting=own.weighting, attend_over=own.attend_over, outer_residual=own.outer_residual
-        ),
+        mixing=MixingSpec(rank=own.rank, weighting=own.weighting, attend_over=own.attend_over, outer_residual=own.outer_residual),
         penalty_weight=own.ortho_weight,
         normalize_ortho=own.ortho_normalize,
         inherit_queries=own.query_init is QueryInit.INHERIT,

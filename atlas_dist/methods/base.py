@@ -1,7 +1,6 @@
 """What a continual-learning method is here: data for the plan, a spec for the model, and one function for the loss.
-
-A method never sees workers, shards or stores. The plan reads its `MethodSpec` (which stages, what each sees and trains); the trainer
-asks for the mixing spec and lets it add its own terms to the loss.
+ A method never sees workers, shards or stores. The plan reads its `MethodSpec` (which stages, what each sees and trains); the
+trainer asks for the mixing spec and lets it add its own terms to the loss.
 """
 
 from __future__ import annotations
@@ -54,7 +53,9 @@ def checked(kind: type[S], method: str, settings: Mapping[str, Any]) -> S:
             if e["type"] == "extra_forbidden":
                 near = difflib.get_close_matches(where, kind.model_fields, n=1)
                 hint = f"did you mean {near[0]}? " if near else ""
-                lines.append(f"method.settings.{where}: {method} has no such setting; {hint}valid: {', '.join(kind.model_fields)}.")
+                lines.append(
+                    f"method.settings.{where}: {method} has no such setting; {hint}valid: {', '.join(kind.model_fields)}."
+                )
             else:
                 lines.append(f"method.settings.{where}: {e['msg']} (it is {e['input']!r}).")
         raise ConfigError("The method's settings are not valid:\n" + "\n".join(f"  {x}" for x in lines)) from None

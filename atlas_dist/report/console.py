@@ -22,9 +22,15 @@ def _show_sequence(sequence: SequenceFacts, console: Console, *, titled: bool) -
     if titled:
         console.rule(sequence.name)
     names = [t.task for t in sequence.upstream]
-    console.print(_matrix("Score (%) of each task after each task, read as it was learnt (task view)", names, sequence.matrix["task"]))
+    _headed(
+        console,
+        "Score (%) after each task, every task read as it was learnt (task view)",
+        _matrix(names, sequence.matrix["task"]),
+    )
     if any(len(row) > 1 for row in sequence.matrix["latest"]) and sequence.matrix["latest"] != sequence.matrix["task"]:
-        console.print(_matrix("The same with the newest queries and every adapter (latest view)", names, sequence.matrix["latest"]))
+        _headed(
+            console, "The same with the newest queries and every adapter (latest view)", _matrix(names, sequence.matrix["latest"])
+        )
     changed = sequence.changed_predictions()
     if changed:
         console.print(f"[bold red]Predictions changed in the task view: {', '.join(changed)}[/bold red]")
@@ -38,8 +44,8 @@ def _show_sequence(sequence: SequenceFacts, console: Console, *, titled: bool) -
     console.print()
 
 
-def _matrix(title: str, names: Sequence[str], rows: Sequence[Sequence[Cell]]) -> Table:
-    table = Table(title=title, title_justify="left", title_style="bold")
+def _matrix(names: Sequence[str], rows: Sequence[Sequence[Cell]]) -> Table:
+    table = Table()
     table.add_column("after learning")
     for name in names:
         table.add_column(name, justify="right")
@@ -54,19 +60,25 @@ def _show_reuse(sequence: SequenceFacts, console: Console) -> None:
     if not tasks:
         return
     columns = list(dict.fromkeys(name for t in tasks for name in t.sees))
-    table = Table(title="What each task draws on (mean α of each adapter, 0 to 1)", title_justify="left", title_style="bold")
+    table = Table()
     table.add_column("task")
     for name in columns:
         table.add_column(name, justify="right")
     for task in tasks:
         reuse = task.reuse()
         table.add_row(task.task, *(f"{reuse[name]:.3f}" if name in reuse else "" for name in columns))
-    console.print(table)
+    _headed(console, "What each task draws on (mean α of each adapter, 0 to 1)", table)
 
 
 def _show_transfers(sequence: SequenceFacts, console: Console) -> None:
-    table = Table(title="Transfer: tasks that start from the final bank and stay out of it", title_justify="left", title_style="bold")
-    for column, side in (("task", "left"), ("stage 1", "right"), ("stage 2", "right"), ("scored", "right"), ("by chance", "right")):
+    table = Table()
+    for column, side in (
+        ("task", "left"),
+        ("stage 1", "right"),
+        ("stage 2", "right"),
+        ("scored", "right"),
+        ("by chance", "right"),
+    ):
         table.add_column(column, justify=side)  # type: ignore[arg-type]
     for task in sequence.downstream:
         by_stage = {s.stage: s.score for s in task.stages}
@@ -74,6 +86,12 @@ def _show_transfers(sequence: SequenceFacts, console: Console) -> None:
         table.add_row(
             task.task, *(_number(by_stage.get(s)) for s in ("stage1", "stage2")), _number(scored), f"{task.random_score:.1f}"
         )
+    _headed(console, "Transfer: tasks that start from the final bank and stay out of it", table)
+
+
+def _headed(console: Console, title: str, table: Table) -> None:
+    """A title of its own: rich would fold it to the table's width."""
+    console.print(f"[bold]{title}[/bold]")
     console.print(table)
 
 

@@ -84,9 +84,7 @@ class SequenceFacts:
         out: dict[str, float] = {}
         for view, rows in self.matrix.items():
             matrix = [[float(c) for c in row if c is not None] for row in rows]
-            losses = [
-                forgetting(matrix[j][j], matrix[-1][j], task.random_score) for j, task in enumerate(self.upstream[:-1])
-            ]
+            losses = [forgetting(matrix[j][j], matrix[-1][j], task.random_score) for j, task in enumerate(self.upstream[:-1])]
             out[f"average accuracy, {view} view"] = average_accuracy(matrix)
             out[f"backward transfer, {view} view"] = backward_transfer(matrix)
             out[f"forgetting T_F, {view} view"] = fmean(losses) if losses else 0.0
@@ -159,9 +157,7 @@ def _score(views: Mapping[str, Any], view: View) -> Cell:
 
 
 def _task(plan: Plan, state: RunState, jobs: TaskJobs, store: ObjectStore | None) -> TaskFacts:
-    stages = tuple(
-        _stage(plan.jobs[key], ref, store) for key in jobs.stages if (ref := state.job(key).committed) is not None
-    )
+    stages = tuple(_stage(plan.jobs[key], ref, store) for key in jobs.stages if (ref := state.job(key).committed) is not None)
     return TaskFacts(
         task=jobs.task,
         random_score=plan.jobs[jobs.final].task.random_score,
@@ -196,7 +192,9 @@ def _job_row(job: StageJob, state: RunState) -> dict[str, Any]:
         "label": job.label,
         "status": now.status.value,
         "score": score,
-        "seconds": round(sum(seconds.values()), 2) if job.kind is JobKind.EVAL else seconds.get("setup", 0) + seconds.get("training", 0),
+        "seconds": round(sum(seconds.values()), 2)
+        if job.kind is JobKind.EVAL
+        else seconds.get("setup", 0) + seconds.get("training", 0),
         "attempts": len(now.attempts),
         "adopted_from": now.adopted_from,
         "failure": now.failure.reason if now.failure else "",

@@ -58,13 +58,19 @@ def _matrix(caption: str, names: list[str], rows: tuple[tuple[Cell, ...], ...]) 
     for name, row in zip(names, rows, strict=True):
         cells = "".join(heat_cell(cell, 100.0, ".1f") for cell in row) + "<td></td>" * (len(names) - len(row))
         lines.append(f'<tr><th scope="row">after {escape(name)}</th>{cells}</tr>')
-    return f'<div class="wide"><table><caption>{escape(caption)} (score in %)</caption><tr><td></td>{head}</tr>{"".join(lines)}</table></div>'
+    return _table(f"{escape(caption)} (score in %)", head, "".join(lines))
+
+
+def _table(caption: str, head: str, rows: str) -> str:
+    """A table that scrolls sideways by itself on a narrow screen."""
+    return f'<div class="wide"><table><caption>{caption}</caption><tr><td></td>{head}</tr>{rows}</table></div>'
 
 
 def _verdict(sequence: SequenceFacts) -> str:
     changed = sequence.changed_predictions()
     if changed:
-        return f'<p class="bad" role="alert">The task-view predictions of {escape(", ".join(changed))} changed. This must not happen.</p>'
+        named = escape(", ".join(changed))
+        return f'<p class="bad" role="alert">The task-view predictions of {named} changed. This must not happen.</p>'
     if sequence.complete and len(sequence.upstream) > 1:
         return '<p class="good">Task view: every old task’s predictions are bitwise equal after every later task.</p>'
     return ""
@@ -92,8 +98,7 @@ def _reuse(tasks: list[TaskFacts]) -> str:
         cells = "".join(heat_cell(reuse.get(name), 1.0, ".3f") for name in columns)
         rows.append(f'<tr><th scope="row">{escape(task.task)}</th>{cells}</tr>')
         folds.append(_reuse_by_site(task))
-    table = f'<table><caption>What each task draws on: mean α of each adapter</caption><tr><td></td>{head}</tr>{"".join(rows)}</table>'
-    return f'<div class="wide">{table}</div>{"".join(folds)}'
+    return _table("What each task draws on: mean α of each adapter", head, "".join(rows)) + "".join(folds)
 
 
 def _reuse_by_site(task: TaskFacts) -> str:
@@ -140,7 +145,9 @@ def _jobs(facts: RunFacts) -> str:
 
 def _settings(facts: RunFacts) -> str:
     text = escape(json.dumps(facts.spec, indent=1, sort_keys=True))
-    return f"<section><h2>Settings</h2><details><summary>What every result depends on</summary><pre>{text}</pre></details></section>"
+    return (
+        f"<section><h2>Settings</h2><details><summary>What every result depends on</summary><pre>{text}</pre></details></section>"
+    )
 
 
 def _write_csv(path: Path, sequence: SequenceFacts, rows: tuple[tuple[Cell, ...], ...]) -> None:

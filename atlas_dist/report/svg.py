@@ -29,7 +29,9 @@ def line_chart(series: Mapping[str, Sequence[Point]], title: str) -> str:
         at = _y(y)
         parts.append(f'<line class="grid" x1="{_LEFT}" x2="{_W - _RIGHT}" y1="{at:.1f}" y2="{at:.1f}"/>')
         parts.append(f'<text x="{_LEFT - 4}" y="{at + 4:.1f}" text-anchor="end">{y}</text>')
-    parts.append(f'<text x="{_LEFT}" y="{_H - 6}">0</text><text x="{_W - _RIGHT}" y="{_H - 6}" text-anchor="end">step {last:.0f}</text>')
+    parts.append(
+        f'<text x="{_LEFT}" y="{_H - 6}">0</text><text x="{_W - _RIGHT}" y="{_H - 6}" text-anchor="end">step {last:.0f}</text>'
+    )
     for number, (name, line) in enumerate(series.items()):
         if not line:
             continue
@@ -37,7 +39,9 @@ def line_chart(series: Mapping[str, Sequence[Point]], title: str) -> str:
         parts.append(f'<polyline class="line{number}" points="{path}"><title>{escape(name)}</title></polyline>')
         if len(line) <= 12:
             parts.extend(f'<circle class="dot{number}" cx="{_x(x, last):.1f}" cy="{_y(y):.1f}" r="3"/>' for x, y in line)
-        parts.append(f'<text class="name{number}" x="{_W - _RIGHT}" y="{_TOP + 110 + 14 * number}" text-anchor="end">{escape(name)}</text>')
+        parts.append(
+            f'<text class="name{number}" x="{_W - _RIGHT}" y="{_TOP + 110 + 14 * number}" text-anchor="end">{escape(name)}</text>'
+        )
     return "".join(parts) + "</svg>"
 
 

@@ -1,7 +1,6 @@
 """What a rank keeps between jobs: its place in the group, its stores, the frozen trunk and the manifests it has read.
-
-A pool lives for a whole run. What is expensive to make (importing torch and transformers, loading the trunk) is made once a process,
-so that the next job's set-up costs a tenth of a second.
+ A pool lives for a whole run. What is expensive to make (importing torch and transformers, loading the trunk) is made once a
+process, so that the next job's set-up costs a tenth of a second.
 """
 
 from __future__ import annotations
@@ -17,8 +16,9 @@ import torch.distributed as dist
 from atlas_dist.config import Precision, RunConfig
 from atlas_dist.core.manifest import ShardManifest
 from atlas_dist.core.types import StageJob, TaskSpec
+from atlas_dist.data.batch import StreamLimits
 from atlas_dist.data.manifest import read_manifest
-from atlas_dist.data.stream import Stream, StreamLimits, open_stream
+from atlas_dist.data.stream import Stream, open_stream
 from atlas_dist.errors import DataError
 from atlas_dist.methods import Method, make_method
 from atlas_dist.model.backbone import Backbone, BackboneRef, load_backbone
@@ -108,7 +108,8 @@ class RankContext:
         manifest = self._manifests.get((dataset, split)) or read_manifest(self.shards, dataset, split)
         if manifest.digest != digest:
             raise DataError(
-                f"{dataset}/{split} has changed since the run was planned: its digest is {manifest.digest[:12]}, the plan's {digest[:12]}.",
+                f"{dataset}/{split} has changed since the run was planned: "
+                f"its digest is {manifest.digest[:12]}, the plan's {digest[:12]}.",
                 fix="Restore the shards, or start a run with another name.",
             )
         self._manifests[dataset, split] = manifest
@@ -139,8 +140,8 @@ class Stopwatch:
 
 
 def seed_of(job: StageJob, purpose: str) -> int:
-    """A seed that depends on the run's seed, the task, the stage and the purpose; not on the order of tasks, so that the same task
-    starts from the same draw wherever it stands in a sequence."""
+    """A seed that depends on the run's seed, the task, the stage and the purpose; not on the order of tasks, so that the same
+    task starts from the same draw wherever it stands in a sequence."""
     stage = job.stage.stage.value if job.stage else job.kind.value
     text = f"{job.seed}/{job.task.name}/{stage}/{purpose}"
     return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "big") >> 1

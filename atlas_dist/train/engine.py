@@ -1,7 +1,6 @@
 """The only file that knows DeepSpeed: a stage's model in, an engine that steps out.
-
-Optimizer, schedule and groups are METHOD.md's (What trains, and how). The optimizer is torch's own AdamW handed to DeepSpeed, which
-then compiles nothing; ZeRO stage, accumulation and clipping come from the run's configuration.
+ Optimizer, schedule and groups are METHOD.md's (What trains, and how). The optimizer is torch's own AdamW handed to DeepSpeed,
+which then compiles nothing; ZeRO stage, accumulation and clipping come from the run's configuration.
 """
 
 from __future__ import annotations
@@ -92,7 +91,9 @@ def build_engine(module: StageModule, groups: list[dict[str, Any]], settings: En
             model=module, optimizer=optimizer, lr_scheduler=schedule, config=_deepspeed_config(settings), dist_init_required=False
         )
     except (AssertionError, ValueError) as error:
-        raise ConfigError(f"DeepSpeed refuses zero_stage={settings.zero_stage}: {error}.", fix="Try train.zero_stage=0.") from error
+        raise ConfigError(
+            f"DeepSpeed refuses zero_stage={settings.zero_stage}: {error}.", fix="Try train.zero_stage=0."
+        ) from error
     return engine
 
 
@@ -136,7 +137,7 @@ def join_alone() -> None:
     """Make a process group of one when nobody made one: tests, benchmarks and `bank` commands run without Ray."""
     os.environ.setdefault("LOCAL_RANK", "0")
     if not torch.distributed.is_initialized():
-        store = torch.distributed.HashStore()
+        store = torch.distributed.HashStore()  # type: ignore[attr-defined]
         torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
 
 

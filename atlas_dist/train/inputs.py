@@ -22,7 +22,8 @@ ADAPTER_FILE, TASK_FILE, DETAILS_FILE = "adapter.safetensors", "task.safetensors
 
 def pack_tensors(tensors: Mapping[str, Tensor]) -> bytes:
     """Tensors as a safetensors file; the same tensors give the same bytes."""
-    return save({name: tensors[name].contiguous() for name in sorted(tensors)})
+    data: bytes = save({name: tensors[name].contiguous() for name in sorted(tensors)})
+    return data
 
 
 def read_adapters(store: ObjectStore, inputs: Mapping[str, CommittedRef], bank: Sequence[str]) -> list[dict[str, Tensor]]:
@@ -32,7 +33,8 @@ def read_adapters(store: ObjectStore, inputs: Mapping[str, CommittedRef], bank: 
 
 def read_task(store: ObjectStore, ref: CommittedRef) -> dict[str, Tensor]:
     """Queries and head of a committed training job. Raises DataError when the file does not match its hash."""
-    return parse_tensors(artifacts.load(store, ref, TASK_FILE))
+    tensors: dict[str, Tensor] = parse_tensors(artifacts.load(store, ref, TASK_FILE))
+    return tensors
 
 
 def queries_of(task: Mapping[str, Tensor]) -> dict[str, Tensor]:

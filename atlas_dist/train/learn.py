@@ -23,7 +23,16 @@ from atlas_dist.train import checkpoint
 from atlas_dist.train.context import RankContext, Stopwatch, seed_of
 from atlas_dist.train.engine import EngineSettings, StageModule, build_engine, device, gathered
 from atlas_dist.train.feed import micro_batch_for
-from atlas_dist.train.inputs import ADAPTER_FILE, DETAILS_FILE, TASK_FILE, head_of, pack_tensors, queries_of, read_adapters, read_task
+from atlas_dist.train.inputs import (
+    ADAPTER_FILE,
+    DETAILS_FILE,
+    TASK_FILE,
+    head_of,
+    pack_tensors,
+    queries_of,
+    read_adapters,
+    read_task,
+)
 from atlas_dist.train.loop import Callbacks, LoopSettings, LoopState, Progress, Scores, Timing, evaluate, train
 from atlas_dist.train.reuse import ReuseMeter
 
@@ -39,7 +48,9 @@ class Learner:
         resume: the files of the checkpoint to go on from, or {}.
     """
 
-    def __init__(self, context: RankContext, assignment: Assignment, report: Report, save: Save, resume: Mapping[str, bytes]) -> None:
+    def __init__(
+        self, context: RankContext, assignment: Assignment, report: Report, save: Save, resume: Mapping[str, bytes]
+    ) -> None:
         self.context, self.job, self.inputs = context, assignment.job, assignment.inputs
         self.report, self.save, self.resume = report, save, resume
 
@@ -56,7 +67,9 @@ class Learner:
             names = model.trainable_names(job.stage.trains)
             model.freeze_to(names)
             settings = self._loop_settings(stream)
-            module = StageModule(model, HeadSpec(job.task.kind, job.task.classes), bf16=context.config.train.precision is Precision.BF16)
+            module = StageModule(
+                model, HeadSpec(job.task.kind, job.task.classes), bf16=context.config.train.precision is Precision.BF16
+            )
             module.to(device())
             engine = build_engine(module, self._groups(model), self._engine_settings(settings))
             try:
@@ -65,7 +78,13 @@ class Learner:
                 engine.destroy()
 
     def _train(
-        self, engine: Any, module: StageModule, names: tuple[str, ...], stream: Stream, validation: Stream, settings: LoopSettings,
+        self,
+        engine: Any,
+        module: StageModule,
+        names: tuple[str, ...],
+        stream: Stream,
+        validation: Stream,
+        settings: LoopSettings,
         watch: Stopwatch,
     ) -> tuple[dict[str, bytes], dict[str, Any]]:
         context = self.context
@@ -133,7 +152,13 @@ class Learner:
         return files
 
     def _metrics(
-        self, module: StageModule, names: tuple[str, ...], state: LoopState, settings: LoopSettings, timing: Timing, stream: Stream,
+        self,
+        module: StageModule,
+        names: tuple[str, ...],
+        state: LoopState,
+        settings: LoopSettings,
+        timing: Timing,
+        stream: Stream,
         final: Scores,
     ) -> dict[str, Any]:
         stats = stream.stats()

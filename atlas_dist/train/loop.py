@@ -1,7 +1,6 @@
 """The loop of one stage: step, look, keep the best. It knows an engine, a stream and a few callbacks; nothing of Ray or stores.
-
-Losses are normalised by the number of valid slots of the *global* batch, which every rank knows from the plan of the epoch, so the
-same global batch gives the same gradient at any number of workers and any accumulation.
+ Losses are normalised by the number of valid slots of the *global* batch, which every rank knows from the plan of the epoch, so
+the same global batch gives the same gradient at any number of workers and any accumulation.
 """
 
 from __future__ import annotations

@@ -23,8 +23,8 @@ from atlas_dist.train.loop import Progress, evaluate
 class Predictions:
     """What a view answered: the arg-max class and a fingerprint of the logits' exact bits, sample by sample.
 
-    Two passes agree bit for bit exactly when their digests are equal; keeping fingerprints instead of logits keeps a VQA validation
-    split (214,354 questions x 3,129 answers) at a few megabytes.
+    Two passes agree bit for bit exactly when their digests are equal; keeping fingerprints instead of logits keeps a VQA
+    validation split (214,354 questions x 3,129 answers) at a few megabytes.
     """
 
     def __init__(self) -> None:

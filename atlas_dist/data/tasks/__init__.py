@@ -6,6 +6,7 @@ from typing import Any
 
 from atlas_dist.data.tasks.base import Converter, Options, RawSet
 from atlas_dist.data.tasks.commonsenseqa import COMMONSENSEQA
+from atlas_dist.data.tasks.digits import DIGITS
 from atlas_dist.data.tasks.easyvqa import EASYVQA
 from atlas_dist.data.tasks.generic import CHOICE_JSONL, CLASSIFY_JSONL, IMAGE_FOLDER
 from atlas_dist.data.tasks.inaturalist import INATURALIST
@@ -21,6 +22,7 @@ from atlas_dist.errors import ConfigError
 
 _ALL: tuple[Converter[Any], ...] = (
     COMMONSENSEQA,
+    DIGITS,
     EASYVQA,
     INATURALIST,
     NLVR,

@@ -112,10 +112,13 @@ def _kin(draw: Random, name: str, options: ToyOptions) -> RawSample:
 
 
 def _pair(draw: Random, name: str, options: ToyOptions) -> RawSample:
-    (left, _, first), (right, _, second) = _picture(draw, options), _picture(draw, options)
-    said = draw.choice([left, right, *COLOURS])
-    both = left == said and right == said
-    return RawSample(name, ((f"both pictures show something {said}",),), (first, second), int(both))
+    """Half of the sentences are true; a false one is wrong about one picture or about both."""
+    said, true = draw.choice(list(COLOURS)), draw.random() < 0.5
+    others = [c for c in COLOURS if c != said]
+    colours = [said, said] if true else [draw.choice(others), draw.choice(list(COLOURS))]
+    draw.shuffle(colours)
+    images = tuple(f"{c}-{draw.choice(SHAPES)}-{draw.randrange(1 << 30)}.{options.image_format}" for c in colours)
+    return RawSample(name, ((f"both pictures show something {said}",),), images, int(true))
 
 
 def _ask(draw: Random, name: str, options: ToyOptions) -> RawSample:

@@ -1,0 +1,86 @@
+"""One rank in this process, toy data in a folder: what the stage tests stand on."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+
+from atlas_dist.compose import compose_config
+from atlas_dist.config import RunConfig
+from atlas_dist.coordinator.expand import expand
+from atlas_dist.core.plan import Plan
+from atlas_dist.core.types import Assignment, CommittedRef, StageJob
+from atlas_dist.data.pack import run_pack
+from atlas_dist.store import artifacts
+from atlas_dist.train.context import RankContext, open_shards
+from atlas_dist.train.engine import join_alone, prepare_process
+from atlas_dist.train.loop import Progress
+from atlas_dist.train.worker import Outcome, StageWorker
+
+_numbers = itertools.count()
+
+
+def toy_config(folder: Path, *words: str) -> RunConfig:
+    """The toy experiment below `folder`, for one worker unless `words` say otherwise."""
+    places = [f"store.url={folder}/store", f"shards.url={folder}/shards"]
+    return compose_config(["experiment=toy", "train.workers=1", *places, *words])
+
+
+def pack_toys(config: RunConfig, samples: int = 96) -> None:
+    """Pack every task of the configuration, small."""
+    store = open_shards(config)
+    for task in config.tasks.values():
+        assert task.raw is not None
+        for split, count in ((task.data.train, samples), (task.data.val, samples // 2)):
+            options = {**task.raw.options, "samples": count, "side": 32}
+            run_pack(task.raw.converter, None, store, task.data.dataset, split, options=options, image_size=64)
+
+
+class Bench:
+    """Runs jobs of a plan one after the other, as a pool of one would."""
+
+    def __init__(self, config: RunConfig) -> None:
+        prepare_process()
+        join_alone()
+        self.config = config
+        self.plan: Plan = expand(config)
+        self.context = RankContext(config, 0, 1)
+        self.worker = StageWorker(self.context)
+        self.done: dict[str, CommittedRef] = {}
+
+    def job(self, label: str) -> StageJob:
+        """The job whose label ends so."""
+        return next(j for j in self.plan.jobs.values() if j.label.endswith(label))
+
+    def assignment(self, job: StageJob, **changes: str) -> Assignment:
+        attempt = f"{job.key}-{next(_numbers)}"
+        inputs = {p: self.done[p] for p in job.parents}
+        return Assignment(job=job, attempt=attempt, prefix=f"runs/t/attempts/{attempt}", inputs=inputs, **changes)
+
+    def run(self, assignment: Assignment, report: Callable[[Progress], bool] = lambda _: False) -> Outcome:
+        return self.worker.run(assignment, report)
+
+    def commit(self, assignment: Assignment) -> CommittedRef:
+        """Take the attempt's RESULT for a fact."""
+        result = artifacts.read_result(self.context.store, assignment.prefix)
+        artifacts.verify(self.context.store, assignment.prefix, result.blobs)
+        ref = CommittedRef(result.job, result.attempt, assignment.prefix, result.blobs, result.metrics)
+        self.done[result.job] = ref
+        return ref
+
+    def learn(self, job: StageJob) -> CommittedRef:
+        """Run a job to its end and commit it."""
+        assignment = self.assignment(job)
+        outcome = self.run(assignment)
+        assert outcome.failure is None, outcome.failure
+        return self.commit(assignment)
+
+    def learn_until(self, label: str) -> StageJob:
+        """Run the plan's jobs in order up to, but without, the job whose label ends so; return that job."""
+        for job in self.plan.jobs.values():
+            if job.label.endswith(label):
+                return job
+            if job.key not in self.done:
+                self.learn(job)
+        raise AssertionError(f"no job {label}")

@@ -1,0 +1,33 @@
+"""Measures of a sequence, against tables worked out by hand."""
+
+from __future__ import annotations
+
+import doctest
+
+import pytest
+
+from atlas_dist.core import metrics
+
+# After each of three tasks (chance 25, 50, 10 %).
+R = [[80.0], [70.0, 90.0], [60.0, 85.0, 40.0]]
+
+
+def test_the_examples_in_the_docstrings_hold() -> None:
+    assert doctest.testmod(metrics).failed == 0
+
+
+def test_against_a_table_worked_out_by_hand() -> None:
+    assert metrics.average_accuracy(R) == pytest.approx((60 + 85 + 40) / 3)
+    assert metrics.backward_transfer(R) == pytest.approx(((60 - 80) + (85 - 90)) / 2)
+    assert metrics.forward_transfer(R, [80.0, 88.0, 35.0]) == pytest.approx(((90 - 88) + (40 - 35)) / 2)
+    assert metrics.forgetting(80.0, 60.0, 25.0) == pytest.approx(100 * 20 / 55)
+    assert metrics.relative_gain(40.0, 35.0, 10.0) == pytest.approx(100 * 5 / 25)
+
+
+def test_a_single_task_transfers_nothing() -> None:
+    assert metrics.backward_transfer([[50.0]]) == metrics.forward_transfer([[50.0]], [50.0]) == 0.0
+
+
+def test_what_never_rose_above_chance_can_not_be_forgotten() -> None:
+    assert metrics.forgetting(25.0, 10.0, 25.0) == 0.0
+    assert metrics.relative_gain(40.0, 10.0, 10.0) == 0.0

@@ -1,0 +1,131 @@
+"""The plan: what is named, what is shared, what waits for what."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import permutations
+
+import pytest
+
+from atlas_dist.core.plan import Common, Plan, PlannedTask, SequenceSpec, make_plan
+from atlas_dist.core.types import Budget, JobKind, Stage, TaskKind, TaskSpec, View
+from atlas_dist.errors import ConfigError
+from atlas_dist.methods import make_method
+
+COMMON = Common(backbone_digest="b" * 64, numerics={"version": 1, "precision": "fp32"})
+
+
+def task(name: str, **changes: object) -> PlannedTask:
+    spec = TaskSpec(name, TaskKind.SINGLE, 3, 8, name, "train", "val", f"{name}-train", f"{name}-val")
+    return PlannedTask(replace(spec, **changes), {Stage.ONE: Budget(), Stage.TWO: Budget()})  # type: ignore[arg-type]
+
+
+def sequence(names: str, method: str = "atlas", downstream: str = "", seed: int = 0, **settings: object) -> SequenceSpec:
+    spec = make_method(method, settings).spec
+    return SequenceSpec(names, spec, seed, tuple(map(task, names)), tuple(map(task, downstream)))
+
+
+def labels(plan: Plan) -> list[str]:
+    return [job.label.partition("/")[2] for job in plan.jobs.values()]
+
+
+def test_a_sequence_is_a_chain_with_evaluations_and_transfers_beside_it() -> None:
+    plan = make_plan([sequence("abc", downstream="d")], COMMON)
+    assert labels(plan) == [
+        "1 a stage2", "1 eval a",
+        "2 b stage1", "2 b stage2", "2 eval a", "2 eval b",
+        "3 c stage1", "3 c stage2", "3 eval a", "3 eval b", "3 eval c",
+        "transfer d stage1", "transfer d stage2", "transfer eval d",
+    ]  # fmt: skip
+    seen: set[str] = set()
+    for job in plan.jobs.values():
+        assert seen.issuperset(job.parents), "parents come before their children"
+        seen.add(job.key)
+
+
+def test_each_job_sees_exactly_the_adapters_that_existed_for_it() -> None:
+    plan = make_plan([sequence("abc", downstream="d")], COMMON)
+    (jobs,) = plan.sequences
+    grown = [t.final for t in jobs.upstream]
+    third = plan.jobs[jobs.upstream[2].stages[0]]
+    assert third.bank == tuple(grown[:2])
+    assert third.queries_from == grown[1], "stage one's queries start from the previous task's"
+    assert plan.jobs[jobs.upstream[2].final].model_from == third.key
+    old = plan.jobs[jobs.evaluations[2, 0]]
+    assert old.views == (View.TASK, View.LATEST)
+    assert (old.bank, old.own_bank, old.latest_from) == (tuple(grown), 1, grown[2])
+    (transfer,) = jobs.downstream
+    assert plan.jobs[transfer.stages[0]].bank == tuple(grown), "a transfer starts from the final bank"
+    assert transfer.bank == (*grown, transfer.final)
+
+
+def test_all_24_orders_of_four_tasks_cost_64_task_trainings_not_96() -> None:
+    plan = make_plan([sequence("".join(order)) for order in permutations("abcd")], COMMON)
+    finals = {t.final for s in plan.sequences for t in s.upstream}
+    assert sum(len(s.upstream) for s in plan.sequences) == 96
+    assert len(finals) == 64
+    assert sum(job.stage.stage is Stage.TWO for job in plan.jobs.values() if job.stage) == 64
+
+
+def test_orders_share_their_common_prefix_and_nothing_else() -> None:
+    both = make_plan([sequence("abc"), sequence("acb")], COMMON)
+    alone = make_plan([sequence("abc")], COMMON)
+    assert set(alone.jobs) <= set(both.jobs)
+    first, second = both.sequences
+    assert first.upstream[0] == second.upstream[0]
+    assert first.upstream[1].final != second.upstream[2].final, "b after a, and b after a and c, are different facts"
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        sequence("ab", seed=1),
+        sequence("ab", rank=8),
+        sequence("ab", ortho_normalize=True),
+        replace(sequence("ab"), upstream=(task("a", train_digest="other"), task("b"))),
+        replace(sequence("ab"), upstream=(task("a", shots=16.0), task("b"))),
+        replace(
+            sequence("ab"), upstream=(replace(task("a"), budgets={Stage.ONE: Budget(), Stage.TWO: Budget(lr=1e-3)}), task("b"))
+        ),
+    ],
+    ids=["seed", "method setting", "penalty", "data", "shots", "budget"],
+)
+def test_a_key_changes_with_everything_a_result_depends_on(other: SequenceSpec) -> None:
+    assert not set(make_plan([sequence("ab")], COMMON).jobs) & set(make_plan([other], COMMON).jobs)
+
+
+@pytest.mark.parametrize("common", [replace(COMMON, backbone_digest="c" * 64), replace(COMMON, numerics={"version": 2})])
+def test_a_key_changes_with_the_trunk_and_the_numerics(common: Common) -> None:
+    assert not set(make_plan([sequence("ab")], COMMON).jobs) & set(make_plan([sequence("ab")], common).jobs)
+
+
+def test_labels_are_for_people_and_not_part_of_a_key() -> None:
+    renamed = replace(sequence("ab"), name="another")
+    assert set(make_plan([sequence("ab")], COMMON).jobs) == set(make_plan([renamed], COMMON).jobs)
+
+
+def test_individual_adapters_never_meet_and_are_scored_once() -> None:
+    plan = make_plan([sequence("abc", method="individual_adapters")], COMMON)
+    assert [j.label.partition("/")[2] for j in plan.jobs.values() if j.kind is JobKind.EVAL] == [
+        "1 eval a",
+        "2 eval b",
+        "3 eval c",
+    ]
+    assert all(job.bank in ((), (job.model_from,)) for job in plan.jobs.values())
+    (jobs,) = plan.sequences
+    assert jobs.evaluations[2, 0] == jobs.evaluations[0, 0]
+
+
+def test_stage_two_alone_leaves_stage_one_out() -> None:
+    plan = make_plan([sequence("ab", stages="two")], COMMON)
+    assert [j.stage.stage for j in plan.jobs.values() if j.stage] == [Stage.TWO, Stage.TWO]
+    assert plan.jobs[plan.sequences[0].upstream[1].final].bank == (plan.sequences[0].upstream[0].final,)
+
+
+def test_nonsense_is_refused_with_its_name() -> None:
+    with pytest.raises(ConfigError, match="no sequence"):
+        make_plan([], COMMON)
+    with pytest.raises(ConfigError, match="no upstream task"):
+        make_plan([sequence("")], COMMON)
+    with pytest.raises(ConfigError, match="names a more than once"):
+        make_plan([sequence("aba")], COMMON)

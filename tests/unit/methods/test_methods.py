@@ -1,0 +1,45 @@
+"""Methods are data: their stages, their settings, and what is refused."""
+
+from __future__ import annotations
+
+import pytest
+
+from atlas_dist.core.types import Role
+from atlas_dist.errors import ConfigError
+from atlas_dist.methods import METHODS, make_method
+from atlas_dist.model.mixing import Weighting
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_has_defaults_that_are_part_of_its_identity(name: str) -> None:
+    method = make_method(name, {})
+    assert method.spec.name == name
+    assert method.spec.stages
+    assert all(Role.HEAD in stage.trains for stage in method.spec.stages)
+
+
+def test_atlas_as_published() -> None:
+    one, two = make_method("atlas", {}).spec.stages
+    assert (one.trains, one.grows, one.sees_earlier, one.needs_earlier) == ((Role.QUERIES, Role.HEAD), False, True, True)
+    assert (two.trains, two.grows, two.sees_earlier) == ((Role.ADAPTER, Role.HEAD), True, True)
+    method = make_method("atlas", {})
+    assert (method.mixing.rank, method.mixing.weighting, method.penalty_weight) == (48, Weighting.WHOLE, 0.1)
+
+
+def test_a_setting_that_changes_is_a_setting_of_every_key() -> None:
+    assert make_method("atlas", {"rank": 8}).spec.settings["rank"] == 8
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "cause"),
+    [
+        ("atlos", {}, "Choose one of: atlas"),
+        ("atlas", {"weigthing": "whole"}, "did you mean weighting"),
+        ("atlas", {"weighting": "total"}, "'whole', 'dimension' or 'plain' .it is 'total'."),
+        ("atlas", {"rank": 0}, "method.settings.rank"),
+        ("head_only", {"rank": 4}, "head_only has no such setting"),
+    ],
+)
+def test_wrong_settings_are_refused(name: str, settings: dict[str, object], cause: str) -> None:
+    with pytest.raises(ConfigError, match=cause):
+        make_method(name, settings)

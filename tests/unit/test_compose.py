@@ -1,0 +1,74 @@
+"""Settings: what composes, what is refused, and what the refusal says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from atlas_dist.compose import compose_config, groups
+from atlas_dist.config import RunConfig, load_config
+from atlas_dist.core.types import Stage
+from atlas_dist.errors import ConfigError
+
+
+@pytest.mark.parametrize("experiment", groups()["experiment"])
+def test_every_experiment_composes(experiment: str) -> None:
+    config = compose_config([f"experiment={experiment}"])
+    assert config.sequence.upstream
+    assert RunConfig.model_validate(config.model_dump()) == config
+
+
+@pytest.mark.parametrize("group", ["method", "backbone", "task"])
+def test_every_choice_of_a_group_composes(group: str) -> None:
+    for choice in groups()[group]:
+        word = f"+task@tasks.extra={choice}" if group == "task" else f"{group}={choice}"
+        compose_config([word])
+
+
+@pytest.mark.parametrize(
+    ("word", "cause"),
+    [
+        ("experiment=dmeo", r"no such experiment.*Did you mean demo"),
+        ("train.workrs=3", r"train.workrs: there is no such key; did you mean workers"),
+        ("trian.workers=3", r"trian: there is no such key; did you mean train"),
+        ("train.precision=fp8", r"train.precision.*'fp32' or 'bf16' \(it is 'fp8'\)"),
+        ("train.zero_stage=4", r"train.zero_stage"),
+        ("train.workers=3", r"which 3 workers cannot share evenly"),
+        ("sequence.upstream=[digits,zap]", r"sequence names zap; the tasks of this configuration are digits"),
+        ("tasks.digits.kind=film", r"'single', 'choice', 'pair' or 'answers'"),
+        ("seeds=[1,1]", r"seeds must differ"),
+        ("store=s3", r"store.url is left open"),
+        ("demo", r"not a setting"),
+    ],
+)
+def test_a_slip_is_refused_with_its_cause_and_the_valid_choices(word: str, cause: str) -> None:
+    with pytest.raises(ConfigError, match=cause):
+        compose_config([word])
+
+
+def test_any_declared_key_can_be_set_whether_or_not_a_file_mentions_it() -> None:
+    config = compose_config(["train.stage1.lr=0.25", "tasks.digits.shots=16", "train.budget.max_steps=7"])
+    budgets = config.tasks["toy_kin"].budgets(config.train)
+    assert (budgets[Stage.ONE].lr, budgets[Stage.TWO].lr) == (0.25, 5e-4)
+    assert config.tasks["digits"].shots == 16
+
+
+def test_a_tasks_budget_wins_over_the_general_one_and_a_stages_over_both() -> None:
+    task = {"kind": "single", "data": {"dataset": "d"}, "budget": {"lr": 0.2, "epochs": 3}, "stage2": {"lr": 0.3}}
+    config = load_config({"tasks": {"a": task}, "train": {"budget": {"lr": 0.1, "clip": 1.0}}})
+    budgets = config.tasks["a"].budgets(config.train)
+    assert (budgets[Stage.ONE].lr, budgets[Stage.TWO].lr) == (0.2, 0.3)
+    assert budgets[Stage.ONE].epochs == 3
+    assert budgets[Stage.ONE].clip == 1.0
+
+
+def test_relative_places_are_resolved_and_urls_left_alone(tmp_path: Path) -> None:
+    config = load_config({"store": {"url": "s3://bucket/x"}, "shards": {"url": "there"}}).at(tmp_path)
+    assert (config.store.url, config.shards.url) == ("s3://bucket/x", str(tmp_path / "there"))
+
+
+def test_several_faults_are_told_at_once() -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config({"train": {"workers": 0}, "seeds": [], "cluster": {"adress": "auto"}})
+    assert all(word in str(caught.value) for word in ("train.workers", "seeds", "did you mean address"))
