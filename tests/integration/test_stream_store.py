@@ -1,4 +1,5 @@
-"""The stream over a real S3 protocol, and under every fault that the proxy knows: nothing lost, repeated or corrupt, or a clear error."""
+"""The stream over a real S3 protocol, and under every fault that the proxy knows: nothing lost, repeated or corrupt, or a clear
+error."""
 
 from __future__ import annotations
 
@@ -128,7 +129,7 @@ def test_a_store_that_stays_away_is_an_error_after_some_patience(server):
     with FaultProxy(server.endpoint) as proxy:
         store, manifest = through(proxy, server)
         proxy.add(Fault(Kind.SLOW_DOWN, method="GET", path=r"\.tar", times=-1))
-        with opened(store, manifest, tries=3) as stream, pytest.raises(StoreError, match="in 3 tries: .*SlowDown"):
+        with opened(store, manifest, tries=3) as stream, pytest.raises(StoreError, match=r"in 3 tries: .*SlowDown"):
             read(stream)
     assert not [t.name for t in threading.enumerate() if t.name.startswith("atlas-")]
 

@@ -1,0 +1,143 @@
+"""The main job as a user runs it: Ray, two DeepSpeed workers, shards, ledger and bank; through S3, through Ctrl-C and kill -9.
+ Invariants defended here: a run completes once faults stop; what is committed is trained once; the bank an interrupted run leaves
+is bit for bit the bank of an undisturbed one; old tasks' predictions never change.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from atlas_dist.core.records import Commit, Dispatch, Fail
+from tests.faults.servers import CREDENTIALS, credentials, moto
+from tests.integration.runkit import Left, Running, left_by
+from tests.integration.stagekit import pack_toys, toy_config
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
+
+SHORT = ["experiment=toy", "sequence.upstream=[toy_shape,toy_kin]", "train.budget.max_steps=12", "train.checkpoint_every=2"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("run")
+    pack_toys(toy_config(path), samples=96)
+    return path
+
+
+def words(folder: Path, store: str, *more: str) -> list[str]:
+    return [*SHORT, f"store.url={folder}/{store}", f"shards.url={folder}/shards", f"report={folder}/report-{store}", *more]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(folder: Path) -> Left:
+    """One run that nothing happens to, started by the demo's own command line."""
+    mine = words(folder, "undisturbed")
+    run = Running(mine, folder / "undisturbed.txt")
+    assert run.finish() == 0, run.text()
+    assert "bitwise equal after every later task" in run.text()
+    assert re.search(r"wall \d+ s, \d+% of it training steps", run.text())
+    assert (folder / "report-undisturbed/index.html").exists()
+    return left_by(mine)
+
+
+def test_a_run_ends_with_every_job_committed_once(undisturbed: Left) -> None:
+    committed = [e.record.job for e in undisturbed.entries if isinstance(e.record, Commit)]
+    assert sorted(committed) == sorted(undisturbed.plan.jobs)
+    assert not [e for e in undisturbed.entries if isinstance(e.record, Fail)]
+
+
+def test_old_predictions_are_bitwise_equal_after_every_later_task(undisturbed: Left) -> None:
+    (sequence,) = undisturbed.facts.sequences
+    assert len(sequence.fingerprints["toy_shape"]) == 2
+    assert sequence.changed_predictions() == []
+    assert sequence.complete
+
+
+def test_two_workers_did_it_below_two_gigabytes(undisturbed: Left) -> None:
+    trained = [undisturbed.state.job(k).committed for k, j in undisturbed.plan.jobs.items() if j.stage]
+    assert {ref.metrics["world"] for ref in trained if ref} == {2}
+    assert max(ref.metrics["peak_rss_mb"] for ref in trained if ref) < 2000
+
+
+def test_the_same_command_again_does_nothing_twice(folder: Path, undisturbed: Left) -> None:
+    again = Running(words(folder, "undisturbed"), folder / "again.txt")
+    assert again.finish() == 0
+    assert "complete; nothing to do" in again.text()
+    assert left_by(words(folder, "undisturbed")).entries == undisturbed.entries
+
+
+def test_another_run_takes_over_what_is_known(folder: Path, undisturbed: Left) -> None:
+    other = words(folder, "undisturbed", "run=other")
+    run = Running(other, folder / "other.txt")
+    assert run.finish() == 0, run.text()
+    left = left_by(other)
+    assert not [e for e in left.entries if isinstance(e.record, Dispatch)], "every result was there: nothing is trained"
+    assert left.hashes() == undisturbed.hashes()
+
+
+def test_the_same_name_with_other_settings_is_refused(folder: Path, undisturbed: Left) -> None:
+    run = Running(words(folder, "undisturbed", "train.budget.lr=0.1"), folder / "refused.txt")
+    assert run.finish() == 2, run.text()
+    assert "means something else" in run.text()
+    assert "train.budget.lr: 0.0005 -> 0.1" in run.text()
+
+
+def test_ctrl_c_and_kill_9_of_a_worker_leave_the_same_bank(folder: Path, undisturbed: Left) -> None:
+    mine = words(folder, "disturbed")
+    first = Running(mine, folder / "first.txt")
+    first.wait_for("dispatch order0-seed0/2 toy_kin stage1")
+    first.interrupt()
+    assert first.finish() in (0, 8), first.text()
+    assert first.process.returncode == 8
+    assert "The same command goes on from there" in first.text()
+
+    second = Running(mine, folder / "second.txt")
+    second.wait_for("dispatch order0-seed0/2 toy_kin")
+    os.kill(second.workers()[-1], signal.SIGKILL)
+    assert second.finish() == 0, second.text()
+
+    left = left_by(mine)
+    assert left.hashes() == undisturbed.hashes()
+    commits = [e.record.job for e in left.entries if isinstance(e.record, Commit)]
+    assert sorted(commits) == sorted(left.plan.jobs), "at most one commit a job, and all of them"
+
+
+@pytest.fixture(scope="module")
+def s3(folder: Path) -> Iterator[list[str]]:
+    with credentials(), moto() as server:
+        places = [f"store.url={server.url('store')}", f"shards.url={server.url('shards')}"]
+        places += [f"{part}.endpoint_url={server.endpoint}" for part in ("store", "shards")]
+        places += [f"{part}.region=us-east-1" for part in ("store", "shards")]
+        pack_toys(toy_config(folder, *places), samples=96)
+        yield places
+
+
+def test_the_same_run_goes_through_s3(folder: Path, s3: list[str], undisturbed: Left) -> None:
+    mine = [*SHORT, *s3, f"report={folder}/report-s3"]
+    run = Running(mine, folder / "s3.txt", env=CREDENTIALS)
+    assert run.finish() == 0, run.text()
+    assert left_by(mine).hashes() == undisturbed.hashes(), "where things lie changes nothing that is learnt"
+
+
+@pytest.mark.parametrize(
+    ("word", "code", "cause"),
+    [
+        ("train.workrs=3", 2, "did you mean workers"),
+        ("shards.url=/nowhere", 3, "not packed"),
+        ("backbone.name=bert", 2, "Unknown backbone 'bert'"),
+        ("store.url=gs://bucket", 2, "Unknown store URL"),
+        ("cluster.cpus_per_worker=4000", 2, "4000 CPU"),
+    ],
+)
+def test_a_wrong_option_ends_in_a_few_lines(folder: Path, word: str, code: int, cause: str) -> None:
+    run = Running(words(folder, "wrong", word), folder / "wrong.txt")
+    assert run.finish() == code, run.text()
+    assert cause in run.text()
+    assert "Traceback" not in run.text()
+    assert len(run.text().splitlines()) < 10
