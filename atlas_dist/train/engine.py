@@ -116,7 +116,7 @@ def gathered(engine: Any, parameters: Sequence[Tensor], *, change: bool = False)
     """Inside, `parameters` are whole on every rank; with `change`, what rank 0 writes into them is kept. Only ZeRO-3 needs it."""
     if engine.zero_optimization_stage() < 3:
         return nullcontext()
-    from deepspeed.zero import GatheredParameters
+    from deepspeed.runtime.zero import GatheredParameters
 
     context: AbstractContextManager[Any] = GatheredParameters(list(parameters), modifier_rank=0 if change else None)
     return context

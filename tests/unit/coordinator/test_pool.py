@@ -1,0 +1,100 @@
+"""The desk between coordinator and workers: one job a pool, no lost word, groups that come and go."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from atlas_dist.coordinator.dispatch import Failed, Finished, Lost, Progress
+from atlas_dist.coordinator.pool import PoolDispatcher
+from atlas_dist.core.types import Assignment, Budget, Failure, FailureKind, JobKind, StageJob, TaskKind, TaskSpec
+
+TASK = TaskSpec("t", TaskKind.SINGLE, 2, 8, "d", "train", "val", "x", "y")
+
+
+def assignment(attempt: str = "a1") -> Assignment:
+    job = StageJob("k", JobKind.TRAIN, TASK, "atlas", 0, (), budget=Budget())
+    return Assignment(job=job, attempt=attempt, prefix=f"p/{attempt}", inputs={}, pool="main")
+
+
+@pytest.fixture
+def desk() -> PoolDispatcher:
+    return PoolDispatcher({"main": 2})
+
+
+def free(desk: PoolDispatcher) -> int:
+    (pool,) = desk.capacity().pools
+    assert (pool.gang, pool.total) == (2, 1)
+    return pool.free
+
+
+def test_a_pool_has_room_only_while_its_workers_sit_idle(desk: PoolDispatcher) -> None:
+    assert free(desk) == 0, "nobody has come yet"
+    assert desk.lease("main", "g1", 0.0).assignment is None
+    assert free(desk) == 1
+    desk.start(assignment())
+    assert free(desk) == 0
+    assert desk.lease("main", "g1", 0.0).assignment == assignment()
+    desk.finished("a1")
+    assert (free(desk), desk.poll(), desk.poll()) == (1, [Finished("a1")], [])
+
+
+def test_a_waiting_group_is_woken_by_a_job(desk: PoolDispatcher) -> None:
+    leases = []
+    waiting = threading.Thread(target=lambda: leases.append(desk.lease("main", "g1", 30.0)))
+    waiting.start()
+    while not free(desk):
+        pass
+    desk.start(assignment())
+    waiting.join(10)
+    assert leases[0].assignment == assignment()
+
+
+def test_new_workers_mean_that_the_old_ones_work_is_lost(desk: PoolDispatcher) -> None:
+    desk.lease("main", "g1", 0.0)
+    desk.start(assignment())
+    desk.lease("main", "g1", 0.0)
+    assert desk.lease("main", "g2", 0.0).assignment is None
+    assert desk.poll() == [Lost("a1", "the pool's workers were started again")]
+    assert desk.lease("main", "g1", 0.0).assignment is None, "a ghost takes the seat back, and the others will notice"
+
+
+def test_the_first_word_about_an_end_is_believed(desk: PoolDispatcher) -> None:
+    desk.lease("main", "g1", 0.0)
+    desk.start(assignment())
+    desk.lease("main", "g1", 0.0)
+    poison = Failure(FailureKind.POISON, "it raised")
+    desk.failed("a1", poison)
+    desk.failed("a1", Failure(FailureKind.PREEMPTED, "the group broke"))
+    desk.gone("main", "the trainer ended")
+    assert desk.poll() == [Failed("a1", poison)]
+    assert free(desk) == 0
+
+
+def test_cancel_reaches_workers_with_their_next_report(desk: PoolDispatcher) -> None:
+    desk.lease("main", "g1", 0.0)
+    desk.start(assignment())
+    desk.lease("main", "g1", 0.0)
+    assert desk.progress(Progress("a1", 1, 9)) is False
+    desk.cancel("a1")
+    assert desk.progress(Progress("a1", 2, 9)) is True
+    desk.failed("a1", Failure(FailureKind.PREEMPTED, "stopped", 2))
+    assert desk.poll()[-1] == Lost("a1", "stopped")
+
+
+def test_a_job_nobody_has_begun_is_taken_off_the_desk(desk: PoolDispatcher) -> None:
+    desk.lease("main", "g1", 0.0)
+    desk.start(assignment())
+    desk.cancel("a1")
+    assert desk.poll() == [Lost("a1", "cancelled before it began")]
+    assert desk.lease("main", "g1", 0.0).assignment is None
+
+
+def test_closing_sends_groups_home_and_stops_what_runs(desk: PoolDispatcher) -> None:
+    desk.lease("main", "g1", 0.0)
+    desk.start(assignment())
+    desk.lease("main", "g1", 0.0)
+    desk.close()
+    assert desk.progress(Progress("a1", 1, 9)) is True
+    assert desk.lease("main", "g1", 30.0).go_home

@@ -1,0 +1,92 @@
+"""Small parts of the trainer that are pure: the schedule, validation points, micro batches, what a failure is called."""
+
+from __future__ import annotations
+
+import doctest
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from atlas_dist.core.types import FailureKind
+from atlas_dist.errors import AuthError, ConfigError, DataError, Paused, StoreError
+from atlas_dist.train import engine, feed
+from atlas_dist.train.feed import Feeder, micro_batch_for
+from atlas_dist.train.loop import LoopSettings, NonFiniteLoss
+from atlas_dist.train.worker import failure_of
+
+
+@pytest.mark.parametrize("module", [engine, feed])
+def test_the_examples_in_the_docstrings_hold(module: object) -> None:
+    assert doctest.testmod(module).failed == 0  # type: ignore[arg-type]
+
+
+@given(st.integers(1, 5000), st.floats(0, 1))
+def test_the_rate_rises_falls_and_ends_at_zero(total: int, warmup: float) -> None:
+    factors = [engine.learning_rate_factor(step, total, warmup) for step in range(total + 1)]
+    peak = int(total * warmup)
+    assert all(0 <= f <= 1 for f in factors)
+    assert factors[: peak + 1] == sorted(factors[: peak + 1])
+    assert factors[peak:] == sorted(factors[peak:], reverse=True)
+    assert factors[-1] == 0.0 or peak == total
+
+
+@given(st.integers(1, 500), st.integers(1, 40))
+def test_validations_are_spread_and_the_last_is_at_the_end(total: int, count: int) -> None:
+    steps = LoopSettings(total, count, 1, 0, 1, 1, 0.0).validation_steps()
+    assert max(steps) == total
+    assert min(steps) >= 1
+    assert len(steps) == min(total, count)
+
+
+@given(st.integers(1, 512), st.integers(0, 600))
+def test_micro_batches_divide_the_share(slots: int, wanted: int) -> None:
+    size = micro_batch_for(slots, wanted)
+    assert slots % size == 0
+    assert size <= (wanted or slots) or wanted == 0
+
+
+def test_pixels_are_normalised_on_the_device_and_shared_ones_stay_shared() -> None:
+    from atlas_dist.data.batch import RankBatch
+
+    image = torch.randint(0, 256, (1, 1, 4, 4, 3), dtype=torch.uint8)
+    ids = torch.zeros(6, 1, 3, dtype=torch.int64)
+    batch = RankBatch(
+        ids,
+        ids,
+        ids,
+        image.expand(6, -1, -1, -1, -1),
+        torch.zeros(6),
+        None,
+        torch.ones(6, dtype=torch.bool),
+        ids[:, 0, 0],
+        6,
+        0,
+        0,
+    )
+    parts = list(Feeder((0.5, 0.4, 0.3), (0.5, 0.2, 0.1), torch.device("cpu"))(batch, 2))
+    assert len(parts) == 3
+    pixels = parts[0].inputs["pixel_values"]
+    assert pixels.shape == (2, 1, 3, 4, 4)
+    assert pixels.stride(0) == 0
+    expected = (image[0, 0].permute(2, 0, 1) / 255 - torch.tensor([0.5, 0.4, 0.3]).view(3, 1, 1)) / torch.tensor(
+        [0.5, 0.2, 0.1]
+    ).view(3, 1, 1)
+    torch.testing.assert_close(pixels[1, 0], expected)
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "step"),
+    [
+        (NonFiniteLoss(7), FailureKind.NONFINITE, 7),
+        (Paused("x"), FailureKind.PREEMPTED, 3),
+        (StoreError("x"), FailureKind.STORE, 3),
+        (DataError("x"), FailureKind.FATAL, 3),
+        (AuthError("x"), FailureKind.FATAL, 3),
+        (ConfigError("x"), FailureKind.FATAL, 3),
+        (RuntimeError("x"), FailureKind.POISON, 3),
+    ],
+)
+def test_a_failure_is_called_by_its_retry_rule(error: Exception, kind: FailureKind, step: int) -> None:
+    assert (failure_of(error, 3).kind, failure_of(error, 3).step) == (kind, step)
