@@ -15,12 +15,9 @@ from atlas_dist.core.records import from_json
 from atlas_dist.core.types import CommittedRef, StageResult
 from atlas_dist.errors import AlreadyExists, DataError, MissingObject
 from atlas_dist.failpoints import failpoint
-from atlas_dist.store.artifacts import Pulse, read_json, read_result, verify
+from atlas_dist.store.artifacts import Pulse, insist, read_json, read_result, verify
 from atlas_dist.store.objects import ObjectStore
 from atlas_dist.store.settle import Patience, create_settled
-
-_VERIFY_TRIES = 3
-"""A damaged answer on the way here is not a damaged file: only what is wrong every time is wrong."""
 
 
 @dataclass(frozen=True)
@@ -38,21 +35,15 @@ def verified_result(store: ObjectStore, job: str, attempt: str, prefix: str, pul
         DataError: RESULT or a file is damaged, missing, or speaks of another attempt.
         StoreError: the store is in trouble; nothing is known.
     """
-    for remaining in reversed(range(_VERIFY_TRIES)):
-        try:
-            result = read_result(store, prefix)
-            if (result.job, result.attempt) != (job, attempt):
-                raise DataError(f"{prefix}/RESULT is about attempt {result.attempt} of job {result.job}.")
-            failpoint("commit.before_verify")
-            verify(store, prefix, result.blobs, pulse=pulse)
-        except MissingObject:
-            return None
-        except DataError:
-            if not remaining:
-                raise
-        else:
-            return result
-    return None
+    try:
+        result = insist(lambda: read_result(store, prefix))
+    except MissingObject:
+        return None
+    if (result.job, result.attempt) != (job, attempt):
+        raise DataError(f"{prefix}/RESULT is about attempt {result.attempt} of job {result.job}.")
+    failpoint("commit.before_verify")
+    verify(store, prefix, result.blobs, pulse=pulse)
+    return result
 
 
 def verified_fact(store: ObjectStore, job: str, pulse: Pulse) -> Pointer | None:
@@ -63,7 +54,7 @@ def verified_fact(store: ObjectStore, job: str, pulse: Pulse) -> Pointer | None:
         StoreError: the store is in trouble; nothing is known.
     """
     try:
-        pointer = from_json(Pointer, read_json(store, paths.result(job)))
+        pointer = insist(lambda: from_json(Pointer, read_json(store, paths.result(job))))
     except MissingObject:
         return None
     if pointer.ref.job != job:

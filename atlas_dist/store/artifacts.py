@@ -15,8 +15,9 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from atlas_dist.clock import Clock, SystemClock
 from atlas_dist.core.keys import canonical_json, check_key, check_name, sha256_hex
@@ -33,6 +34,8 @@ DONE = "DONE"
 JSON_LIMIT = 4 << 20
 """Largest RESULT, DONE or pointer that is read."""
 _CHUNK = 8 << 20
+_TRIES = 3
+_T = TypeVar("_T")
 
 Source = Path | bytes
 Pulse = Callable[[], None]
@@ -41,6 +44,20 @@ Pulse = Callable[[], None]
 
 def _no_pulse() -> None:
     pass
+
+
+def insist(read: Callable[[], _T]) -> _T:
+    """Call `read` again when what it got was damaged: a bit that flipped on the way here is not a damaged file.
+
+    Raises:
+        DataError: it was wrong every time.
+    """
+    for _ in range(_TRIES - 1):
+        try:
+            return read()
+        except DataError:
+            continue
+    return read()
 
 
 def publish(
@@ -92,7 +109,7 @@ def verify(store: ObjectStore, prefix: str, blobs: Iterable[Blob], *, pulse: Pul
     """
     for blob in blobs:
         pulse()
-        data = _read_blob(store, prefix, blob, pulse)
+        data = insist(partial(_read_blob, store, prefix, blob, pulse))
         if blob.name.endswith(".safetensors"):
             check_safetensors(data, blob.name)
         elif blob.name.endswith(".json"):
@@ -101,12 +118,12 @@ def verify(store: ObjectStore, prefix: str, blobs: Iterable[Blob], *, pulse: Pul
 
 def fetch(store: ObjectStore, ref: CommittedRef, name: str, folder: Path) -> Path:
     """Download one file of a committed result into `folder`, verified. Raises DataError, StoreError; KeyError: no such file."""
-    return _download(store, ref.prefix, ref.blob(name), folder)
+    return insist(partial(_download, store, ref.prefix, ref.blob(name), folder))
 
 
 def load(store: ObjectStore, ref: CommittedRef, name: str) -> bytes:
     """One file of a committed result in memory, verified. Raises DataError, StoreError; KeyError when there is no such file."""
-    return bytes(_read_blob(store, ref.prefix, ref.blob(name), _no_pulse))
+    return bytes(insist(partial(_read_blob, store, ref.prefix, ref.blob(name), _no_pulse)))
 
 
 @dataclass(frozen=True)
@@ -175,9 +192,8 @@ def newest_checkpoint(
                 found.append((int(step), f"{folder}{step}"))
     for _, prefix in sorted(found, reverse=True):
         try:
-            checkpoint = read_checkpoint(store, prefix)
-            for blob in checkpoint.blobs:
-                _read_blob(store, prefix, blob, pulse)
+            checkpoint = insist(partial(read_checkpoint, store, prefix))
+            verify(store, prefix, checkpoint.blobs, pulse=pulse)
         except (DataError, MissingObject):
             continue
         return checkpoint
@@ -186,9 +202,9 @@ def newest_checkpoint(
 
 def fetch_checkpoint(store: ObjectStore, prefix: str, digest: str, folder: Path) -> Checkpoint:
     """Download the checkpoint at `prefix`, verified against the DONE that the ledger knows. Raises DataError, StoreError."""
-    checkpoint = read_checkpoint(store, prefix, digest)
+    checkpoint = insist(partial(read_checkpoint, store, prefix, digest))
     for blob in checkpoint.blobs:
-        _download(store, prefix, blob, folder)
+        insist(partial(_download, store, prefix, blob, folder))
     return checkpoint
 
 

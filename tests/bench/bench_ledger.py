@@ -101,7 +101,7 @@ def median_ms(call: Callable[[], object], times: int = 15) -> float:
 def takeover_s() -> float:
     """Seconds from SIGKILL of the leader to its follower's election, default TTL, real processes on a folder."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "tests.chaos.node", folder, "run", "--ttl", "15", "--pace", "5", "--tasks", "2"]
+        command = [sys.executable, "-m", "tests.chaos.node", folder, "run", "--ttl", "15", "--pace", "1", "--tasks", "4"]
         leader = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert leader.stdout is not None
         while json.loads(leader.stdout.readline())["event"] != "dispatch":

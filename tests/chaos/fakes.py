@@ -12,7 +12,8 @@ from safetensors.numpy import save
 
 from atlas_dist.coordinator.dispatch import Capacity, Event, Failed, Finished, Lost, Pool
 from atlas_dist.core.keys import digest_of
-from atlas_dist.core.types import Assignment, Failure, JobKind
+from atlas_dist.core.types import Assignment, Failure, FailureKind, JobKind
+from atlas_dist.errors import DataError, StoreError
 from atlas_dist.store.artifacts import load, publish
 from atlas_dist.store.objects import ObjectStore
 
@@ -100,6 +101,14 @@ class FakeDispatcher:
             if failure is not None:
                 events.append(Failed(assignment.attempt, failure))
                 continue
-            train(self.store, assignment, assignment.attempt)
-            events.append(Finished(assignment.attempt))
+            events.append(self._train(assignment))
         return events
+
+    def _train(self, assignment: Assignment) -> Event:
+        try:
+            train(self.store, assignment, assignment.attempt)
+        except StoreError as error:
+            return Failed(assignment.attempt, Failure(FailureKind.STORE, str(error)))
+        except DataError as error:
+            return Failed(assignment.attempt, Failure(FailureKind.PREEMPTED, str(error)))
+        return Finished(assignment.attempt)

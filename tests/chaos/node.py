@@ -52,11 +52,12 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         reach = StoreOptions(endpoint_url=options.endpoint, attempts=2, read_timeout_s=2.0, check=False)
         store = open_store(options.store, options=reach)
+        patience = Patience(first_s=0.05, longest_s=0.5, total_s=60.0)
 
         def outcome(assignment: Assignment) -> Failure | None:
             if assignment.job.key != first or not assignment.attempt.endswith("-1") or assignment.resume_from:
                 return None
-            save_checkpoint(store, assignment.prefix, 2, {"state.bin": b"at 2"})
+            save_checkpoint(store, assignment.prefix, 2, {"state.bin": b"at 2"}, patience=patience)
             return Failure(FailureKind.PREEMPTED, "taken away", 2)
 
         def say(event: str, fields: Mapping[str, Any]) -> None:
@@ -64,7 +65,6 @@ def main(arguments: list[str] | None = None) -> int:
 
         dispatcher = NodeDispatcher(store, outcome=outcome)
         dispatcher.pace_s = options.pace
-        patience = Patience(first_s=0.05, longest_s=0.5, total_s=60.0)
         settings = CoordinatorSettings(options.ttl, 0.2, 0.1, RetryRules(first_wait_s=0.05), patience)
         new_id = lambda: uuid.uuid4().hex  # noqa: E731
         coordinator = Coordinator(options.run, plan, store, dispatcher, ids=new_id, log_sink=say, settings=settings)

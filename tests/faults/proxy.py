@@ -62,7 +62,7 @@ class Fault:
         return self.times != 0 and self.method in ("", method) and re.search(self.path, path) is not None
 
 
-_SLOW_DOWN = b'<Error><Code>SlowDown</Code><Message>Slow down.</Message></Error>'
+_SLOW_DOWN = b"<Error><Code>SlowDown</Code><Message>Slow down.</Message></Error>"
 _HALF_404 = b'<?xml version="1.0" encoding="UTF-8"?><Error><Code>NoSuch'
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import shutil
 import signal
@@ -60,6 +61,7 @@ def moto() -> Iterator[Server]:
     """Moto's S3 in a thread of this process."""
     from moto.server import ThreadedMotoServer
 
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
     thread = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     with credentials():
         thread.start()
