@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from atlas_dist.core.keys import digest_of
 from atlas_dist.core.types import TaskKind
 
-PART_BYTES = 4 << 20
+PART_BYTES = 8 << 20
 """Shards are fetched and checked in parts of this many bytes: small enough to resume cheaply, large enough to fill a pipe."""
 
 NO_LABEL = -1
@@ -95,7 +95,6 @@ class ShardManifest:
 
     def labels(self) -> NDArray[np.int32] | None:
         """Class per sample, int32 [samples] in ordinal order; None when any shard has no label index."""
-        arrays = [s.label_array() for s in self.shards]
-        if any(len(a) != s.samples for a, s in zip(arrays, self.shards, strict=True)):
+        if any(len(s.labels) != 4 * s.samples for s in self.shards):
             return None
-        return np.concatenate(arrays) if arrays else np.empty(0, np.int32)
+        return np.frombuffer(b"".join(s.labels for s in self.shards), dtype="<i4")

@@ -10,6 +10,7 @@ of every library. A position in the data is (manifest digest, seed, epoch, step)
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -25,6 +26,9 @@ Ordinals = NDArray[np.int64]
 
 WINDOW_BYTES = 256 << 20
 """A split up to this size is shuffled as a whole; a larger one in blocks of about this many bytes over all lanes."""
+
+LANE_BYTES = 512 << 20
+"""Lanes are as many as let a single rank, which reads them all, hold two shards of each in this much memory."""
 
 MAX_LANES = 64
 
@@ -72,8 +76,7 @@ def shape_for(*, samples: int, size: int, largest_shard: int, global_batch: int,
     if size <= WINDOW_BYTES:
         return Shape(lanes or 1, steps)
     if not lanes:
-        # A lane's window touches about two shards; all lanes together should stay near the window.
-        most = max(1, min(MAX_LANES, WINDOW_BYTES // max(1, 2 * largest_shard)))
+        most = max(1, min(MAX_LANES, LANE_BYTES // max(1, 2 * largest_shard)))
         lanes = max(d for d in range(1, min(most, global_batch) + 1) if global_batch % d == 0)
     step_bytes = max(1, size * global_batch // max(1, samples))
     return Shape(lanes, min(steps, max(1, WINDOW_BYTES // step_bytes)))
@@ -95,18 +98,24 @@ def select_shots(samples: int, labels: NDArray[np.int32] | None, shots: float, s
         raise ConfigError(f"shots is {shots}.", fix="Use 0 (all), a whole number of samples a class, or a share between 0 and 1.")
     keys = _hashes(_seed64("shots", seed), np.arange(samples, dtype=np.uint64))
     if shots < 1:
-        keep = max(1, round(shots * samples))
-        return np.sort(np.argsort(keys, kind="stable")[:keep])
+        return np.sort(_smallest(keys, np.arange(samples), max(1, round(shots * samples))))
     if labels is None:
         raise DataError(
             "Samples a class were asked of a split whose manifest has no labels.", fix="Use a share, or pack it with labels."
         )
-    by_class = np.lexsort((keys, labels))
-    ordered = labels[by_class]
-    starts = np.r_[0, np.flatnonzero(np.diff(ordered)) + 1] if samples else np.empty(0, np.int64)
-    sizes = np.diff(np.r_[starts, samples])
-    rank_in_class = np.arange(samples) - np.repeat(starts, sizes)
-    return np.sort(by_class[(rank_in_class < int(shots)) & (ordered >= 0)])
+    # Hashes are distinct, so "the n smallest" is one set, whatever algorithm finds it; a full sort would cost ten times as much.
+    labels = np.maximum(labels, -1)
+    by_class = np.argsort(labels, kind="stable")
+    ends = np.cumsum(np.bincount(labels + 1))  # members of class -1, 0, 1, … end here
+    chosen = [_smallest(keys, by_class[start:end], int(shots)) for start, end in itertools.pairwise(ends)]
+    return np.sort(np.concatenate(chosen)) if chosen else np.empty(0, np.int64)
+
+
+def _smallest(keys: NDArray[np.uint64], members: NDArray[np.intp], count: int) -> Ordinals:
+    """Those of `members` with the `count` smallest keys, in no particular order."""
+    if len(members) <= count:
+        return members.astype(np.int64)
+    return members[np.argpartition(keys[members], count - 1)[:count]].astype(np.int64)
 
 
 def shuffled(samples: int, seed: int) -> list[int]:

@@ -35,7 +35,7 @@ CRC_TRIES = 3
 """Reads of a part that fails its checksum before the shard is called damaged: bits flip on wires, but not three times."""
 
 
-class Cancelled(Exception):  # noqa: N818 - not an error, a way to leave
+class Cancelled(Exception):
     """The stream stops: whoever waits for a shard gives up quietly."""
 
 
@@ -182,7 +182,10 @@ class ShardPool:
         self._wanted: Iterator[tuple[int, int]] = iter(())
         self._next: tuple[int, int] | None = None
         self._block = 0
-        self._lookahead = 2
+        # Shards of a split that fits stay for the next epoch. Of one that does not, none would still be there when it comes round
+        # again: those give their buffers back at once, and the same few are used over and over.
+        self._keep = manifest.size <= budget
+        self._lookahead = 2 if self._keep else 1
         self._error: BaseException | None = None
         self._cancelled = False
         self._closed = False
@@ -274,7 +277,7 @@ class ShardPool:
     def _index(self, shard: Shard) -> list[tarwalk.Span]:
         info = self._manifest.shards[shard.number]
         try:
-            spans = tarwalk.samples(shard.data, EXTENSIONS)
+            spans = tarwalk.samples(shard.data, EXTENSIONS, trusted=True)
         except DataError as error:
             raise DataError(f"{info.name}: {error}", fix="Pack or index the split again.") from error
         if len(spans) != info.samples:
@@ -342,6 +345,8 @@ class ShardPool:
             for i, buffer in enumerate(self._free):
                 if capacity <= len(buffer) <= 2 * capacity:
                     return self._free.pop(i)
+            if not self._keep and self._evict():
+                continue
             if self._held + capacity <= self._budget:
                 break
             if self._free:

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
@@ -105,13 +106,18 @@ class Stream:
         """
         if start_step >= stop_step:
             return iter(())
-        sampler, blocks = self._prefetch_sampler, self._sampler.block_of
+        wanted, block = self._wanted(start_step, stop_step)
+        return self._run(partial(self._training_plans, start_step, stop_step), wanted, block)
 
-        def shards(block: int) -> list[int]:
-            return sampler.rank_shards(block, self._rank, self._world, self._multiple, start_step)
+    def compressed(self, start_step: int, stop_step: int) -> Iterator[Located]:
+        """As `epochs_from`, but ends before decoding: for benchmarks, and for looking at data.
 
-        wanted = wanted_shards(shards, blocks(start_step), blocks(stop_step - 1) + 1)
-        return self._run(lambda: self._training_plans(start_step, stop_step), wanted, blocks(start_step))
+        The samples are views of shards in memory: use each step's before drawing the next.
+        """
+        self._end_iteration()
+        wanted, block = self._wanted(start_step, stop_step)
+        self._pool.follow(wanted, block)
+        return iter(webdataset.DataPipeline(partial(self._training_plans, start_step, stop_step), self._locate))
 
     def validation(self) -> Iterator[RankBatch]:
         """Every sample of the split exactly once over all ranks, in manifest order, with the same number of batches on every
@@ -151,6 +157,16 @@ class Stream:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
+
+    def _wanted(self, start: int, stop: int) -> tuple[Iterator[tuple[int, int]], int]:
+        """What to prefetch for the steps [start, stop), and the block they begin in."""
+        sampler = self._prefetch_sampler
+
+        def shards(block: int) -> list[int]:
+            return sampler.rank_shards(block, self._rank, self._world, self._multiple, start)
+
+        first, last = sampler.block_of(start), sampler.block_of(stop - 1)
+        return wanted_shards(shards, first, last + 1), first
 
     def _training_plans(self, start: int, stop: int) -> Iterator[StepPlan]:
         s = self._sampler
