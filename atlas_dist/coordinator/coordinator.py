@@ -27,7 +27,7 @@ from atlas_dist.core.ledger import RunState
 from atlas_dist.core.plan import Plan
 from atlas_dist.core.records import Begin, Elect
 from atlas_dist.core.schedule import infeasible
-from atlas_dist.errors import ConfigError, FencedError
+from atlas_dist.errors import ConfigError, FencedError, StoreError
 from atlas_dist.failpoints import failpoint
 from atlas_dist.redact import redact_json
 from atlas_dist.store.log import Map
@@ -180,7 +180,12 @@ class Coordinator:
         if now < self._next_look:
             return
         self._next_look = now + self._settings.follow_every_s
-        if self._book.replay():
+        try:
+            # One small question each time; the whole ledger is listed only when the answer is yes.
+            news = self._book.overtaken()
+        except StoreError:
+            news = False
+        if news and self._book.replay():
             self._watch.restart()
         if not self._settled():
             self._elect_if_vacant()
