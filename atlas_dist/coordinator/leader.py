@@ -8,7 +8,7 @@ from atlas_dist.clock import Clock
 from atlas_dist.coordinator import paths
 from atlas_dist.coordinator.book import RunBook
 from atlas_dist.coordinator.dispatch import Dispatcher, Failed, Finished, Lost, Progress
-from atlas_dist.coordinator.facts import delete_below, point_to, verified_fact, verified_result
+from atlas_dist.coordinator.facts import Pointer, delete_below, point_to, verified_fact, verified_result
 from atlas_dist.coordinator.heartbeat import Heart
 from atlas_dist.coordinator.inbox import RequestKind, discard, read_requests
 from atlas_dist.coordinator.settings import CoordinatorSettings
@@ -233,11 +233,20 @@ class Leader:
         """Start an attempt, unless the result exists already."""
         job = self._book.state.job(action.job)
         try:
-            if self._salvage(job) or self._adopt(job):
-                return
+            late = self._late_result(job)
+            fact = None if late else self._fact(job)
             resume = newest_checkpoint(self._store, latest_usable(job), before=_before(job), pulse=self._pulse)
         except StoreError as error:
+            # Only looking may be put off. What is recorded below must not be: an append of unknown outcome ends this leader.
             self._book.tell("trouble", {"job": job.key, "reason": f"not started yet: {error}"})
+            return
+        if late is not None:
+            self._commit(*late)
+            return
+        if fact is not None:
+            ref = fact.ref
+            failpoint("adopt.before_append")
+            self._book.record(Adopt(job.key, ref.attempt, ref.prefix, ref.blobs, ref.metrics, run=fact.run))
             return
         attempt = f"{job.key}-e{self._book.state.epoch}-{len(job.attempts) + 1}"
         prefix = paths.attempt(self._book.run, attempt)
@@ -272,8 +281,8 @@ class Leader:
             pool=record.pool,
         )
 
-    def _salvage(self, job: JobState) -> bool:
-        """Commit an attempt that was given up but finished all the same (its workers outlived their coordinator)."""
+    def _late_result(self, job: JobState) -> tuple[Attempt, StageResult] | None:
+        """An attempt that was given up but finished all the same (its workers outlived their coordinator), verified."""
         for attempt in reversed(job.attempts):
             if attempt.status is not AttemptStatus.FAILED:
                 continue
@@ -282,26 +291,19 @@ class Leader:
             except DataError:
                 continue
             if result is not None:
-                self._commit(attempt, result)
-                return True
-        return False
+                return attempt, result
+        return None
 
-    def _adopt(self, job: JobState) -> bool:
-        """Take over what another run has committed for this job."""
+    def _fact(self, job: JobState) -> Pointer | None:
+        """What another run has committed for this job, verified."""
         if job.key in self._bad_facts:
-            return False
+            return None
         try:
-            fact = verified_fact(self._store, job.key, self._pulse)
+            return verified_fact(self._store, job.key, self._pulse)
         except DataError as error:
             self._bad_facts.add(job.key)
             self._book.tell("ignored", {"job": job.key, "reason": f"another run's result is damaged: {error}"})
-            return False
-        if fact is None:
-            return False
-        ref = fact.ref
-        failpoint("adopt.before_append")
-        self._book.record(Adopt(job.key, ref.attempt, ref.prefix, ref.blobs, ref.metrics, run=fact.run))
-        return True
+            return None
 
     # ---------------------------------------------------------------- garbage
 

@@ -33,8 +33,7 @@ from tests.chaos.fakes import adapter_bytes
 from tests.chaos.plans import small_plan
 from tests.chaos.world import Actor, Crash, SimStore, Weather, World, ended
 
-PATIENCE = Patience(first_s=0.2, longest_s=5.0, total_s=60.0)
-SETTINGS = CoordinatorSettings(rules=RetryRules(first_wait_s=0.5, longest_wait_s=5.0), patience=PATIENCE)
+RULES = RetryRules(first_wait_s=0.5, longest_wait_s=5.0)
 TIME_LIMIT_S = 4000.0
 
 
@@ -54,6 +53,8 @@ class Scenario:
     """How often a trainer that goes on is taken for dead."""
     pack: int
     """Entries in a pack of the ledger."""
+    patience: Patience
+    """The impatient give up on the store, and their processes end, all the time."""
 
 
 def scenario(seed: int) -> Scenario:
@@ -84,6 +85,7 @@ def scenario(seed: int) -> Scenario:
         meddling=rng.random() < 0.2,
         misjudged=rng.choice([0.0, 0.0, 0.01, 0.05]),
         pack=rng.choice([3, 7, 500]),
+        patience=Patience(first_s=0.2, longest_s=5.0, total_s=rng.choice([0.5, 60.0, 60.0])),
     )
 
 
@@ -176,14 +178,25 @@ class Trainer:
                 return self._failed(kind, "bad luck", step)
             if step == 2:
                 state = {"state.bin": f"{job.key} at {step}".encode()}
-                save_checkpoint(store, self.assignment.prefix, step, state, clock=actor, patience=PATIENCE)
+                save_checkpoint(
+                    store, self.assignment.prefix, step, state, clock=actor, patience=self.dispatcher.scenario.patience
+                )
         salt = [] if self.dispatcher.scenario.deterministic else [actor.name, str(self.world.now)]
         trace = json.dumps({"by": actor.name, "at": self.world.now}).encode()
         files = {"adapter.safetensors": adapter_bytes(job.key, [*seen, *salt]), "trace.json": trace}
         if job.kind is JobKind.EVAL:
             files = {"scores.json": json.dumps(seen + salt).encode(), "trace.json": trace}
         attempt, prefix = self.assignment.attempt, self.assignment.prefix
-        publish(store, prefix, job=job.key, attempt=attempt, files=files, metrics={}, clock=actor, patience=PATIENCE)
+        publish(
+            store,
+            prefix,
+            job=job.key,
+            attempt=attempt,
+            files=files,
+            metrics={},
+            clock=actor,
+            patience=self.dispatcher.scenario.patience,
+        )
         return Finished(attempt)
 
     def _failed(self, kind: FailureKind, reason: str, step: int) -> Failed:
@@ -227,8 +240,9 @@ class Process:
         def hear(event: str, fields: object) -> None:
             self.world.checker.heard(identity, self.run, event, fields)  # type: ignore[arg-type]
 
+        settings = CoordinatorSettings(rules=RULES, patience=self.scenario.patience)
         coordinator = Coordinator(
-            self.run, self.scenario.plan, store, dispatcher, ids=self.new_id, clock=actor, log_sink=hear, settings=SETTINGS
+            self.run, self.scenario.plan, store, dispatcher, ids=self.new_id, clock=actor, log_sink=hear, settings=settings
         )
         status = coordinator.open()
         while not status.done:
@@ -290,7 +304,9 @@ def main() -> int:
     total: Counter[str] = Counter()
     began = time.monotonic()
     violations = 0
-    for seed in seeds:
+    for done, seed in enumerate(seeds, 1):
+        if done % 5000 == 0:
+            print(f"… {done} seeds, {violations} violations", flush=True)
         try:
             total += simulate(seed)
         except (Violation, AtlasError) as error:

@@ -9,17 +9,18 @@ from typing import Any
 
 import pytest
 
-from atlas_dist.coordinator.coordinator import Coordinator
+from atlas_dist.coordinator.coordinator import Coordinator, CoordinatorSettings
 from atlas_dist.coordinator.dispatch import Capacity, Pool
 from atlas_dist.coordinator.inbox import RequestKind, ask
 from atlas_dist.coordinator.status import Phase, Role, RunStatus, TaskState, load_run, task_lines
 from atlas_dist.core.records import Adopt, Commit, Dispatch, Elect, Fail, Halt, Quarantine
 from atlas_dist.core.types import Assignment, Failure, FailureKind
-from atlas_dist.errors import ConfigError, FencedError, Paused, TrainingError
+from atlas_dist.errors import ConfigError, FencedError, Paused, StoreError, TrainingError, UnknownOutcome
 from atlas_dist.redact import BLOT, redact, redact_json
 from atlas_dist.store.artifacts import save_checkpoint
 from atlas_dist.store.objects import MemoryStore
-from tests.chaos.fakes import FakeClock, FakeDispatcher, counted_ids
+from atlas_dist.store.settle import Patience
+from tests.chaos.fakes import FakeClock, FakeDispatcher, counted_ids, train
 from tests.chaos.judge import judge
 from tests.chaos.plans import small_plan
 
@@ -328,3 +329,39 @@ def test_a_status_names_what_is_wrong() -> None:
     status = world.live(world.coordinator())
     assert status.error() is None
     assert "can't go on" in str(replace(status, phase=Phase.FAILED, quarantined={"j": "why"}).error())
+
+
+def test_a_commit_of_unknown_outcome_ends_the_leader() -> None:
+    """Whatever led to the append: going on without knowing would act on a guess."""
+    world = World()
+    first = world.coordinator()
+    first.open()
+    first.tick()
+    assignment = world.dispatchers[0].waiting[0]
+    world.dispatchers[0].hold = True
+    world.clock.sleep(60.0)
+    second = world.coordinator(settings=CoordinatorSettings(patience=Patience(total_s=1.0)))
+    world.dispatchers[1].hold = True
+    second.open()
+    for _ in range(20):
+        second.tick()
+        world.clock.sleep(1.0)
+        if second.state.job(assignment.job.key).failure:
+            break
+    train(world.store, assignment, "a zombie")
+    create = world.store.create
+
+    def unanswered(key: str, data: bytes) -> None:
+        raise UnknownOutcome(key)
+
+    world.store.create = unanswered  # type: ignore[method-assign]
+    with pytest.raises(StoreError):
+        for event in second.state.running:
+            world.dispatchers[1].cancel(event)
+        for _ in range(5):
+            second.tick()
+            world.clock.sleep(10.0)
+    world.store.create = create  # type: ignore[method-assign]
+    world.clock.sleep(60.0)
+    assert world.live(world.coordinator()).phase is Phase.COMPLETE
+    judge(world.store, {"r": len(world.plan.jobs)})
