@@ -305,7 +305,7 @@ def main() -> int:
     began = time.monotonic()
     violations = 0
     for done, seed in enumerate(seeds, 1):
-        if done % 5000 == 0:
+        if done % 1000 == 0:
             print(f"… {done} seeds, {violations} violations", flush=True)
         try:
             total += simulate(seed)

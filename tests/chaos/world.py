@@ -71,7 +71,7 @@ class Actor:
         except BaseException as error:
             self.world.failure = error
         self.done = True
-        self.world.main_gate.release()
+        self.world.hand_on()
 
     def wall(self) -> float:
         return self.world.now
@@ -84,9 +84,9 @@ class Actor:
         self.give_way()
 
     def give_way(self) -> None:
-        """Hand the baton to the world and wait until it comes back."""
-        self.world.main_gate.release()
-        self.gate.acquire()
+        """Hand the baton on and wait until it comes back; often it comes back at once."""
+        if self.world.hand_on(self) is not self:
+            self.gate.acquire()
         if self.killed:
             raise Crash(self.name)
 
@@ -131,6 +131,8 @@ class World:
         self.main_gate.acquire()
         self.failure: BaseException | None = None
         self.non_atomic = False
+        self.until = float("inf")
+        self.over = False
 
     @property
     def stormy(self) -> bool:
@@ -143,32 +145,49 @@ class World:
         return actor
 
     def run(self, *, until: float) -> None:
-        """Hand the baton around until everybody is done, or time is up."""
-        while self.failure is None:
-            self.actors = [a for a in self.actors if not a.done]
-            if not self.actors or self.now > until:
-                break
-            if self.late and (not self.stormy or self.rng.random() < 0.02):
-                self.apply(*self.late.pop(self.rng.randrange(len(self.late))), tardy=True)
-            ready = [a for a in self.actors if a.killed or a.wake_at <= self.now]
-            if not ready:
-                self.now = min(a.wake_at for a in self.actors)
-                continue
-            self._hand_over(self.rng.choice(ready))
+        """Let the baton go round until everybody is done, or time is up."""
+        self.until = until
+        self.hand_on()
+        self.main_gate.acquire()
         while self.late:
             self.apply(*self.late.pop(), tardy=True)
 
+    def hand_on(self, holder: Actor | None = None) -> Actor | None:
+        """Whoever holds the baton chooses who is next, and wakes him. None: the play is over, and the main thread goes on."""
+        chosen = self._choose()
+        if chosen is None:
+            self.main_gate.release()
+        elif chosen is not holder:
+            chosen.gate.release()
+        return chosen
+
+    def _choose(self) -> Actor | None:
+        if self.over:
+            return None
+        self.actors = [a for a in self.actors if not a.done]
+        while self.failure is None and self.actors and self.now <= self.until:
+            try:
+                if self.late and (not self.stormy or self.rng.random() < 0.02):
+                    self.apply(*self.late.pop(self.rng.randrange(len(self.late))), tardy=True)
+            except BaseException as error:
+                self.failure = error
+                break
+            ready = [a for a in self.actors if a.killed or a.wake_at <= self.now]
+            if ready:
+                return self.rng.choice(ready)
+            self.now = min(a.wake_at for a in self.actors)
+        self.over = True
+        return None
+
     def end(self) -> None:
         """Let every thread end."""
+        self.over = True
         for actor in self.actors:
             actor.killed = True
             while not actor.done:
-                self._hand_over(actor)
+                actor.gate.release()
+                self.main_gate.acquire()
             actor.thread.join()
-
-    def _hand_over(self, actor: Actor) -> None:
-        actor.gate.release()
-        self.main_gate.acquire()
 
     def apply(self, method: str, key: str, data: bytes, *, tardy: bool = False) -> None:
         """The operation takes effect. A tardy one has nobody left to hear about errors."""
