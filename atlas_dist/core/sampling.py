@@ -267,6 +267,9 @@ def sampler_for(
     samples = manifest.samples if selected is None else len(selected)
     largest = max((s.size for s in manifest.shards), default=0)
     shape = shape_for(samples=samples, size=manifest.size, largest_shard=largest, global_batch=global_batch, lanes=lanes)
+    if not shuffle:
+        # In manifest order a block is about a shard: the reader lets go of it as soon as it is read.
+        shape = Shape(1, max(1, samples // (global_batch * max(1, len(manifest.shards)))))
     names = [s.name for s in manifest.shards]
     return Sampler(names, manifest.counts, seed=seed, global_batch=global_batch, shape=shape, shuffle=shuffle, selected=selected)
 

@@ -75,7 +75,7 @@ class StreamStats:
     """What a stream did so far."""
 
     bytes: int = 0
-    """Fetched from the store (or the node cache)."""
+    """Fetched from the store (what the node cache had is not counted)."""
     samples: int = 0
     """Delivered in unmasked slots."""
     retries: int = 0

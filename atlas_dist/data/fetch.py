@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from atlas_dist.core.manifest import ShardManifest
 from atlas_dist.data import tarwalk
+from atlas_dist.data.cache import NodeCache
 from atlas_dist.data.crc import crc32c
 from atlas_dist.data.manifest import shard_key
 from atlas_dist.data.sample import EXTENSIONS
@@ -53,9 +54,13 @@ class PartFetcher:
     Args:
         tries: attempts without any progress before giving up.
         stop: set when the stream closes; ends every wait at once.
+        cache: parts on the node's disk, or None.
     """
 
-    def __init__(self, store: ObjectStore, manifest: ShardManifest, tries: int, stop: threading.Event) -> None:
+    def __init__(
+        self, store: ObjectStore, manifest: ShardManifest, tries: int, stop: threading.Event, cache: NodeCache | None = None
+    ) -> None:
+        self._cache = cache
         self._store = store
         self._manifest = manifest
         self._tries = tries
@@ -74,11 +79,17 @@ class PartFetcher:
         """
         info = self._manifest.shards[shard]
         start = part * self._manifest.part_bytes
+        if self._cache is not None and self._cache.read(info.sha256, part, out):
+            if crc32c(out) == info.crc32c[part]:
+                return
+            self._cache.drop(info.sha256, part)
         for _ in range(CRC_TRIES):
             self._range(shard, start, out)
             if crc32c(out) == info.crc32c[part]:
                 with self._lock:
                     self.counts.bytes += len(out)
+                if self._cache is not None:
+                    self._cache.write(info.sha256, part, out)
                 return
             self._count_retry()
         self._check_size(shard, start, len(out))

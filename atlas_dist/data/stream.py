@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -37,6 +38,7 @@ from atlas_dist.core.sampling import (
 )
 from atlas_dist.core.types import TaskKind, TaskSpec
 from atlas_dist.data.batch import BadSample, RankBatch, StreamLimits, StreamStats
+from atlas_dist.data.cache import NodeCache
 from atlas_dist.data.decode import MEAN_COLOUR, Pixels, TextEncoder, decode_into
 from atlas_dist.data.fetch import Cancelled, PartFetcher, ShardPool, wanted_shards
 from atlas_dist.data.sample import Sample, parse_sample
@@ -437,7 +439,8 @@ def open_stream(
         return sampler_for(manifest, seed=seed, global_batch=global_batch, shuffle=shuffle, shots=shots, lanes=limits.lanes)
 
     stop = threading.Event()
-    fetcher = PartFetcher(store, manifest, limits.tries, stop)
+    cache = NodeCache(Path(limits.cache_dir), limits.cache_bytes) if limits.cache_dir else None
+    fetcher = PartFetcher(store, manifest, limits.tries, stop, cache)
     pool = ShardPool(manifest, fetcher, budget=limits.memory_bytes, threads=limits.fetch_threads)
     multiple = max(1, micro_batch)
     collator = _Collator(

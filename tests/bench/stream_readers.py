@@ -7,6 +7,7 @@ at batches of 64 uint8 images. Peers are used as their documentation shows, with
 
 from __future__ import annotations
 
+import importlib
 import importlib.machinery
 import json
 import os
@@ -37,12 +38,12 @@ def atlas(mode: str, folder: Path, endpoint: str, threads: int = 8) -> Result:
 
     store = open_store("s3://bucket", options=StoreOptions(endpoint_url=endpoint, region="us-east-1", check=False))
     manifest = read_manifest(store, "wds", "train")
-    # Less memory than the split has: buffers are used again, as they are with data that does not fit.
-    limits = StreamLimits(memory_bytes=192 << 20, fetch_threads=threads, decode_threads=WORKERS)
+    # Manifest order, as the peers read; less memory than the split has, so that buffers are used again as in a long run.
+    limits = StreamLimits(memory_bytes=96 << 20, fetch_threads=threads, decode_threads=WORKERS)
     size = samples = 0
     task = task_of(manifest, 8)
     with open_stream(
-        store, manifest, task, letter_tokenizer(), SIDE, seed=0, rank=0, world=1, global_batch=BATCH, limits=limits
+        store, manifest, task, letter_tokenizer(), SIDE, seed=0, rank=0, world=1, global_batch=BATCH, shuffle=False, limits=limits
     ) as s:
         if mode == "decode":
             for batch in s.epochs_from(0, s.steps_per_epoch):
@@ -81,9 +82,7 @@ def webdataset_curl(mode: str, folder: Path, endpoint: str) -> Result:
     """webdataset over `pipe:curl`."""
     from webdataset.tariterators import url_opener
 
-    return _webdataset(
-        mode, [f"pipe:curl -s {endpoint}/bucket/wds/train/{n}" for n in shard_names(folder)], url_opener
-    )
+    return _webdataset(mode, [f"pipe:curl -s {endpoint}/bucket/wds/train/{n}" for n in shard_names(folder)], url_opener)
 
 
 def webdataset_awscli(mode: str, folder: Path, endpoint: str) -> Result:
@@ -237,6 +236,16 @@ def _without_torchvision() -> None:
             sys.modules[name] = module
 
 
+OURS = ("datakit", "atlas_dist.data.stream", "atlas_dist.store.s3", "boto3")
+PRELOADED = {
+    "atlas": OURS,
+    "atlas16": OURS,
+    "webdataset_boto3": ("webdataset", "boto3", "torch.utils.data", "simplejpeg"),
+    "webdataset_curl": ("webdataset", "torch"),
+    "webdataset_awscli": ("webdataset", "torch"),
+    "mosaicml": ("streaming", "boto3", "simplejpeg"),
+    "litdata": ("litdata", "boto3", "simplejpeg"),
+}
 READERS = {f.__name__: f for f in (atlas, atlas16, webdataset_boto3, webdataset_curl, webdataset_awscli, mosaicml, litdata)}
 WRITERS = {"mosaicml": write_mosaicml, "litdata": write_litdata}
 
@@ -248,10 +257,9 @@ def main() -> None:
     if mode == "write":
         WRITERS[reader](Path(folder))
         return
-    import torch  # noqa: F401 - every reader's process has it: its import is not what is measured
-    import webdataset  # noqa: F401
-
-    # getrusage's high-water mark survives an exec; the clock starts after the imports
+    _without_torchvision()
+    for module in PRELOADED[reader]:  # imports are not what is measured
+        importlib.import_module(module)
     usage = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     before, begin = sum(u.ru_utime + u.ru_stime for u in usage), time.perf_counter()
     size, samples = READERS[reader](mode, Path(folder), endpoint)

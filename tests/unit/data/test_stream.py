@@ -16,7 +16,7 @@ from atlas_dist.data.batch import RankBatch, StreamLimits
 from atlas_dist.data.decode import MEAN_COLOUR
 from atlas_dist.data.inspect import run_index
 from atlas_dist.data.stream import Stream, open_stream
-from atlas_dist.errors import ConfigError, DataError
+from atlas_dist.errors import AuthError, ConfigError, DataError, MissingObject, PreconditionFailed
 from atlas_dist.store.objects import MemoryStore
 
 
@@ -225,3 +225,47 @@ def test_what_does_not_fit_the_task_is_refused(toy):
         opened(store, manifest, 2, 2)
     with pytest.raises(ConfigError, match="not a fast tokenizer"):
         open_stream(store, manifest, task, object(), 16, seed=0, rank=0, world=1, global_batch=4)
+
+
+def test_memory_is_flat_over_fifty_epochs(toy):
+    """Resident memory after 10 epochs and after 50, in a stream that fits its budget and in one that does not."""
+    store, manifest = toy
+    for budget in (1 << 30, manifest.shards[0].size * 2):
+        with opened(store, manifest, limits=StreamLimits(memory_bytes=budget, lanes=2)) as stream:
+            early = 0
+            for batch in stream.epochs_from(0, 50 * stream.steps_per_epoch):
+                if batch.step == 10 * stream.steps_per_epoch:
+                    early = resident_bytes()
+            assert resident_bytes() - early < 8 << 20
+
+
+def resident_bytes() -> int:
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * 4096
+
+
+def test_what_cannot_heal_is_not_tried_again(toy):
+    store, manifest = toy
+
+    class Refusing:
+        """A store whose reads fail in one way."""
+
+        def __init__(self, error: Exception) -> None:
+            self.error, self.reads, self.url = error, 0, "s3://refusing"
+
+        def read_range(self, key: str, start: int, out: memoryview, *, if_match: str = "") -> int:
+            self.reads += 1
+            raise self.error
+
+        def stat(self, key: str) -> object:
+            return store.stat(key)
+
+    for error, expected in (
+        (AuthError("403"), AuthError),
+        (MissingObject("404"), DataError),
+        (PreconditionFailed("412"), DataError),
+    ):
+        refusing = Refusing(error)
+        with opened(refusing, manifest, limits=StreamLimits(fetch_threads=1)) as stream, pytest.raises(expected):  # type: ignore[arg-type]
+            next(stream.validation())
+        assert refusing.reads == 1
