@@ -64,18 +64,27 @@ def cluster(config: ClusterConfig, workers: int) -> Iterator[None]:
         options |= {"address": "local", "include_dashboard": config.dashboard, "num_cpus": max(needed, os.cpu_count() or 1)}
     else:
         options |= {"address": config.address}
-    try:
-        ray.init(**options)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ConfigError(
-            f"cluster.address is {config.address!r}: {first}", fix="Use cluster.address=local, or start the cluster first."
-        ) from error
+    _connect(config, options)
     try:
         _check_room(config, workers)
         yield
     finally:
         ray.shutdown()
+
+
+def _connect(config: ClusterConfig, options: dict[str, Any]) -> None:
+    """`ray.init`, twice for a Ray of our own: on a busy machine its daemons may miss Ray's fixed 30 s."""
+    tries = 2 if config.address == "local" else 1
+    for remaining in reversed(range(tries)):
+        try:
+            ray.init(**options)
+            return
+        except Exception as error:  # Ray raises bare Exceptions here
+            ray.shutdown()
+            if not remaining:
+                first = str(error).splitlines()[0] if str(error) else type(error).__name__
+                advice = {"local": "Is this machine overloaded, or its /tmp full?"}.get(config.address, "Is the cluster up?")
+                raise ConfigError(f"cluster.address={config.address}: Ray does not start: {first}", fix=advice) from error
 
 
 def _environment(config: ClusterConfig) -> dict[str, str]:
