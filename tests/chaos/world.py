@@ -1,6 +1,6 @@
 """A world in which one random seed decides everything: who runs next, what the network does, who dies.
 
-Actors (coordinators, trainers, people) are threads that hand one baton around, so the *real*, ordinary, blocking code runs
+Actors (coordinators, trainers, people) are fibers that hand one baton around, so the *real*, ordinary, blocking code runs
 unchanged, yet exactly one actor runs at a time and every interleaving is a function of the seed. Each store operation is a place
 where the baton may move, the actor may be killed (before or after the operation took effect) or put to sleep for a while.
 """
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import random
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,8 +17,7 @@ from pathlib import Path
 from atlas_dist.errors import AlreadyExists, MissingObject, PreconditionFailed, StoreError, UnknownOutcome
 from atlas_dist.store.objects import ObjectInfo
 from tests.chaos.checker import Checker
-
-threading.stack_size(512 * 1024)
+from tests.chaos.fibers import Fiber
 
 
 class Crash(BaseException):
@@ -56,13 +54,9 @@ class Actor:
         self.killed = False
         self.done = False
         self.wake_at = world.now
-        self.gate = threading.Lock()
-        self.gate.acquire()
-        self.thread = threading.Thread(target=self._main, args=(body,), daemon=True, name=name)
-        self.thread.start()
+        self.fiber = Fiber(lambda: self._main(body), world.main)
 
     def _main(self, body: Callable[[Actor], None]) -> None:
-        self.gate.acquire()
         try:
             if not self.killed:
                 body(self)
@@ -71,7 +65,7 @@ class Actor:
         except BaseException as error:
             self.world.failure = error
         self.done = True
-        self.world.hand_on()
+        self.fiber.end_in(self.world.successor())
 
     def wall(self) -> float:
         return self.world.now
@@ -85,8 +79,9 @@ class Actor:
 
     def give_way(self) -> None:
         """Hand the baton on and wait until it comes back; often it comes back at once."""
-        if self.world.hand_on(self) is not self:
-            self.gate.acquire()
+        successor = self.world.successor()
+        if successor is not self.fiber:
+            self.fiber.pass_to(successor)
         if self.killed:
             raise Crash(self.name)
 
@@ -127,8 +122,7 @@ class World:
         self.late: list[tuple[str, str, bytes]] = []
         self.actors: list[Actor] = []
         self.happened: Counter[str] = Counter()
-        self.main_gate = threading.Lock()
-        self.main_gate.acquire()
+        self.main = Fiber(None, None)
         self.failure: BaseException | None = None
         self.non_atomic = False
         self.until = float("inf")
@@ -147,19 +141,16 @@ class World:
     def run(self, *, until: float) -> None:
         """Let the baton go round until everybody is done, or time is up."""
         self.until = until
-        self.hand_on()
-        self.main_gate.acquire()
+        successor = self.successor()
+        if successor is not self.main:
+            self.main.pass_to(successor)
         while self.late:
             self.apply(*self.late.pop(), tardy=True)
 
-    def hand_on(self, holder: Actor | None = None) -> Actor | None:
-        """Whoever holds the baton chooses who is next, and wakes him. None: the play is over, and the main thread goes on."""
+    def successor(self) -> Fiber:
+        """Whoever holds the baton asks who is next; the main program when the play is over."""
         chosen = self._choose()
-        if chosen is None:
-            self.main_gate.release()
-        elif chosen is not holder:
-            chosen.gate.release()
-        return chosen
+        return chosen.fiber if chosen is not None else self.main
 
     def _choose(self) -> Actor | None:
         if self.over:
@@ -180,14 +171,12 @@ class World:
         return None
 
     def end(self) -> None:
-        """Let every thread end."""
+        """Let every actor end."""
         self.over = True
         for actor in self.actors:
             actor.killed = True
             while not actor.done:
-                actor.gate.release()
-                self.main_gate.acquire()
-            actor.thread.join()
+                self.main.pass_to(actor.fiber)
 
     def apply(self, method: str, key: str, data: bytes, *, tardy: bool = False) -> None:
         """The operation takes effect. A tardy one has nobody left to hear about errors."""
@@ -297,7 +286,7 @@ class SimStore:
 
 @contextlib.contextmanager
 def ended(world: World) -> Iterator[World]:
-    """End the world's threads whatever happens."""
+    """End the world's actors whatever happens."""
     try:
         yield world
     finally:
