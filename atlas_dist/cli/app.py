@@ -105,6 +105,18 @@ def config(overrides: Overrides = None) -> None:
     show_config(overrides or [], _console())
 
 
+@app.command("verify-resume")
+def verify_resume(
+    overrides: Overrides = None,
+    kills: Annotated[int, typer.Option(help="Processes to kill.")] = 3,
+    seed: Annotated[int, typer.Option(help="Of the random choices.")] = 0,
+) -> None:
+    """Run twice, once with kill -9 at random points, and compare every file of both banks."""
+    from atlas_dist.cli.verify_resume import verify_resume as verify
+
+    verify(overrides or [], _console(), kills=kills, seed=seed)
+
+
 @app.command()
 def doctor(
     url: Annotated[str, typer.Argument(help="Store to check: a folder or s3://bucket/prefix")], endpoint_url: str = ""

@@ -41,6 +41,8 @@ def run_experiment(overrides: Sequence[str], console: Console, *, quiet: bool = 
             f"run {config.run}: {len(plan.jobs)} jobs ({plan.training_jobs} train) on {config.train.workers} workers, "
             f"store {config.store.url}"
         )
+    if config.train.zero_stage and config.train.checkpoint_every:
+        console.print(f"ZeRO stage {config.train.zero_stage}: no checkpoints within a stage; an interrupted stage starts over.")
     before_ray(config.cluster)
     from atlas_dist.coordinator.drive import drive
 

@@ -151,7 +151,7 @@ def train(
         if stop or (settings.checkpoint_every and state.step % settings.checkpoint_every == 0 and not at_end):
             timing.checkpointing += _timed(lambda: callbacks.checkpoint(state))
         if stop and not at_end:
-            raise Paused(f"Stopped at step {state.step} of {settings.total_steps}; the same command goes on from there.")
+            raise Paused(f"Stopped at step {state.step} of {settings.total_steps}.")
     return timing
 
 

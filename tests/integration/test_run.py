@@ -5,14 +5,13 @@ is bit for bit the bank of an undisturbed one; old tasks' predictions never chan
 
 from __future__ import annotations
 
-import os
 import re
-import signal
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from atlas_dist.cli.processes import Part, kill
 from atlas_dist.core.records import Commit, Dispatch, Fail
 from tests.faults.servers import CREDENTIALS, credentials, moto
 from tests.integration.runkit import Left, Running, left_by
@@ -39,7 +38,7 @@ def undisturbed(folder: Path) -> Left:
     """One run that nothing happens to, started by the demo's own command line."""
     mine = words(folder, "undisturbed")
     run = Running(mine, folder / "undisturbed.txt")
-    assert run.finish() == 0, run.text()
+    run.ends_with(0)
     assert "bitwise equal after every later task" in run.text()
     assert re.search(r"wall \d+ s, \d+% of it training steps", run.text())
     assert (folder / "report-undisturbed/index.html").exists()
@@ -67,7 +66,7 @@ def test_two_workers_did_it_below_two_gigabytes(undisturbed: Left) -> None:
 
 def test_the_same_command_again_does_nothing_twice(folder: Path, undisturbed: Left) -> None:
     again = Running(words(folder, "undisturbed"), folder / "again.txt")
-    assert again.finish() == 0
+    again.ends_with(0)
     assert "complete; nothing to do" in again.text()
     assert left_by(words(folder, "undisturbed")).entries == undisturbed.entries
 
@@ -75,7 +74,7 @@ def test_the_same_command_again_does_nothing_twice(folder: Path, undisturbed: Le
 def test_another_run_takes_over_what_is_known(folder: Path, undisturbed: Left) -> None:
     other = words(folder, "undisturbed", "run=other")
     run = Running(other, folder / "other.txt")
-    assert run.finish() == 0, run.text()
+    run.ends_with(0)
     left = left_by(other)
     assert not [e for e in left.entries if isinstance(e.record, Dispatch)], "every result was there: nothing is trained"
     assert left.hashes() == undisturbed.hashes()
@@ -83,7 +82,7 @@ def test_another_run_takes_over_what_is_known(folder: Path, undisturbed: Left) -
 
 def test_the_same_name_with_other_settings_is_refused(folder: Path, undisturbed: Left) -> None:
     run = Running(words(folder, "undisturbed", "train.budget.lr=0.1"), folder / "refused.txt")
-    assert run.finish() == 2, run.text()
+    run.ends_with(2)
     assert "means something else" in run.text()
     assert "train.budget.lr: 0.0005 -> 0.1" in run.text()
 
@@ -93,19 +92,40 @@ def test_ctrl_c_and_kill_9_of_a_worker_leave_the_same_bank(folder: Path, undistu
     first = Running(mine, folder / "first.txt")
     first.wait_for("dispatch order0-seed0/2 toy_kin stage1")
     first.interrupt()
-    assert first.finish() in (0, 8), first.text()
-    assert first.process.returncode == 8
+    first.ends_with(8)
     assert "The same command goes on from there" in first.text()
 
     second = Running(mine, folder / "second.txt")
     second.wait_for("dispatch order0-seed0/2 toy_kin")
-    os.kill(second.workers()[-1], signal.SIGKILL)
-    assert second.finish() == 0, second.text()
+    kill(second.parts(Part.WORKER)[-1])
+    second.ends_with(0)
 
     left = left_by(mine)
     assert left.hashes() == undisturbed.hashes()
     commits = [e.record.job for e in left.entries if isinstance(e.record, Commit)]
     assert sorted(commits) == sorted(left.plan.jobs), "at most one commit a job, and all of them"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("part", list(Part))
+def test_kill_9_of_any_part_leaves_the_same_bank(folder: Path, undisturbed: Left, part: Part) -> None:
+    mine = words(folder, f"without-{part.name.lower()}")
+    first = Running(mine, folder / "killed.txt")
+    first.wait_for("dispatch order0-seed0/2 toy_kin stage1")
+    kill(first.parts(part)[0])
+    if first.finish(500) != 0:
+        second = Running(mine, folder / "again-after-kill.txt")
+        second.ends_with(0)
+    assert left_by(mine).hashes() == undisturbed.hashes()
+
+
+@pytest.mark.slow
+def test_a_fresh_trainer_for_every_job_learns_the_same(folder: Path, undisturbed: Left) -> None:
+    mine = words(folder, "apart", "train.isolation=per_job", "sequence.upstream=[toy_shape]", "sequence.downstream=[]")
+    Running(mine, folder / "apart.txt").ends_with(0)
+    apart = left_by(mine).hashes()
+    assert apart == {key: undisturbed.hashes()[key] for key in apart}
+    assert len(apart) == 2
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +141,7 @@ def s3(folder: Path) -> Iterator[list[str]]:
 def test_the_same_run_goes_through_s3(folder: Path, s3: list[str], undisturbed: Left) -> None:
     mine = [*SHORT, *s3, f"report={folder}/report-s3"]
     run = Running(mine, folder / "s3.txt", env=CREDENTIALS)
-    assert run.finish() == 0, run.text()
+    run.ends_with(0)
     assert left_by(mine).hashes() == undisturbed.hashes(), "where things lie changes nothing that is learnt"
 
 
@@ -137,7 +157,7 @@ def test_the_same_run_goes_through_s3(folder: Path, s3: list[str], undisturbed: 
 )
 def test_a_wrong_option_ends_in_a_few_lines(folder: Path, word: str, code: int, cause: str) -> None:
     run = Running(words(folder, "wrong", word), folder / "wrong.txt")
-    assert run.finish() == code, run.text()
+    run.ends_with(code)
     assert cause in run.text()
     assert "Traceback" not in run.text()
     assert len(run.text().splitlines()) < 10
