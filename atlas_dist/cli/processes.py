@@ -36,7 +36,7 @@ class RunProcess:
         self.tag = uuid.uuid4().hex
         with output.open("w") as file:
             self.process = subprocess.Popen(  # noqa: S603 - our own program with our own words
-                [sys.executable, "-c", _CHILD, command, *words],
+                [sys.executable, "-m", "atlas_dist", command, *words],
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 env={**os.environ, **(env or {}), TAG: self.tag, "PYTHONUNBUFFERED": "1"},
@@ -78,10 +78,6 @@ class RunProcess:
                     if mark in (entry / "environ").read_bytes():
                         found.append(int(entry.name))
         return sorted(found)
-
-
-# A shell's background jobs are born deaf to Ctrl-C; a child of ours is not.
-_CHILD = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from atlas_dist.cli import main; main()"
 
 
 def kill(pid: int) -> None:

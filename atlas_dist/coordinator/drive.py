@@ -5,6 +5,7 @@ it, and the same command goes on from there; a second Ctrl-C does not wait.
 
 from __future__ import annotations
 
+import signal
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -34,6 +35,7 @@ def drive(config: RunConfig, plan: Plan, spec: Mapping[str, Any], watch: Watch) 
         TrainingError, StoreError, FencedError: as the coordinator ended.
     """
     with cluster(config.cluster, config.train.workers):
+        _hear_signals()  # after Ray has set its own
         actor = CoordinatorActor.options(  # type: ignore[attr-defined]
             name=f"coordinator-{config.run}"
         ).remote(config, plan, spec)
@@ -50,6 +52,18 @@ def drive(config: RunConfig, plan: Plan, spec: Mapping[str, Any], watch: Watch) 
     if last.status is None or not last.status.done:
         raise Paused(f"Run {config.run} was stopped; nothing learnt is lost.", fix="The same command goes on from there.")
     return last
+
+
+def _hear_signals() -> None:
+    """Ctrl-C and SIGTERM (`ray job stop`, a pod's end) both ask for an orderly stop, also where a shell started us deaf to
+    Ctrl-C."""
+
+    def stop(_number: int, _frame: object) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, stop)
+        signal.signal(signal.SIGTERM, stop)
 
 
 def _follow(actor: Any, runner: PoolRunner, watch: Watch) -> Snapshot:
