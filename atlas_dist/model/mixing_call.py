@@ -120,32 +120,27 @@ class Call:
         self.by_adapter(hidden).mul_(alpha[:, None])
         return hidden
 
-    def up_columns(self, alpha: Tensor | None = None) -> Tensor:
-        """[U_1 … U_T] side by side, a copy [D, T·r]; with α [B, T, D], [α_1 ⊙ U_1 …] of each sample, [B, D, T·r].
-
-        Made when needed and dropped soon: it is as large as the bottleneck.
-        """
-        columns = self.up.flatten(1, 2).transpose(0, 1)
-        return columns.flatten(1) if alpha is None else (alpha.transpose(1, 2)[..., None] * columns).flatten(2)
+    def up_columns(self) -> Tensor:
+        """[U_1 … U_T] side by side, [D, T·r]: for T > 1 a copy, made when needed and dropped soon (it is as large as x)."""
+        return self.up.flatten(1, 2).transpose(0, 1).flatten(1)
 
 
 def combine(call: Call, hidden: Tensor, alpha: Tensor) -> Tensor:
-    """Σ_i α_i y_i = (Σ α_i) x + Σ α_i (U_i h_i + c_i): one GEMM over all adapters.
+    """Σ_i α_i y_i = (Σ α_i) x + Σ α_i (U_i h_i + c_i): one GEMM over all adapters where α_i is a number.
 
     Args:
         hidden: h [B, L, T·r]; overwritten.
-        alpha: [B, T, A].
+        alpha: [B, T, 1], or [B, 1, D] for one adapter.
 
     Returns:
         [B, L, D].
     """
     alpha = alpha.to(call.x.dtype)
+    if alpha.shape[-1] > 1:
+        return _output(call, hidden).mul_(alpha)
     shift = (alpha * call.up_bias).sum(dim=1)[:, None]
     mixed = torch.addcmul(shift, call.x, alpha.sum(dim=1)[:, None])
-    if alpha.shape[-1] == 1:
-        mixed.flatten(0, 1).addmm_(call.weigh(hidden, alpha).flatten(0, 1), call.up_columns().t())
-    else:
-        mixed.baddbmm_(hidden, call.up_columns(alpha).transpose(1, 2))
+    mixed.flatten(0, 1).addmm_(call.weigh(hidden, alpha).flatten(0, 1), call.up_columns().t())
     return mixed
 
 
@@ -160,20 +155,17 @@ class CombineGrads(NamedTuple):
 
 def combine_backward(call: Call, hidden: Tensor, alpha: Tensor, grad: Tensor, *, need_up: bool) -> CombineGrads:
     """Through `combine`; overwrites `hidden` [B, L, T·r]. `grad`: of the mixture, [B, L, D] contiguous."""
-    stat = call.stat_dtype
-    total = grad.sum(dim=1, dtype=stat)
-    back = _combine_whole if alpha.shape[-1] == 1 else _combine_by_feature
-    grad_hidden, grad_alpha, grad_up = back(call, hidden, alpha.to(grad.dtype), grad, need_up)
-    through_bias = total[:, None] * call.up_bias
-    if alpha.shape[-1] == 1:
-        through_bias = through_bias.sum(dim=-1, keepdim=True)
-    return CombineGrads(grad_hidden, grad_alpha + through_bias, grad_up, (alpha * total[:, None]).sum(dim=0))
+    weight = alpha.to(grad.dtype)
+    grad_up_bias = (alpha * grad.sum(dim=1, dtype=call.stat_dtype)[:, None]).sum(dim=0)
+    back = _combine_by_feature if alpha.shape[-1] > 1 else _combine_whole
+    grad_hidden, grad_alpha, grad_up = back(call, hidden, weight, grad, need_up)
+    return CombineGrads(grad_hidden, grad_alpha, grad_up, grad_up_bias)
 
 
 def _combine_whole(
     call: Call, hidden: Tensor, alpha: Tensor, grad: Tensor, need_up: bool
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Gradients of h, of α without the bias's share, and of U, for α [B, T, 1]."""
+    """Gradients of h, α and U, for α [B, T, 1]."""
     grad_hidden = grad @ call.up_columns()
     grad_up = None
     if need_up:
@@ -181,15 +173,23 @@ def _combine_whole(
         grad_up = call.by_adapter(grad.flatten(0, 1).t() @ weighted).transpose(0, 1)
     through_hidden = call.by_adapter(hidden.mul_(grad_hidden)).sum(dim=(1, 3), dtype=call.stat_dtype)[..., None]
     through_x = grad.flatten(1)[:, None] @ call.x.flatten(1)[..., None]  # one dot product a sample, no temporary
-    return call.weigh(grad_hidden, alpha), through_hidden + through_x.to(call.stat_dtype), grad_up
+    through_bias = grad.sum(dim=1, dtype=call.stat_dtype) @ call.up_bias.to(call.stat_dtype).t()
+    grad_alpha = through_hidden + through_x.to(call.stat_dtype) + through_bias[..., None]
+    return call.weigh(grad_hidden, alpha), grad_alpha, grad_up
 
 
 def _combine_by_feature(
     call: Call, hidden: Tensor, alpha: Tensor, grad: Tensor, need_up: bool
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """As `_combine_whole`, for α [B, T, D]: every sample has up projections of its own, α_i ⊙ U_i."""
-    product = call.by_adapter(grad.transpose(1, 2) @ hidden)
-    through_hidden = (product * call.up.flatten(1, 2).transpose(0, 1)).sum(dim=-1, dtype=call.stat_dtype).transpose(1, 2)
-    through_x = (grad * call.x).sum(dim=1, dtype=call.stat_dtype)[:, None]
-    grad_up = torch.einsum("bdtr,btd->tdr", product, alpha) if need_up else None
-    return grad @ call.up_columns(alpha), through_hidden + through_x, grad_up
+    """Gradients of h, α and U, for α [B, 1, D] of one adapter."""
+    grad_alpha = (_output(call, hidden).mul_(grad)).sum(dim=1, keepdim=True, dtype=call.stat_dtype)
+    weighted = grad * alpha
+    grad_up = (weighted.flatten(0, 1).t() @ hidden.flatten(0, 1))[None] if need_up else None
+    return weighted @ call.up_columns(), grad_alpha, grad_up
+
+
+def _output(call: Call, hidden: Tensor) -> Tensor:
+    """y of the one adapter, [B, L, D]."""
+    output = call.x + call.up_bias
+    output.flatten(0, 1).addmm_(hidden.flatten(0, 1), call.up_columns().t())
+    return output

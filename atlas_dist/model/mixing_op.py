@@ -62,17 +62,18 @@ class _Mix(Function):
         rule: MixRule,
     ) -> tuple[Tensor, Tensor]:
         stack = Stack(down, down_bias, up, up_bias, query, key)
+        x = x.contiguous()
+        mixed, alphas, bottlenecks = None, [], []
         with _own_dtypes(x):
-            call = Call.prepare(x.contiguous(), stack, rule)
-            bottleneck = functional.linear(call.x, call.down, call.down_bias)
-            hidden = functional.silu(bottleneck)
-            if call.query is None:
-                alpha = x.new_ones((x.shape[0], call.count, 1), dtype=call.stat_dtype)
-            else:
-                alpha = coefficient(call, attend(call, _batched(call, hidden)).outcome)
-            mixed = combine(call, hidden, alpha)
+            for part in _parts(stack, rule):
+                part_mixed, part_alpha, bottleneck = _forward(Call.prepare(x, part, rule))
+                mixed = part_mixed if mixed is None else mixed.add_(part_mixed)
+                alphas.append(part_alpha)
+                bottlenecks.append(bottleneck)
+        assert mixed is not None, "a stack has at least one adapter"
+        alpha = torch.cat(alphas, dim=1)
         ctx.rule = rule
-        ctx.save_for_backward(call.x, bottleneck, alpha, *stack)
+        ctx.save_for_backward(x, alpha, *stack, *bottlenecks)
         ctx.mark_non_differentiable(alpha)
         ctx.set_materialize_grads(False)
         return mixed, alpha
@@ -82,16 +83,45 @@ class _Mix(Function):
     def backward(ctx: Any, grad: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
         if grad is None:
             return (None,) * 8
-        x, bottleneck, alpha, *weights = ctx.saved_tensors
+        x, alpha, *rest = ctx.saved_tensors
+        weights, bottlenecks = Stack(*rest[:6]), rest[6:]
         need_x, *needs = ctx.needs_input_grad[:7]
+        grad, grad_x, grads = grad.contiguous(), None, []
         with _own_dtypes(x):
-            call = Call.prepare(x, Stack(*weights), ctx.rule)
-            grad_x, grads = _backward(call, bottleneck, alpha, grad.contiguous(), need_x, Stack(*needs))
+            alphas = torch.chunk(alpha, len(bottlenecks), dim=1)
+            for part, bottleneck, part_alpha in zip(_parts(weights, ctx.rule), bottlenecks, alphas, strict=True):
+                call = Call.prepare(x, part, ctx.rule)
+                part_x, part_grads = _backward(call, bottleneck, part_alpha, grad, need_x, Stack(*needs))
+                grad_x = part_x if grad_x is None or part_x is None else grad_x.add_(part_x)
+                grads.append(part_grads)
         fitted = [
-            g.reshape(weight.shape).to(weight.dtype) if need and g is not None else None
-            for g, weight, need in zip(grads, weights, needs, strict=True)
+            _join(pieces).view(weight.shape).to(weight.dtype) if need and weight is not None else None
+            for pieces, weight, need in zip(zip(*grads, strict=True), weights, needs, strict=True)
         ]
         return grad_x, *fitted, None
+
+
+def _parts(stack: Stack, rule: MixRule) -> list[Stack]:
+    """What one call of the arithmetic takes on: all adapters at once, or one at a time.
+
+    One GEMM over all adapters needs α_i to be a number. With a number a feature, and 24 query rows whose attention [24·H, L] is
+    larger than the bottleneck, one adapter at a time keeps the memory of one adapter.
+    """
+    down, down_bias, up, up_bias, query, key = stack
+    if query is None or key is None or not rule.per_feature:
+        return [stack]
+    return [Stack(*one) for one in zip(*(torch.split(t, 1) for t in (down, down_bias, up, up_bias, query, key)), strict=True)]
+
+
+def _forward(call: Call) -> tuple[Tensor, Tensor, Tensor]:
+    """The mixture [B, L, D], α [B, T, A] and the pre-activations [B, L, T·r], which backward starts from."""
+    bottleneck = functional.linear(call.x, call.down, call.down_bias)
+    hidden = functional.silu(bottleneck)
+    if call.query is None:
+        alpha = call.x.new_ones((len(call.x), call.count, 1), dtype=call.stat_dtype)
+    else:
+        alpha = coefficient(call, attend(call, _batched(call, hidden)).outcome)
+    return combine(call, hidden, alpha), alpha, bottleneck
 
 
 def _backward(
@@ -140,6 +170,11 @@ def _batched(call: Call, hidden: Tensor) -> Tensor:
     A copy also for T = 1, where the layouts agree: the original is about to be overwritten.
     """
     return call.by_adapter(hidden).transpose(1, 2).clone(memory_format=torch.contiguous_format)
+
+
+def _join(pieces: tuple[Tensor | None, ...]) -> Tensor:
+    """The gradients of all parts, side by side; asked for, hence there."""
+    return torch.cat([piece for piece in pieces if piece is not None])
 
 
 def _add(a: Tensor | None, b: Tensor | None) -> Tensor | None:
