@@ -21,7 +21,7 @@ from torch.nn import functional
 from transformers import PreTrainedTokenizerFast, ViltModel
 
 from scripts.pretrain_tiny_vilt import augment
-from scripts.pretrain_tiny_vilt.scenes import ANSWERS
+from scripts.pretrain_tiny_vilt.sentences import ANSWERS
 from scripts.pretrain_tiny_vilt.trunk import PAD, run_trunk
 from scripts.pretrain_tiny_vilt.words import MAX_TEXT, PROMPT
 
