@@ -152,7 +152,7 @@ def test_the_same_run_goes_through_s3(folder: Path, s3: list[str], undisturbed: 
         ("shards.url=/nowhere", 3, "not packed"),
         ("backbone.name=bert", 2, "Unknown backbone 'bert'"),
         ("store.url=gs://bucket", 2, "Unknown store URL"),
-        ("cluster.cpus_per_worker=4000", 2, "4000 CPU"),
+        ("cluster.gpus_per_worker=1", 2, "2 workers need 2 GPU, the cluster has 0"),
     ],
 )
 def test_a_wrong_option_ends_in_a_few_lines(folder: Path, word: str, code: int, cause: str) -> None:

@@ -22,14 +22,14 @@ def test_the_examples_in_the_docstrings_hold(module: object) -> None:
     assert doctest.testmod(module).failed == 0  # type: ignore[arg-type]
 
 
-@given(st.integers(1, 5000), st.floats(0, 1))
+@given(st.integers(1, 5000), st.floats(0, 0.9))
 def test_the_rate_rises_falls_and_ends_at_zero(total: int, warmup: float) -> None:
     factors = [engine.learning_rate_factor(step, total, warmup) for step in range(total + 1)]
     peak = int(total * warmup)
     assert all(0 <= f <= 1 for f in factors)
     assert factors[: peak + 1] == sorted(factors[: peak + 1])
     assert factors[peak:] == sorted(factors[peak:], reverse=True)
-    assert factors[-1] == 0.0 or peak == total
+    assert factors[-1] == 0.0
 
 
 @given(st.integers(1, 500), st.integers(1, 40))
