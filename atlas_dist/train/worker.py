@@ -118,4 +118,13 @@ def failure_of(error: Exception, step: int) -> Failure:
         return Failure(FailureKind.STORE, reason, step)
     if isinstance(error, ConfigError | AuthError | DataError):
         return Failure(FailureKind.FATAL, reason, step)
+    if _peer_went_away(error):
+        return Failure(FailureKind.PREEMPTED, f"another worker of the group went away: {reason}"[:2000], step)
     return Failure(FailureKind.POISON, reason, step)
+
+
+def _peer_went_away(error: Exception) -> bool:
+    """Whether a collective broke because its other end is gone. NCCL has error types for it; gloo only has words."""
+    if isinstance(error, dist.DistError):
+        return True
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in ("gloo/transport", "Connection closed by peer"))

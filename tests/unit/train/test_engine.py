@@ -86,6 +86,7 @@ def test_pixels_are_normalised_on_the_device_and_shared_ones_stay_shared() -> No
         (AuthError("x"), FailureKind.FATAL, 3),
         (ConfigError("x"), FailureKind.FATAL, 3),
         (RuntimeError("x"), FailureKind.POISON, 3),
+        (RuntimeError("[gloo/transport/tcp/pair.cc:537] Read error: Connection reset by peer"), FailureKind.PREEMPTED, 3),
     ],
 )
 def test_a_failure_is_called_by_its_retry_rule(error: Exception, kind: FailureKind, step: int) -> None:
