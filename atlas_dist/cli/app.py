@@ -6,7 +6,6 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
-from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
@@ -212,10 +211,3 @@ def _tell(error: AtlasError) -> None:
 def _console() -> Console:
     # Piped output is read by programs and by people's pagers: do not fold it at 80 columns.
     return Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=160)
-
-
-def default_report_folder(run: str, store_url: str) -> Path:
-    """Beside a local store, else in the working folder."""
-    if "://" in store_url:
-        return Path(f"report-{run}")
-    return Path(store_url).parent / f"report-{run}"

@@ -147,7 +147,6 @@ def _finished(config: RunConfig) -> bool:
 
 
 def _report(config: RunConfig, plan: Plan, console: Console) -> RunFacts:
-    from atlas_dist.cli.app import default_report_folder
     from atlas_dist.coordinator.status import load_run
     from atlas_dist.report.console import show
     from atlas_dist.report.page import write_report
@@ -156,10 +155,17 @@ def _report(config: RunConfig, plan: Plan, console: Console) -> RunFacts:
     store = open_run_store(config)
     state, _ = load_run(store, config.run)
     facts = gather(plan, state, store)
-    folder = Path(config.report) if config.report else default_report_folder(config.run, config.store.url)
+    folder = Path(config.report) if config.report else _report_folder(config.run, config.store.url)
     page = write_report(facts, folder)
     show(facts, console, [("bank  ", store.url), ("report", str(page))])
     return facts
+
+
+def _report_folder(run: str, store_url: str) -> Path:
+    """Beside a local store, else in the working folder."""
+    if "://" in store_url:
+        return Path(f"report-{run}")
+    return Path(store_url).parent / f"report-{run}"
 
 
 def _say_where_time_went(facts: RunFacts, wall: float, console: Console) -> None:

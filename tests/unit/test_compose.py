@@ -48,10 +48,10 @@ def test_a_slip_is_refused_with_its_cause_and_the_valid_choices(word: str, cause
 
 
 def test_any_declared_key_can_be_set_whether_or_not_a_file_mentions_it() -> None:
-    config = compose_config(["train.stage1.lr=0.25", "tasks.digits.shots=16", "train.budget.max_steps=7"])
+    config = compose_config(["experiment=toy", "train.stage1.lr=0.25", "tasks.toy_ask.shots=16"])
     budgets = config.tasks["toy_kin"].budgets(config.train)
     assert (budgets[Stage.ONE].lr, budgets[Stage.TWO].lr) == (0.25, 5e-4)
-    assert config.tasks["digits"].shots == 16
+    assert config.tasks["toy_ask"].shots == 16
 
 
 def test_a_tasks_budget_wins_over_the_general_one_and_a_stages_over_both() -> None:
