@@ -309,12 +309,14 @@ class ShardPool:
             self._changed.notify_all()
 
     def _next_part(self) -> tuple[Shard, int] | None:
+        if self._error is not None:
+            return None  # nothing queued before it is worth a read any more
         while self._assignable:
             shard = self._assignable[0]
             if shard.unassigned:
                 return shard, shard.unassigned.popleft()
             self._assignable.popleft()
-        while self._error is None and (wanted := self._peek()) is not None:
+        while (wanted := self._peek()) is not None:
             block, number = wanted
             if block > self._block + self._lookahead:
                 return None
