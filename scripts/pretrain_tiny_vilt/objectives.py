@@ -2,8 +2,9 @@
 
 - *naming*: a photo or a character with the constant prompt; name its class from the pooled output.
 - *talking*: a picture with a sentence; is the sentence true (matching), what is the answer, what was the masked word.
-- *reading*: two plain English texts with an empty picture; do they belong together, what was the masked word, and, from the
-  pooled output alone, which words were there: it has to carry the text to whatever head comes later.
+- *reading*: two plain English texts with an empty picture; do they belong together, are the words of the second in the first,
+  what was the masked word, and, from the pooled output alone, which word stood where: it has to carry the text to whatever head
+  comes later.
 
 All but the masked words are read from the pooled output, since that is all the heads of later tasks will see. Naming is also
 read from the mean over patches: gradients then reach every patch directly, and the first epochs learn several times faster.
@@ -36,9 +37,12 @@ WEIGHTS = {
     "answer": 1.0,
     "word": 0.3,
     "pair": 0.6,
+    "quote": 1.0,
     "text_word": 0.5,
-    "bag": 0.3,
+    "recall": 1.0,
 }
+RECALLED = 12  # the first words of a text, which the pooled output has to name in order
+LONGEST_QUOTE = 3
 
 
 class Corpus:
@@ -84,6 +88,8 @@ class Heads(nn.Module):
         self.answer = nn.Linear(width, len(ANSWERS))
         self.match = nn.Linear(width, 2)
         self.pair = nn.Linear(width, 2)
+        self.quote = nn.Linear(width, 2)
+        self.places = nn.Parameter(torch.randn(RECALLED, width) * 0.5)
         self.word = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.LayerNorm(width))
         self.word_bias = nn.Parameter(torch.zeros(corpus.vocabulary))
 
@@ -141,23 +147,29 @@ def talk(model: ViltModel, heads: Heads, corpus: Corpus, *, scenes: int = 36, ph
     }
 
 
-def read(model: ViltModel, heads: Heads, corpus: Corpus, *, count: int = 64) -> Losses:
-    """English pairs with the empty picture: do they belong together (half do), which words are masked, which are there at all."""
+def read(model: ViltModel, heads: Heads, corpus: Corpus, *, count: int = 160) -> Losses:
+    """English with the empty picture. Half of the rows are pairs of a source, half of those mismatched; the other half ask whether
+    a word or three are quoted from the first text."""
     chosen = corpus.draw(len(corpus.pair_first), count)
+    first = corpus.pair_first[chosen].long()
     together = corpus.coin(count, 0.5)
     other = torch.where(together, chosen, corpus.draw(len(corpus.pair_first), count))
-    texts, types = _join(corpus.pair_first[chosen].long(), corpus.pair_second[other].long())
+    asks_quote = torch.arange(count) % 2 == 1
+    quotes = _quotes(corpus.pair_first[other].long(), corpus.pair_second.shape[1], corpus)
+    second = torch.where(asks_quote[:, None], quotes, corpus.pair_second[other].long())
+    texts, types = _join(first, second)
     # Callers differ in whether they mark the second text; half of the batches do not.
     types = types * int(corpus.coin(1, 0.5))
-    masked, targets = _mask_words(texts, torch.ones(count, dtype=torch.bool), 0.15, corpus)
+    masked, targets = _mask_words(texts, ~asks_quote, 0.15, corpus)
     # An empty picture says nothing: mostly a few of its patches are enough, now and then all, as tasks show them.
-    keep = None if bool(corpus.coin(1, 0.25)) else 4
+    keep = None if bool(corpus.coin(1, 0.1)) else 4
     pixels = corpus.empty_picture.expand(count, -1, -1, -1)
     states, pooled = run_trunk(model, masked, pixels, token_types=types, keep=keep, generator=corpus.generator)
     return {
-        "pair": functional.cross_entropy(heads.pair(pooled), together.long()),
+        "pair": functional.cross_entropy(heads.pair(pooled[~asks_quote]), together[~asks_quote].long()),
+        "quote": functional.cross_entropy(heads.quote(pooled[asks_quote]), _contains(first, quotes)[asks_quote].long()),
         "text_word": _word_loss(states, targets, model, heads),
-        "bag": _bag_loss(pooled, texts, model, heads),
+        "recall": _recall_loss(pooled, texts, model, heads),
     }
 
 
@@ -212,6 +224,25 @@ def _join(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
     return texts[:, :longest], (types * (texts != PAD))[:, :longest]
 
 
+def _quotes(texts: Tensor, length: int, corpus: Corpus) -> Tensor:
+    """A run of one to LONGEST_QUOTE words of each text [B, T], written as a text of its own [B, length]."""
+    words = (texts != PAD).sum(dim=1) - 2  # without [CLS] and [SEP]
+    size = torch.minimum(corpus.draw(LONGEST_QUOTE, len(texts)) + 1, words)
+    start = 1 + (torch.rand(len(texts), generator=corpus.generator) * (words - size + 1)).long()
+    place = torch.arange(length).expand(len(texts), -1)
+    inside = (place >= 1) & (place <= size[:, None])
+    source = (start[:, None] + place - 1).clamp(0, texts.shape[1] - 1)
+    end = texts.gather(1, (words + 1)[:, None])  # [SEP]
+    quoted = torch.where(inside, texts.gather(1, source), torch.where(place == size[:, None] + 1, end, PAD))
+    return torch.where(place == 0, texts[:, :1], quoted)
+
+
+def _contains(texts: Tensor, quotes: Tensor) -> Tensor:
+    """[B] whether every token of the quote is somewhere in its text."""
+    found = (quotes[:, :, None] == texts[:, None, :]).any(dim=2)
+    return (found | (quotes == PAD)).all(dim=1)
+
+
 def _mask_words(texts: Tensor, rows: Tensor, chance: float, corpus: Corpus) -> tuple[Tensor, Tensor]:
     """Hide words of the chosen rows: (texts with [MASK], targets with -1 where nothing is hidden). One in ten stays visible."""
     hidden = (texts >= SPECIAL_TOKENS) & rows[:, None]
@@ -227,8 +258,9 @@ def _word_loss(states: Tensor, targets: Tensor, model: ViltModel, heads: Heads) 
     return functional.cross_entropy(heads.words(states[:, : targets.shape[1]][asked], model), targets[asked])
 
 
-def _bag_loss(pooled: Tensor, texts: Tensor, model: ViltModel, heads: Heads) -> Tensor:
-    """How badly the pooled output [B, D] names the words of its text [B, T], in nats a word."""
-    scores = heads.words(pooled, model).float().log_softmax(dim=-1).gather(1, texts)
-    words = (texts >= SPECIAL_TOKENS).float()
-    return -((scores * words).sum(dim=1) / words.sum(dim=1).clamp(min=1)).mean()
+def _recall_loss(pooled: Tensor, texts: Tensor, model: ViltModel, heads: Heads) -> Tensor:
+    """How badly the pooled output [B, D] names the first words of its text [B, T], each at its place, in nats a word."""
+    wanted = texts[:, 1 : 1 + RECALLED]
+    asked = wanted >= SPECIAL_TOKENS
+    hidden = pooled[:, None, :] + heads.places[: wanted.shape[1]]
+    return functional.cross_entropy(heads.words(hidden[asked], model), wanted[asked])

@@ -42,13 +42,14 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("/tmp/tiny_vilt"), help="what build.py wrote")
     parser.add_argument("--run", default="main", help="name of the run: checkpoints go to WORK/RUN.pt")
     parser.add_argument("--minutes", type=float, default=45.0, help="training time in all")
+    parser.add_argument("--after", default="", help="start from the weights of this finished run, with a fresh optimizer")
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    train(arguments.work, arguments.run, arguments.minutes)
+    train(arguments.work, arguments.run, arguments.minutes, arguments.after)
 
 
-def train(work: Path, run: str, minutes: float) -> None:
+def train(work: Path, run: str, minutes: float, after: str = "") -> None:
     """Run or resume to the end, leaving WORK/RUN.pt and the log WORK/RUN.jsonl."""
     checkpoint, log = work / f"{run}.pt", work / f"{run}.jsonl"
     corpus = objectives.Corpus(work, SEED)
@@ -58,6 +59,10 @@ def train(work: Path, run: str, minutes: float) -> None:
     progress = Progress()
     if checkpoint.exists():
         _resume(checkpoint, model, heads, optimizer, corpus, progress)
+    elif after:
+        earlier = torch.load(work / f"{after}.pt", weights_only=True)
+        model.load_state_dict(earlier["model"])
+        heads.load_state_dict(earlier["heads"], strict=False)  # objectives come and go
     recent: dict[str, list[float]] = defaultdict(list)
     while progress.seconds < 60 * minutes:
         started = time.monotonic()

@@ -59,14 +59,26 @@ def spoil(proxy: FaultProxy, rate: float) -> None:
         proxy.add(Fault(kind, method=method, path=path, times=-1, chance=chance, seconds=2.5))
 
 
+def ledger_longer_than(store: ObjectStore, length: int, patience_s: float = 60.0) -> int:
+    """Wait until the ledger of `run` has grown; returns its length."""
+    end = time.monotonic() + patience_s
+    while (now := sum(1 for _ in store.list("runs/run/ledger/"))) <= length:
+        assert time.monotonic() < end, f"the ledger stayed at {now} records for {patience_s:.0f} s"
+        time.sleep(0.05)
+    return now
+
+
 def chaos(url: str, store: ObjectStore, seed: int, *options: str, blows: int = 4) -> Counter[str]:
     """One run, two coordinators: each is killed and started again, then each is stopped for longer than the TTL. Judged."""
     rng = random.Random(seed)
-    arguments = ("--ttl", "1.0", "--tasks", "2", "--pace", "0.2", *options)
+    arguments = ("--ttl", "1.0", "--tasks", "2", "--pace", "0.5", *options)
     running = [start(url, "run", *arguments) for _ in range(2)]
-    output, counted = "", Counter[str]()
+    output, counted, seen = "", Counter[str](), 0
     for blow in range(blows):
-        time.sleep(rng.uniform(0.5, 1.5))
+        if blow < blows // 2:
+            # Not before somebody leads and works, or a slow machine would kill two processes that still import.
+            seen = ledger_longer_than(store, seen)
+        time.sleep(rng.uniform(0, 0.4) if blow < blows // 2 else rng.uniform(0.5, 1.5))
         victim, fatal = running[blow % 2], blow < blows // 2
         alive = victim.poll() is None
         if fatal:
