@@ -13,7 +13,7 @@ import pytest
 
 from atlas_dist.cli.processes import Part, kill
 from atlas_dist.core.records import Commit, Dispatch, Fail
-from tests.faults.servers import CREDENTIALS, credentials, moto
+from tests.faults.servers import CREDENTIALS, SECRET, credentials, moto
 from tests.integration.runkit import Left, Running, left_by
 from tests.integration.stagekit import pack_toys, toy_config
 
@@ -143,6 +143,8 @@ def test_the_same_run_goes_through_s3(folder: Path, s3: list[str], undisturbed: 
     run = Running(mine, folder / "s3.txt", env=CREDENTIALS)
     run.ends_with(0)
     assert left_by(mine).hashes() == undisturbed.hashes(), "where things lie changes nothing that is learnt"
+    written = [run.text().encode(), *(p.read_bytes() for p in (folder / "report-s3").rglob("*") if p.is_file())]
+    assert not [text for text in written if SECRET.encode() in text], "neither what is printed nor the report tells the secret key"
 
 
 @pytest.mark.parametrize(

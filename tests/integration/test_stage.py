@@ -135,6 +135,22 @@ def test_a_damaged_adapter_is_refused_and_fatal(learnt: Bench) -> None:
     assert "sha256" in outcome.failure.reason
 
 
+def test_a_corrupt_shard_is_named_and_nothing_is_trained_on_it(tmp_path: Path) -> None:
+    pack_toys(toy_config(tmp_path), samples=32)
+    bench = Bench(toy_config(tmp_path))
+    (shard,) = (tmp_path / "shards/toy_shape/train").glob("*.tar")
+    data = bytearray(shard.read_bytes())
+    data[len(data) // 2] ^= 1
+    shard.write_bytes(data)
+    assignment = bench.assignment(bench.job("toy_shape stage2"))
+    outcome = bench.run(assignment)
+    assert outcome.failure is not None
+    assert outcome.failure.kind is FailureKind.FATAL, "another try would read the same bytes"
+    assert shard.name in outcome.failure.reason
+    assert "checksum" in outcome.failure.reason
+    assert not list(bench.context.store.list(f"{assignment.prefix}/{ADAPTER_FILE}"))
+
+
 def test_bfloat16_products_train_too(folder: Path) -> None:
     bench = Bench(toy_config(folder, "train.precision=bf16"))
     first = next(iter(bench.plan.jobs.values()))
