@@ -62,7 +62,7 @@ class RankContext:
             trunk = configured_backbone(self.config)
             trunk.model.to(device())
             if self.config.train.precision is Precision.BF16:
-                _store_products_in_bf16(trunk.model)
+                store_products_in_bf16(trunk.model)
             self._trunk = trunk
         return self._trunk
 
@@ -163,7 +163,7 @@ def open_shards(config: RunConfig) -> ObjectStore:
     return open_store(config.shards.url, options=StoreOptions(config.shards.endpoint_url, config.shards.region))
 
 
-def _store_products_in_bf16(model: torch.nn.Module) -> None:
+def store_products_in_bf16(model: torch.nn.Module) -> None:
     """Keep the frozen matrices in the precision they are used in: autocast would convert them anew in every pass."""
     for module in model.modules():
         if isinstance(module, torch.nn.Linear | torch.nn.Conv2d):

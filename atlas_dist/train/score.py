@@ -75,7 +75,9 @@ def score(
                 }
             if context.leader:
                 report(Progress(done + 1, len(job.views), scores.loss, scores.score, 0.0, 0.0, 0.0))
-    return files, {"views": views, "seconds": {"scoring": round(watch.lap(), 3)}, "world": context.world}
+    metrics = {"views": views, "seconds": {"scoring": round(watch.lap(), 3)}, "world": context.world}
+    # Which learnt task this is about, so that a bank can be checked from its store alone, without the plan.
+    return files, metrics | {"model_from": job.model_from}
 
 
 def _model_in_view(context: RankContext, job: StageJob, inputs: Mapping[str, CommittedRef], view: View) -> AtlasModel:
