@@ -5,7 +5,9 @@
 Forward + backward at D=768, H=12, r=48, L=185, B=4, fp32 unless told otherwise; as in stage one, only the queries train.
 
 - `site`: one mixing site alone, which is what the two differ in.
-- `layer`: a whole frozen ViLT layer (fused attention) with its two sites: what a training step sees.
+- `layer`: a whole frozen ViLT layer (fused attention) with its two sites: what a training step sees. The layer's own products,
+  which both need, are in both.
+- `released`: the same, but the loops run in the stock layer, whose attention is not fused: what the released code runs.
 - time: median over repeats in which the two take turns, so that a busy machine harms both alike. `--clock cpu --threads 1` counts
   this process's processor time instead of the wall's: what to use where others compute on the same cores.
 - peak: the most that the allocator hands out during a step, above what was there before (weights and input).
@@ -41,6 +43,7 @@ METHOD_TIME = {1: 1.0, 4: 1.2, 8: 1.5, 16: 1.9, 32: 2.3}
 METHOD_MEMORY = {1: 1.05, 4: 2.0, 8: 3.1, 16: 4.5, 32: 6.0}
 """The ratios that METHOD.md quotes (CPU, fp32, "one layer")."""
 
+SCOPES = ("site", "layer", "released")
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 Step = Callable[[], None]
 
@@ -72,8 +75,8 @@ def naive_twin(site: MixingSite, args: argparse.Namespace) -> Callable[[Tensor],
     return run
 
 
-def new_layer(args: argparse.Namespace) -> ViltLayer:
-    """A frozen ViLT layer with fused attention."""
+def new_layer(args: argparse.Namespace, *, fused: bool) -> ViltLayer:
+    """A frozen ViLT layer, with fused or with stock attention."""
     torch.manual_seed(0)
     config = ViltConfig(
         hidden_size=args.width,
@@ -82,8 +85,8 @@ def new_layer(args: argparse.Namespace) -> ViltLayer:
         hidden_dropout_prob=0.0,
         attention_probs_dropout_prob=0.0,
     )
-    layer = accelerate_vilt(ViltLayer(config))
-    return layer.requires_grad_(False).eval()
+    layer = ViltLayer(config)
+    return (accelerate_vilt(layer) if fused else layer).requires_grad_(False).eval()
 
 
 def make_step(run: Callable[[Tensor], Any], x: Tensor, grad: Tensor, leaves: list[Tensor]) -> Step:
@@ -166,14 +169,14 @@ def saved_bytes(run: Callable[[Tensor], Any], x: Tensor) -> int:
 
 
 def measure(count: int, scope: str, args: argparse.Namespace) -> dict[str, Any]:
-    """One row of the table: T = `count`, scope `layer` or `site`."""
+    """One row of the table: T = `count`, scope one of SCOPES."""
     dtype = getattr(torch, args.dtype)
-    sites = [new_site(count, args).to(args.device, dtype) for _ in range(2 if scope == "layer" else 1)]
+    sites = [new_site(count, args).to(args.device, dtype) for _ in range(1 if scope == "site" else 2)]
     naive, ours = [naive_twin(site, args) for site in sites], [lambda x, site=site: site(x).mixed for site in sites]
     runs: dict[str, Callable[[Tensor], Any]] = {"naive": naive[0], "ours": ours[0]}
-    if scope == "layer":
-        layer = new_layer(args).to(args.device, dtype)
-        runs = {"naive": hooked(layer, *naive), "ours": hooked(layer, *ours)}
+    if scope != "site":
+        theirs, fused = (new_layer(args, fused=f).to(args.device, dtype) for f in (scope == "layer", True))
+        runs = {"naive": hooked(theirs, *naive), "ours": hooked(fused, *ours)}
     generator = torch.Generator().manual_seed(1)
     shape = (args.batch, args.length, args.width)
     x, grad = (torch.randn(shape, generator=generator).to(args.device, dtype) for _ in range(2))
@@ -192,11 +195,11 @@ def measure(count: int, scope: str, args: argparse.Namespace) -> dict[str, Any]:
 
 def show(rows: list[dict[str, Any]]) -> None:
     """Print the table; `quoted` are METHOD.md's ratios."""
-    print(f"{'scope':6} {'T':>3} | {'time ms: naive':>14} {'ours':>7} {'ratio':>6} {'quoted':>6} | {'peak MiB: naive':>15} "
+    print(f"{'scope':8} {'T':>3} | {'time ms: naive':>14} {'ours':>7} {'ratio':>6} {'quoted':>6} | {'peak MiB: naive':>15} "
           f"{'ours':>7} {'ratio':>6} {'quoted':>6} | {'saved MiB: naive':>16} {'ours':>7} {'ratio':>6}")  # fmt: skip
     for r in rows:
         quoted = [f"{table[r['T']]:.2f}" if r["T"] in table else "" for table in (METHOD_TIME, METHOD_MEMORY)]
-        print(f"{r['scope']:6} {r['T']:>3} | {r['naive_ms']:>14.1f} {r['ours_ms']:>7.1f} {r['ratio_ms']:>6.2f} {quoted[0]:>6} | "
+        print(f"{r['scope']:8} {r['T']:>3} | {r['naive_ms']:>14.1f} {r['ours_ms']:>7.1f} {r['ratio_ms']:>6.2f} {quoted[0]:>6} | "
               f"{r['naive_peak_mib']:>15.1f} {r['ours_peak_mib']:>7.1f} {r['ratio_peak_mib']:>6.2f} {quoted[1]:>6} | "
               f"{r['naive_saved_mib']:>16.1f} {r['ours_saved_mib']:>7.1f} {r['ratio_saved_mib']:>6.2f}")  # fmt: skip
 
@@ -210,7 +213,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cpu", "cuda"])
     parser.add_argument("--adapters", type=int, nargs="+", default=[1, 4, 8, 16, 32])
-    parser.add_argument("--scope", nargs="+", default=["site", "layer"], choices=["site", "layer"])
+    parser.add_argument("--scope", nargs="+", default=list(SCOPES), choices=SCOPES)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--train", default="queries", choices=["queries", "all"])
     parser.add_argument("--weighting", default="whole", choices=[w.value for w in Weighting])
