@@ -197,6 +197,8 @@ class ClusterConfig(_Frozen):
     gpus_per_worker: float = Field(default=0.0, ge=0)
     dashboard: bool = False
     """Start Ray's dashboard with a local Ray."""
+    grows: bool = False
+    """An autoscaler adds nodes: wait for room that is not there yet instead of refusing."""
     heartbeat_ttl_s: float = Field(default=15.0, gt=0)
     """Seconds without a heartbeat after which another coordinator may take over."""
 

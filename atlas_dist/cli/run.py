@@ -29,6 +29,7 @@ def run_experiment(overrides: Sequence[str], console: Console, *, quiet: bool = 
     _hush()
     from atlas_dist.cli.live import Watcher
     from atlas_dist.coordinator.expand import expand, specification
+    from atlas_dist.coordinator.preflight import check_before_cluster
     from atlas_dist.coordinator.ray_env import before_ray
 
     plan = expand(config)
@@ -36,6 +37,7 @@ def run_experiment(overrides: Sequence[str], console: Console, *, quiet: bool = 
         console.print(f"run {config.run} is complete; nothing to do")
         _report(config, plan, console)
         return
+    check_before_cluster(config, plan)
     if not quiet:
         console.print(
             f"run {config.run}: {len(plan.jobs)} jobs ({plan.training_jobs} train) on {config.train.workers} workers, "

@@ -8,13 +8,17 @@ from __future__ import annotations
 import signal
 import threading
 import time
+import uuid
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from atlas_dist.config import RunConfig
+from atlas_dist.coordinator.preflight import LOCAL
 from atlas_dist.coordinator.ray_dispatch import CoordinatorActor, PoolRunner, cluster
+from atlas_dist.coordinator.ray_probe import look_around
 from atlas_dist.coordinator.service import Snapshot
 from atlas_dist.core.plan import Plan
 from atlas_dist.errors import Paused
@@ -36,9 +40,9 @@ def drive(config: RunConfig, plan: Plan, spec: Mapping[str, Any], watch: Watch) 
     """
     with cluster(config.cluster, config.train.workers):
         _hear_signals()  # after Ray has set its own
-        actor = CoordinatorActor.options(  # type: ignore[attr-defined]
-            name=f"coordinator-{config.run}"
-        ).remote(config, plan, spec)
+        if config.cluster.address != LOCAL:
+            look_around(config)
+        actor = CoordinatorActor.options(**_beside_driver(config.run)).remote(config, plan, spec)  # type: ignore[attr-defined]
         runner = PoolRunner(config, actor)
         thread = threading.Thread(target=runner.run, name="pool", daemon=True)
         thread.start()
@@ -52,6 +56,14 @@ def drive(config: RunConfig, plan: Plan, spec: Mapping[str, Any], watch: Watch) 
     if last.status is None or not last.status.done:
         raise Paused(f"Run {config.run} was stopped; nothing learnt is lost.", fix="The same command goes on from there.")
     return last
+
+
+def _beside_driver(run: str) -> dict[str, Any]:
+    """Where the coordinator lives: on the driver's node, so that no other node's loss can take it (and, on a cloud, with the
+    rights of the head and not of the workers). Its name is its own: whoever submits a run twice attaches."""
+    node = ray.get_runtime_context().get_node_id()
+    strategy = NodeAffinitySchedulingStrategy(node_id=node, soft=False)
+    return {"name": f"coordinator-{run}-{uuid.uuid4().hex[:8]}", "scheduling_strategy": strategy}
 
 
 def _hear_signals() -> None:

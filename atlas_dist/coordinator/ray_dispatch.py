@@ -24,6 +24,8 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from atlas_dist.config import ClusterConfig, Isolation, RunConfig
 from atlas_dist.coordinator.dispatch import Progress
 from atlas_dist.coordinator.pool import Lease, PoolDispatcher
+from atlas_dist.coordinator.preflight import check_room
+from atlas_dist.coordinator.ray_probe import rooms
 from atlas_dist.coordinator.service import RunService, Snapshot
 from atlas_dist.core.plan import Plan
 from atlas_dist.core.types import Failure
@@ -66,7 +68,7 @@ def cluster(config: ClusterConfig, workers: int) -> Iterator[None]:
         options |= {"address": config.address}
     _connect(config, options)
     try:
-        _check_room(config, workers)
+        check_room(rooms(), config, workers)
         yield
     finally:
         ray.shutdown()
@@ -92,17 +94,6 @@ def _environment(config: ClusterConfig) -> dict[str, str]:
     if config.gpus_per_worker:
         environment["DS_ACCELERATOR"] = "cuda"
     return environment
-
-
-def _check_room(config: ClusterConfig, workers: int) -> None:
-    """Refuse a gang that this cluster can never hold, unless it can grow."""
-    have = ray.cluster_resources()
-    for name, each in (("CPU", config.cpus_per_worker), ("GPU", config.gpus_per_worker)):
-        if each * workers > have.get(name, 0.0):
-            raise ConfigError(
-                f"{workers} workers need {each * workers:g} {name}, the cluster has {have.get(name, 0.0):g}.",
-                fix=f"Lower train.workers or cluster.{name.lower()}s_per_worker, or add nodes.",
-            )
 
 
 @ray.remote(num_cpus=0, max_concurrency=32, max_restarts=0)

@@ -1,0 +1,191 @@
+"""Is it worth starting? What can be known before a worker starts is checked here and refused in a few lines, with the exit code
+of its kind: settings and room 2, data 3, credentials 4, store 6.
+
+No Ray here: the facts about a cluster's nodes come in as values (`ray_probe.py` gathers them).
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from atlas_dist.config import ClusterConfig, RunConfig
+from atlas_dist.core.manifest import ShardManifest
+from atlas_dist.core.plan import Plan
+from atlas_dist.core.sampling import WINDOW_BYTES
+from atlas_dist.data.manifest import read_manifest
+from atlas_dist.errors import ConfigError, DataError, StoreError
+from atlas_dist.store import ObjectStore
+from atlas_dist.store.doctor import examine
+from atlas_dist.train.context import open_run_store, open_shards
+
+LOCAL = "local"
+UNPACKED_BY_RAY = "_ray_pkg_"
+"""In the name of the folder that Ray unpacks `--working-dir` into, and throws away."""
+WRITERS, KEYS = 8, 8
+"""The doctor's race at the door: enough to see a store without conditional creates, a second instead of ten."""
+_SLACK = 1e-6
+
+
+@dataclass(frozen=True)
+class Room:
+    """What a node offers in all, whether or not it is taken now."""
+
+    name: str
+    cpus: float
+    gpus: float
+
+    def holds(self, config: ClusterConfig) -> int:
+        """How many workers fit on it."""
+        by_cpu = int((self.cpus + _SLACK) / config.cpus_per_worker)
+        return min(by_cpu, int((self.gpus + _SLACK) / config.gpus_per_worker)) if config.gpus_per_worker else by_cpu
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a process on a node saw there."""
+
+    name: str
+    missing: tuple[str, ...] = ()
+    versions: tuple[tuple[str, str], ...] = ()
+    trouble: str = ""
+    """Why it could not look, or cannot reach the store; "" when it could."""
+
+
+def check_before_cluster(config: RunConfig, plan: Plan) -> None:
+    """What needs no cluster.
+
+    Raises:
+        ConfigError: the store would vanish with the job.
+        DataError: a task has too little data for the workers, or too few shards.
+        AuthError, StoreError: the store does not answer, or can't be trusted with a ledger.
+    """
+    check_place(config, Path.cwd())
+    check_shards(plan, open_shards(config), config.train.workers)
+    check_store(config)
+
+
+def check_place(config: RunConfig, working_folder: Path) -> None:
+    """Refuse to keep what is learnt in the folder that Ray unpacked for this job."""
+    url = config.store.url
+    if UNPACKED_BY_RAY in str(working_folder) and "://" not in url and Path(url).is_relative_to(working_folder):
+        raise ConfigError(
+            f"store.url={url} lies in the folder that Ray unpacked for this job and deletes after it.",
+            fix="Set store=s3 store.url=s3://bucket/prefix, or an absolute folder that every node shares.",
+        )
+
+
+def check_shards(plan: Plan, shards: ObjectStore, workers: int) -> None:
+    """Whether every training split can keep `workers` ranks busy. Raises DataError."""
+    for name, manifest in _training_splits(plan, shards):
+        if manifest.samples < workers:
+            raise DataError(
+                f"Task {name}: {manifest.dataset}/{manifest.split} has {manifest.samples} samples for {workers} workers.",
+                fix="Lower train.workers: a worker without a sample only costs.",
+            )
+        # Small splits are held whole by every rank; of a large one each rank should read its own part.
+        if manifest.size > WINDOW_BYTES and len(manifest.shards) < workers:
+            raise DataError(
+                f"Task {name}: {manifest.dataset}/{manifest.split} is {manifest.size / 1e9:.1f} GB in {len(manifest.shards)} "
+                f"shards; {workers} workers need at least one each, or they fetch the same bytes again and again.",
+                fix="Pack it into more shards, or lower train.workers.",
+            )
+
+
+def check_store(config: RunConfig) -> None:
+    """A short visit of the doctor. A folder of this machine that only this machine uses is believed.
+
+    Raises:
+        StoreError: with the report.
+    """
+    if config.cluster.address == LOCAL and "://" not in config.store.url:
+        return
+    report = examine(open_run_store(config), new_id=_new_id, writers=WRITERS, keys=KEYS)
+    if not report.fit:
+        raise StoreError(
+            f"{report.url} can't be trusted with a ledger:\n{report}", fix="`atlas-dist doctor URL` tries it out at length."
+        )
+
+
+def check_room(nodes: Sequence[Room], config: ClusterConfig, workers: int) -> None:
+    """Refuse a gang that this cluster can never hold, unless it can grow. Raises ConfigError."""
+    if config.grows:
+        return
+    for name, each, have in (
+        ("CPU", config.cpus_per_worker, sum(n.cpus for n in nodes)),
+        ("GPU", config.gpus_per_worker, sum(n.gpus for n in nodes)),
+    ):
+        if each * workers > have + _SLACK:
+            raise ConfigError(
+                f"{workers} workers need {each * workers:g} {name}, the cluster has {have:g}.",
+                fix=f"Lower train.workers or cluster.{name.lower()}s_per_worker, or add nodes; "
+                "cluster.grows=true waits for an autoscaler.",
+            )
+    fitting = sum(node.holds(config) for node in nodes)
+    if fitting < workers:
+        sizes = ", ".join(f"{n.name} {n.cpus:g} CPU {n.gpus:g} GPU" for n in nodes[:8])
+        raise ConfigError(
+            f"A worker needs {config.cpus_per_worker:g} CPU and {config.gpus_per_worker:g} GPU on one node; "
+            f"{fitting} of {workers} fit ({sizes}).",
+            fix="Lower cluster.cpus_per_worker, or use larger nodes.",
+        )
+
+
+def check_nodes(looks: Iterable[Look], here: Look) -> None:
+    """Refuse nodes that could not do the work. All of them are named at once, so that one submission finds every fault.
+
+    Args:
+        here: the driver's own view, which the others must match.
+
+    Raises:
+        ConfigError: a package is missing, or has another version than here; a node does not answer.
+        StoreError: a node does not see the store.
+    """
+    looks = list(looks)
+    lacking = [f"{look.name} lacks {', '.join(look.missing)}" for look in looks if look.missing]
+    if lacking:
+        raise ConfigError(f"{'; '.join(lacking)}.", fix="Use the same image, with every dependency, on all nodes.")
+    mine = dict(here.versions)
+    other = [
+        f"{look.name} has {name} {have or 'not at all'}, the driver {mine[name]}"
+        for look in looks
+        for name, have in look.versions
+        if have != mine[name]
+    ]
+    if other:
+        raise ConfigError(f"{'; '.join(other)}.", fix="Use the same image on all nodes.")
+    troubled = [f"{look.name}: {look.trouble}" for look in looks if look.trouble]
+    if troubled:
+        raise StoreError(
+            f"Not every node can use the store. {'; '.join(troubled)}",
+            fix="Use s3:// or a folder that all nodes share, and give the workers' role access (cluster/iam).",
+        )
+
+
+@contextmanager
+def token(store: ObjectStore) -> Iterator[str]:
+    """The key of an object that whoever uses the same store can see."""
+    key = f"doctor/{_new_id()}/seen"
+    store.create(key, b"seen")
+    try:
+        yield key
+    finally:
+        with suppress(StoreError):
+            store.delete(key)
+
+
+def _training_splits(plan: Plan, shards: ObjectStore) -> Iterator[tuple[str, ShardManifest]]:
+    seen = set()
+    for job in plan.jobs.values():
+        task = job.task
+        if task.name not in seen:
+            seen.add(task.name)
+            yield task.name, read_manifest(shards, task.dataset, task.train)
+
+
+def _new_id() -> str:
+    return f"{os.getpid()}-{uuid.uuid4().hex}"

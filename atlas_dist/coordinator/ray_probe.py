@@ -1,0 +1,78 @@
+"""What a Ray cluster's nodes are like, as values for `preflight.py`: their size, and what a process of ours sees on each."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from atlas_dist.config import RunConfig
+from atlas_dist.coordinator.preflight import Look, Room, check_nodes, token
+from atlas_dist.errors import AtlasError
+from atlas_dist.packages import missing, versions
+from atlas_dist.train.context import open_run_store
+
+LOOK_S = 120.0
+"""Seconds for a node to unpack the code, start a process and look around."""
+
+
+def rooms() -> list[Room]:
+    """The nodes that are up."""
+    return [Room(n["NodeManagerAddress"], _of(n, "CPU"), _of(n, "GPU")) for n in _nodes()]
+
+
+def look_around(config: RunConfig) -> None:
+    """Start a process on every node that may get a worker, and refuse the cluster when one of them could not do the work.
+
+    Raises:
+        ConfigError, StoreError: see `check_nodes`.
+    """
+    nodes = [
+        n for n in _nodes() if _of(n, "CPU") >= config.cluster.cpus_per_worker and _of(n, "GPU") >= config.cluster.gpus_per_worker
+    ]
+    place = (config.store.url, config.store.endpoint_url, config.store.region)
+    with token(open_run_store(config)) as seen:
+        asked = {
+            n["NodeManagerAddress"]: _look.options(
+                scheduling_strategy=NodeAffinitySchedulingStrategy(node_id=n["NodeID"], soft=False)
+            ).remote(n["NodeManagerAddress"], place, seen)
+            for n in nodes
+        }
+        if asked:
+            ray.wait(list(asked.values()), num_returns=len(asked), timeout=LOOK_S)
+        looks = [_answer(name, reference) for name, reference in asked.items()]
+    check_nodes(looks, Look("driver", versions=tuple(versions().items())))
+
+
+@ray.remote(num_cpus=0, max_retries=0)
+def _look(name: str, place: tuple[str, str, str], seen: str) -> Look:
+    trouble = ""
+    absent = missing()
+    if not absent:
+        from atlas_dist.store import StoreOptions, open_store
+
+        url, endpoint, region = place
+        try:
+            open_store(url, options=StoreOptions(endpoint, region)).stat(seen)
+        except AtlasError as error:
+            trouble = f"{type(error).__name__}: {error.message}"
+    return Look(name, tuple(absent), tuple(versions().items()), trouble)
+
+
+def _answer(name: str, reference: Any) -> Look:
+    mine = tuple(versions().items())
+    try:
+        look: Look = ray.get(reference, timeout=0)
+    except Exception as error:  # the process did not come up; Ray's errors have no common base worth naming
+        first = next((line for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)
+        return Look(name, versions=mine, trouble=f"no process of ours comes up there: {first.strip()[:300]}")
+    return look
+
+
+def _nodes() -> list[dict[str, Any]]:
+    return [n for n in ray.nodes() if n["Alive"]]
+
+
+def _of(node: dict[str, Any], resource: str) -> float:
+    return float(node["Resources"].get(resource, 0.0))

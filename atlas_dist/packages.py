@@ -1,0 +1,58 @@
+"""Which packages a process of ours cannot do without, and which of them are not here. Imports nothing but the standard library:
+it must be able to speak on an image that lacks everything."""
+
+from __future__ import annotations
+
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+
+REQUIRED = {
+    "torch": "torch",
+    "deepspeed": "deepspeed",
+    "ray": "ray",
+    "transformers": "transformers",
+    "tokenizers": "tokenizers",
+    "safetensors": "safetensors",
+    "webdataset": "webdataset",
+    "hydra": "hydra-core",
+    "boto3": "boto3",
+    "pydantic": "pydantic",
+    "torchmetrics": "torchmetrics",
+    "google_crc32c": "google-crc32c",
+    "simplejpeg": "simplejpeg",
+    "PIL": "pillow",
+    "numpy": "numpy",
+    "matplotlib": "matplotlib",
+    "rich": "rich",
+    "typer": "typer",
+}
+"""Name to import -> name to install; the dependencies of pyproject.toml."""
+
+ALIKE = ("ray", "torch", "deepspeed")
+"""Packages whose versions must be equal on every node: they talk to each other."""
+
+
+def missing() -> list[str]:
+    """Names to install of what is not here."""
+    return [package for module, package in REQUIRED.items() if find_spec(module) is None]
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of what must be alike everywhere; "" for what is absent."""
+    return {"python": f"{sys.version_info[0]}.{sys.version_info[1]}"} | {name: _version(name) for name in ALIKE}
+
+
+def complaint(packages: list[str], where: str) -> str:
+    """What to tell somebody whose image lacks `packages`."""
+    return (
+        f"{where} lacks {', '.join(packages)}.\n"
+        "Fix: run it with the project's image (Dockerfile), or where atlas-dist was installed with its dependencies."
+    )
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package).partition("+")[0]
+    except PackageNotFoundError:
+        return ""

@@ -1,0 +1,145 @@
+"""What is refused before a worker starts, and with which exit code. No Ray: nodes are values here."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tomllib
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from atlas_dist import packages
+from atlas_dist.config import ClusterConfig, RunConfig, StoreConfig
+from atlas_dist.coordinator import preflight
+from atlas_dist.coordinator.preflight import Look, Room, check_nodes, check_place, check_room, check_shards, check_store, token
+from atlas_dist.core.manifest import ShardInfo, ShardManifest
+from atlas_dist.core.types import TaskKind
+from atlas_dist.errors import ConfigError, DataError, StoreError
+from atlas_dist.store.objects import MemoryStore
+from tests.chaos.plans import small_plan
+
+ROOT = Path(__file__).parents[3]
+GPUS = ClusterConfig(address="auto", cpus_per_worker=4, gpus_per_worker=1)
+BIG_NODE = Room("10.0.0.1", cpus=32, gpus=8)
+HERE = Look("driver", versions=(("torch", "2.13.0"),))
+
+
+def test_a_gang_that_fits_is_let_in() -> None:
+    check_room([BIG_NODE], GPUS, workers=8)
+    check_room([Room("a", 0, 0), Room("b", 4, 1), Room("c", 4, 1)], GPUS, workers=2)
+
+
+def test_too_few_gpus_in_all_are_refused() -> None:
+    with pytest.raises(ConfigError, match="9 workers need 9 GPU, the cluster has 8") as caught:
+        check_room([replace(BIG_NODE, cpus=64)], GPUS, workers=9)
+    assert caught.value.exit_code == 2
+
+
+def test_enough_in_all_but_on_no_single_node_is_refused() -> None:
+    with pytest.raises(ConfigError, match="0 of 2 fit"):
+        check_room([Room(f"n{i}", cpus=2, gpus=1) for i in range(8)], GPUS, workers=2)
+
+
+def test_gpus_on_other_nodes_than_the_cpus_are_refused() -> None:
+    with pytest.raises(ConfigError, match="0 of 1 fit"):
+        check_room([Room("cpu", 64, 0), Room("gpu", 1, 8)], GPUS, workers=1)
+
+
+def test_a_cluster_that_grows_is_waited_for() -> None:
+    check_room([], GPUS.model_copy(update={"grows": True}), workers=64)
+
+
+def test_thirds_of_a_cpu_fill_a_cpu() -> None:
+    check_room([Room("a", 1.0, 0)], ClusterConfig(cpus_per_worker=1 / 3), workers=3)
+
+
+def test_every_faulty_node_is_named() -> None:
+    good = Look("a", versions=HERE.versions)
+    check_nodes([good], HERE)
+    with pytest.raises(ConfigError, match=r"b lacks deepspeed, webdataset; c lacks torch") as caught:
+        check_nodes([good, Look("b", missing=("deepspeed", "webdataset")), Look("c", missing=("torch",))], HERE)
+    assert caught.value.exit_code == 2
+    with pytest.raises(ConfigError, match=r"b has torch 2\.9\.0, the driver 2\.13\.0"):
+        check_nodes([good, Look("b", versions=(("torch", "2.9.0"),))], HERE)
+    with pytest.raises(StoreError, match="b: AuthError") as refused:
+        check_nodes([good, replace(good, name="b", trouble="AuthError: no access")], HERE)
+    assert refused.value.exit_code == 6
+
+
+class Shards(MemoryStore):
+    """A place with one manifest for every task of a plan."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, shards: int, samples: int, size: int) -> None:
+        super().__init__("shards")
+        each = tuple(ShardInfo(f"{i}.tar", size // shards, samples // shards, "0" * 64, ()) for i in range(shards))
+        manifest = ShardManifest("d", "train", TaskKind.SINGLE, 1, ("a", "b"), each)
+        monkeypatch.setattr(preflight, "read_manifest", lambda *_: manifest)
+
+
+def test_a_large_split_needs_a_shard_a_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = small_plan(1)
+    check_shards(plan, Shards(monkeypatch, shards=8, samples=1 << 20, size=80 << 30), workers=8)
+    with pytest.raises(DataError, match=r"85\.9 GB in 4 shards; 8 workers") as caught:
+        check_shards(plan, Shards(monkeypatch, shards=4, samples=1 << 20, size=80 << 30), workers=8)
+    assert caught.value.exit_code == 3
+
+
+def test_a_small_split_may_be_one_shard(monkeypatch: pytest.MonkeyPatch) -> None:
+    check_shards(small_plan(1), Shards(monkeypatch, shards=1, samples=4096, size=1 << 20), workers=8)
+
+
+def test_a_worker_without_a_sample_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(DataError, match="7 samples for 8 workers"):
+        check_shards(small_plan(1), Shards(monkeypatch, shards=1, samples=7, size=1 << 20), workers=8)
+
+
+class Forgetful(MemoryStore):
+    """Lets everybody create everything."""
+
+    def create(self, key: str, data: bytes) -> None:
+        self.put(key, data)
+
+
+def remote(url: str) -> RunConfig:
+    return RunConfig(store=StoreConfig(url=url), cluster=GPUS)
+
+
+def test_a_store_that_lets_two_writers_win_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preflight, "open_run_store", lambda _: Forgetful("bad"))
+    with pytest.raises(StoreError, match="create-if-absent is atomic") as caught:
+        check_store(remote("s3://bucket/runs"))
+    assert caught.value.exit_code == 6
+
+
+def test_a_good_store_is_left_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = MemoryStore("good")
+    monkeypatch.setattr(preflight, "open_run_store", lambda _: store)
+    check_store(remote("s3://bucket/runs"))
+    with token(store) as seen:
+        assert store.get(seen)
+    assert not list(store.list(""))
+
+
+def test_a_store_in_rays_own_folder_is_refused() -> None:
+    folder = Path("/tmp/ray/session/runtime_resources/working_dir_files/_ray_pkg_0123")
+    with pytest.raises(ConfigError, match="deletes after it"):
+        check_place(remote(str(folder / "demo-run/store")), folder)
+    check_place(remote("/mnt/shared/store"), folder)
+    check_place(remote("s3://bucket/runs"), folder)
+
+
+def test_what_is_required_is_what_pyproject_installs() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    names = {d.partition(">")[0].partition("=")[0].partition("[")[0].strip() for d in project["dependencies"]}
+    assert set(packages.REQUIRED.values()) == names
+    assert packages.missing() == []
+
+
+def test_an_image_without_a_package_is_told_which_in_one_line() -> None:
+    run = "import runpy; runpy.run_module('atlas_dist', run_name='__main__')"
+    done = subprocess.run([sys.executable, "-S", "-c", run], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    assert "lacks torch, deepspeed" in done.stderr
+    assert "Traceback" not in done.stderr
