@@ -2,7 +2,7 @@
 
     plan     sampling.py: step -> ordinals of this rank's slots
     locate   fetch.py, tarwalk.py: ordinals -> compressed samples, views into shards in memory
-    collate  decode.py: compressed samples -> RankBatch, pixels decoded in a thread pool into a reused uint8 batch
+    collate  collate.py, decode.py: compressed samples -> RankBatch, pixels decoded in a thread pool into a reused uint8 batch
 
 What is random is decided in the first stage alone, by arithmetic; the rest does the same work in any process. So a resumed stream
 yields bitwise equal batches.
@@ -14,15 +14,12 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
-import torch
 import webdataset
 
 from atlas_dist.core.manifest import ShardManifest
@@ -36,38 +33,15 @@ from atlas_dist.core.sampling import (
     validation_steps,
     validation_valid,
 )
-from atlas_dist.core.types import TaskKind, TaskSpec
+from atlas_dist.core.types import TaskSpec
 from atlas_dist.data.batch import BadSample, RankBatch, StreamLimits, StreamStats
 from atlas_dist.data.cache import NodeCache
-from atlas_dist.data.decode import MEAN_COLOUR, Pixels, TextEncoder, decode_into
+from atlas_dist.data.collate import Collator, Located, StepPlan
+from atlas_dist.data.decode import TextEncoder
 from atlas_dist.data.fetch import Cancelled, PartFetcher, ShardPool, wanted_shards
 from atlas_dist.data.sample import Sample, parse_sample
 from atlas_dist.errors import ConfigError, DataError
 from atlas_dist.store.objects import ObjectStore
-
-_EMPTY = Sample((("",),), (), 0, {})
-"""What a masked slot holds: an empty text and black pixels."""
-
-
-@dataclass(frozen=True)
-class StepPlan:
-    """What one rank reads for one step: ordinals int64 [b], masked slots -1."""
-
-    step: int
-    epoch: int
-    block: int
-    valid: int
-    ordinals: Ordinals
-
-
-@dataclass(frozen=True)
-class Located:
-    """A step's compressed samples, by slot; None where masked or unreadable."""
-
-    plan: StepPlan
-    samples: list[Sample | None]
-    names: list[tuple[str, str]]
-    """(shard, key) by slot, for reports."""
 
 
 class Stream:
@@ -80,7 +54,7 @@ class Stream:
         pool: ShardPool,
         manifest: ShardManifest,
         samplers: tuple[Sampler, Sampler],
-        collator: _Collator,
+        collator: Collator,
         *,
         rank: int,
         world: int,
@@ -234,129 +208,6 @@ class Stream:
             yield Located(plan, samples, names)
 
 
-class _Collator:
-    """The last stage: decodes and tokenises. Keeps the reused pixel buffers, the decode threads and the list of bad samples."""
-
-    def __init__(self, task: TaskSpec, encode: TextEncoder, *, slots: int, images: int, size: int, limits: StreamLimits) -> None:
-        self._task = task
-        self._encode = encode
-        self._images = images
-        self._choices = task.classes if task.kind is TaskKind.CHOICE else 1
-        self._limits = limits
-        self._threads = ThreadPoolExecutor(limits.decode_threads, thread_name_prefix="atlas-decode")
-        self._lanes = limits.decode_threads
-        self.bad: dict[tuple[str, str], BadSample] = {}
-        self.delivered = 0
-        mean = torch.tensor(MEAN_COLOUR, dtype=torch.uint8).expand(1, 1, size, size, 3).contiguous()
-        self._mean = mean.expand(slots, task.images, size, size, 3)
-        # One being filled, those ahead, and the two that the consumer may look at (see RankBatch).
-        count = limits.batches_ahead + 3 if images else 0
-        pin = torch.cuda.is_available()
-        self._buffers = [torch.zeros((slots, images, size, size, 3), dtype=torch.uint8, pin_memory=pin) for _ in range(count)]
-        self._turn = 0
-
-    def __call__(self, located: Iterable[Located]) -> Iterator[RankBatch]:
-        for step in located:
-            yield self._batch(step)
-
-    def report(self, bad: BadSample) -> None:
-        """Remember a bad sample; one that comes again in a later epoch counts once. Raises DataError past the limit."""
-        self.bad[bad.shard, bad.key] = bad
-        if len(self.bad) > self._limits.bad_samples:
-            shown = "; ".join(f"{b.shard} {b.key}: {b.reason}" for b in list(self.bad.values())[-3:])
-            raise DataError(
-                f"More than {self._limits.bad_samples} samples are bad; the last: {shown}.",
-                fix="Run `atlas-dist shards verify`, or raise the stream's `bad_samples`.",
-            )
-
-    def close(self) -> None:
-        """End the decode threads."""
-        self._threads.shutdown(cancel_futures=True)
-
-    def _batch(self, located: Located) -> RankBatch:
-        plan = located.plan
-        samples = [self._fitting(sample, name) for sample, name in zip(located.samples, located.names, strict=True)]
-        pixels = self._decode(samples, located.names)
-        good = np.array([sample is not None for sample in samples])
-        self.delivered += int(good.sum())
-        texts = [text for sample in samples for text in (sample or _EMPTY).texts * (1 if sample else self._choices)]
-        ids, attention, types = (torch.from_numpy(a).view(len(samples), self._choices, -1) for a in self._encode(texts))
-        soft = self._task.kind is TaskKind.ANSWERS
-        return RankBatch(
-            input_ids=ids,
-            attention_mask=attention,
-            token_type_ids=types,
-            pixels=pixels,
-            labels=None if soft else torch.tensor([(sample or _EMPTY).label for sample in samples], dtype=torch.int64),
-            targets=self._targets(samples) if soft else None,
-            mask=torch.from_numpy(good),
-            index=torch.from_numpy(np.where(good, plan.ordinals, -1)),
-            valid=plan.valid,
-            step=plan.step,
-            epoch=plan.epoch,
-        )
-
-    def _fitting(self, sample: Sample | None, name: tuple[str, str]) -> Sample | None:
-        """The sample when it has what the task needs; otherwise None, and a report."""
-        if sample is None:
-            return None
-        classes = self._task.classes
-        reason = ""
-        if len(sample.texts) != self._choices:
-            reason = f"it has {len(sample.texts)} texts, the task needs {self._choices}"
-        elif self._images and len(sample.images) != self._images:
-            reason = f"it has {len(sample.images)} images, the task needs {self._images}"
-        elif self._task.kind is TaskKind.ANSWERS:
-            if any(not 0 <= answer < classes for answer in sample.targets):
-                reason = f"it names an answer outside 0 … {classes - 1}"
-        elif not 0 <= sample.label < classes:
-            reason = f"its label {sample.label} is outside 0 … {classes - 1}"
-        if reason:
-            self.report(BadSample(*name, reason))
-            return None
-        return sample
-
-    def _targets(self, samples: list[Sample | None]) -> torch.Tensor:
-        targets = np.zeros((len(samples), self._task.classes), np.float32)
-        for slot, sample in enumerate(samples):
-            for answer, score in (sample or _EMPTY).targets.items():
-                targets[slot, answer] = score
-        return torch.from_numpy(targets)
-
-    def _decode(self, samples: list[Sample | None], names: list[tuple[str, str]]) -> torch.Tensor:
-        """uint8 [b, I, H, W, 3]; damaged images turn their slot of `samples` to None."""
-        if not self._images:
-            return self._mean
-        buffer = self._buffers[self._turn]
-        self._turn = (self._turn + 1) % len(self._buffers)
-        out: Pixels = buffer.numpy()
-        lanes = [range(lane, len(samples), self._lanes) for lane in range(self._lanes)]
-        for slot, reason in [
-            failed for lane in self._threads.map(lambda s: _decode_slots(s, samples, out), lanes) for failed in lane
-        ]:
-            samples[slot] = None
-            self.report(BadSample(*names[slot], reason))
-        return buffer
-
-
-def _decode_slots(slots_of_thread: Iterable[int], samples: list[Sample | None], out: Pixels) -> list[tuple[int, str]]:
-    """Decode some slots; return those that failed, with the reason. Slots without a sample become black: buffers are used
-    again."""
-    failed = []
-    for slot in slots_of_thread:
-        sample = samples[slot]
-        try:
-            if sample is None:
-                out[slot] = 0
-                continue
-            for image, data in enumerate(sample.images):
-                decode_into(data, out[slot, image])
-        except DataError as error:
-            out[slot] = 0
-            failed.append((slot, str(error)))
-    return failed
-
-
 class _Ahead:
     """Runs a pipeline in a thread, a few batches ahead of its consumer."""
 
@@ -443,7 +294,7 @@ def open_stream(
     fetcher = PartFetcher(store, manifest, limits.tries, stop, cache)
     pool = ShardPool(manifest, fetcher, budget=limits.memory_bytes, threads=limits.fetch_threads)
     multiple = max(1, micro_batch)
-    collator = _Collator(
+    collator = Collator(
         task,
         TextEncoder(tokenizer, task.max_text),
         slots=slots(global_batch, world, multiple),
