@@ -144,7 +144,7 @@ def test_the_same_run_goes_through_s3(folder: Path, s3: list[str], undisturbed: 
     run.ends_with(0)
     assert left_by(mine).hashes() == undisturbed.hashes(), "where things lie changes nothing that is learnt"
     written = [run.text().encode(), *(p.read_bytes() for p in (folder / "report-s3").rglob("*") if p.is_file())]
-    assert not [text for text in written if SECRET.encode() in text], "neither what is printed nor the report tells the secret key"
+    assert not [text for text in written if SECRET.encode() in text], "neither what is printed nor the report tells the secret"
 
 
 @pytest.mark.parametrize(
