@@ -1,6 +1,7 @@
 """What a packed split consists of: its shards, counts, classes and checksums. Pure values; `data/manifest.py` reads and writes
 them.
- A manifest's digest names the *content*: shard names, sizes and SHA-256, the kind and the classes. It holds no URL, ETag or time,
+
+A manifest's digest names the *content*: shard names, sizes and SHA-256, the kind and the classes. It holds no URL, ETag or time,
 so a copy of the data set in another bucket keeps its digest, and with it every job key and every position that depends on it.
 """
 

@@ -1,10 +1,12 @@
 """The elastic order: (manifest, seed, epoch, step, rank, world) -> samples. Integers in, arrays out.
- An epoch visits every selected sample once. The shards are sorted by blake2b(seed, epoch, name); the resulting run of N samples
+
+An epoch visits every selected sample once. The shards are sorted by blake2b(seed, epoch, name); the resulting run of N samples
 is cut into C equal *lanes*; every step takes B / C samples from each lane, B being the global batch. Within a lane, samples are
 shuffled in *blocks*, so that a reader holds a few shards a lane, not the whole epoch. Nothing here depends on the world size
 except which slots of the global batch a rank takes: step s is the same global batch on 1 and on 64 ranks, and a restart at
 another size continues the same sequence. Slots past the end are -1 (masked); no sample is ever repeated to fill a batch.
- Shuffles sort splitmix64 hashes instead of asking a random generator: the order is arithmetic and stays the same on every version
+
+Shuffles sort splitmix64 hashes instead of asking a random generator: the order is arithmetic and stays the same on every version
 of every library. A position in the data is (manifest digest, seed, epoch, step); `epoch` follows from the absolute step.
 """
 

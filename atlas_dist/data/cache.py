@@ -1,9 +1,11 @@
 """Parts of shards on the node's own disk, shared by its ranks: bounded, and safe to kill at any time.
- A part is a file named by the shard's SHA-256 and the part's number: equal content has one name wherever it is stored, and a
+
+A part is a file named by the shard's SHA-256 and the part's number: equal content has one name wherever it is stored, and a
 shard that changes gets another. Files appear by rename, so none is ever half-written under its name; the reader checks each
 against the manifest's CRC32C like anything that comes over the wire, so a file that rotted is a miss. Two ranks that miss the
 same part both fetch it; the second rename changes nothing. What was used longest ago goes first when room is needed.
- The sum of the files is kept in `total` under a file lock. A crash can only make it wrong until the next eviction, which counts
+
+The sum of the files is kept in `total` under a file lock. A crash can only make it wrong until the next eviction, which counts
 anew.
 """
 

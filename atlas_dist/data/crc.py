@@ -1,5 +1,6 @@
 """CRC32C of memory that is not `bytes`, without copying it and without holding the interpreter's lock.
- The extension of google-crc32c takes `bytes` only and keeps the lock while it sums; a fetch thread would copy every part, and
+
+The extension of google-crc32c takes `bytes` only and keeps the lock while it sums; a fetch thread would copy every part, and
 stop the decoders meanwhile. The C library inside that package (github.com/google/crc32c, `crc32c_value`) has neither limit, so it
 is called directly; where the package is built in another way, the extension does the same sum more slowly.
 """

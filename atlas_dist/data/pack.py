@@ -1,9 +1,11 @@
 """Raw data set -> WebDataset tars + manifest, in parallel, resumable, deterministic.
- The converter lists every record first; the list is shuffled with a seed (shards of one class would make poor batches) and cut
+
+The converter lists every record first; the list is shuffled with a seed (shards of one class would make poor batches) and cut
 into shards. Each shard is a job of its own: read, resize, write, upload, then leave a note `_pack/<recipe>/<shard>.json` beside
 the split. A pack that was killed finds the notes of its own recipe and skips those shards. The manifest is written last, and only
 when every shard is in place, so a split either has a true manifest or none.
- Jobs run through `map_fn`, by default a thread pool (decoding and encoding release the GIL). Anything with that signature does: a
+
+Jobs run through `map_fn`, by default a thread pool (decoding and encoding release the GIL). Anything with that signature does: a
 process pool or Ray, as long as the store pickles.
 """
 

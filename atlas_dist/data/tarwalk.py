@@ -1,5 +1,6 @@
 """Walk a tar that lies in memory and index its samples, without copying a byte.
- The format is POSIX ustar with the GNU and pax long-name extensions. A tar ends with a zero block: one that just stops, even
+
+The format is POSIX ustar with the GNU and pax long-name extensions. A tar ends with a zero block: one that just stops, even
 exactly at a header, is truncated, and says so here (most readers take it for complete). Source: POSIX.1-2017, pax, "ustar
 Interchange Format".
 """

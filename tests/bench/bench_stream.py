@@ -1,9 +1,10 @@
 """Streams against their peers: the same samples from the same loopback server, one process a reading, medians of interleaved
 runs.
 
-    python tests/bench/bench_stream.py                               what is installed here (ours, webdataset + boto3, webdataset
-    + curl) python tests/bench/bench_stream.py --python /tmp/peers/bin/python    peers of requirements-peers.txt too
- Three scenes: `parse` (loopback, to compressed samples), `distant` (30 ms to the first byte, 50 MiB/s a connection, to compressed
+    python tests/bench/bench_stream.py                              what is installed here: ours, webdataset + boto3 and + curl
+    python tests/bench/bench_stream.py --python PEERS/bin/python    also the peers of requirements-peers.txt, installed in PEERS
+
+Three scenes: `parse` (loopback, to compressed samples), `distant` (30 ms to the first byte, 50 MiB/s a connection, to compressed
 samples) and `decode` (loopback, to uint8 batches with the same JPEG decoder and two decoding threads or workers). CPU is user +
 system time of the reader and its children. The limits at the end say what the machine could do at all. A peer that is missing is
 skipped and named.

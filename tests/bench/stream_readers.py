@@ -1,7 +1,8 @@
 """One reader of the stream benchmark, run as a process of its own, so that its time and CPU are its own.
 
     python tests/bench/stream_readers.py READER MODE FOLDER ENDPOINT       prints {"seconds", "cpu", "bytes", "samples"}
- Every reader reads the same samples from the same server once. MODE `parse` ends at the compressed bytes of each sample, `decode`
+
+Every reader reads the same samples from the same server once. MODE `parse` ends at the compressed bytes of each sample, `decode`
 at batches of 64 uint8 images. Peers are used as their documentation shows, with the settings that suit them best here.
 """
 

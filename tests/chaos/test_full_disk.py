@@ -1,4 +1,4 @@
-"""A disk that is really full (a small tmpfs): what was committed stays, the cause is named, and with room again the run completes."""
+"""A disk that is really full (a small tmpfs): what was committed stays, the cause is named; with room again the run completes."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
 """The main job as a user runs it: Ray, two DeepSpeed workers, shards, ledger and bank; through S3, through Ctrl-C and kill -9.
- Invariants defended here: a run completes once faults stop; what is committed is trained once; the bank an interrupted run leaves
+
+Invariants defended here: a run completes once faults stop; what is committed is trained once; the bank an interrupted run leaves
 is bit for bit the bank of an undisturbed one; old tasks' predictions never change.
 """
 

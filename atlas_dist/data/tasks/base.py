@@ -1,5 +1,6 @@
 """What a converter is: from the files of one raw data set to a list of `RawSample`.
- A converter reads annotations only; images stay names in the source until a shard that holds them is written. So the list is
+
+A converter reads annotations only; images stay names in the source until a shard that holds them is written. So the list is
 light, the same on every machine, and known in full before the first shard: packing can be cut up, run in parallel and resumed.
 """
 

@@ -4,7 +4,8 @@
 their class names. People become neutral names, other things "the COLOUR NAME", the same in question and answers; every index of a
 list is named ("Casey and Jessie"), where the released loaders keep the last one only, crash past fifty objects, and read stale
 variables.
- Pictures: `vcr1images/{img_fn}` (plain), or `drawn_images/bbox/{split}/qa/{annot_id}.jpg` with the boxes drawn in (CLiMB);
+
+Pictures: `vcr1images/{img_fn}` (plain), or `drawn_images/bbox/{split}/qa/{annot_id}.jpg` with the boxes drawn in (CLiMB);
 packing can draw the boxes of the named objects itself from the metadata (`draw_boxes`).
 """
 
