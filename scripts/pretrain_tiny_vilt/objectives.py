@@ -148,8 +148,8 @@ def talk(model: ViltModel, heads: Heads, corpus: Corpus, *, scenes: int = 36, ph
 
 
 def read(model: ViltModel, heads: Heads, corpus: Corpus, *, count: int = 160) -> Losses:
-    """English with the empty picture: half of the rows are pairs of a source, half of those mismatched; the other half ask whether
-    one to three words are a quote from the first text."""
+    """English with the empty picture: half of the rows are pairs of a source, half of them mismatched; the other half ask if one
+    to three words are a quote from the first text."""
     chosen = corpus.draw(len(corpus.pair_first), count)
     first = corpus.pair_first[chosen].long()
     together = corpus.coin(count, 0.5)
