@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 
 from atlas_dist import __version__
+from atlas_dist.cli.bank import bank_app
 from atlas_dist.core.types import TaskKind
 from atlas_dist.errors import AtlasError
 
@@ -25,6 +26,7 @@ app = typer.Typer(
 )
 shards_app = typer.Typer(help="Pack, check and list the data as WebDataset shards.", no_args_is_help=True)
 app.add_typer(shards_app, name="shards")
+app.add_typer(bank_app, name="bank")
 
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="key=value, as in experiment=demo train.workers=4", show_default=False)

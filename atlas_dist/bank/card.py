@@ -1,0 +1,94 @@
+"""The README of an exported bank: a model card that a person reads, with the front matter that the Hugging Face hub reads."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+
+from atlas_dist import __version__
+from atlas_dist.bank.facts import Bank, Learnt
+from atlas_dist.bank.weights import BankWeights
+
+
+def model_card(bank: Bank, weights: BankWeights, base_model: str) -> str:
+    """Markdown with YAML front matter: tasks, scores, lineage, how to use it, what it depends on."""
+    tasks = [task.learnt for task in weights.tasks.values()]
+    names = {learnt.key: learnt.name for learnt in tasks}
+    listed = ", ".join(learnt.name for learnt in tasks)
+    first = tasks[0].name
+    return f"""---
+library_name: atlas-dist
+base_model: {json.dumps(base_model)}
+pipeline_tag: visual-question-answering
+tags: [atlas-dist, adapters, continual-learning, vision-language]
+---
+
+# {bank.run}: a bank of {len(tasks)} learnt tasks
+
+One frozen vision-language transformer (`{weights.base.name}`) and, for each task, one small adapter with its key, queries and
+head (ATLAS, arXiv 2410.10923). Tasks: {listed}. They were learnt one after the other; what an earlier task uses has not changed
+since.
+
+## Use
+
+```python
+from atlas_dist import AtlasModel
+
+model = AtlasModel.from_pretrained("path/to/this/folder")
+print(model.predict(task="{first}", image="picture.jpg", text="…"))
+```
+
+`output_adapter_coefficients=True` also returns α: how much of each adapter's output entered the answer, by site.
+On a shell: `atlas-dist predict --from path/to/this/folder --task {first} --image picture.jpg`.
+
+## Tasks and scores
+
+| task | kind | classes | validation score (%) | samples | by chance (%) | draws on |
+|---|---|---|---|---|---|---|
+{_rows(bank, tasks, names)}
+
+Scores are those that the run recorded on its validation splits, every task read as it was learnt. `atlas-dist bank import` and
+then `atlas-dist bank verify --rescore` measure them again where the data are.
+
+## Lineage
+
+{_lineage(tasks, names)}
+
+## What it depends on
+
+- Trunk: `{base_model}`{f" at `{weights.base.revision}`" if weights.base.revision else ""}, digest `{weights.base.digest}`.
+- Method: {weights.first.method} `{json.dumps(dict(weights.first.settings), sort_keys=True)}`; products in {weights.precision}.
+- Written by atlas-dist {__version__}. Files are safetensors and JSON; `adapter_config.json` has their sizes and sha256.
+
+## Limits
+
+The scores hold for data like that of the validation splits and for nothing else. A small adapter inherits what its trunk and its
+data get wrong. The licences of the trunk and of the data sets apply.
+"""
+
+
+def _rows(bank: Bank, tasks: list[Learnt], names: dict[str, str]) -> str:
+    lines = []
+    for learnt in tasks:
+        evaluation = bank.evaluation_of(learnt.key)
+        score = evaluation.score if evaluation else learnt.score
+        samples = evaluation.samples if evaluation else learnt.ref.metrics.get("samples", "")
+        sees = ", ".join(names[key] for key in learnt.sees) or "itself alone"
+        lines.append(
+            f"| {learnt.name} | {learnt.task.kind.value} | {learnt.task.classes} | {score:.2f} | {samples} "
+            f"| {learnt.task.random_score:.1f} | {sees} |"
+        )
+    return "\n".join(lines)
+
+
+def _lineage(tasks: list[Learnt], names: dict[str, str]) -> str:
+    lines = []
+    for learnt in tasks:
+        when = datetime.fromtimestamp(learnt.at, UTC).strftime("%Y-%m-%d %H:%M UTC")
+        ancestors = " + ".join(names[key] for key in learnt.sees)
+        made = f"on {ancestors}" if ancestors else "on the trunk alone"
+        lines.append(
+            f"- **{learnt.name}** {made}; {when}; key `{learnt.key}`; data `{learnt.task.dataset}` with digests "
+            f"`{learnt.task.train_digest[:12]}` and `{learnt.task.val_digest[:12]}`"
+        )
+    return "\n".join(lines)

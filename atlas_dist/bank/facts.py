@@ -1,0 +1,198 @@
+"""A run's bank as its ledger tells it: which tasks were learnt, what each of them sees, how it was scored. No Ray, no shards.
+
+Only the ledger commits; what a commit *is* stands in its own `adapter_config.json`, so that a bank can be read by people who have
+neither the run's settings nor its data.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from atlas_dist.coordinator.status import load_run
+from atlas_dist.core.ledger import Entry, RunState
+from atlas_dist.core.records import Adopt, Commit, from_json
+from atlas_dist.core.types import CommittedRef, TaskSpec, View
+from atlas_dist.errors import ConfigError, DataError
+from atlas_dist.store import artifacts
+from atlas_dist.store.objects import ObjectStore
+
+CONFIG_FILE = "adapter_config.json"
+FORMAT = "atlas-dist adapter 1"
+SHORT = 8
+"""Characters of a key that are enough to tell two results of one run apart."""
+
+
+@dataclass(frozen=True)
+class Base:
+    """The frozen trunk that adapters belong to. `digest` is of its weights, tokenizer and configuration."""
+
+    name: str
+    source: str
+    revision: str
+    digest: str
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A recorded evaluation of a task as it was learnt (task view), scores in percent."""
+
+    score: float
+    loss: float
+    samples: int
+    predictions_sha256: str
+
+
+@dataclass(frozen=True)
+class Learnt:
+    """One learnt task: its adapter, queries and head, and where they lie.
+
+    `name` is the task's, with a part of the key where a run learnt the task more than once (several orders or seeds).
+    """
+
+    name: str
+    key: str
+    task: TaskSpec
+    base: Base
+    method: str
+    settings: Mapping[str, Any]
+    sees: tuple[str, ...]
+    """Keys of the earlier adapters it draws on, in bank order; its own comes after them."""
+    ref: CommittedRef
+    at: float
+    """Wall clock of the commit, seconds since 1970: for people."""
+    adopted_from: str = ""
+    """The run whose fact this is, when it was not trained in this one."""
+
+    @property
+    def view(self) -> tuple[str, ...]:
+        """Keys of all adapters that the task uses, its own last."""
+        return (*self.sees, self.key)
+
+    @property
+    def score(self) -> float:
+        """Validation score in percent that training measured for what it kept."""
+        return float(self.ref.metrics["score"])
+
+
+@dataclass(frozen=True)
+class Bank:
+    """Everything that a run has learnt, in the order of its commits."""
+
+    run: str
+    precision: str
+    learnt: Mapping[str, Learnt]
+    evaluations: tuple[tuple[str, Evaluation], ...]
+    """(key of the learnt task, or "" where an older version did not note it; the evaluation), in ledger order."""
+
+    def find(self, wanted: str) -> Learnt:
+        """By task name or beginning of a key. Raises ConfigError listing what there is, or which ones it could be."""
+        found = [e for e in self.learnt.values() if wanted in (e.name, e.task.name)]
+        found = found or [e for e in self.learnt.values() if wanted and e.key.startswith(wanted)]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise ConfigError(f"{wanted!r} was learnt {len(found)} times.", fix=f"Say which: {_names(found)}.")
+        raise ConfigError(f"Run {self.run} has not learnt {wanted!r}.", fix=f"It has learnt: {_names(self.learnt.values())}.")
+
+    def needed_for(self, keys: Iterator[str] | tuple[str, ...]) -> tuple[Learnt, ...]:
+        """The given ones with every adapter that they see, in the order of the bank."""
+        wanted = {seen for key in keys for seen in self.learnt[key].view}
+        missing = wanted - set(self.learnt)
+        if missing:
+            raise DataError(f"Run {self.run} lacks adapters that its tasks see: {', '.join(sorted(missing))}.")
+        return tuple(e for e in self.learnt.values() if e.key in wanted)
+
+    def evaluation_of(self, key: str) -> Evaluation | None:
+        """The first recorded evaluation of a learnt task in its own view; later ones must be equal."""
+        return next((e for of, e in self.evaluations if of == key), None)
+
+
+def read_bank(store: ObjectStore, run: str) -> Bank:
+    """The bank of one run.
+
+    Raises:
+        ConfigError: there is no such run; the message lists those that there are.
+        DataError: a description is damaged. StoreError: the ledger is, or the store is in trouble.
+    """
+    state, entries = load_run(store, run)
+    if not entries:
+        known = ", ".join(runs_of(store)) or "none"
+        raise ConfigError(f"There is no run {run} in {store.url}.", fix=f"Set run=… to one of: {known}; or store.url=….")
+    when = {e.record.job: e.at for e in entries if isinstance(e.record, Commit | Adopt)}
+    described = {key: _described(store, ref) for key, ref in _learnt_refs(state, entries)}
+    twice = Counter(config.task.name for config in described.values())
+    learnt = {}
+    for key, config in described.items():
+        name = config.task.name if twice[config.task.name] == 1 else f"{config.task.name}-{key[:SHORT]}"
+        job = state.job(key)
+        assert job.committed is not None, "only committed results are described"
+        base = Base(
+            digest=config.base_model_digest, **{f: str(config.base_model.get(f, "")) for f in ("name", "source", "revision")}
+        )
+        learnt[key] = Learnt(
+            name, key, config.task, base, config.method, config.settings, config.sees, job.committed, when[key], job.adopted_from
+        )
+    train = state.spec.get("train", {})
+    return Bank(run, str(train.get("precision", "fp32")), learnt, tuple(_evaluations(state, entries)))
+
+
+def runs_of(store: ObjectStore) -> list[str]:
+    """Names of the runs that have a ledger in the store, sorted."""
+    parts = (info.key.split("/") for info in store.list("runs/"))
+    return sorted(p[1] for p in parts if len(p) == 4 and p[2:] == ["ledger", f"{0:016d}"])
+
+
+@dataclass(frozen=True)
+class _Description:
+    """`adapter_config.json` as training writes it."""
+
+    format: str
+    base_model: Mapping[str, Any]
+    base_model_digest: str
+    task: TaskSpec
+    method: str
+    settings: Mapping[str, Any]
+    sees: tuple[str, ...]
+
+
+def parse_description(data: bytes, what: str) -> _Description:
+    """Strictly. Raises DataError for anything that this version does not know."""
+    try:
+        raw = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{what} is not JSON: {error}.") from error
+    if not isinstance(raw, dict) or raw.get("format") != FORMAT:
+        raise DataError(f"{what} is not of the format {FORMAT!r}.", fix="Another version of atlas-dist wrote it.")
+    return from_json(_Description, raw)
+
+
+def _described(store: ObjectStore, ref: CommittedRef) -> _Description:
+    return parse_description(artifacts.load(store, ref, CONFIG_FILE), f"{ref.prefix}/{CONFIG_FILE}")
+
+
+def _learnt_refs(state: RunState, entries: list[Entry]) -> Iterator[tuple[str, CommittedRef]]:
+    """Committed jobs that left an adapter, in the order of their commits."""
+    for entry in entries:
+        if isinstance(entry.record, Commit | Adopt):
+            ref = state.job(entry.record.job).committed
+            if ref is not None and any(blob.name == CONFIG_FILE for blob in ref.blobs):
+                yield ref.job, ref
+
+
+def _evaluations(state: RunState, entries: list[Entry]) -> Iterator[tuple[str, Evaluation]]:
+    for entry in entries:
+        if isinstance(entry.record, Commit | Adopt) and View.TASK.value in entry.record.metrics.get("views", {}):
+            found = entry.record.metrics["views"][View.TASK.value]
+            about = str(entry.record.metrics.get("model_from", ""))
+            yield (
+                about,
+                Evaluation(float(found["score"]), float(found["loss"]), int(found["samples"]), str(found["predictions_sha256"])),
+            )
+
+
+def _names(entries: Any) -> str:
+    return ", ".join(e.name for e in entries) or "nothing"

@@ -1,0 +1,268 @@
+"""A bank as a folder that travels, in the manner of the Hugging Face hub:
+
+    adapter_config.json          base model and its revision, method, every task; size and sha256 of every other file
+    adapter_model.safetensors    all tensors: `<task>/{adapter,key,queries}/<site>…` and `<task>/head/…`
+    facts/<task>.json            what its run recorded of a task: key, files with their hashes, scores; its curves and α
+    README.md                    the model card
+
+Nothing in it is ever executed or unpickled. A reader checks sizes and hashes, the layout of the safetensors file, that values are
+finite, and that the names are exactly those that the configuration implies.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors.torch import load as parse_tensors
+from torch import Tensor
+
+from atlas_dist.bank.card import model_card
+from atlas_dist.bank.facts import CONFIG_FILE, Bank, Base, Learnt, parse_description
+from atlas_dist.bank.weights import BankWeights, LearntWeights
+from atlas_dist.core.keys import canonical_json, check_name, plain, sha256_hex
+from atlas_dist.core.records import from_json
+from atlas_dist.core.types import CommittedRef
+from atlas_dist.errors import DataError, StoreError
+from atlas_dist.model.backbone import BACKBONES
+from atlas_dist.store import artifacts
+from atlas_dist.store.objects import ObjectStore
+from atlas_dist.store.safetensors_check import check_safetensors
+from atlas_dist.train.inputs import ADAPTER_FILE, DETAILS_FILE, TASK_FILE, pack_tensors
+
+WEIGHTS_FILE = "adapter_model.safetensors"
+CARD_FILE = "README.md"
+_JSON_LIMIT = 16 << 20
+_WEIGHTS_LIMIT = 16 << 30
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Safe = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._=-]{0,199}$")]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class _File(_Strict):
+    size: Annotated[int, Field(ge=0)]
+    sha256: Sha256
+
+
+class _Task(_Strict):
+    name: Safe
+    key: Safe
+    sees: tuple[Safe, ...]
+    """Names of the adapters it draws on besides its own, in order."""
+    kind: str
+    classes: int
+    labels: tuple[str, ...]
+    score: float
+
+
+class _Package(_Strict):
+    format: Literal["atlas-dist bank 1"] = "atlas-dist bank 1"
+    library_name: Literal["atlas-dist"] = "atlas-dist"
+    base_model_name_or_path: str
+    revision: str
+    base_model: dict[str, str]
+    base_model_digest: Sha256
+    method: str
+    settings: dict[str, Any]
+    precision: Literal["fp32", "bf16"]
+    run: Safe
+    tasks: tuple[_Task, ...]
+    files: dict[str, _File]
+
+
+def export_bank(store: ObjectStore, bank: Bank, weights: BankWeights, folder: Path) -> list[Path]:
+    """Write the folder and return its files.
+
+    Raises:
+        DataError: `folder` holds something already, or a file of the store is damaged. StoreError: it cannot be written.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise DataError(f"{folder} is not an empty folder.", fix="Name one that does not exist yet.")
+    files: dict[str, bytes] = {WEIGHTS_FILE: pack_tensors(_named(weights))}
+    for task in weights.tasks.values():
+        files[f"facts/{check_name(task.learnt.name, 'task')}.json"] = _fact(store, task.learnt)
+    package = _describe(weights, files)
+    files[CONFIG_FILE] = json.dumps(package.model_dump(mode="json"), indent=1).encode()
+    files[CARD_FILE] = model_card(bank, weights, package.base_model_name_or_path).encode()
+    try:
+        for name, data in files.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(data)
+    except OSError as error:
+        raise StoreError(f"Cannot write {folder}: {error}.", fix="Is the disk full, or the folder not yours?") from error
+    return [folder / name for name in sorted(files)]
+
+
+def read_package(folder: Path) -> BankWeights:
+    """Read an exported bank, believing nothing that was not checked.
+
+    Raises:
+        DataError: a file is missing, too large, damaged, or not what the configuration says.
+    """
+    package = _read_config(folder)
+    data = {name: _read_file(folder, name, about) for name, about in package.files.items()}
+    check_safetensors(data[WEIGHTS_FILE], WEIGHTS_FILE)
+    tensors: dict[str, Tensor] = parse_tensors(data[WEIGHTS_FILE])
+    keys = {task.name: task.key for task in package.tasks}
+    base = Base(digest=package.base_model_digest, **package.base_model)
+    tasks: dict[str, LearntWeights] = {}
+    for task in package.tasks:
+        fact = _parse_fact(data[f"facts/{task.name}.json"], task.name)
+        description = parse_description(canonical_json(fact["description"]), f"facts/{task.name}.json")
+        sees = tuple(keys.get(name, "") for name in task.sees)
+        if (description.sees, description.base_model_digest, description.method) != (sees, base.digest, package.method):
+            raise DataError(f"facts/{task.name}.json is not about what {CONFIG_FILE} says.")
+        ref = from_json(CommittedRef, fact["result"])
+        learnt = Learnt(
+            task.name,
+            task.key,
+            description.task,
+            base,
+            package.method,
+            package.settings,
+            sees,
+            ref,
+            float(fact["at"]),
+            package.run,
+        )
+        mine = {name.removeprefix(f"{task.name}/"): t for name, t in tensors.items() if name.startswith(f"{task.name}/")}
+        adapter = {n: t for n, t in mine.items() if n.startswith(("adapter/", "key/"))}
+        own = {n: t for n, t in mine.items() if n.startswith(("queries/", "head/"))}
+        if len(adapter) + len(own) != len(mine) or ref.job != task.key:
+            raise DataError(f"{folder}: the tensors or the key of {task.name} are not what they should be.")
+        tasks[task.key] = LearntWeights(learnt, adapter, own, task.labels)
+    if sum(len(t.adapter) + len(t.own) for t in tasks.values()) != len(tensors):
+        raise DataError(f"{folder}/{WEIGHTS_FILE} holds tensors of tasks that {CONFIG_FILE} does not name.")
+    return BankWeights(package.run, package.precision, tasks)
+
+
+def original_files(folder: Path, task: LearntWeights) -> dict[str, bytes]:
+    """The files of a learnt task as its run wrote them, to the last byte.
+
+    Raises:
+        DataError: they cannot be made again: a hash that its run recorded is not met.
+    """
+    fact = _parse_fact((folder / "facts" / f"{task.learnt.name}.json").read_bytes(), task.learnt.name)
+    files = {
+        ADAPTER_FILE: pack_tensors(task.adapter),
+        TASK_FILE: pack_tensors(task.own),
+        CONFIG_FILE: canonical_json(fact["description"]),
+        DETAILS_FILE: canonical_json(fact["details"]),
+    }
+    for blob in task.learnt.ref.blobs:
+        if blob.name not in files or sha256_hex(files[blob.name]) != blob.sha256:
+            raise DataError(f"{task.learnt.name}: {blob.name} is not the file that run {task.learnt.adopted_from} committed.")
+    return {blob.name: files[blob.name] for blob in task.learnt.ref.blobs}
+
+
+def _named(weights: BankWeights) -> dict[str, Tensor]:
+    return {
+        f"{task.learnt.name}/{name}": tensor
+        for task in weights.tasks.values()
+        for name, tensor in {**task.adapter, **task.own}.items()
+    }
+
+
+def _fact(store: ObjectStore, learnt: Learnt) -> bytes:
+    """What the run recorded, without places: those are of the store it came from."""
+    ref = replace(learnt.ref, prefix=f"facts/{learnt.name}")
+    known = {blob.name for blob in ref.blobs}
+    return canonical_json(
+        {
+            "result": ref,
+            "at": learnt.at,
+            "description": json.loads(artifacts.load(store, learnt.ref, CONFIG_FILE)),
+            "details": json.loads(artifacts.load(store, learnt.ref, DETAILS_FILE)) if DETAILS_FILE in known else {},
+        }
+    )
+
+
+def _describe(weights: BankWeights, files: Mapping[str, bytes]) -> _Package:
+    base = weights.base
+    known = BACKBONES.get(base.name)
+    hub = known is not None and known.revision is not None and not base.source
+    names = {key: task.learnt.name for key, task in weights.tasks.items()}
+    return _Package(
+        # A trunk that ships with this package has no address on the hub; its name is one that `load_backbone` knows.
+        base_model_name_or_path=known.source if hub and known else base.source or base.name,
+        revision=(known.revision or "") if hub and known else base.revision,
+        base_model={"name": base.name, "source": base.source, "revision": base.revision},
+        base_model_digest=base.digest,
+        method=weights.first.method,
+        settings=dict(plain(weights.first.settings)),
+        precision=weights.precision,  # type: ignore[arg-type]
+        run=weights.run,
+        tasks=tuple(
+            _Task(
+                name=t.learnt.name,
+                key=t.learnt.key,
+                sees=tuple(names[key] for key in t.learnt.sees),
+                kind=t.learnt.task.kind.value,
+                classes=t.learnt.task.classes,
+                labels=t.labels,
+                score=t.learnt.score,
+            )
+            for t in weights.tasks.values()
+        ),
+        files={name: _File(size=len(data), sha256=sha256_hex(data)) for name, data in sorted(files.items())},
+    )
+
+
+def _read_config(folder: Path) -> _Package:
+    data = _read_bytes(folder, CONFIG_FILE, _JSON_LIMIT)
+    try:
+        package = _Package.model_validate_json(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(p) for p in first["loc"]) or "it"
+        raise DataError(
+            f"{folder / CONFIG_FILE} is not an exported bank: {where}: {first['msg']}.",
+            fix="Export it again: atlas-dist bank export.",
+        ) from None
+    wanted = {WEIGHTS_FILE, *(f"facts/{task.name}.json" for task in package.tasks)}
+    if set(package.files) != wanted or set(package.base_model) != {"name", "source", "revision"}:
+        raise DataError(f"{folder / CONFIG_FILE} names the files {sorted(package.files)}; it should name {sorted(wanted)}.")
+    if len({t.name for t in package.tasks}) != len(package.tasks) or len({t.key for t in package.tasks}) != len(package.tasks):
+        raise DataError(f"{folder / CONFIG_FILE} names a task twice.")
+    return package
+
+
+def _read_file(folder: Path, name: str, about: _File) -> bytes:
+    data = _read_bytes(folder, name, _WEIGHTS_LIMIT if name == WEIGHTS_FILE else _JSON_LIMIT)
+    if (len(data), sha256_hex(data)) != (about.size, about.sha256):
+        raise DataError(
+            f"{folder / name} is damaged: {len(data)} bytes with sha256 {sha256_hex(data)[:12]}, expected {about.size} with "
+            f"{about.sha256[:12]}.",
+            fix="Copy the folder again from where it is whole.",
+        )
+    return data
+
+
+def _read_bytes(folder: Path, name: str, limit: int) -> bytes:
+    path = folder / name
+    try:
+        if path.stat().st_size > limit:
+            raise DataError(f"{path} has more than the {limit} bytes allowed here.")
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise DataError(f"There is no {path}.", fix="Name a folder that `atlas-dist bank export` wrote.") from error
+    except OSError as error:
+        raise StoreError(f"Cannot read {path}: {error}.") from error
+
+
+def _parse_fact(data: bytes, name: str) -> dict[str, Any]:
+    try:
+        fact = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"facts/{name}.json is not JSON: {error}.") from error
+    if not isinstance(fact, dict) or set(fact) != {"result", "at", "description", "details"}:
+        raise DataError(f"facts/{name}.json is not a fact of an exported bank.")
+    return fact

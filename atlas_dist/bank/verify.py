@@ -1,0 +1,139 @@
+"""Is a bank still what its ledger says? Every committed file is read again and hashed; with a trunk and data, scored again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from atlas_dist.bank.facts import Bank, Evaluation, Learnt
+from atlas_dist.config import BackboneConfig, MethodConfig, Precision, RunConfig
+from atlas_dist.coordinator.status import load_run
+from atlas_dist.core.types import Assignment, CommittedRef, JobKind, StageJob, View
+from atlas_dist.errors import ConfigError, DataError
+from atlas_dist.model.backbone import Backbone
+from atlas_dist.store import artifacts
+from atlas_dist.store.objects import ObjectStore
+from atlas_dist.train.context import RankContext
+from atlas_dist.train.engine import join_alone
+from atlas_dist.train.score import score
+
+NO_EVALUATION_TOLERANCE = 0.5
+"""Percentage points by which a score may differ from the one that *training* measured. There the new adapter is a group of its
+own, here it is stacked with the others: equal sums in another order, so that a sample on the edge may fall to the other side. A
+recorded evaluation was computed as here and must be met exactly."""
+
+
+@dataclass(frozen=True)
+class Checked:
+    """One committed result: what was read again, and what is wrong with it ("" = nothing)."""
+
+    ref: CommittedRef
+    fault: str = ""
+
+    @property
+    def size(self) -> int:
+        """Bytes of its files."""
+        return sum(blob.size for blob in self.ref.blobs)
+
+
+def verify_results(store: ObjectStore, run: str) -> Iterator[Checked]:
+    """Re-read and re-hash every file of every committed result of a run, evaluations too; goes on after a damaged one.
+
+    Raises:
+        StoreError: the ledger is damaged, or the store is in trouble: nothing is known then.
+    """
+    state, _ = load_run(store, run)
+    for job in state.jobs.values():
+        if job.committed is not None:
+            yield _checked(store, job.committed)
+
+
+def _checked(store: ObjectStore, ref: CommittedRef) -> Checked:
+    try:
+        artifacts.verify(store, ref.prefix, ref.blobs)
+    except DataError as error:
+        return Checked(ref, error.message)
+    return Checked(ref)
+
+
+@dataclass(frozen=True)
+class Rescored:
+    """A learnt task, loaded from its files and scored again."""
+
+    learnt: Learnt
+    score: float
+    """Percent."""
+    predictions_sha256: str
+    evaluation: Evaluation | None = field(default=None)
+    """The recorded one; None when the run has not evaluated the task yet."""
+
+    @property
+    def expected(self) -> float:
+        """The score to meet, in percent."""
+        return self.evaluation.score if self.evaluation else self.learnt.score
+
+    @property
+    def bitwise(self) -> bool:
+        """Every logit of every sample is equal to the last bit."""
+        return self.evaluation is not None and self.evaluation.predictions_sha256 == self.predictions_sha256
+
+    @property
+    def reproduced(self) -> bool:
+        """Whether the reloaded model is what was recorded."""
+        return abs(self.score - self.expected) <= (1e-9 if self.evaluation else NO_EVALUATION_TOLERANCE)
+
+
+def rescore(config: RunConfig, bank: Bank, learnt: Learnt, context: RankContext | None = None) -> Rescored:
+    """Score one learnt task in its own view, by the very code that a run's evaluations use.
+
+    Args:
+        config: says where the shards are, and `train.eval_batch`; trunk, method and precision are the bank's own.
+        context: of an earlier call with the same bank, to keep the trunk.
+
+    Raises:
+        DataError: the trunk or the shards are not those that the task was learnt with, or a file is damaged.
+    """
+    context = context or rescoring_context(config, bank, learnt)
+    require_base(context.trunk(), learnt)
+    view = learnt.view
+    refs: Mapping[str, CommittedRef] = {key: bank.learnt[key].ref for key in view}
+    job = StageJob(
+        key="rescore",
+        kind=JobKind.EVAL,
+        task=learnt.task,
+        method=learnt.method,
+        seed=0,
+        parents=view,
+        bank=view,
+        model_from=learnt.key,
+        views=(View.TASK,),
+        own_bank=len(view),
+    )
+    _, metrics = score(context, Assignment(job, "rescore", "", refs), lambda _: False)
+    now = metrics["views"][View.TASK.value]
+    recorded = bank.evaluation_of(learnt.key) or _same_predictions(bank, now["predictions_sha256"])
+    return Rescored(learnt, float(now["score"]), str(now["predictions_sha256"]), recorded)
+
+
+def rescoring_context(config: RunConfig, bank: Bank, learnt: Learnt) -> RankContext:
+    """A rank of its own with the trunk, the method and the precision that a task was learnt with. Needs no Ray."""
+    join_alone()
+    train = config.train.model_copy(update={"precision": Precision(bank.precision), "zero_stage": 0})
+    base = BackboneConfig(name=learnt.base.name, source=learnt.base.source, revision=learnt.base.revision)
+    method = MethodConfig(name=learnt.method, settings=dict(learnt.settings))
+    return RankContext(config.model_copy(update={"train": train, "backbone": base, "method": method}), 0, 1)
+
+
+def require_base(trunk: Backbone, learnt: Learnt) -> None:
+    """Raises ConfigError unless `trunk` is the one that the task was learnt on."""
+    if trunk.digest != learnt.base.digest:
+        raise ConfigError(
+            f"{learnt.name} was learnt on another backbone: {learnt.base.name} with digest {learnt.base.digest[:12]}; "
+            f"{trunk.name} here has {trunk.digest[:12]}.",
+            fix="Use the weights it was learnt with (backbone.source, backbone.revision), or the version of atlas-dist that did.",
+        )
+
+
+def _same_predictions(bank: Bank, fingerprint: str) -> Evaluation | None:
+    """Older ledgers do not say which task an evaluation is about; equal bits do."""
+    return next((e for about, e in bank.evaluations if not about and e.predictions_sha256 == fingerprint), None)

@@ -1,0 +1,100 @@
+"""Learnt tasks with their tensors, in memory and apart from any run: what is exported, imported, and answered with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from atlas_dist.bank.facts import Bank, Base, Learnt
+from atlas_dist.core.types import TaskKind
+from atlas_dist.data.manifest import read_manifest
+from atlas_dist.errors import AtlasError, DataError
+from atlas_dist.methods import Method, make_method
+from atlas_dist.store.objects import ObjectStore
+from atlas_dist.train.inputs import read_adapters, read_task
+
+
+@dataclass(frozen=True)
+class LearntWeights:
+    """A learnt task and its tensors. `adapter`: `adapter/<site>/…` and `key/<site>`; `own`: `queries/<site>` and `head/…`.
+
+    `labels` are the names of its classes or answers; () where nobody knew them.
+    """
+
+    learnt: Learnt
+    adapter: Mapping[str, Tensor]
+    own: Mapping[str, Tensor]
+    labels: tuple[str, ...] = ()
+
+    def label(self, index: int) -> str:
+        """The name of a class, or its number."""
+        return self.labels[index] if self.labels else str(index)
+
+
+@dataclass(frozen=True)
+class BankWeights:
+    """Some learnt tasks of one trunk and one method, with every adapter that they see. Keys are job keys, in bank order."""
+
+    run: str
+    precision: str
+    tasks: Mapping[str, LearntWeights]
+
+    def __post_init__(self) -> None:
+        if not self.tasks:
+            raise DataError("There is nothing in this bank.", fix="Learn a task first, or name one that was learnt.")
+        first = self.first
+        for task in self.tasks.values():
+            if (task.learnt.base.digest, task.learnt.method, dict(task.learnt.settings)) != (
+                first.base.digest,
+                first.method,
+                dict(first.settings),
+            ):
+                raise DataError(f"{task.learnt.name} and {first.name} have another trunk or method: they cannot share a model.")
+            missing = [key for key in task.learnt.sees if key not in self.tasks]
+            if missing:
+                raise DataError(f"{task.learnt.name} sees adapters that are not here: {', '.join(missing)}.")
+
+    @property
+    def first(self) -> Learnt:
+        """Any of them: trunk, method and settings are the same for all."""
+        return next(iter(self.tasks.values())).learnt
+
+    @property
+    def base(self) -> Base:
+        """The trunk they belong to."""
+        return self.first.base
+
+    def method(self) -> Method:
+        """The method they were learnt with. Raises ConfigError when this version does not know it."""
+        return make_method(self.first.method, self.first.settings)
+
+
+def load_weights(store: ObjectStore, bank: Bank, wanted: Sequence[str] = (), *, shards: ObjectStore | None = None) -> BankWeights:
+    """Read learnt tasks from a store, every file against its hash.
+
+    Args:
+        wanted: task names or beginnings of keys; () = all. The adapters they see come along.
+        shards: where the names of the classes stand; None, or without the task's manifest: the classes stay numbers.
+
+    Raises:
+        ConfigError: a name is not in the bank. DataError: a file is damaged. StoreError: the store is in trouble.
+    """
+    keys = tuple(bank.find(name).key for name in wanted) or tuple(bank.learnt)
+    tasks = {}
+    for learnt in bank.needed_for(keys):
+        refs = {learnt.key: learnt.ref}
+        adapter = read_adapters(store, refs, [learnt.key])[0]
+        tasks[learnt.key] = LearntWeights(learnt, adapter, read_task(store, learnt.ref), _labels(shards, learnt))
+    return BankWeights(bank.run, bank.precision, tasks)
+
+
+def _labels(shards: ObjectStore | None, learnt: Learnt) -> tuple[str, ...]:
+    """Names of the classes from the very split that the task was validated on. Choices have none: they come with the question."""
+    if shards is None or learnt.task.kind is TaskKind.CHOICE:
+        return ()
+    try:
+        return read_manifest(shards, learnt.task.dataset, learnt.task.val, digest=learnt.task.val_digest).classes
+    except AtlasError:
+        return ()

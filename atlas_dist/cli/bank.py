@@ -1,0 +1,271 @@
+"""`atlas-dist bank …`: look at what a run has learnt, check it, carry it elsewhere. Works from the store; needs no Ray."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from atlas_dist.bank.facts import SHORT, Bank, Learnt, read_bank, runs_of
+from atlas_dist.cli.words import Overrides, composed, console, hush, open_run_store, shards_if_there
+from atlas_dist.config import RunConfig
+from atlas_dist.errors import DataError
+from atlas_dist.store import ObjectStore
+
+bank_app = typer.Typer(help="What a run has learnt: list, show, check, export, import.", no_args_is_help=True)
+
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON document instead of a table.")]
+TaskWord = Annotated[str, typer.Argument(help="Task name, or the beginning of a key", show_default=False)]
+
+
+@bank_app.command("ls")
+def ls(overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """List the learnt tasks of a run, in the order they were committed."""
+    config, store, bank = _open(overrides)
+    if as_json:
+        typer.echo(json.dumps([_as_json(bank, e) for e in bank.learnt.values()], indent=1))
+        return
+    out = console()
+    table = Table(title=f"Bank of run {bank.run}: {len(bank.learnt)} tasks", title_justify="left")
+    for column in ("task", "kind", "score %", "evaluated %", "draws on", "MB", "key", "from"):
+        table.add_column(column)
+    for e in bank.learnt.values():
+        evaluation = bank.evaluation_of(e.key)
+        size = sum(blob.size for blob in e.ref.blobs) / 1e6
+        table.add_row(
+            e.name, e.task.kind.value, f"{e.score:.1f}", f"{evaluation.score:.1f}" if evaluation else "–",
+            ", ".join(_names(bank, e.sees)) or "the trunk alone", f"{size:.1f}", e.key[:SHORT], e.adopted_from or "this run",
+        )  # fmt: skip
+    out.print(table)
+    others = [run for run in runs_of(store) if run != config.run]
+    if others:
+        out.print(f"Other runs in {store.url}: {', '.join(others)}", markup=False, soft_wrap=True)
+
+
+@bank_app.command("show")
+def show(task: TaskWord, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Everything that is known of one learnt task: what it depends on, its scores, its files."""
+    _, _, bank = _open(overrides)
+    e = bank.find(task)
+    about = _as_json(bank, e)
+    if as_json:
+        typer.echo(json.dumps(about, indent=1))
+        return
+    out = console()
+    for name, value in about.items():
+        if name != "files":
+            out.print(f"[bold]{name}[/bold]: ", end="")
+            out.print(_line(value), markup=False, soft_wrap=True)
+    for blob in e.ref.blobs:
+        out.print(f"  {blob.sha256[:16]}  {blob.size:>9}  {blob.name}", markup=False)
+
+
+@bank_app.command("log")
+def log(overrides: Overrides = None) -> None:
+    """How the bank grew: one line a learnt task, oldest first."""
+    _, _, bank = _open(overrides)
+    out = console()
+    for e in bank.learnt.values():
+        seconds = e.ref.metrics.get("seconds", {}).get("training", 0.0)
+        made = f"on {' + '.join(_names(bank, e.sees))}" if e.sees else "on the trunk alone"
+        origin = f", taken over from run {e.adopted_from}" if e.adopted_from else ""
+        out.print(
+            f"{_when(e)}  {e.key[:SHORT]}  {e.name} {made}: {e.score:.1f} %, trained {seconds:.0f} s{origin}",
+            markup=False, soft_wrap=True,
+        )  # fmt: skip
+
+
+@bank_app.command("diff")
+def diff(
+    before: Annotated[str, typer.Argument(help="Run to compare from")],
+    after: Annotated[str, typer.Argument(help="Run to compare with")],
+    overrides: Overrides = None,
+) -> None:
+    """Compare the banks of two runs of one store, task by task: equal to the last byte, learnt otherwise, or only in one."""
+    config = composed(overrides)
+    store = open_run_store(config)
+    left, right = read_bank(store, before), read_bank(store, after)
+    out = console()
+    for name in dict.fromkeys(e.task.name for bank in (left, right) for e in bank.learnt.values()):
+        out.print(_difference(name, _of_task(left, name), _of_task(right, name), left, right), markup=False, soft_wrap=True)
+
+
+@bank_app.command("verify")
+def verify(
+    overrides: Overrides = None,
+    rescore: Annotated[
+        bool, typer.Option("--rescore", help="Load each task and score it again on its validation split.")
+    ] = False,
+    task: Annotated[list[str] | None, typer.Option("--task", help="Rescore this one only; may be given again.")] = None,
+) -> None:
+    """Re-read and re-hash every committed file of a run; with --rescore, reproduce its recorded validation scores."""
+    from atlas_dist.bank.verify import verify_results
+
+    config, store, bank = _open(overrides, whole=False)
+    out = console()
+    checked = list(verify_results(store, config.run))
+    faults = [c for c in checked if c.fault]
+    for c in faults:
+        out.print(f"damaged: {c.ref.job[:SHORT]}: {c.fault}", markup=False, soft_wrap=True)
+    if faults:
+        raise DataError(
+            f"{len(faults)} of {len(checked)} committed results of run {config.run} are damaged.",
+            fix="Copy the files named above again from a replica; or give the run another name: it trains only what is missing.",
+        )
+    size = sum(c.size for c in checked) / 1e6
+    out.print(f"{len(checked)} committed results, {sum(len(c.ref.blobs) for c in checked)} files, {size:.1f} MB: all whole")
+    if rescore:
+        assert bank is not None
+        _rescore(config, bank, task or [], out)
+
+
+def _rescore(config: RunConfig, bank: Bank, wanted: Sequence[str], out: Console) -> None:
+    from atlas_dist.bank.verify import rescore, rescoring_context
+
+    hush()
+    chosen = [bank.find(name) for name in wanted] or list(bank.learnt.values())
+    context, missed = None, 0
+    for learnt in chosen:
+        context = context or rescoring_context(config, bank, learnt)
+        got = rescore(config, bank, learnt, context)
+        missed += not got.reproduced
+        against = "its recorded evaluation" if got.evaluation else "what training measured (not evaluated yet)"
+        bits = ", every prediction bitwise equal" if got.bitwise else ""
+        verdict = "reproduced" if got.reproduced else "NOT REPRODUCED"
+        out.print(
+            f"{learnt.name}: {got.score:.4f} %, {against} {got.expected:.4f} %: {verdict}{bits}", markup=False, soft_wrap=True
+        )
+    if missed:
+        raise DataError(
+            f"{missed} of {len(chosen)} tasks do not reproduce their recorded score.",
+            fix="Compare library versions and train.eval_batch with those of the run.",
+        )
+
+
+@bank_app.command("export")
+def export(
+    folder: Annotated[Path, typer.Argument(help="Folder to write; must not exist yet")],
+    overrides: Overrides = None,
+    task: Annotated[list[str] | None, typer.Option("--task", help="Only this one and what it sees; may be given again.")] = None,
+) -> None:
+    """Write learnt tasks as a folder in the manner of the Hugging Face hub, with a model card."""
+    from atlas_dist.bank.package import export_bank
+    from atlas_dist.bank.weights import load_weights
+
+    config, store, bank = _open(overrides)
+    weights = load_weights(store, bank, task or [], shards=shards_if_there(config))
+    files = export_bank(store, bank, weights, folder)
+    out = console()
+    out.print(
+        f"{len(weights.tasks)} tasks in {folder}: {', '.join(t.learnt.name for t in weights.tasks.values())}", soft_wrap=True
+    )
+    unnamed = [t.learnt.name for t in weights.tasks.values() if not t.labels and t.learnt.task.kind.value != "choice"]
+    if unnamed:
+        out.print(f"without class names (their shards are not at {config.shards.url}): {', '.join(unnamed)}", soft_wrap=True)
+    out.print(f"{sum(f.stat().st_size for f in files) / 1e6:.1f} MB in {len(files)} files; the model card is README.md")
+
+
+@bank_app.command("import")
+def import_(
+    folder: Annotated[Path, typer.Argument(help="Folder that `bank export` wrote")],
+    overrides: Overrides = None,
+    name: Annotated[str, typer.Option("--as", help='Name of the run it becomes; "" = import-<a digest>.')] = "",
+) -> None:
+    """Take an exported bank into the store as a run of its own; runs that plan the same jobs then adopt its results."""
+    from atlas_dist.bank.adopt import import_bank
+    from atlas_dist.bank.package import read_package
+    from atlas_dist.core.keys import digest_of
+
+    config = composed(overrides)
+    store = open_run_store(config)
+    weights = read_package(folder)
+    run = name or f"import-{digest_of(sorted(weights.tasks))[:SHORT]}"
+    import_bank(store, folder, weights, run)
+    console().print(f"{len(weights.tasks)} tasks are now run {run} of {store.url}", soft_wrap=True)
+
+
+def _open(overrides: list[str] | None, *, whole: bool = True) -> tuple[RunConfig, ObjectStore, Any]:
+    """Configuration, store and bank; with `whole` off, a bank that cannot be read is None (its files are about to be judged)."""
+    config = composed(overrides)
+    store = open_run_store(config)
+    try:
+        return config, store, read_bank(store, config.run)
+    except DataError:
+        if whole:
+            raise
+        return config, store, None
+
+
+def _as_json(bank: Bank, e: Learnt) -> dict[str, Any]:
+    evaluation = bank.evaluation_of(e.key)
+    return {
+        "task": e.name,
+        "key": e.key,
+        "kind": e.task.kind.value,
+        "classes": e.task.classes,
+        "score": e.score,
+        "evaluated": evaluation.score if evaluation else None,
+        "predictions_sha256": evaluation.predictions_sha256 if evaluation else None,
+        "by_chance": e.task.random_score,
+        "draws_on": _names(bank, e.sees),
+        "method": e.method,
+        "settings": dict(e.settings),
+        "precision": bank.precision,
+        "base_model": {"name": e.base.name, "source": e.base.source, "revision": e.base.revision, "digest": e.base.digest},
+        "data": {"dataset": e.task.dataset, e.task.train: e.task.train_digest, e.task.val: e.task.val_digest},
+        "committed": _when(e),
+        "adopted_from": e.adopted_from,
+        "place": e.ref.prefix,
+        "files": [{"name": b.name, "size": b.size, "sha256": b.sha256} for b in e.ref.blobs],
+    }
+
+
+def _line(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{k} {v}" for k, v in value.items())
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _difference(name: str, a: list[Learnt], b: list[Learnt], left: Bank, right: Bank) -> str:
+    if not a or not b:
+        return f"{name}: only in {(left if a else right).run}"
+    if {e.key for e in a} == {e.key for e in b}:
+        same = {_bytes(e) for e in a} == {_bytes(e) for e in b}
+        return (
+            f"{name}: the same job, {'every byte equal' if same else 'OTHER BYTES: this must not happen on one kind of machine'}"
+        )
+    scores = " -> ".join("/".join(f"{e.score:.1f}" for e in side) for side in (a, b))
+    why = [
+        word
+        for word, differs in (
+            ("data", a[0].task != b[0].task),
+            ("method or settings", (a[0].method, a[0].settings) != (b[0].method, b[0].settings)),
+            ("trunk", a[0].base.digest != b[0].base.digest),
+            ("precision", left.precision != right.precision),
+            ("earlier adapters", a[0].sees != b[0].sees),
+        )
+        if differs
+    ]
+    return f"{name}: learnt otherwise ({', '.join(why) or 'budget, seed or numerics'}), {scores} %"
+
+
+def _bytes(e: Learnt) -> tuple[tuple[str, str], ...]:
+    return (e.key, ""), *((b.name, b.sha256) for b in e.ref.blobs)
+
+
+def _of_task(bank: Bank, name: str) -> list[Learnt]:
+    return [e for e in bank.learnt.values() if e.task.name == name]
+
+
+def _names(bank: Bank, keys: Iterable[str]) -> list[str]:
+    return [bank.learnt[key].name if key in bank.learnt else key[:SHORT] for key in keys]
+
+
+def _when(e: Learnt) -> str:
+    return datetime.fromtimestamp(e.at, UTC).strftime("%Y-%m-%d %H:%M:%S")

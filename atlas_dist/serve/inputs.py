@@ -1,0 +1,98 @@
+"""From what people have (a file, a picture, a sentence) to what the trunk reads, exactly as packed data were turned into it."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from atlas_dist.core.types import TaskKind, TaskSpec
+from atlas_dist.data.decode import MEAN_COLOUR, decode_into
+from atlas_dist.data.images import stored_form
+from atlas_dist.data.sample import IMAGE_PROMPT
+from atlas_dist.errors import DataError
+
+Picture = str | Path | bytes | Image.Image | NDArray[np.uint8]
+"""A file, its bytes, a PIL image, or an array uint8 [H, W, 3] in RGB."""
+Text = str | tuple[str, str]
+"""One text, or two that are read as two segments."""
+
+
+def texts_of(task: TaskSpec, text: Text | None, choices: Sequence[str]) -> list[tuple[str, ...]]:
+    """The texts of one sample, one for every pass: K of a `choice`, otherwise one.
+
+    Raises:
+        DataError: choices are missing, too many or too few, or given to a task that has none.
+    """
+    if task.kind is not TaskKind.CHOICE:
+        if choices:
+            raise DataError(f"{task.name} has no choices ({task.kind.value}).", fix="Leave `choices` out.")
+        return [(IMAGE_PROMPT,) if text is None else _segments(text)]
+    if len(choices) != task.classes or text is None:
+        raise DataError(
+            f"{task.name} chooses between {task.classes} texts; {len(choices)} were given{'' if text else ', and no text'}.",
+            fix=f"Give `text` and exactly {task.classes} `choices`.",
+        )
+    segments = _segments(text)
+    if len(segments) == 2:
+        raise DataError(f"{task.name} pairs its text with each choice: it cannot have two segments.", fix="Give one text.")
+    return [(segments[0], choice) for choice in choices]
+
+
+def pixels_of(task: TaskSpec, pictures: Sequence[Picture], side: int) -> NDArray[np.uint8]:
+    """uint8 [I, side, side, 3]: the sample's pictures, or the mean colour for a task that was learnt without any.
+
+    Raises:
+        DataError: too many or too few pictures, or one that cannot be read.
+    """
+    if len(pictures) > task.images or (len(pictures) < task.images and (pictures or task.images == 2)):
+        raise DataError(f"{task.name} looks at {task.images} pictures a sample; {len(pictures)} were given.")
+    out = np.empty((task.images, side, side, 3), np.uint8)
+    out[:] = MEAN_COLOUR
+    for slot, picture in zip(out, pictures, strict=False):
+        _, stored = stored_form(_compressed(picture), side)
+        decode_into(memoryview(stored), slot)
+    return out
+
+
+class Normalise:
+    """uint8 [..., H, W, 3] to float32 [..., 3, H, W] as the trunk was pretrained, on `device`.
+
+    Args:
+        mean, std: of the trunk's pixels, per channel, for values in [0, 1].
+    """
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float], device: torch.device) -> None:
+        self.device = device
+        self._scale = (1.0 / (255.0 * torch.tensor(std))).view(3, 1, 1).to(device)
+        self._shift = (torch.tensor(mean) / torch.tensor(std)).view(3, 1, 1).to(device)
+
+    def __call__(self, pixels: NDArray[np.uint8]) -> Tensor:
+        """On the device."""
+        moved = torch.from_numpy(pixels).to(self.device).movedim(-1, -3)
+        return moved.float().mul_(self._scale).sub_(self._shift)
+
+
+def _segments(text: Text) -> tuple[str, ...]:
+    return (text,) if isinstance(text, str) else tuple(text)
+
+
+def _compressed(picture: Picture) -> bytes:
+    """JPEG or PNG bytes. Pictures in memory become PNG: nothing is lost."""
+    if isinstance(picture, bytes):
+        return picture
+    if isinstance(picture, str | Path):
+        try:
+            return Path(picture).read_bytes()
+        except OSError as error:
+            raise DataError(f"Cannot read the picture {picture}: {error.strerror}.", fix="Give a JPEG or PNG file.") from error
+    image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
+    out = io.BytesIO()
+    image.save(out, "PNG")
+    return out.getvalue()

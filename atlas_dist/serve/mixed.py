@@ -1,0 +1,242 @@
+"""Samples of several tasks in one forward pass: the trunk sees one batch, at each site a row goes through its own task's view.
+
+The trunk is nearly all of the work and the same for every task, so rows of all tasks go through it together; a site takes a slice
+of the batch for each task that is in it (METHOD.md, One site). Rows are sorted by task, so a slice is a view. Texts are padded to
+the longest task of the batch; the padding is masked in the trunk and *left out* at the sites, whose attention has none. A row's
+numbers are those of a batch of its own, up to the rounding of larger matrix products.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+from transformers import ViltModel
+
+from atlas_dist.bank.weights import BankWeights
+from atlas_dist.errors import DataError
+from atlas_dist.model import tensors as named
+from atlas_dist.model.backbone import AdapterSite, adapter_sites
+from atlas_dist.model.heads import Head, HeadSpec
+from atlas_dist.model.mixing import MixingSpec
+from atlas_dist.model.mixing_op import MixRule, Stack, mix
+from atlas_dist.model.vilt import uniform_pixel_mask
+
+
+@dataclass(frozen=True)
+class TaskBatch:
+    """B samples of one task: `input_ids`, `attention_mask`, `token_type_ids` int64 [B, K, L_t], `pixels` [B, I, 3, H, W]."""
+
+    key: str
+    input_ids: Tensor
+    attention_mask: Tensor
+    token_type_ids: Tensor
+    pixels: Tensor
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """B samples, I images, K texts: B·I·K rows, in this order."""
+        return len(self.input_ids), self.pixels.shape[1], self.input_ids.shape[1]
+
+    @property
+    def length(self) -> int:
+        """L_t, text tokens a row."""
+        return self.input_ids.shape[2]
+
+    @property
+    def rows(self) -> int:
+        """Rows of the trunk's batch."""
+        samples, images, texts = self.shape
+        return samples * images * texts
+
+
+@dataclass(frozen=True)
+class TaskOutput:
+    """`logits` [B, C], float32 at least; `alpha`: {site: [B, T]} ([B, T, D] for `dimension`), a sample's passes averaged."""
+
+    logits: Tensor
+    alpha: Mapping[str, Tensor]
+
+
+class MixedModel:
+    """A trunk with the views of all tasks of a bank. Not a module: it holds weights and computes, and trains nothing.
+
+    Args:
+        trunk: on its device, frozen.
+        weights: the tasks; adapters that several tasks see are held once.
+        second_image_type: modality type of a pair's second image.
+
+    Raises:
+        DataError: a tensor is missing, superfluous, misshapen or not finite.
+    """
+
+    def __init__(self, trunk: ViltModel, weights: BankWeights, mixing: MixingSpec, second_image_type: int = 1) -> None:
+        self.trunk = trunk
+        device = next(trunk.parameters()).device
+        width, heads = trunk.config.hidden_size, trunk.config.num_attention_heads
+        self.specs = {key: HeadSpec(t.learnt.task.kind, t.learnt.task.classes) for key, t in weights.tasks.items()}
+        self.heads = {key: _load_head(spec, width, weights.tasks[key].own, device) for key, spec in self.specs.items()}
+        self.sites = {place.name: _Site(place, weights, mixing, mixing.rule(heads), device) for place in adapter_sites(trunk)}
+        self._check_names(weights)
+        self.image_types = (1, second_image_type)
+
+    @torch.inference_mode()
+    def __call__(self, batches: Sequence[TaskBatch]) -> list[TaskOutput]:
+        """One forward pass over all rows of all tasks; outputs in the order of `batches`."""
+        longest = max(batch.length for batch in batches)
+        rows = [_rows(batch, longest) for batch in batches]
+        text = {name: torch.cat([r[name] for r in rows]) for name in ("input_ids", "attention_mask", "token_type_ids")}
+        pixels = torch.cat([r["pixels"] for r in rows])
+        types = torch.cat([torch.tensor(self.image_types, device=pixels.device)[r["image"]] for r in rows])
+        for site in self.sites.values():
+            site.plan(batches, longest)
+        with self._hooked(types):
+            pooled: Tensor = self.trunk(
+                **text, pixel_values=pixels, pixel_mask=uniform_pixel_mask(pixels), image_token_type_idx=1
+            ).pooler_output
+        parts = torch.split(pooled, [batch.rows for batch in batches])
+        return [self._answer(number, batch, part) for number, (batch, part) in enumerate(zip(batches, parts, strict=True))]
+
+    def _answer(self, number: int, batch: TaskBatch, pooled: Tensor) -> TaskOutput:
+        """Pooled rows [B·I·K, D] to logits [B, C], as `model.atlas.AtlasModel.forward` arranges them."""
+        samples, images, texts = batch.shape
+        joined = pooled.view(samples, images, texts, -1).transpose(1, 2).flatten(2)
+        logits = self.heads[batch.key](joined).view(samples, -1)
+        alpha = {
+            name: site.alphas[number].unflatten(0, (samples, images * texts)).mean(dim=1)
+            for name, site in self.sites.items()
+            if site.alphas
+        }
+        return TaskOutput(logits if logits.dtype is torch.float64 else logits.float(), alpha)
+
+    @contextmanager
+    def _hooked(self, types: Tensor) -> Iterator[None]:
+        """The trunk with our sites, and with an image type a row; as before afterwards."""
+        handles: list[RemovableHandle] = []
+        embedding = self.trunk.embeddings.token_type_embeddings
+        # The trunk asks for type 0 on text and for the one type it was given, 1, on pictures.
+        handles.append(embedding.register_forward_pre_hook(lambda _, inputs: (inputs[0] * types[:, None],)))
+        try:
+            handles += [self.trunk.get_submodule(s.place.path).register_forward_hook(s) for s in self.sites.values()]
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _check_names(self, weights: BankWeights) -> None:
+        """Exactly what sites and head take, and nothing besides."""
+        for key, task in weights.tasks.items():
+            heads = {f"head/{name}" for name, _ in self.heads[key].named_parameters()}
+            wanted = (
+                {name for site in self.sites.values() for name in site.adapter_names},
+                heads | {name for site in self.sites.values() for name in site.query_names},
+            )
+            for have, want in zip((set(task.adapter), set(task.own)), wanted, strict=True):
+                if have != want:
+                    odd = ", ".join(sorted(have ^ want)[:5])
+                    raise DataError(f"{task.learnt.name} has tensors missing or too many: {odd}.", fix="Export the bank again.")
+
+
+class _Site:
+    """One place in the trunk: the adapters of the whole bank, stacked once, and each task's view of them.
+
+    `alphas` holds α of the last pass, one tensor a batch.
+    """
+
+    def __init__(self, place: AdapterSite, weights: BankWeights, mixing: MixingSpec, rule: MixRule, device: torch.device) -> None:
+        self.place, self.rule, self.outer = place, rule, mixing.outer_residual
+        self.views: dict[str, Stack] = {}
+        self.alphas: list[Tensor] = []
+        self.batches: list[tuple[str, int, int]] = []
+        self.longest = 0
+        shapes = _shapes(place, mixing)
+        self.adapter_names = tuple(shapes)
+        self.query_names = (f"queries/{place.name}",) if mixing.query_shape(place.width) else ()
+        order = {key: number for number, key in enumerate(weights.tasks)}
+        bank = {
+            name: torch.stack([_checked(t.adapter, name, shape, t.learnt.name) for t in weights.tasks.values()]).to(device)
+            for name, shape in shapes.items()
+        }
+        for key, task in weights.tasks.items():
+            rows = [order[seen] for seen in task.learnt.view]
+            down, down_bias, up, up_bias, *key_rows = (_select(stacked, rows) for stacked in bank.values())
+            query = None
+            if self.query_names:
+                shape = (len(rows), *mixing.query_shape(place.width))
+                query = _checked(task.own, self.query_names[0], shape, task.learnt.name).to(device)
+            self.views[key] = Stack(down, down_bias, up, up_bias, query, key_rows[0] if key_rows else None)
+
+    def plan(self, batches: Sequence[TaskBatch], longest: int) -> None:
+        """What the rows of the next pass are: (task, rows, text tokens), in their order."""
+        self.alphas, self.longest = [], longest
+        self.batches = [(batch.key, batch.rows, batch.length) for batch in batches]
+
+    def __call__(self, _: nn.Module, __: tuple[Any, ...], output: Tensor) -> Tensor:
+        """Forward hook: the dense layer's output [rows, longest + patches, D], every task's slice through its own view."""
+        parts = torch.split(output, [rows for _, rows, _ in self.batches])
+        return torch.cat([self._mixed(key, part, length) for (key, _, length), part in zip(self.batches, parts, strict=True)])
+
+    def _mixed(self, key: str, rows: Tensor, length: int) -> Tensor:
+        padded = length < self.longest
+        x = torch.cat([rows[:, :length], rows[:, self.longest :]], dim=1) if padded else rows
+        mixed, alpha = mix(x, self.views[key], self.rule)
+        self.alphas.append(alpha)
+        if self.outer:
+            mixed = mixed + x
+        return torch.cat([mixed[:, :length], rows[:, length : self.longest], mixed[:, length:]], dim=1) if padded else mixed
+
+
+def _rows(batch: TaskBatch, longest: int) -> dict[str, Tensor]:
+    """One row a pass, [B·I·K, ...]: every picture of a sample with every text of it."""
+    samples, images, texts = batch.shape
+
+    def text(values: Tensor) -> Tensor:
+        padded = nn.functional.pad(values, (0, longest - batch.length))
+        return padded[:, None].expand(-1, images, -1, -1).reshape(batch.rows, longest)
+
+    pixels = batch.pixels[:, :, None].expand(-1, -1, texts, -1, -1, -1).flatten(0, 2)
+    image = torch.arange(images, device=pixels.device)[None, :, None].expand(samples, -1, texts).flatten()
+    return {
+        "input_ids": text(batch.input_ids),
+        "attention_mask": text(batch.attention_mask),
+        "token_type_ids": text(batch.token_type_ids),
+        "pixels": pixels,
+        "image": image,
+    }
+
+
+def _shapes(place: AdapterSite, mixing: MixingSpec) -> dict[str, tuple[int, ...]]:
+    """Tensors of one adapter at a site, in the order of `Stack`."""
+    name, width, rank = place.name, place.width, mixing.rank
+    shapes: dict[str, tuple[int, ...]] = {
+        f"adapter/{name}/down.weight": (rank, width),
+        f"adapter/{name}/down.bias": (rank,),
+        f"adapter/{name}/up.weight": (width, rank),
+        f"adapter/{name}/up.bias": (width,),
+    }
+    query = mixing.query_shape(width)
+    return shapes | ({f"key/{name}": query} if query else {})
+
+
+def _checked(tensors: Mapping[str, Tensor], name: str, shape: tuple[int, ...], task: str) -> Tensor:
+    """The tensor, if it is there and what it should be."""
+    slot = torch.empty(shape)
+    named.load({name: [slot]}, {name: tensors[name]} if name in tensors else {}, f"{task}: {name}")
+    return slot
+
+
+def _select(stacked: Tensor, rows: list[int]) -> Tensor:
+    """Some adapters of the stack: a view where they are its beginning, as in one sequence of tasks they always are."""
+    return stacked[: len(rows)] if rows == list(range(len(rows))) else stacked[rows]
+
+
+def _load_head(spec: HeadSpec, width: int, own: Mapping[str, Tensor], device: torch.device) -> Head:
+    head = Head(spec.images * width, spec.outputs, torch.Generator())
+    slots: named.Slots = {f"head/{name}": [parameter.data] for name, parameter in head.named_parameters()}
+    named.load(slots, {name: tensor for name, tensor in own.items() if name.startswith("head/")}, "the head")
+    return head.to(device).eval()

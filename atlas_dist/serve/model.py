@@ -1,0 +1,236 @@
+"""A bank that answers.
+
+    from atlas_dist import AtlasModel
+
+    model = AtlasModel.from_pretrained("exported-bank")
+    answer = model.predict(task="digits", image="seven.png")
+    print(answer.answer, answer.confidence)
+
+Samples of different tasks go through the trunk together: `model.predict_batch([Request("digits", …), Request("vqa", …)])`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from atlas_dist.bank.package import read_package
+from atlas_dist.bank.verify import require_base
+from atlas_dist.bank.weights import BankWeights, LearntWeights
+from atlas_dist.config import Precision
+from atlas_dist.core.types import TaskKind
+from atlas_dist.data.decode import TextEncoder
+from atlas_dist.errors import ConfigError
+from atlas_dist.model.backbone import Backbone, BackboneRef, load_backbone
+from atlas_dist.serve.inputs import Normalise, Picture, Text, pixels_of, texts_of
+from atlas_dist.serve.mixed import MixedModel, TaskBatch, TaskOutput
+from atlas_dist.train.context import store_products_in_bf16
+
+Coefficients = Mapping[str, Mapping[str, float]]
+"""{adapter: {site: α}}, α in [0, 1]; of `dimension` weighting the mean over features."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """One sample of one task. What is left out is the task's own default: no picture, "This is an image."."""
+
+    task: str
+    image: Picture | Sequence[Picture] | None = None
+    """One picture; two for a pair; None for text alone."""
+    text: Text | None = None
+    choices: Sequence[str] = ()
+    """The texts to choose from (`choice` only)."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a task answers to one sample."""
+
+    task: str
+    index: int
+    """Number of the class, answer or choice."""
+    answer: str
+    """Its name, or the text of the choice."""
+    confidence: float
+    """In [0, 1]: its softmax probability; of `answers` its own sigmoid. Not calibrated."""
+    scores: tuple[float, ...]
+    """The same for every class."""
+    adapter_coefficients: Coefficients | None = None
+
+    def top(self, count: int = 5) -> list[tuple[int, float]]:
+        """The best classes with their scores, best first."""
+        order = sorted(range(len(self.scores)), key=lambda i: -self.scores[i])
+        return [(i, self.scores[i]) for i in order[:count]]
+
+
+class AtlasModel:
+    """A frozen trunk and the learnt tasks of a bank.
+
+    Args:
+        weights: the tasks with what they see.
+        trunk: the backbone they were learnt on.
+        device: where to compute.
+        max_rows: rows of the trunk's batch at most (a pair has two rows a sample, a choice one a text).
+
+    Raises:
+        ConfigError: the trunk is another one than the bank's. DataError: the tensors are not those of such a model.
+    """
+
+    def __init__(self, weights: BankWeights, trunk: Backbone, *, device: str | torch.device = "cpu", max_rows: int = 64) -> None:
+        require_base(trunk, weights.first)
+        method = weights.method()
+        self.weights, self.trunk, self.max_rows = weights, trunk, max_rows
+        self.device = torch.device(device)
+        trunk.model.to(self.device)
+        self._bf16 = weights.precision == Precision.BF16.value
+        if self._bf16:
+            store_products_in_bf16(trunk.model)
+        self._mixed = MixedModel(trunk.model, weights, method.mixing, method.second_image_type)
+        self._normalise = Normalise(trunk.pixel_mean, trunk.pixel_std, self.device)
+        self._encoders: dict[int, TextEncoder] = {}
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path, *, device: str | torch.device | None = None) -> AtlasModel:
+        """Load a folder that `atlas-dist bank export` wrote; every file against its hash, nothing unpickled.
+
+        Args:
+            device: None = the GPU where there is one.
+
+        Raises:
+            DataError: a file is missing or damaged, or the trunk cannot be reached.
+            ConfigError: the trunk found is not the one that the bank was learnt on.
+        """
+        return cls.from_weights(read_package(Path(path)), device=device)
+
+    @classmethod
+    def from_weights(cls, weights: BankWeights, *, device: str | torch.device | None = None) -> AtlasModel:
+        """With the trunk that the bank names. Errors as `from_pretrained`."""
+        base = weights.base
+        trunk = load_backbone(BackboneRef(base.name, base.source, base.revision or None) if base.source else base.name)
+        return cls(weights, trunk, device=device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """Names of the tasks it can answer."""
+        return tuple(task.learnt.name for task in self.weights.tasks.values())
+
+    def predict(
+        self,
+        task: str,
+        image: Picture | Sequence[Picture] | None = None,
+        text: Text | None = None,
+        choices: Sequence[str] = (),
+        *,
+        output_adapter_coefficients: bool = False,
+    ) -> Prediction:
+        """Answer one sample; arguments as in Request.
+
+        Raises:
+            ConfigError: no such task. DataError: the sample is not what the task looks at, or a picture cannot be read.
+        """
+        request = Request(task, image, text, choices)
+        return self.predict_batch([request], output_adapter_coefficients=output_adapter_coefficients)[0]
+
+    def predict_batch(self, requests: Iterable[Request], *, output_adapter_coefficients: bool = False) -> list[Prediction]:
+        """Answer samples of any tasks, as many as fit into one forward pass at a time; answers in the order of the requests.
+
+        Raises:
+            ConfigError, DataError: as `predict`; nothing was computed then.
+        """
+        listed = list(requests)
+        found = [self._find(request.task) for request in listed]
+        prepared = [self._prepare(task, request) for task, request in zip(found, listed, strict=True)]
+        out: list[Prediction | None] = [None] * len(listed)
+        for chunk in self._chunks(prepared):
+            by_task: dict[str, list[int]] = {}
+            for number in chunk:
+                by_task.setdefault(found[number].learnt.key, []).append(number)
+            batches = [_stacked(key, [prepared[n] for n in numbers]) for key, numbers in by_task.items()]
+            with self._precision():
+                outputs = self._mixed(batches)
+            for (key, numbers), output in zip(by_task.items(), outputs, strict=True):
+                for row, number in enumerate(numbers):
+                    chosen = output if output_adapter_coefficients else TaskOutput(output.logits, {})
+                    out[number] = self._answer(self.weights.tasks[key], listed[number], chosen, row)
+        return [prediction for prediction in out if prediction is not None]
+
+    def _find(self, name: str) -> LearntWeights:
+        for task in self.weights.tasks.values():
+            if name in (task.learnt.name, task.learnt.key):
+                return task
+        raise ConfigError(f"This bank has no task {name!r}.", fix=f"It has: {', '.join(self.tasks)}.")
+
+    def _prepare(self, task: LearntWeights, request: Request) -> TaskBatch:
+        """A batch of one."""
+        spec = task.learnt.task
+        encoder = self._encoders.setdefault(spec.max_text, TextEncoder(self.trunk.tokenizer, spec.max_text))
+        encoded = encoder(texts_of(spec, request.text, request.choices))
+        pixels = self._normalise(pixels_of(spec, _pictures(request.image), self.trunk.image_size))
+        ids, mask, types = (torch.from_numpy(part)[None].to(self.device) for part in encoded)
+        return TaskBatch(task.learnt.key, ids, mask, types, pixels[None])
+
+    def _chunks(self, prepared: Sequence[TaskBatch]) -> Iterable[list[int]]:
+        """Request numbers, as many at a time as have at most `max_rows` rows together."""
+        chunk: list[int] = []
+        rows = 0
+        for number, batch in enumerate(prepared):
+            if chunk and rows + batch.rows > self.max_rows:
+                yield chunk
+                chunk, rows = [], 0
+            chunk.append(number)
+            rows += batch.rows
+        if chunk:
+            yield chunk
+
+    def _precision(self) -> AbstractContextManager[Any]:
+        """As training and its evaluations computed."""
+        return torch.autocast(self.device.type, dtype=torch.bfloat16) if self._bf16 else nullcontext()
+
+    def _answer(self, task: LearntWeights, request: Request, output: TaskOutput, row: int) -> Prediction:
+        logits = output.logits[row].double().cpu()
+        scores = logits.sigmoid() if task.learnt.task.kind is TaskKind.ANSWERS else logits.softmax(0)
+        index = int(logits.argmax())
+        names = [self.weights.tasks[key].learnt.name for key in task.learnt.view]
+        alpha = {site: _per_adapter(values[row]) for site, values in output.alpha.items()}
+        return Prediction(
+            task=task.learnt.name,
+            index=index,
+            answer=request.choices[index] if task.learnt.task.kind is TaskKind.CHOICE else task.label(index),
+            confidence=float(scores[index]),
+            scores=tuple(scores.tolist()),
+            adapter_coefficients={name: {site: v[i] for site, v in alpha.items()} for i, name in enumerate(names)}
+            if alpha
+            else None,
+        )
+
+
+def _per_adapter(alpha: Tensor) -> list[float]:
+    """[T] or [T, D] to T numbers."""
+    values = alpha.double()
+    return [float(v) for v in (values.mean(dim=1) if values.dim() > 1 else values)]
+
+
+def _stacked(key: str, parts: Sequence[TaskBatch]) -> TaskBatch:
+    return TaskBatch(
+        key,
+        torch.cat([p.input_ids for p in parts]),
+        torch.cat([p.attention_mask for p in parts]),
+        torch.cat([p.token_type_ids for p in parts]),
+        torch.cat([p.pixels for p in parts]),
+    )
+
+
+def _pictures(image: Picture | Sequence[Picture] | None) -> list[Picture]:
+    if image is None:
+        return []
+    if isinstance(image, list | tuple):
+        return list(image)
+    assert isinstance(image, str | Path | bytes | np.ndarray) or hasattr(image, "save")
+    return [image]  # type: ignore[list-item]

@@ -1,0 +1,79 @@
+"""A small run, really learnt, once a process: the four toy tasks on random weights, with the ledger a coordinator writes."""
+
+from __future__ import annotations
+
+import atexit
+import itertools
+import shutil
+import tempfile
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from atlas_dist.bank.facts import Bank, read_bank
+from atlas_dist.clock import SystemClock
+from atlas_dist.config import RunConfig
+from atlas_dist.coordinator import paths
+from atlas_dist.coordinator.expand import specification
+from atlas_dist.coordinator.facts import point_to
+from atlas_dist.core.keys import digest_of
+from atlas_dist.core.plan import Plan
+from atlas_dist.core.records import Begin, Commit, Dispatch, Elect, Finish
+from atlas_dist.core.types import CommittedRef
+from atlas_dist.store.log import RecordLog
+from atlas_dist.store.objects import ObjectStore
+from atlas_dist.store.settle import DEFAULT_PATIENCE
+from tests.integration.stagekit import Bench, pack_toys, toy_config
+
+
+@dataclass(frozen=True)
+class Toys:
+    """The learnt run: where it lies, how it was configured, what its jobs left."""
+
+    folder: Path
+    config: RunConfig
+    bench: Bench
+    words: tuple[str, ...]
+
+    @property
+    def store(self) -> ObjectStore:
+        return self.bench.context.store
+
+    @property
+    def bank(self) -> Bank:
+        return read_bank(self.store, self.config.run)
+
+
+@cache
+def toys(*words: str) -> Toys:
+    """Pack, learn and record; the folder goes away with the process. Nobody may change it: copy it first (`copied`)."""
+    folder = Path(tempfile.mkdtemp(prefix="atlas-toys-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    config = toy_config(folder, *words)
+    pack_toys(config, samples=64)
+    bench = Bench(config)
+    for job in bench.plan.jobs.values():
+        bench.learn(job)
+    write_ledger(bench.context.store, config, bench.plan, bench.done)
+    places = (f"store.url={folder}/store", f"shards.url={folder}/shards")
+    return Toys(folder, config, bench, ("experiment=toy", "train.workers=1", *places, *words))
+
+
+def copied(learnt: Toys, folder: Path) -> tuple[str, ...]:
+    """A copy that a test may damage; its words."""
+    shutil.copytree(learnt.folder, folder / "toys")
+    return tuple(word.replace(str(learnt.folder), str(folder / "toys")) for word in learnt.words)
+
+
+def write_ledger(store: ObjectStore, config: RunConfig, plan: Plan, done: dict[str, CommittedRef]) -> None:
+    """What a coordinator would have recorded."""
+    ids = itertools.count()
+    log = RecordLog(store, paths.ledger(config.run), writer="w", clock=SystemClock(), new_id=lambda: str(next(ids)))
+    spec = specification(config)
+    log.append(0, Begin(config.run, digest_of(spec), plan.digest, spec))
+    log.append(1, Elect("first"))
+    for ref in done.values():
+        log.append(1, Dispatch(ref.job, ref.attempt, ref.prefix, "pool", "ready"))
+        log.append(1, Commit(ref.job, ref.attempt, ref.prefix, ref.blobs, ref.metrics))
+        point_to(store, config.run, ref, SystemClock(), DEFAULT_PATIENCE)
+    log.append(1, Finish("every job is committed"))
