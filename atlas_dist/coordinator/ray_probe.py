@@ -33,19 +33,19 @@ def look_around(config: RunConfig) -> None:
     ]
     place = (config.store.url, config.store.endpoint_url, config.store.region)
     with token(open_run_store(config)) as seen:
-        asked = {
-            n["NodeManagerAddress"]: _look.options(
-                scheduling_strategy=NodeAffinitySchedulingStrategy(node_id=n["NodeID"], soft=False)
-            ).remote(n["NodeManagerAddress"], place, seen)
-            for n in nodes
-        }
+        asked = {n["NodeManagerAddress"]: _on(n["NodeID"]).remote(n["NodeManagerAddress"], place, seen) for n in nodes}
         if asked:
             ray.wait(list(asked.values()), num_returns=len(asked), timeout=LOOK_S)
         looks = [_answer(name, reference) for name, reference in asked.items()]
     check_nodes(looks, Look("driver", versions=tuple(versions().items())))
 
 
-@ray.remote(num_cpus=0, max_retries=0)
+def _on(node: str) -> Any:
+    """`_look` as a task that runs on that node or not at all."""
+    strategy = NodeAffinitySchedulingStrategy(node_id=node, soft=False)
+    return ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=strategy)(_look)
+
+
 def _look(name: str, place: tuple[str, str, str], seen: str) -> Look:
     trouble = ""
     absent = missing()
