@@ -9,7 +9,7 @@ from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.errors import ConfigCompositionException, HydraException
-from omegaconf import OmegaConf
+from omegaconf import OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from atlas_dist.config import RunConfig, load_config
@@ -25,12 +25,20 @@ def config_dir() -> Path:
     raise ConfigError(f"No configs folder beside {package}.", fix="Install atlas-dist again.")
 
 
+def own_configs() -> Path | None:
+    """The user's own groups: `configs/` of the working folder, as `atlas-dist init` writes it; None when there is none."""
+    folder = Path.cwd() / "configs"
+    own = folder.is_dir() and folder.resolve() != config_dir().resolve() and not (folder / "config.yaml").exists()
+    return folder if own else None
+
+
 def groups() -> dict[str, list[str]]:
-    """Every configuration group and its choices, for messages and `atlas-dist config`."""
-    root = config_dir()
-    return {
-        d.name: sorted(f.stem for f in d.glob("*.yaml")) for d in sorted(root.iterdir()) if d.is_dir() and any(d.glob("*.yaml"))
-    }
+    """Every configuration group and its choices, the user's own among them, for messages and `atlas-dist config`."""
+    found: dict[str, set[str]] = {}
+    for root in filter(None, (config_dir(), own_configs())):
+        for file in root.glob("*/*.yaml"):
+            found.setdefault(file.parent.name, set()).add(file.stem)
+    return {name: sorted(choices) for name, choices in sorted(found.items())}
 
 
 def compose_config(overrides: Sequence[str]) -> RunConfig:
@@ -47,17 +55,38 @@ def compose_config(overrides: Sequence[str]) -> RunConfig:
 
 def compose_tree(overrides: Sequence[str]) -> dict[str, Any]:
     """The composed dictionary, not yet judged. Raises ConfigError."""
+    tree = _composed(overrides)
+    tree.pop("hydra", None)
+    return tree
+
+
+def chosen(overrides: Sequence[str]) -> dict[str, str]:
+    """Which choice of each group a configuration is composed from, as `group` or `group@package`. Raises ConfigError."""
+    choices = _composed(overrides)["hydra"]["runtime"]["choices"]
+    return {str(k): str(v) for k, v in choices.items() if v is not None and not str(k).startswith("hydra/")}
+
+
+def choice_file(group: str, choice: str) -> Path:
+    """The file that a choice stands in: the package's, or the user's own."""
+    files = (root / group / f"{choice}.yaml" for root in (config_dir(), own_configs()) if root is not None)
+    return next(file for file in files if file.exists())
+
+
+def _composed(overrides: Sequence[str]) -> dict[str, Any]:
     _check_words(overrides)
+    own = own_configs()
+    search = [f'hydra.searchpath=["file://{own}"]'] if own else []
     try:
         with initialize_config_dir(str(config_dir()), version_base="1.3"):
-            tree = OmegaConf.to_container(
-                compose("config", overrides=[_settable(w) for w in overrides]), resolve=True, throw_on_missing=True
-            )
+            composed = compose("config", overrides=[*search, *map(_settable, overrides)], return_hydra_config=True)
+            with open_dict(composed):
+                kept = {"runtime": {"choices": OmegaConf.to_container(composed.hydra.runtime.choices)}}
+                composed.pop("hydra")
+            tree = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
     except (HydraException, ConfigCompositionException, OmegaConfBaseException) as error:
         raise _explained(error) from None
     assert isinstance(tree, dict)
-    tree.pop("hydra", None)
-    return {str(key): value for key, value in tree.items()}
+    return {**{str(key): value for key, value in tree.items()}, "hydra": kept}
 
 
 def _check_words(overrides: Sequence[str]) -> None:

@@ -55,7 +55,9 @@ class ShardsConfig(_Frozen):
     url: str = "demo-run/shards"
     """A local folder, `file:///…` or `s3://bucket/prefix`."""
     endpoint_url: str = ""
+    """Address of an S3-compatible server; "" = AWS."""
     region: str = ""
+    """AWS region; "" = the SDK's own default chain."""
     buffer_mb: int = Field(default=256, ge=1)
     """Megabytes of shards one worker may hold in memory."""
     max_bad_samples: int = Field(default=16, ge=0)
@@ -78,6 +80,7 @@ class MethodConfig(_Frozen):
     """The continual-learning method and its settings."""
 
     name: str = "atlas"
+    """Which method learns; `atlas-dist config` lists the choices of the group `method`."""
     settings: dict[str, Any] = Field(default_factory=dict)
     """Checked by the method itself; see `configs/method/`."""
 
@@ -86,8 +89,11 @@ class DataRef(_Frozen):
     """Which shard set a task reads."""
 
     dataset: Name
+    """Folder of the shard set below `shards.url`."""
     train: Name = "train"
+    """Split that is learnt from."""
     val: Name = "val"
+    """Split that scores; never learnt from."""
 
 
 class RawConfig(_Frozen):
@@ -102,23 +108,36 @@ class RawConfig(_Frozen):
     train_options: dict[str, Any] = Field(default_factory=dict)
     """On top of `options`, for the training split only."""
     val_options: dict[str, Any] = Field(default_factory=dict)
+    """On top of `options`, for the validation split only."""
 
 
 class BudgetConfig(_Frozen):
     """How long and how fast a stage learns; every field left out is taken from the level above (stage < task < train)."""
 
     global_batch: int | None = Field(default=None, ge=1)
+    """Samples an optimizer step, over all workers; a multiple of `train.workers`."""
     epochs: float | None = Field(default=None, gt=0)
+    """Passes over the training split; not used where `max_steps` is set."""
     max_steps: int | None = Field(default=None, ge=0)
+    """Optimizer steps; 0 = as many as `epochs` gives."""
     lr: float | None = Field(default=None, gt=0)
+    """Peak learning rate of AdamW; queries of earlier adapters learn at `query_lr_scale` times this."""
     query_lr_scale: float | None = Field(default=None, gt=0)
+    """Factor on `lr` for stage one's queries."""
     weight_decay: float | None = Field(default=None, ge=0)
+    """Decoupled weight decay of AdamW; biases have none."""
     beta1: float | None = Field(default=None, ge=0, lt=1)
+    """AdamW's decay of the mean gradient."""
     beta2: float | None = Field(default=None, ge=0, lt=1)
+    """AdamW's decay of the mean squared gradient."""
     eps: float | None = Field(default=None, gt=0)
+    """AdamW's epsilon."""
     warmup: float | None = Field(default=None, ge=0, le=1)
+    """Share of the steps over which the learning rate rises linearly; it then falls linearly to 0."""
     clip: float | None = Field(default=None, ge=0)
+    """Largest gradient norm; 0 = no clipping."""
     validations: int | None = Field(default=None, ge=1)
+    """How often a stage is validated, evenly spaced, the last at its end; the best state is kept."""
 
     def over(self, base: Budget) -> Budget:
         """`base` with the fields that are set here replaced."""
@@ -130,17 +149,23 @@ class TaskConfig(_Frozen):
     """One task: what its samples are and where they lie."""
 
     kind: TaskKind
+    """How a sample becomes logits: `single` and `answers` take a picture and a text, `pair` two pictures, `choice` K texts."""
     data: DataRef
+    """Which shard set it reads."""
     raw: RawConfig | None = None
     """How to pack the shard set; left out = somebody else packs it."""
     classes: int | None = Field(default=None, ge=1)
     """Classes (choices for `choice`); left out = what the manifest says."""
     max_text: int = Field(default=40, ge=3, le=512)
+    """Text tokens a pass, [CLS] and [SEP] included; longer texts are cut."""
     shots: float = Field(default=0.0, ge=0)
     """0 = everything; n >= 1 = n samples a class; below 1 = that share."""
     budget: BudgetConfig = BudgetConfig()
+    """Of both stages of this task; over `train.budget`."""
     stage1: BudgetConfig = BudgetConfig()
+    """Of its stage one, over everything else."""
     stage2: BudgetConfig = BudgetConfig()
+    """Of its stage two, over everything else."""
 
     def budgets(self, train: TrainConfig) -> dict[Stage, Budget]:
         """The budget of each stage: defaults, then `train.*`, then the task's own; a stage's wins over the general one."""
@@ -172,9 +197,11 @@ class TrainConfig(_Frozen):
     micro_batch: int = Field(default=0, ge=0)
     """Samples a rank per forward pass; 0 = the rank's whole share. Smaller ones are accumulated to the same global batch."""
     precision: Precision = Precision.FP32
+    """Of the matrix products; parameters, optimizer state and statistics stay in float32."""
     zero_stage: Literal[0, 1, 2, 3] = 0
     """DeepSpeed ZeRO stage. Adapters are small: 0 unless the trunk does not fit."""
     isolation: Isolation = Isolation.POOL
+    """`pool`: one long-lived group of workers pulls jobs. `per_job`: a fresh group a job, 20 s each."""
     checkpoint_every: int = Field(default=200, ge=0)
     """Optimizer steps between mid-stage checkpoints; 0 = none."""
     log_every: int = Field(default=10, ge=1)
@@ -184,8 +211,11 @@ class TrainConfig(_Frozen):
     threads: int = Field(default=1, ge=1)
     """CPU threads a worker computes with."""
     budget: BudgetConfig = BudgetConfig()
+    """Of both stages of every task; a task's own budgets go over it."""
     stage1: BudgetConfig = BudgetConfig()
+    """Of every stage one, over `train.budget`."""
     stage2: BudgetConfig = BudgetConfig()
+    """Of every stage two, over `train.budget`."""
 
 
 class ClusterConfig(_Frozen):
@@ -194,7 +224,9 @@ class ClusterConfig(_Frozen):
     address: str = "local"
     """`local` starts a Ray of its own; `auto` joins the cluster this process runs on; or `ray://host:port`."""
     cpus_per_worker: float = Field(default=1.0, gt=0)
+    """CPU cores that Ray sets aside for a worker."""
     gpus_per_worker: float = Field(default=0.0, ge=0)
+    """GPUs that Ray sets aside for a worker; 0 = it computes on CPUs."""
     dashboard: bool = False
     """Start Ray's dashboard with a local Ray."""
     grows: bool = False
@@ -209,16 +241,25 @@ class RunConfig(_Frozen):
     run: Name = "demo"
     """Name of the run in the store. The same name with the same settings attaches and resumes."""
     seeds: list[int] = Field(default_factory=lambda: [0], min_length=1)
+    """Each seed learns every order once; what does not depend on the seed is shared."""
     store: StoreConfig = StoreConfig()
+    """Where what was learnt lies, with the ledger."""
     shards: ShardsConfig = ShardsConfig()
+    """Where the packed data lie."""
     raw_root: str = "."
     """Folder of the data sets as distributed, for `atlas-dist shards pack`."""
     backbone: BackboneConfig = BackboneConfig()
+    """The frozen trunk."""
     method: MethodConfig = MethodConfig()
+    """The continual-learning method and its settings."""
     tasks: dict[Name, TaskConfig] = Field(default_factory=dict)
+    """Every task that the sequence may name."""
     sequence: SequenceConfig = SequenceConfig()
+    """Which tasks are learnt, in which orders."""
     train: TrainConfig = TrainConfig()
+    """How the engine steps, and for how long."""
     cluster: ClusterConfig = ClusterConfig()
+    """Where workers run."""
     report: str = ""
     """Folder for the report; "" = `<store>/…` beside a local store, else ./report-<run>."""
 
@@ -280,7 +321,7 @@ def _explain(error: Any, tree: Mapping[str, Any]) -> str:
     where = ".".join(str(part) for part in error["loc"])
     value = error.get("input")
     if error["type"] == "extra_forbidden":
-        valid = sorted(_keys_at(error["loc"][:-1]))
+        valid = sorted(keys_at(error["loc"][:-1]))
         near = difflib.get_close_matches(str(error["loc"][-1]), valid, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
         return f"{where}: there is no such key; {hint}valid here: {', '.join(valid)}."
@@ -288,7 +329,7 @@ def _explain(error: Any, tree: Mapping[str, Any]) -> str:
     return f"{where or 'configuration'}: {error['msg'].removeprefix('Value error, ')}{shown}."
 
 
-def _keys_at(location: tuple[Any, ...]) -> set[str]:
+def keys_at(location: tuple[Any, ...]) -> set[str]:
     """The valid keys of the model at `location`, found by walking the declared types."""
     model: Any = RunConfig
     for part in location:

@@ -6,6 +6,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, NoReturn
 
 import typer
@@ -13,6 +14,8 @@ from rich.console import Console
 
 from atlas_dist import __version__
 from atlas_dist.cli.bank import bank_app
+from atlas_dist.cli.words import Overrides
+from atlas_dist.cli.words import console as _console
 from atlas_dist.core.types import TaskKind
 from atlas_dist.errors import AtlasError
 
@@ -28,9 +31,6 @@ shards_app = typer.Typer(help="Pack, check and list the data as WebDataset shard
 app.add_typer(shards_app, name="shards")
 app.add_typer(bank_app, name="bank")
 
-Overrides = Annotated[
-    list[str] | None, typer.Argument(help="key=value, as in experiment=demo train.workers=4", show_default=False)
-]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say only how it ended.")]
 INTERRUPTED = 130
 
@@ -63,11 +63,71 @@ def plan(overrides: Overrides = None) -> None:
 
 
 @app.command()
-def status(overrides: Overrides = None) -> None:
+def status(
+    overrides: Overrides = None,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Look again and again, until the run is over.")] = False,
+    interval: Annotated[float, typer.Option(help="Seconds between looks.")] = 5.0,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON document a look.")] = False,
+) -> None:
     """How a run stands, read from its store; needs no cluster."""
-    from atlas_dist.cli.run import show_status
+    from atlas_dist.cli.status import show_status
 
-    show_status(overrides or [], _console())
+    show_status(overrides, watch=max(interval, 0.1) if watch else 0.0, as_json=as_json)
+
+
+@app.command()
+def logs(
+    overrides: Overrides = None,
+    last: Annotated[int, typer.Option("--last", "-n", help="The newest so many; 0 = all.", min=0)] = 0,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what comes.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="The ledger's own JSON, an entry a line.")] = False,
+) -> None:
+    """What was decided in a run, and why: its ledger in words, from the store."""
+    from atlas_dist.cli.logs import show_logs
+
+    show_logs(overrides, last=last, follow=follow, as_json=as_json)
+
+
+@app.command()
+def predict(
+    overrides: Overrides = None,
+    task: Annotated[str, typer.Option(help="Which task answers.")] = "",
+    image: Annotated[list[Path] | None, typer.Option(help="JPEG or PNG; twice for a pair.")] = None,
+    text: Annotated[str | None, typer.Option(help="Question or sentence.")] = None,
+    choice: Annotated[list[str] | None, typer.Option(help="A text to choose; once for each.")] = None,
+    folder: Annotated[Path | None, typer.Option("--from", help="Exported bank; left out = the run's own store.")] = None,
+    jsonl: Annotated[Path | None, typer.Option(help="Many samples, of any tasks: an object a line; - = standard input.")] = None,
+    coefficients: Annotated[bool, typer.Option("--coefficients", help="Also show how much each adapter adds.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="An object a line.")] = False,
+) -> None:
+    """Ask a learnt task, from an exported bank or straight from a run's store."""
+    from atlas_dist.cli.predict import predict as answer
+
+    answer(
+        overrides,
+        folder=folder,
+        task=task,
+        images=image or [],
+        text=text,
+        choices=choice or [],
+        lines=jsonl,
+        coefficients=coefficients,
+        as_json=as_json,
+    )
+
+
+@app.command()
+def init(
+    experiment: Annotated[str, typer.Argument(help="Name of the experiment", show_default=False)],
+    data: Annotated[list[Path], typer.Argument(help="Folders of data, one a task, in the order of learning", show_default=False)],
+    held_out: Annotated[
+        float, typer.Option(help="Share kept for validation where there is one .jsonl only.", min=0.01, max=0.9)
+    ] = 0.2,
+) -> None:
+    """Write the configuration of an experiment on your own data: folders of pictures and .jsonl files."""
+    from atlas_dist.cli.init import init as write
+
+    write(experiment, data, held_out, _console())
 
 
 @app.command()
@@ -99,9 +159,17 @@ for _name, _about in (
 
 
 @app.command()
-def config(overrides: Overrides = None) -> None:
+def config(
+    overrides: Overrides = None,
+    explain: Annotated[str, typer.Option(help="Say of one key what it is, its default, its valid values and its source.")] = "",
+) -> None:
     """Print the composed, validated configuration, and the groups to choose from."""
+    from atlas_dist.cli.explain import explain as explain_key
     from atlas_dist.cli.run import show_config
+
+    if explain:
+        explain_key(explain, overrides or [], _console())
+        return
 
     show_config(overrides or [], _console())
 
@@ -208,8 +276,3 @@ def _tell(error: AtlasError) -> None:
     if error.fix:
         console.print("[bold]Fix[/bold]: ", end="")
         console.print(error.fix, markup=False)
-
-
-def _console() -> Console:
-    # Piped output is read by programs and by people's pagers: do not fold it at 80 columns.
-    return Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=160)

@@ -30,7 +30,7 @@ from tests.bankkit import Toys, toys
 PICTURE = Image.fromarray(np.random.default_rng(3).integers(0, 256, (50, 70, 3), np.uint8))
 REQUESTS = {
     "toy_shape": Request("toy_shape", PICTURE),
-    "toy_kin": Request("toy_kin", None, "red is to rose", ("as blue is to sky", "as one is to two")),
+    "toy_kin": Request("toy_kin", None, "red is to rose", ("as blue is to sky", "as one is to two", "as left")),
     "toy_ask": Request("toy_ask", PICTURE, "what colour is it?"),
     "toy_pair": Request("toy_pair", [PICTURE, PICTURE.rotate(90)], "the left one is bigger"),
 }
@@ -130,7 +130,7 @@ def test_more_rows_than_fit_are_cut_into_several_passes(weights: BankWeights, mo
 
 
 def test_coefficients_name_the_adapters_a_task_sees_and_lie_in_range(model: AtlasModel) -> None:
-    answer = model.predict("toy_kin", None, "a", ["b", "c"], output_adapter_coefficients=True)
+    answer = model.predict("toy_kin", None, "a", ["b", "c", "d"], output_adapter_coefficients=True)
     assert answer.adapter_coefficients is not None
     assert list(answer.adapter_coefficients) == ["toy_shape", "toy_kin"]
     sites = answer.adapter_coefficients["toy_shape"]
@@ -185,8 +185,8 @@ def test_three_lines_of_python(weights: BankWeights, learnt: Toys, tmp_path: Pat
     ("request_", "kind", "says"),
     [
         (Request("film"), ConfigError, "toy_shape, toy_kin"),
-        (Request("toy_kin", None, "q", ("only one",)), DataError, "chooses between 2 texts; 1 were given"),
-        (Request("toy_kin", None, None, ("a", "b")), DataError, "no text"),
+        (Request("toy_kin", None, "q", ("only one",)), DataError, "chooses between 3 texts; 1 were given"),
+        (Request("toy_kin", None, None, ("a", "b", "c")), DataError, "no text"),
         (Request("toy_shape", PICTURE, None, ("a",)), DataError, "has no choices"),
         (Request("toy_pair", PICTURE, "t"), DataError, "looks at 2 pictures"),
         (Request("toy_shape", "/nowhere/x.jpg"), DataError, "Cannot read the picture"),
@@ -222,7 +222,7 @@ def test_inputs_are_those_of_the_data_plane(learnt: Toys) -> None:
 def test_methods_without_queries_answer_too(tmp_path: Path) -> None:
     alone = toys("method=individual_adapters", "sequence.upstream=[toy_shape,toy_kin]", "sequence.downstream=[]")
     model = AtlasModel.from_weights(load_weights(alone.store, alone.bank), device="cpu")
-    got = model.predict("toy_kin", None, "a", ["b", "c"], output_adapter_coefficients=True)
+    got = model.predict("toy_kin", None, "a", ["b", "c", "d"], output_adapter_coefficients=True)
     assert make_method("individual_adapters", {}).mixing.weighting.value == "plain"
     assert got.adapter_coefficients is not None
     assert set(got.adapter_coefficients) == {"toy_kin"}

@@ -1,0 +1,81 @@
+"""`atlas-dist logs`: what was decided in a run and why, as its ledger has it: one line an entry, oldest first."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+import typer
+
+from atlas_dist.cli.words import composed, console, open_run_store
+from atlas_dist.core.keys import plain
+from atlas_dist.core.ledger import Entry
+from atlas_dist.errors import AtlasError, ConfigError
+
+POLL_S = 2.0
+
+
+def show_logs(overrides: list[str] | None, *, last: int, follow: bool, as_json: bool) -> None:
+    """Print the newest `last` entries (0 = all), and with `follow` those that come, until the run ends or Ctrl-C."""
+    from atlas_dist.clock import SystemClock
+    from atlas_dist.coordinator import paths
+    from atlas_dist.store.log import RecordLog, threaded
+
+    config = composed(overrides)
+    store = open_run_store(config)
+    log = RecordLog(store, paths.ledger(config.run), writer="reader", clock=SystemClock(), new_id=str, read_many=threaded)
+    entries = log.read_new()
+    if not entries:
+        raise ConfigError(f"There is no run {config.run} in {store.url}.", fix="Start it with `atlas-dist run`.")
+    labels = _labels(config)
+    _print(entries[-last:] if last else entries, labels, as_json)
+    while follow and type(entries[-1].record).__name__ not in ("Finish", "Cancel"):
+        time.sleep(POLL_S)
+        more = log.read_new()
+        _print(more, labels, as_json)
+        entries = more or entries
+
+
+def _labels(config: Any) -> Mapping[str, str]:
+    """Job keys as people call them; {} where the shards are out of reach: keys do as well."""
+    from atlas_dist.coordinator.expand import expand
+
+    try:
+        return {key: job.label for key, job in expand(config).jobs.items()}
+    except AtlasError:
+        return {}
+
+
+def _print(entries: Iterable[Entry], labels: Mapping[str, str], as_json: bool) -> None:
+    out = console()
+    for entry in entries:
+        if as_json:
+            typer.echo(entry.to_bytes().decode())
+        else:
+            out.print(line(entry, labels), markup=False, soft_wrap=True)
+
+
+def line(entry: Entry, labels: Mapping[str, str]) -> str:
+    """One ledger entry in one line; `labels` say what job keys are called."""
+    record = entry.record
+    job = str(getattr(record, "job", ""))
+    name = labels.get(job) or job[:12]
+    parts = [
+        datetime.fromtimestamp(entry.at, UTC).strftime("%Y-%m-%d %H:%M:%S"),
+        f"{entry.seq:>5} e{entry.epoch}",
+        f"{type(record).__name__.lower():<10}",
+        name,
+        _outcome(plain(getattr(record, "metrics", {}))),
+        f"kind {record.kind.value}" if hasattr(record, "kind") else "",
+        f"from run {record.run}" if hasattr(record, "run") and job else "",
+        str(getattr(record, "reason", "")),
+    ]
+    return "  ".join(part for part in parts if part)
+
+
+def _outcome(metrics: Any) -> str:
+    if "score" in metrics:
+        return f"score {metrics['score']:.1f} %"
+    return ", ".join(f"{view} view {v['score']:.1f} %" for view, v in metrics.get("views", {}).items())

@@ -1,0 +1,168 @@
+"""`atlas-dist status`: how a run stands, read from its store alone; once, again and again, or as JSON."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import typer
+from rich.console import Console
+
+from atlas_dist.cli.words import composed, console, hush, open_run_store
+from atlas_dist.config import RunConfig
+from atlas_dist.coordinator import paths
+from atlas_dist.coordinator.status import Role, RunStatus, TaskLine, load_run, status_of, task_lines
+from atlas_dist.core.ledger import RunState
+from atlas_dist.core.plan import Plan
+from atlas_dist.core.schedule import Frontier
+from atlas_dist.core.types import JobKind, View
+from atlas_dist.errors import AtlasError, ConfigError
+from atlas_dist.store.artifacts import read_json
+from atlas_dist.store.objects import ObjectStore
+
+LAST_DECISIONS = 3
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Everything that `status` shows of one look at a run."""
+
+    status: RunStatus
+    tasks: list[TaskLine]
+    jobs: list[dict[str, Any]]
+    decisions: list[str]
+    seconds_left: float | None
+    """Estimated from what finished stages took; None when nothing comparable has finished."""
+
+
+def show_status(overrides: list[str] | None, *, watch: float, as_json: bool) -> None:
+    """Print how a run stands; with `watch`, every so many seconds until it is over.
+
+    Raises:
+        ConfigError: there is no such run. DataError, StoreError: as `load_run`.
+    """
+    from atlas_dist.coordinator.expand import expand
+
+    config = composed(overrides)
+    hush()
+    plan, store, out = expand(config), open_run_store(config), console()
+    while True:
+        standing = look(config, plan, store)
+        if as_json:
+            typer.echo(json.dumps(as_document(standing)))
+        else:
+            if watch and out.is_terminal:
+                out.clear()
+            _print(standing, out)
+        if not watch or standing.status.done:
+            return
+        time.sleep(watch)
+
+
+def look(config: RunConfig, plan: Plan, store: ObjectStore) -> Standing:
+    """One look. Raises as `show_status`."""
+    from atlas_dist.cli.logs import line
+
+    state, entries = load_run(store, config.run)
+    if not entries:
+        raise ConfigError(f"There is no run {config.run} in {store.url}.", fix="Start it with `atlas-dist run`.")
+    labels = {key: job.label for key, job in plan.jobs.items()}
+    steps = _steps(store, config.run, state)
+    return Standing(
+        status=status_of(plan, state, Frontier.of(plan, state), Role.FOLLOWER),
+        tasks=task_lines(plan, state),
+        jobs=[_job(plan, state, key, steps) for key in plan.jobs],
+        decisions=[line(entry, labels) for entry in entries[-LAST_DECISIONS:]],
+        seconds_left=_seconds_left(plan, state),
+    )
+
+
+def as_document(standing: Standing) -> dict[str, Any]:
+    """For programs: stable names, plain values."""
+    status = standing.status
+    return {
+        "run": status.run,
+        "phase": status.phase.value,
+        "reason": status.reason,
+        "epoch": status.epoch,
+        "committed": status.committed,
+        "total": status.total,
+        "seconds_left": standing.seconds_left,
+        "tasks": [{"sequence": t.sequence, "task": t.task, "state": t.state.value} for t in standing.tasks],
+        "jobs": standing.jobs,
+    }
+
+
+def _print(standing: Standing, out: Console) -> None:
+    status = standing.status
+    left = f", about {_duration(standing.seconds_left)} of training left" if standing.seconds_left else ""
+    out.print(
+        f"run {status.run}: {status.phase.value}, {status.committed} of {status.total} jobs committed, "
+        f"coordinator epoch {status.epoch}{left}"
+    )
+    if status.reason:
+        out.print(f"reason: {status.reason}", markup=False)
+    for task in standing.tasks:
+        out.print(f"  {task.sequence}  {task.task}: {task.state.value}")
+    for job in standing.jobs:
+        if job["state"] == "running":
+            where = f"step {job['step']} of {job['steps']}" if job["steps"] else "starting"
+            out.print(f"  {job['label']}: attempt {job['attempts']}, {where}", markup=False)
+        elif job["failure"] and job["state"] != "committed":
+            out.print(f"  {job['label']}: {job['attempts']} attempts, last failed: {job['failure']}", markup=False)
+    for decision in standing.decisions:
+        out.print(f"  {decision}", markup=False, soft_wrap=True)
+
+
+def _job(plan: Plan, state: RunState, key: str, steps: Mapping[str, tuple[int, int]]) -> dict[str, Any]:
+    now, job = state.job(key), plan.jobs[key]
+    metrics = now.committed.metrics if now.committed else {}
+    score = metrics.get("score", metrics.get("views", {}).get(View.TASK.value, {}).get("score"))
+    step, total = steps.get(now.running.id, (0, 0)) if now.running else (0, 0)
+    return {
+        "key": key,
+        "label": job.label,
+        "state": now.status.value,
+        "attempts": len(now.attempts),
+        "step": step,
+        "steps": total,
+        "score": score,
+        "adopted_from": now.adopted_from,
+        "waits_for": [plan.jobs[p].label for p in job.parents if p in plan.jobs and state.job(p).committed is None],
+        "failure": now.failure.reason if now.failure else "",
+        "quarantined": now.quarantined,
+    }
+
+
+def _steps(store: ObjectStore, run: str, state: RunState) -> dict[str, tuple[int, int]]:
+    """attempt -> (step, of how many), as the leader's last heartbeat said; {} when it cannot be read: nothing depends on it."""
+    try:
+        beat = read_json(store, paths.beat(run, state.epoch), limit=1 << 20)
+        return {str(a): (int(at), int(of)) for a, (at, of) in beat["running"].items()}
+    except (AtlasError, KeyError, TypeError, ValueError, AttributeError):
+        return {}
+
+
+def _seconds_left(plan: Plan, state: RunState) -> float | None:
+    """Training steps that are left, at the pace of those that this store has seen."""
+    seconds = steps = left = 0.0
+    for key, job in plan.jobs.items():
+        ref = state.job(key).committed
+        if job.kind is not JobKind.TRAIN:
+            continue
+        if ref is not None:
+            seconds += float(ref.metrics.get("seconds", {}).get("training", 0.0))
+            steps += float(ref.metrics.get("steps", 0))
+        elif not job.budget.max_steps:
+            return None
+        else:
+            left += job.budget.max_steps
+    return round(left * seconds / steps, 1) if steps and left else None
+
+
+def _duration(seconds: float | None) -> str:
+    minutes = (seconds or 0.0) / 60
+    return f"{minutes / 60:.1f} h" if minutes >= 90 else f"{minutes:.0f} min" if minutes >= 2 else f"{seconds:.0f} s"
