@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import traceback
@@ -17,7 +18,8 @@ from atlas_dist.cli.bank import bank_app
 from atlas_dist.cli.words import Overrides
 from atlas_dist.cli.words import console as _console
 from atlas_dist.core.types import TaskKind
-from atlas_dist.errors import AtlasError
+from atlas_dist.errors import AtlasError, StoreError
+from atlas_dist.redact import redact
 
 app = typer.Typer(
     name="atlas-dist",
@@ -264,15 +266,45 @@ def main() -> NoReturn:
     except KeyboardInterrupt:
         Console(stderr=True).print("Interrupted.")
         sys.exit(INTERRUPTED)
+    except BrokenPipeError:
+        # Whoever read our output (`| head`) has seen enough. Nothing may be written any more, not even at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except OSError as error:
+        _tell(StoreError(_what_failed(error), fix=_MENDS.get(error.errno or 0, _LOOK)), error)
+        sys.exit(StoreError.exit_code)
+    except Exception as error:
+        _tell(AtlasError(f"This should not have happened: {type(error).__name__}: {str(error)[:500]}", fix=_REPORT), error)
+        sys.exit(AtlasError.exit_code)
 
 
-def _tell(error: AtlasError) -> None:
-    """Cause, value and fix; the traceback only with --debug."""
+def _what_failed(error: OSError) -> str:
+    return f"{error.filename}: {error.strerror}." if error.filename else f"{error.strerror or error}."
+
+
+_MENDS = {
+    errno.ENOSPC: "The disk is full: make room, then give the same command again; what was committed stays.",
+    errno.EDQUOT: "Your quota of the disk is used up: make room, then give the same command again.",
+    errno.EACCES: "Write where you may: set store.url, shards.url and report, or change the folder's permissions.",
+    errno.EROFS: "This file system is read-only: set store.url, shards.url and report to places that can be written.",
+}
+_LOOK = "`atlas-dist --debug …` shows where it happened."
+_REPORT = "`atlas-dist --debug …` shows where it happened; please report it with that."
+
+
+_MOST_LINES = 7
+"""Of a message; with the fix it stays below ten."""
+
+
+def _tell(error: AtlasError, origin: Exception | None = None) -> None:
+    """Cause, value and fix; the traceback (of `origin`, where the error only names it) with --debug."""
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     if os.environ.get("ATLAS_DEBUG"):
-        traceback.print_exception(error)
+        traceback.print_exception(origin or error)
+    first, *more = redact(error.message).splitlines() or [""]
+    kept = more if len(more) < _MOST_LINES else [*more[: _MOST_LINES - 2], f"  and {len(more) - _MOST_LINES + 2} lines more"]
     console.print(f"[bold red]{type(error).__name__}[/bold red]: ", end="")
-    console.print(error.message, markup=False)
+    console.print("\n".join([first, *kept]), markup=False)
     if error.fix:
         console.print("[bold]Fix[/bold]: ", end="")
         console.print(error.fix, markup=False)

@@ -60,7 +60,7 @@ def show(task: TaskWord, overrides: Overrides = None, as_json: AsJson = False) -
     out = console()
     for name, value in about.items():
         if name != "files":
-            out.print(f"[bold]{name}[/bold]: ", end="")
+            out.print(f"[bold]{name.replace('_', ' ')}[/bold]: ", end="")
             out.print(_line(value), markup=False, soft_wrap=True)
     for blob in e.ref.blobs:
         out.print(f"  {blob.sha256[:16]}  {blob.size:>9}  {blob.name}", markup=False)

@@ -1,0 +1,188 @@
+"""Commands that read a store or write a skeleton: what they print, and that programs can read it too."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from atlas_dist.cli import app
+from atlas_dist.compose import compose_config, groups
+from atlas_dist.config import RunConfig
+from atlas_dist.core.types import TaskKind
+from tests.bankkit import toys
+
+Shell = Callable[..., str]
+
+
+@pytest.fixture
+def shell(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Shell:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("ATLAS_DEBUG", "")
+
+    def call(*words: str) -> str:
+        monkeypatch.setattr("sys.argv", ["atlas-dist", *words])
+        with pytest.raises(SystemExit) as ended:
+            app.main()
+        out = capsys.readouterr()
+        assert ended.value.code == 0, out.err
+        return out.out
+
+    return call
+
+
+# ------------------------------------------------------------------------------------------------------------ the store
+
+
+def test_status_tells_people_and_programs(shell: Shell) -> None:
+    words = toys().words
+    text = shell("status", *words)
+    assert "run toy: complete" in text
+    assert "toy_pair: evaluated" in text
+    about = json.loads(shell("status", "--json", "--watch", *words))
+    assert (about["phase"], about["committed"]) == ("complete", about["total"])
+    assert {job["state"] for job in about["jobs"]} == {"committed"}
+    assert all(job["score"] is not None for job in about["jobs"])
+
+
+def test_logs_are_the_ledger_in_words(shell: Shell) -> None:
+    words = toys().words
+    lines = shell("logs", *words).splitlines()
+    assert len(lines) == 2 * len(toys().bench.done) + 3
+    assert "begin" in lines[0]
+    assert "toy_shape stage2  score" in lines[3]
+    assert "finish" in lines[-1]
+    assert len(shell("logs", "-n", "2", *words).splitlines()) == 2
+    entries = [json.loads(line) for line in shell("logs", "--json", *words).splitlines()]
+    assert [entry["seq"] for entry in entries] == list(range(len(entries)))
+
+
+def test_bank_commands_tell_what_was_learnt(shell: Shell, tmp_path: Path) -> None:
+    words = toys().words
+    listed = json.loads(shell("bank", "ls", "--json", *words))
+    assert [e["task"] for e in listed] == ["toy_shape", "toy_kin", "toy_ask", "toy_pair"]
+    assert "draws on: toy_shape\n" in shell("bank", "show", "toy_kin", *words)
+    assert "toy_ask on toy_shape + toy_kin" in shell("bank", "log", *words)
+    assert "toy_kin: the same job, every byte equal" in shell("bank", "diff", "toy", "toy", *words)
+    assert "all whole" in shell("bank", "verify", *words)
+    assert "toy_kin" in shell("bank", "verify", "--rescore", "--task", "toy_kin", *words)
+    shell("bank", "export", str(tmp_path / "out"), "--task", "toy_kin", *words)
+    store = f"store.url={tmp_path}/other"
+    assert "run taken" in shell("bank", "import", str(tmp_path / "out"), "--as", "taken", store)
+    assert "toy_kin" in shell("bank", "ls", store, "run=taken")
+
+
+def test_predict_answers_from_the_store_and_from_lines(shell: Shell, tmp_path: Path) -> None:
+    words = toys().words
+    Image.new("RGB", (40, 30), "red").save(tmp_path / "red.png")
+    answer = json.loads(shell("predict", "--task", "toy_shape", "--image", "red.png", "--json", "--coefficients", *words))
+    assert answer["answer"] in {f"{c} {s}" for c in ("red", "green", "blue", "yellow") for s in ("circle", "square", "triangle")}
+    assert list(answer["adapter_coefficients"]) == ["toy_shape"]
+    requests = [
+        {"task": "toy_kin", "text": "what?", "choices": ["a", "b", "c"]},
+        {"task": "toy_shape", "image": "red.png"},
+        {"task": "toy_pair", "image": ["red.png", "red.png"], "text": "the same"},
+    ]
+    (tmp_path / "ask.jsonl").write_text("\n".join(map(json.dumps, requests)))
+    answers = [json.loads(line) for line in shell("predict", "--jsonl", "ask.jsonl", *words).splitlines()]
+    assert [a["task"] for a in answers] == ["toy_kin", "toy_shape", "toy_pair"]
+    assert answers[0]["answer"] in "abc"
+    assert answers[1]["index"] == answer["index"]
+    human = shell("predict", "--task", "toy_kin", "--text", "what?", *(f"--choice={c}" for c in "abc"), *words)
+    assert "%)" in human.splitlines()[0]
+
+
+# ------------------------------------------------------------------------------------------------------------ explain
+
+
+@pytest.mark.parametrize(
+    ("key", "words", "says"),
+    [
+        ("train.workers", (), ("one process each", "a whole number >= 1", "configs/train/default.yaml")),
+        ("train.workers", ("train.workers=4",), ("now     4", "the command line: train.workers=4")),
+        ("train.budget.lr", (), ("learning rate", "0.002", "configs/experiment/demo.yaml")),
+        ("train.precision", ("experiment=toy",), ("fp32, bf16", "now     fp32")),
+        ("train.zero_stage", (), ("0, 1, 2, 3",)),
+        ("tasks.digits.max_text", (), ("now     8", "configs/task/digits.yaml")),
+        ("tasks.digits", (), ("keys    kind, data",)),
+        ("method.settings.rank", (), ("bottleneck", "48", "configs/method/atlas.yaml")),
+        ("store.region", (), ('"" (empty)', "configs/store/local.yaml")),
+        ("cluster.heartbeat_ttl_s", (), ("> 0",)),
+        ("raw_root", (), ("the declared default",)),
+    ],
+)
+def test_a_key_says_what_it_is_and_who_set_it(shell: Shell, key: str, words: tuple[str, ...], says: tuple[str, ...]) -> None:
+    text = shell("config", "--explain", key, *words)
+    assert all(word in text for word in says), text
+
+
+def test_every_declared_key_is_described() -> None:
+    seen = []
+
+    def walk(model: type, path: str) -> None:
+        for name, field in model.model_fields.items():  # type: ignore[attr-defined]
+            seen.append(f"{path}{name}")
+            assert field.description, f"{path}{name} has no description"
+            inner = field.annotation
+            if isinstance(inner, type) and hasattr(inner, "model_fields"):
+                walk(inner, f"{path}{name}.")
+
+    walk(RunConfig, "")
+    assert len(seen) > 60
+
+
+# --------------------------------------------------------------------------------------------------------------- init
+
+
+def _folder_of_classes(root: Path) -> None:
+    for split in ("train", "val"):
+        for name in ("cat", "dog"):
+            for number in range(6):
+                path = root / split / name / f"{number}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.new("RGB", (8, 8)).save(path)
+
+
+def _lines(root: Path, record: dict[str, object], count: int = 40) -> None:
+    (root / "images").mkdir(parents=True)
+    for number in range(count):
+        Image.new("RGB", (8, 8)).save(root / "images" / f"{number}.png")
+    rows = [{k: v.format(n=n) if isinstance(v, str) else v for k, v in record.items()} for n in range(count)]
+    (root / "all.jsonl").write_text("\n".join(map(json.dumps, rows)))
+
+
+def test_init_writes_an_experiment_that_composes_and_packs(shell: Shell, tmp_path: Path) -> None:
+    _folder_of_classes(tmp_path / "data" / "pets")
+    image = "images/{n}.png"
+    _lines(tmp_path / "data" / "claims", {"image": image, "text": "is it so", "label": 1})
+    _lines(tmp_path / "data" / "quiz", {"question": "why {n}?", "choices": ["a", "b", "c"], "answer": 2})
+    _lines(tmp_path / "data" / "twins", {"left": image, "right": image, "text": "both", "label": "no"})
+    names = ("pets", "claims", "quiz", "twins")
+    text = shell("init", "mine", *(f"data/{name}" for name in names))
+    assert "atlas-dist run experiment=mine" in text
+    assert "mine" in groups()["experiment"]
+    config = compose_config(["experiment=mine"])
+    assert config.sequence.upstream == list(names)
+    kinds = {name: task.kind for name, task in config.tasks.items()}
+    assert kinds == dict(zip(names, (TaskKind.SINGLE, TaskKind.SINGLE, TaskKind.CHOICE, TaskKind.PAIR), strict=True))
+    packed = shell("shards", "pack", "experiment=mine")
+    assert "packed pets/train: 12 samples, 2 classes" in packed
+    kept = [len((tmp_path / "data" / "claims" / f"{s}.jsonl").read_text().splitlines()) for s in ("train", "val")]
+    assert sum(kept) == 40
+    assert 2 <= kept[1] <= 16
+    assert str(tmp_path) in shell("config", "--explain", "run", "experiment=mine"), "one's own file is named as the source"
+
+
+def test_init_does_not_overwrite_and_refuses_what_it_cannot_read(shell: Shell, tmp_path: Path) -> None:
+    _folder_of_classes(tmp_path / "pets")
+    shell("init", "mine", "pets")
+    with pytest.raises(AssertionError, match="exists already"):
+        shell("init", "mine", "pets")
+    (tmp_path / "odd").mkdir()
+    (tmp_path / "odd" / "train.jsonl").write_text('{"picture": "x.jpg"}\n')
+    (tmp_path / "odd" / "val.jsonl").write_text('{"picture": "x.jpg"}\n')
+    with pytest.raises(AssertionError, match="has the fields picture"):
+        shell("init", "other", "odd")
