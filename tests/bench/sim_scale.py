@@ -1,0 +1,417 @@
+"""How far does one coordinator carry? `python -m tests.bench.sim_scale` (minutes; `--quick` for seconds).
+
+A discrete-event simulation of 8 to 1,024 nodes on 1,000-task sequences. The decisions, the ledger entries and the fold are the
+real ones (`core/schedule`, `core/ledger`), measured while they run; requests a job are counted from the real coordinator over a
+counting store; only training is pretended, with the costs below. Gangs of eight nodes take one sequence each; evaluations are
+backfill.
+"""
+
+from __future__ import annotations
+
+import argparse
+import heapq
+import itertools
+import random
+import time
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from atlas_dist.coordinator.coordinator import Coordinator, CoordinatorSettings
+from atlas_dist.core.keys import sha256_hex
+from atlas_dist.core.ledger import GENESIS, Entry, RunState, fold
+from atlas_dist.core.plan import Plan
+from atlas_dist.core.records import Abandon, Begin, Commit, Dispatch, Elect, Fail, Finish, Record
+from atlas_dist.core.schedule import AbandonAttempt, Capacity, Frontier, Pool, QuarantineJob, StartJob, next_actions
+from atlas_dist.core.types import Blob, FailureKind, JobKind, StageJob, TaskKind, TaskSpec
+from atlas_dist.store.objects import MemoryStore, ObjectInfo
+from tests.chaos.fakes import FakeClock, FakeDispatcher, counted_ids
+from tests.chaos.plans import small_plan
+
+DAY = 86_400.0
+GANG = 8
+"""Nodes of a pool."""
+PUT_PRICE, GET_PRICE = 5.0e-6, 4.0e-7
+"""Dollars a request: S3 Standard's list price for PUT and LIST, and for GET and HEAD."""
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Seconds that things take. `measured` ones come from this repository's own runs, the others are said to be guesses."""
+
+    steps: int = 2000
+    step_s: float = 0.25
+    """A guess for ViLT-B/32 at a global batch of 1,024 on a gang: no GPU was at hand. Stages of 500 s."""
+    checkpoint_every: int = 200
+    checkpoint_s: float = 1.0
+    """22 MB (1.8 M parameters with both moments), uploaded while the ranks wait; a guess for S3."""
+    setup_s: float = 0.2
+    """Measured: a further stage of a pool (README)."""
+    evaluation_s: float = 20.0
+    restart_s: float = 11.0
+    """Measured: workers started again in a pool after kill -9, to the next step."""
+    replace_s: float = 180.0
+    """A guess: a spare node joins and pulls its image."""
+    head_s: float = 300.0
+    """A guess: the operator builds a new cluster after the head's node died; every pool waits."""
+    verify_s: float = 0.15
+    """Coordinator: re-reading and hashing a 7 MB result from S3; a guess on top of the measured 1 GB/s of hashing."""
+
+
+class CountingStore(MemoryStore):
+    """Counts the S3 requests that calls mean."""
+
+    def __init__(self) -> None:
+        super().__init__("counted")
+        self.count: Counter[str] = Counter()
+
+    def create(self, key: str, data: bytes) -> None:
+        self.count["PUT"] += 1
+        super().create(key, data)
+
+    def put(self, key: str, data: bytes) -> None:
+        self.count["PUT"] += 1
+        super().put(key, data)
+
+    def get(self, key: str, *, limit: int = 1 << 31) -> bytes:
+        self.count["GET"] += 1
+        return super().get(key, limit=limit)
+
+    def stat(self, key: str) -> ObjectInfo:
+        self.count["GET"] += 1
+        return super().stat(key)
+
+    def read_range(self, key: str, start: int, out: memoryview, *, if_match: str = "") -> int:
+        self.count["GET"] += 1
+        return super().read_range(key, start, out, if_match=if_match)
+
+    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+        self.count["PUT"] += 1  # priced alike
+        return super().list(prefix)
+
+
+def requests_a_job(tasks: int) -> dict[str, float]:
+    """PUT-like and GET-like requests a committed job, coordinator and worker together, from the real code."""
+    store, clock = CountingStore(), FakeClock()
+    plan = small_plan(tasks)
+    still = CoordinatorSettings(ttl_s=1e9, inbox_every_s=1e9)  # what time costs is counted apart
+    coordinator = Coordinator(
+        "r", plan, store, FakeDispatcher(store), ids=counted_ids(), clock=clock, log_sink=_nobody, settings=still
+    )
+    status = coordinator.open()
+    while not status.done:
+        status = coordinator.tick()
+        clock.sleep(1.0)
+    return {kind: number / len(plan.jobs) for kind, number in store.count.items()}
+
+
+def requests_a_second() -> dict[str, float]:
+    """What a leader asks while nothing happens: heartbeat and a look for rivals every ttl / 5, the inbox every other second."""
+    settings = CoordinatorSettings()
+    return {"PUT": 5 / settings.ttl_s + 1 / settings.inbox_every_s, "GET": 5 / settings.ttl_s}
+
+
+def _nobody(_event: str, _fields: Any) -> None:
+    return
+
+
+def chains(sequences: int, tasks: int, evaluate_every: int) -> Plan:
+    """`sequences` chains of two stages a task, and evaluations of a task on every `evaluate_every`-th bank.
+
+    A stage names only the stage before it as its parent: that has the whole bank behind it, so the order is the same.
+    """
+    task = TaskSpec("t", TaskKind.SINGLE, 10, 40, "t", "train", "val", "", "")
+    jobs: dict[str, StageJob] = {}
+
+    def add(key: str, kind: JobKind, parents: tuple[str, ...], seed: int, priority: int) -> str:
+        jobs[key] = StageJob(key, kind, task, "atlas", seed, parents, priority=priority)
+        return key
+
+    for s in range(sequences):
+        before: tuple[str, ...] = ()
+        for t in range(tasks):
+            name = f"{s:04d}{t:05d}"
+            if t:
+                before = (add(f"{name}a".ljust(32, "0"), JobKind.TRAIN, before, s, 0),)
+            before = (add(f"{name}b".ljust(32, "0"), JobKind.TRAIN, before, s, 0),)
+            add(f"{name}e".ljust(32, "0"), JobKind.EVAL, before, s, 1)
+            if t % evaluate_every == evaluate_every - 1:
+                for old in range(0, t, evaluate_every):
+                    add(f"{name}e{old:05d}".ljust(32, "0"), JobKind.EVAL, before, s, 1)
+    return Plan(jobs, (), "scale")
+
+
+@dataclass
+class Pooled:
+    """A gang of nodes: what it runs, until when, and since when it is up."""
+
+    name: str
+    up_at: float = 0.0
+    attempt: str = ""
+
+
+@dataclass
+class Scale:
+    """One simulated run. `go` until everything is committed or `horizon` seconds have passed."""
+
+    plan: Plan
+    pools: int
+    node_mtbf_s: float
+    costs: Costs
+    rng: random.Random
+    now: float = 0.0
+    useful_s: float = 0.0
+    busy_s: float = 0.0
+    """Seconds of pools that had a job or were being mended."""
+    thinking_s: float = 0.0
+    """Measured seconds of this machine: decisions, entries, fold."""
+    slowest_s: float = 0.0
+    verifying_s: float = 0.0
+    failures: int = 0
+    bytes: int = 0
+    entries: int = 0
+    head: str = GENESIS
+    state: RunState = field(default_factory=lambda: RunState(run="scale"))
+    _events: list[tuple[float, int, str, str, int]] = field(default_factory=list)
+    _number: Any = field(default_factory=itertools.count)
+    _reached: dict[str, int] = field(default_factory=dict)
+    """Job -> the step of its newest checkpoint."""
+
+    def __post_init__(self) -> None:
+        self.frontier = Frontier(self.plan)
+        self.gangs = {f"pool{i}": Pooled(f"pool{i}") for i in range(self.pools)}
+        self._record([Begin("scale", "s", "p"), Elect("the run begins")])
+
+    def go(self, horizon: float) -> None:
+        """Simulate."""
+        head_failure = self.rng.expovariate(1 / self.node_mtbf_s)
+        self._decide()
+        while self._events and self.now < horizon and not self.state.finished:
+            self.now, _, what, subject, step = heapq.heappop(self._events)
+            if self.now >= head_failure:
+                self._lose_the_head()
+                head_failure = self.now + self.rng.expovariate(1 / self.node_mtbf_s)
+            began = time.perf_counter()
+            if what == "end":
+                self._end(subject, step)
+            elif what == "fail" and subject in self.state.running:
+                self._fail(subject, step, self.costs.restart_s + self.costs.replace_s)
+            self._decide()
+            spent = time.perf_counter() - began
+            self.thinking_s += spent
+            self.slowest_s = max(self.slowest_s, spent)
+
+    def _at(self, when: float, what: str, subject: str = "", step: int = 0) -> None:
+        heapq.heappush(self._events, (when, next(self._number), what, subject, step))
+
+    def _record(self, records: list[Record]) -> None:
+        entries = []
+        for record in records:
+            seq, epoch = self.entries, max(self.state.epoch, int(self.entries > 0))
+            entry = Entry(seq, epoch, "w" * 32, "n" * 32, self.head, round(1.7e9 + self.now, 3), record)
+            data = entry.to_bytes()
+            self.head = sha256_hex(data)
+            self.bytes += len(data)
+            self.entries += 1
+            entries.append(entry)
+            if isinstance(record, Commit):
+                self.frontier.settle(record.job)
+        self.state = fold(self.state, entries)
+
+    def _decide(self) -> None:
+        free = tuple(Pool(g.name, int(not g.attempt and g.up_at <= self.now), 1) for g in self.gangs.values())
+        records: list[Record] = []
+        for action in next_actions(self.plan, self.state, Capacity(free), 1.7e9 + self.now, frontier=self.frontier):
+            match action:
+                case StartJob(job, pool, reason):
+                    records.append(self._start(job, pool, reason))
+                case AbandonAttempt(attempt, reason):
+                    records.append(Abandon(self.state.attempts[attempt], attempt, reason))
+                case QuarantineJob():
+                    raise AssertionError("node failures alone must never quarantine a job that makes progress")
+                case _:
+                    records.append(Finish("all jobs are committed"))
+        if records:
+            self._record(records)
+
+    def _start(self, job: str, pool: str, reason: str) -> Dispatch:
+        attempt = f"{job}-e1-{len(self.state.job(job).attempts) + 1}"
+        self.gangs[pool].attempt = attempt
+        self._began[attempt] = self.now
+        self._seat[attempt] = pool
+        training = self.plan.jobs[job].kind is JobKind.TRAIN
+        costs = self.costs
+        left = costs.steps - self._reached.get(job, 0) if training else 0
+        saves = left // costs.checkpoint_every if training else 0
+        takes = costs.setup_s + (left * costs.step_s + saves * costs.checkpoint_s if training else costs.evaluation_s)
+        breaks = self.rng.expovariate(GANG / self.node_mtbf_s)
+        if breaks < takes:
+            share = max(0.0, breaks - costs.setup_s) / (takes - costs.setup_s)
+            self._at(self.now + breaks, "fail", attempt, costs.steps - left + int(left * share) if training else 0)
+        else:
+            self._at(self.now + takes, "end", attempt, costs.steps)
+        prefix = f"runs/scale/attempts/{attempt}"
+        resume = f"{prefix}/checkpoints/{self._reached[job]:08d}" if job in self._reached else ""
+        return Dispatch(job, attempt, prefix, pool, reason, resume, "0" * 64 if resume else "")
+
+    _began: dict[str, float] = field(default_factory=dict)
+    _seat: dict[str, str] = field(default_factory=dict)
+
+    def _leave(self, attempt: str, down_s: float) -> None:
+        gang = self.gangs[self._seat[attempt]]
+        self.busy_s += self.now - self._began[attempt] + down_s
+        gang.attempt, gang.up_at = "", self.now + down_s
+        if down_s:
+            self._at(gang.up_at, "up")
+
+    def _end(self, attempt: str, step: int) -> None:
+        if attempt not in self.state.running:
+            return
+        job = self.state.attempts[attempt]
+        training = self.plan.jobs[job].kind is JobKind.TRAIN
+        self.useful_s += self.costs.steps * self.costs.step_s if training else self.costs.evaluation_s
+        self.verifying_s += self.costs.verify_s
+        self._leave(attempt, 0.0)
+        blobs = tuple(Blob(name, 7 << 20, "0" * 64) for name in ("adapter.safetensors", "adapter_config.json", "details.json"))
+        metrics = {
+            "score": 50.0,
+            "loss": 1.0,
+            "samples": 100_000,
+            "steps": step,
+            "world": 8 * GANG,
+            "seconds": {"stepping": 500.0},
+        }
+        self._record([Commit(job, attempt, f"runs/scale/attempts/{attempt}", blobs, metrics)])
+
+    def _fail(self, attempt: str, step: int, down_s: float) -> None:
+        job = self.state.attempts[attempt]
+        saved = step // self.costs.checkpoint_every * self.costs.checkpoint_every
+        if saved > self._reached.get(job, 0):
+            self._reached[job] = saved
+        self.failures += 1
+        self._leave(attempt, down_s)
+        self._record([Fail(job, attempt, FailureKind.PREEMPTED, "a node went away", step)])
+
+    def _lose_the_head(self) -> None:
+        for attempt in sorted(self.state.running):
+            total = self.costs.steps * self.costs.step_s
+            done = int(min(1.0, (self.now - self._began[attempt]) / total) * self.costs.steps)
+            self._fail(
+                attempt, min(self.costs.steps - 1, self._reached.get(self.state.attempts[attempt], 0) + done), self.costs.head_s
+            )
+
+
+@dataclass(frozen=True)
+class Case:
+    """What to simulate."""
+
+    nodes: int
+    tasks: int
+    days: float
+    mtbf_days: float
+
+
+def simulate(case: Case, costs: Costs) -> Scale:
+    """Run one case: as many sequences as there are gangs."""
+    pools = max(1, case.nodes // GANG)
+    plan = chains(pools, case.tasks, evaluate_every=100)
+    run = Scale(plan, pools, case.mtbf_days * DAY, costs, random.Random(case.nodes))
+    run.go(case.days * DAY)
+    return run
+
+
+def report(case: Case, run: Scale, a_job: dict[str, float], a_second: dict[str, float]) -> str:
+    """One line of the table."""
+    days = run.now / DAY
+    effective = run.useful_s / run.busy_s
+    used = run.useful_s / (run.pools * run.now)
+    load = (run.thinking_s + run.verifying_s) / run.now
+    rate = run.state.committed / run.now
+    checkpoints = rate * run.costs.steps / run.costs.checkpoint_every * 4  # three files and DONE
+    puts = rate * a_job["PUT"] + checkpoints + a_second["PUT"]
+    gets = rate * a_job["GET"] + a_second["GET"]
+    cost = (puts * PUT_PRICE + gets * GET_PRICE) * DAY
+    cells = [
+        str(case.nodes),
+        f"{case.mtbf_days:g}",
+        f"{days:.1f}",
+        f"{run.state.committed:,} of {len(run.plan.jobs):,}",
+        str(run.failures),
+        f"{effective:.1%}",
+        f"{used:.1%}",
+        f"{load:.2%}",
+        f"{1000 * run.thinking_s / max(1, run.entries):.2f} / {1000 * run.slowest_s:.0f}",
+        f"{run.entries:,} / {run.bytes / 1e6:.0f} MB",
+        f"{puts:.1f} + {gets:.1f}",
+        f"{cost:.2f}",
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def growth(sizes: list[int]) -> None:
+    """What planning costs when every earlier task is scored after every task."""
+    print("\n| tasks | jobs | names of parents in them | seconds to plan |\n|---|---|---|---|")
+    for tasks in sizes:
+        began = time.perf_counter()
+        plan = small_plan(tasks)
+        spent = time.perf_counter() - began
+        print(f"| {tasks} | {len(plan.jobs):,} | {sum(len(j.parents) for j in plan.jobs.values()):,} | {spent:.2f} |")
+
+
+def appending(sizes: list[int]) -> None:
+    """What one more entry costs after so many (a fold copies the state's dictionaries)."""
+    print("\n| jobs committed so far | ms to fold one more entry |\n|---|---|")
+    for size in sizes:
+        run = Scale(chains(1, size // 3 + 1, 10**9), 1, 1e12, Costs(), random.Random(0))
+        keys = list(itertools.islice(run.plan.jobs, size))
+        records: list[Record] = []
+        for key in keys:
+            attempt = f"{key}-e1-1"
+            records += [Dispatch(key, attempt, f"p/{attempt}", "main", "r"), Commit(key, attempt, f"p/{attempt}", (), {})]
+        run._record(records)
+        last = list(run.plan.jobs)[size] if len(run.plan.jobs) > size else keys[-1] + "x"
+        began = time.perf_counter()
+        run._record([Dispatch(last, f"{last}-e1-1", f"p/{last}-e1-1", "main", "r")])
+        print(f"| {size:,} | {1000 * (time.perf_counter() - began):.1f} |")
+
+
+def main() -> None:
+    """Simulate, measure, print tables in Markdown."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="small cases only")
+    parser.add_argument("--checkpoint-every", type=int, default=Costs.checkpoint_every)
+    options = parser.parse_args()
+    costs = replace(Costs(), checkpoint_every=options.checkpoint_every)
+    a_job, a_second = requests_a_job(6 if options.quick else 12), requests_a_second()
+    print(
+        f"requests a job: {a_job['PUT']:.1f} PUT or LIST, {a_job['GET']:.1f} GET or HEAD; a second of leading: "
+        f"{a_second['PUT']:.2f} and {a_second['GET']:.2f}; checkpoints every {costs.checkpoint_every} of {costs.steps} steps\n"
+    )
+    print(
+        "| nodes | node MTBF, days | simulated days | jobs committed | failures | effective training time | utilisation | "
+        "coordinator load | ms an entry, mean / slowest | ledger | S3 requests a second | $ a day |"
+    )
+    print("|" + "---|" * 12)
+    cases = (
+        [Case(8, 40, 30, 30)]
+        if options.quick
+        else [
+            Case(8, 1000, 30, 260),
+            Case(8, 1000, 30, 1),
+            Case(64, 1000, 30, 260),
+            Case(64, 1000, 10, 1),
+            Case(256, 1000, 3, 260),
+            Case(1024, 1000, 1, 260),
+            Case(1024, 1000, 1, 30),
+            Case(1024, 1000, 0.5, 1),
+        ]
+    )
+    for case in cases:
+        print(report(case, simulate(case, costs), a_job, a_second), flush=True)
+    growth([10, 20] if options.quick else [25, 50, 100, 200])
+    appending([1_000] if options.quick else [1_000, 10_000, 100_000])
+
+
+if __name__ == "__main__":
+    main()
