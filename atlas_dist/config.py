@@ -85,6 +85,16 @@ class MethodConfig(_Frozen):
     """Checked by the method itself; see `configs/method/`."""
 
 
+class ReferencesConfig(_Frozen):
+    """Methods that the measures of transfer compare with (METHOD.md, Evaluation), learnt in the same run; left out = not asked
+    for."""
+
+    alone: MethodConfig | None = None
+    """Learns each upstream task by itself from the pretrained trunk: T_UK and forward transfer."""
+    pretrained: MethodConfig | None = None
+    """Learns each downstream task from the pretrained trunk instead of from what the sequence taught: T_LS."""
+
+
 class DataRef(_Frozen):
     """Which shard set a task reads."""
 
@@ -252,6 +262,12 @@ class RunConfig(_Frozen):
     """The frozen trunk."""
     method: MethodConfig = MethodConfig()
     """The continual-learning method and its settings."""
+    compare: dict[Name, MethodConfig] = Field(default_factory=dict)
+    """Several methods in one run, by the names of their rows in the comparison; they then take the place of `method`."""
+    only: list[Name] = Field(default_factory=list)
+    """Of `compare`, run these rows only; [] = all."""
+    references: ReferencesConfig = ReferencesConfig()
+    """What measures of transfer compare with."""
     tasks: dict[Name, TaskConfig] = Field(default_factory=dict)
     """Every task that the sequence may name."""
     sequence: SequenceConfig = SequenceConfig()
@@ -279,6 +295,20 @@ class RunConfig(_Frozen):
         if len(set(seeds)) != len(seeds):
             raise ValueError(f"seeds must differ, they are {seeds}")
         return seeds
+
+    @property
+    def variants(self) -> dict[str, MethodConfig]:
+        """The methods of the run by name of row: `compare` where it is given, else the one `method`."""
+        if not self.compare:
+            return {self.method.name: self.method}
+        return {name: method for name, method in self.compare.items() if not self.only or name in self.only}
+
+    @model_validator(mode="after")
+    def _rows_exist(self) -> RunConfig:
+        unknown = sorted(set(self.only) - set(self.compare))
+        if unknown:
+            raise ValueError(f"only names {', '.join(unknown)}; the rows of compare are {', '.join(self.compare) or 'none'}")
+        return self
 
     @model_validator(mode="after")
     def _tasks_exist(self) -> RunConfig:

@@ -8,6 +8,7 @@ import time
 import uuid
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import yaml
@@ -15,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from atlas_dist.compose import compose_config, groups
-from atlas_dist.config import RunConfig
+from atlas_dist.config import ReferencesConfig, RunConfig
 from atlas_dist.core.ledger import RunState
 from atlas_dist.core.plan import Plan
 from atlas_dist.errors import ConfigError
@@ -150,7 +151,9 @@ def _finished(config: RunConfig) -> bool:
 
 def _report(config: RunConfig, plan: Plan, console: Console) -> RunFacts:
     from atlas_dist.coordinator.status import load_run
+    from atlas_dist.report.comparison import show_comparison, write_comparison
     from atlas_dist.report.console import show
+    from atlas_dist.report.measures import compare, measure
     from atlas_dist.report.page import write_report
     from atlas_dist.train.context import open_run_store
 
@@ -159,7 +162,16 @@ def _report(config: RunConfig, plan: Plan, console: Console) -> RunFacts:
     facts = gather(plan, state, store)
     folder = Path(config.report) if config.report else _report_folder(config.run, config.store.url)
     page = write_report(facts, folder)
-    show(facts, console, [("bank  ", store.url), ("report", str(page))])
+    places = [("bank  ", store.url), ("report", str(page))]
+    rows = compare(measure(plan, state))
+    if config.compare:
+        places.append(("table ", str(write_comparison(rows, folder))))
+        show_comparison(rows, console)
+        show(replace(facts, sequences=()), console, places)
+        return facts
+    show(facts, console, places)
+    if config.references != ReferencesConfig():
+        show_comparison(rows, console)
     return facts
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from atlas_dist.config import RunConfig, TaskConfig
+from atlas_dist.config import MethodConfig, RunConfig, TaskConfig
 from atlas_dist.core.manifest import ShardManifest
-from atlas_dist.core.plan import Common, Plan, PlannedTask, SequenceSpec, make_plan
-from atlas_dist.core.types import TaskSpec
+from atlas_dist.core.plan import Common, Plan, PlannedTask, References, SequenceSpec, make_plan
+from atlas_dist.core.types import MethodSpec, TaskSpec
 from atlas_dist.data.manifest import read_manifest
 from atlas_dist.errors import ConfigError, DataError
 from atlas_dist.methods import make_method
@@ -26,7 +26,8 @@ def expand(config: RunConfig) -> Plan:
         ConfigError: a setting does not fit the method, the trunk or the data.
         DataError: a shard set is missing or damaged.
     """
-    method = make_method(config.method.name, config.method.settings)
+    methods = {name: _method(config, variant) for name, variant in config.variants.items()}
+    references = References(**{what: _method(config, asked) for what, asked in config.references if asked is not None})
     trunk = configured_backbone(config)
     _check_texts(config, trunk.max_text_tokens)
     shards = open_shards(config)
@@ -34,12 +35,15 @@ def expand(config: RunConfig) -> Plan:
     tasks = {name: _planned(config, name, shards) for name in sorted(used)}
     sequences = [
         SequenceSpec(
-            name=f"order{number}-seed{seed}",
-            method=method.spec,
+            name=f"{f'{variant}-' if config.compare else ''}order{number}-seed{seed}",
+            method=method,
             seed=seed,
             upstream=tuple(tasks[t] for t in order),
             downstream=tuple(tasks[t] for t in config.sequence.downstream),
+            references=references,
+            variant=variant,
         )
+        for variant, method in methods.items()
         for seed in config.seeds
         for number, order in enumerate(config.sequence.all_orders)
     ]
@@ -55,7 +59,21 @@ def specification(config: RunConfig) -> dict[str, Any]:
     lasting["train"] = {name: tree["train"][name] for name in ("precision", "budget", "stage1", "stage2")}
     for task in lasting["tasks"].values():
         task.pop("raw")
+    # What a run may be asked for in addition is named where it is: older runs keep the specification that they began with.
+    asked = {"compare": tree["compare"], "only": tree["only"], "references": config.references.model_dump(exclude_none=True)}
+    lasting |= {name: value for name, value in asked.items() if value}
     return lasting
+
+
+def _method(config: RunConfig, asked: MethodConfig) -> MethodSpec:
+    """The plan's view of a method. Raises ConfigError for settings that do not fit it, or the engine."""
+    spec = make_method(asked.name, asked.settings).spec
+    if config.train.zero_stage == 3 and spec.shares_trunk:
+        raise ConfigError(
+            f"{asked.name} trains the trunk, which train.zero_stage=3 takes apart for every job.",
+            fix="Set train.zero_stage to 0.",
+        )
+    return spec
 
 
 def _planned(config: RunConfig, name: str, shards: ObjectStore) -> PlannedTask:

@@ -5,8 +5,9 @@ R[i][j] is the score on task j after learning task i; rows are lists of length i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from statistics import fmean
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean, pstdev, stdev
 
 Matrix = Sequence[Sequence[float]]
 
@@ -65,3 +66,37 @@ def relative_gain(score: float, reference: float, random: float) -> float:
     """
     room = reference - random
     return 100.0 * (score - reference) / room if room > 0 else 0.0
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Several runs of the same thing: their mean, the sample standard deviation (0 for one run), and how many they were."""
+
+    mean: float
+    deviation: float
+    count: int
+
+    def __str__(self) -> str:
+        return f"{self.mean:.1f} ± {self.deviation:.1f}" if self.count > 1 else f"{self.mean:.1f}"
+
+
+def spread(values: Sequence[float]) -> Spread:
+    """Over seeds and orders; at least one value.
+
+    >>> str(spread([60.0, 62.0, 64.0])), str(spread([60.0]))
+    ('62.0 ± 2.0', '60.0')
+    """
+    return Spread(fmean(values), stdev(values) if len(values) > 1 else 0.0, len(values))
+
+
+def order_sensitivity(finals: Sequence[Mapping[str, float]]) -> float:
+    """How much a task's final score depends on the order that the tasks came in: the standard deviation over orders, averaged
+    over tasks (0 for one order).
+
+    Args:
+        finals: for each order, task -> its score after the whole sequence, averaged over seeds. The same tasks in each.
+
+    >>> order_sensitivity([{"a": 80.0, "b": 50.0}, {"a": 60.0, "b": 50.0}])
+    5.0
+    """
+    return fmean(pstdev(final[task] for final in finals) for task in finals[0])

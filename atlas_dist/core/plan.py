@@ -12,15 +12,15 @@ its bytes), so that the whole graph, with its sharing, is known before anything 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from atlas_dist.core.keys import digest_of, key_of
-from atlas_dist.core.types import Budget, JobKind, MethodSpec, Stage, StageJob, TaskSpec, View
+from atlas_dist.core.types import Budget, Guest, JobKind, MethodSpec, Stage, StageJob, TaskSpec, View
 from atlas_dist.errors import ConfigError
 
-UPSTREAM, EVALUATION, TRANSFER, TRANSFER_EVALUATION = 0, 1, 2, 3
+UPSTREAM, EVALUATION, TRANSFER, TRANSFER_EVALUATION, REFERENCE, REFERENCE_EVALUATION = range(6)
 """Priorities: the chain is never kept waiting by what hangs off it."""
 
 
@@ -30,6 +30,20 @@ class PlannedTask:
 
     spec: TaskSpec
     budgets: Mapping[Stage, Budget]
+
+    def budget(self, stage: Stage) -> Budget:
+        """A stage's budget; what stage one put together is distilled for as long as stage one took."""
+        return self.budgets[Stage.ONE if stage is Stage.INIT else stage]
+
+
+@dataclass(frozen=True)
+class References:
+    """Methods whose scores the measures of transfer divide by (METHOD.md, Evaluation); None = not asked for."""
+
+    alone: MethodSpec | None = None
+    """Learns each upstream task by itself from the pretrained trunk: S_FT."""
+    pretrained: MethodSpec | None = None
+    """Learns each downstream task from the pretrained trunk instead of from what the sequence taught: S_LS,PT."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +55,9 @@ class SequenceSpec:
     seed: int
     upstream: tuple[PlannedTask, ...]
     downstream: tuple[PlannedTask, ...] = ()
+    references: References = References()
+    variant: str = ""
+    """What a comparison calls the method with its settings; "" = the method's name."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +76,9 @@ class TaskJobs:
     task: str
     stages: tuple[str, ...]
     bank: tuple[str, ...]
-    """Adapters that existed for the task, its own included where it grew one."""
+    """Adapters that the finished task reads, its own included where it grew one."""
+    adapter: str = ""
+    """The job that grew the task's own adapter; "" = none did."""
 
     @property
     def final(self) -> str:
@@ -80,6 +99,13 @@ class SequenceJobs:
     """(i, j) -> the job that scores task j after task i was learnt; i = position of the last upstream task, j <= i."""
     transfers: Mapping[str, str]
     """downstream task -> the job that scores it."""
+    alone: Mapping[str, str] = field(default_factory=dict)
+    """upstream task -> the job that scores it learnt by itself (`References.alone`)."""
+    pretrained: Mapping[str, str] = field(default_factory=dict)
+    """downstream task -> the job that scores it learnt from the pretrained trunk (`References.pretrained`)."""
+    reads: View = View.TASK
+    """The view of an old task that counts for the method."""
+    variant: str = ""
 
 
 @dataclass(frozen=True)
@@ -109,6 +135,16 @@ def make_plan(sequences: Iterable[SequenceSpec], common: Common) -> Plan:
     return Plan(jobs=builder.jobs, sequences=parts, digest=digest_of(sorted(builder.jobs)))
 
 
+@dataclass
+class _Chain:
+    """What the upstream tasks of one sequence have come to."""
+
+    bank: tuple[str, ...] = ()
+    """Adapters that the next task may see."""
+    learnt: list[TaskJobs] = field(default_factory=list)
+    evaluations: dict[tuple[int, int], str] = field(default_factory=dict)
+
+
 class _Builder:
     """Collects jobs; the only state is the dictionary of what has been named so far."""
 
@@ -118,23 +154,12 @@ class _Builder:
 
     def sequence(self, spec: SequenceSpec) -> SequenceJobs:
         _check(spec)
-        bank: tuple[str, ...] = ()
-        learnt: list[TaskJobs] = []
-        evaluations: dict[tuple[int, int], str] = {}
-        for i, task in enumerate(spec.upstream):
-            previous = learnt[-1] if learnt else None
-            label = f"{spec.name}/{i + 1} {task.spec.name}"
-            jobs = self._learn(spec, task, bank, previous, label, UPSTREAM)
-            bank = jobs.bank if spec.method.grows_bank else bank
-            learnt.append(jobs)
-            for j, old in enumerate(learnt):
-                label = f"{spec.name}/{i + 1} eval {old.task}"
-                evaluations[i, j] = self._evaluate(spec, spec.upstream[j].spec, old, jobs, bank, label, EVALUATION)
+        chain = self._together(spec) if spec.method.joint else self._one_by_one(spec)
         transfers: dict[str, str] = {}
         downstream: list[TaskJobs] = []
         for task in spec.downstream:
             label = f"{spec.name}/transfer {task.spec.name}"
-            jobs = self._learn(spec, task, bank, learnt[-1], label, TRANSFER)
+            jobs = self._learn(spec.method, spec.seed, task, chain.bank, chain.learnt[-1:], label, TRANSFER)
             downstream.append(jobs)
             label = f"{spec.name}/transfer eval {task.spec.name}"
             transfers[task.spec.name] = self._evaluate(spec, task.spec, jobs, jobs, jobs.bank, label, TRANSFER_EVALUATION)
@@ -142,44 +167,110 @@ class _Builder:
             name=spec.name,
             method=spec.method.name,
             seed=spec.seed,
-            upstream=tuple(learnt),
+            upstream=tuple(chain.learnt),
             downstream=tuple(downstream),
-            evaluations=evaluations,
+            evaluations=chain.evaluations,
             transfers=transfers,
+            alone=self._references(spec, spec.references.alone, spec.upstream, "alone"),
+            pretrained=self._references(spec, spec.references.pretrained, spec.downstream, "pretrained"),
+            reads=spec.method.reads,
+            variant=spec.variant or spec.method.name,
         )
 
+    def _one_by_one(self, spec: SequenceSpec) -> _Chain:
+        """Each task after the one before it, every task so far scored again after each."""
+        chain = _Chain()
+        for i, task in enumerate(spec.upstream):
+            label = f"{spec.name}/{i + 1} {task.spec.name}"
+            earlier = tuple(Guest(t.spec, t.budgets[Stage.TWO]) for t in spec.upstream[:i]) if spec.method.recalls else ()
+            jobs = self._learn(
+                spec.method, spec.seed, task, chain.bank, chain.learnt[-1:], label, UPSTREAM, earlier, leaves=spec.method.recalls
+            )
+            if spec.method.grows_bank and jobs.adapter:
+                chain.bank = (*chain.bank, jobs.adapter)
+            chain.learnt.append(jobs)
+            for j, old in enumerate(chain.learnt):
+                label = f"{spec.name}/{i + 1} eval {old.task}"
+                chain.evaluations[i, j] = self._evaluate(spec, spec.upstream[j].spec, old, jobs, chain.bank, label, EVALUATION)
+        return chain
+
+    def _together(self, spec: SequenceSpec) -> _Chain:
+        """All tasks in one job, which is the same for every order: nothing comes before anything else."""
+        own, *others = sorted(spec.upstream, key=lambda t: t.spec.name)
+        guests = tuple(Guest(t.spec, t.budgets[Stage.TWO]) for t in others)
+        joint = self._learn(spec.method, spec.seed, own, (), [], f"{spec.name}/all", UPSTREAM, guests)
+        chain = _Chain(learnt=[replace(joint, task=t.spec.name) for t in spec.upstream])
+        for i, _ in enumerate(spec.upstream):
+            for j in range(i + 1):
+                task, jobs = spec.upstream[j].spec, chain.learnt[j]
+                label = f"{spec.name}/all eval {task.name}"
+                chain.evaluations[i, j] = self._evaluate(spec, task, jobs, jobs, (), label, EVALUATION)
+        return chain
+
+    def _references(
+        self, spec: SequenceSpec, method: MethodSpec | None, tasks: Iterable[PlannedTask], what: str
+    ) -> dict[str, str]:
+        """Each task learnt by itself with `method`: task -> the job that scores it."""
+        scored: dict[str, str] = {}
+        for task in tasks if method is not None else ():
+            assert method is not None
+            label = f"{spec.name}/{what} {task.spec.name}"
+            jobs = self._learn(method, spec.seed, task, (), [], label, REFERENCE)
+            lone = replace(spec, method=method)
+            label = f"{spec.name}/{what} eval {task.spec.name}"
+            scored[task.spec.name] = self._evaluate(lone, task.spec, jobs, jobs, jobs.bank, label, REFERENCE_EVALUATION)
+        return scored
+
     def _learn(
-        self, spec: SequenceSpec, task: PlannedTask, bank: tuple[str, ...], previous: TaskJobs | None, label: str, priority: int
+        self,
+        method: MethodSpec,
+        seed: int,
+        task: PlannedTask,
+        bank: tuple[str, ...],
+        before: Sequence[TaskJobs],
+        label: str,
+        priority: int,
+        guests: tuple[Guest, ...] = (),
+        *,
+        leaves: bool = False,
     ) -> TaskJobs:
-        """Add the stages of one task; each continues the one before it."""
+        """Add the stages of one task; each continues the one before it. `before`: the task learnt last, if any."""
         done: list[str] = []
-        grown = bank
-        for stage in spec.method.stages:
+        grown = read = bank
+        adapter = ""
+        trunk_from = before[-1].final if before and method.shares_trunk else ""
+        for stage in method.first if method.first and not bank else method.stages:
             if stage.needs_earlier and not bank:
                 continue
-            visible = bank if stage.sees_earlier else ()
+            visible = grown if stage.sees_earlier else ()
             # The first stage that looks back starts its queries where the previous task's ended.
-            inherits = (previous.final,) if previous is not None and visible and not done else ()
+            inherits = (before[-1].final,) if before and visible and not done else ()
             job = StageJob(
                 key="",
                 kind=JobKind.TRAIN,
                 task=task.spec,
-                method=spec.method.name,
-                seed=spec.seed,
-                parents=_unique((*visible, *done[-1:], *inherits)),
+                method=method.name,
+                seed=seed,
+                parents=_unique((*visible, *done[-1:], *inherits, *((trunk_from,) if trunk_from else ()))),
                 bank=visible,
                 model_from=done[-1] if done else "",
                 queries_from=inherits[0] if inherits else "",
                 stage=stage,
-                budget=task.budgets[stage.stage],
+                budget=task.budget(stage.stage),
+                settings=method.settings,
+                trunk_from=trunk_from,
+                guests=guests,
+                leaves=leaves,
                 label=f"{label} {stage.stage.value}",
                 priority=priority,
             )
-            key = self._add(job, spec.method)
+            key = self._add(job, method)
             done.append(key)
+            read = visible
             if stage.grows:
-                grown = (*visible, key)
-        return TaskJobs(task=task.spec.name, stages=tuple(done), bank=grown)
+                adapter = key
+                grown, read = (*bank, key), (*visible, key)
+        return TaskJobs(task=task.spec.name, stages=tuple(done), bank=read, adapter=adapter)
 
     def _evaluate(
         self,
@@ -191,12 +282,13 @@ class _Builder:
         label: str,
         priority: int,
     ) -> str:
-        """Add the job that scores `old` on the bank after `newest` was learnt.
+        """Add the job that scores `old` on the bank, or with the trunk, after `newest` was learnt.
 
-        A method whose tasks never see each other's adapters has no later bank to read an old task from.
+        A method whose tasks share neither has nothing newer to read an old task from.
         """
-        shares = bool(bank) and bank[: len(old.bank)] == old.bank
-        seen = bank if shares else old.bank
+        banked = bool(bank) and spec.method.stages[-1].sees_earlier and bank[: len(old.bank)] == old.bank
+        shares = banked or spec.method.shares_trunk
+        seen = bank if banked else old.bank
         again = shares and newest.final != old.final
         job = StageJob(
             key="",
@@ -210,6 +302,7 @@ class _Builder:
             views=(View.TASK, View.LATEST) if again else (View.TASK,),
             latest_from=newest.final if again else "",
             own_bank=len(old.bank),
+            settings=spec.method.settings,
             label=label,
             priority=priority,
         )
@@ -223,8 +316,13 @@ class _Builder:
 
 
 def _identity(job: StageJob, method: MethodSpec, common: Common) -> dict[str, Any]:
-    """Everything a result depends on. Labels and priorities are not in it; nor is the number of workers."""
+    """Everything a result depends on. Labels and priorities are not in it; nor is the number of workers.
+
+    What came to jobs later than the first results is named only where it is used, so that older results keep their names.
+    """
+    later: dict[str, Any] = {"trunk_from": job.trunk_from, "guests": job.guests, "leaves": job.leaves}
     return {
+        **{name: value for name, value in later.items() if value},
         "kind": job.kind,
         "task": job.task,
         "method": {"name": method.name, "settings": method.settings},

@@ -120,6 +120,12 @@ def _smallest(keys: NDArray[np.uint64], members: NDArray[np.intp], count: int) -
     return members[np.argpartition(keys[members], count - 1)[:count]].astype(np.int64)
 
 
+def random_keys(seed: int, ordinals: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """A number for each ordinal that depends on it and the seed alone; distinct, and as good as drawn: uint64 [n]. The samples
+    with the smallest numbers are a uniform choice."""
+    return _hashes(_seed64("keys", seed), ordinals)
+
+
 def shuffled(samples: int, seed: int) -> list[int]:
     """A seeded permutation of 0 … samples - 1, the same on every machine and version."""
     return [int(i) for i in np.argsort(_hashes(_seed64("pack", seed), np.arange(samples, dtype=np.uint64)), kind="stable")]
@@ -170,6 +176,11 @@ class Sampler:
         self.blocks_per_epoch = -(-self.steps_per_epoch // shape.block_steps)
         self._epoch: tuple[int, Ordinals, Ordinals] | None = None
         self._block: tuple[int, Ordinals] | None = None
+
+    @property
+    def ordinals(self) -> Ordinals:
+        """The samples that an epoch visits, ascending."""
+        return np.arange(self.samples, dtype=np.int64) if self._selected is None else self._selected
 
     def epoch_of(self, step: int) -> int:
         """Epoch of an absolute step."""
@@ -261,11 +272,26 @@ class Sampler:
 
 
 def sampler_for(
-    manifest: ShardManifest, *, seed: int, global_batch: int, shuffle: bool = True, shots: float = 0.0, lanes: int = 0
+    manifest: ShardManifest,
+    *,
+    seed: int,
+    global_batch: int,
+    shuffle: bool = True,
+    shots: float = 0.0,
+    only: Sequence[int] | None = None,
+    lanes: int = 0,
 ) -> Sampler:
-    """The sampler of a packed split: selection, shape and order from the manifest. Raises ConfigError, DataError."""
-    labels = manifest.labels() if shots >= 1 else None
-    selected = select_shots(manifest.samples, labels, shots, seed)
+    """The sampler of a packed split: selection, shape and order from the manifest. Raises ConfigError, DataError.
+
+    `only`: ordinals to visit, whatever `shots` says.
+    """
+    if only is None:
+        labels = manifest.labels() if shots >= 1 else None
+        selected = select_shots(manifest.samples, labels, shots, seed)
+    else:
+        selected = np.unique(np.array(only, dtype=np.int64))
+        if len(selected) and not 0 <= selected[0] <= selected[-1] < manifest.samples:
+            raise DataError(f"Samples up to {selected[-1]} were asked of a split that has {manifest.samples}.")
     samples = manifest.samples if selected is None else len(selected)
     largest = max((s.size for s in manifest.shards), default=0)
     shape = shape_for(samples=samples, size=manifest.size, largest_shard=largest, global_batch=global_batch, lanes=lanes)

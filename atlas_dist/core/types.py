@@ -1,6 +1,7 @@
 """What the house talks about: tasks, jobs, assignments, results. Frozen, hashable, JSON-shaped; no behaviour beyond small
 properties.
- A *job* is a node of the plan: it trains one stage of one task, or scores one task on one bank snapshot. Its `key` names
+
+A *job* is a node of the plan: it trains one stage of one task, or scores one task on one bank snapshot. Its `key` names
 everything it depends on (see `core/plan.py`), so its result is a fact that any run may reuse. An *attempt* is one try at a job by
 one coordinator epoch; attempts are garbage until the ledger commits one of them.
 """
@@ -40,6 +41,8 @@ class Stage(StrEnum):
     """Experience-based learning: queries over the frozen earlier adapters, and the head."""
     TWO = "stage2"
     """Novel knowledge expansion: one new adapter with its key and query, and the head."""
+    INIT = "init"
+    """Only I2I: what stage one put together is distilled into the new adapter's initial weights."""
 
 
 class Role(StrEnum):
@@ -51,6 +54,9 @@ class Role(StrEnum):
     """The new adapter with, where the weighting has them, its key and its own query."""
     HEAD = "head"
     BACKBONE = "backbone"
+    """The trunk, or its upper part where the method keeps the bottom (a copy of its own: the pretrained one never changes)."""
+    FUSION = "fusion"
+    """AdapterFusion's attention over the visible adapters, the task's own."""
 
 
 class View(StrEnum):
@@ -136,13 +142,35 @@ class StagePlan:
 
 @dataclass(frozen=True)
 class MethodSpec:
-    """A continual-learning method: its stages, and its settings (method-specific, all of them part of every job key)."""
+    """A continual-learning method as the plan sees it: its stages, its settings (all of them part of every job key), and what one
+    task takes over from the others. The plan follows these declarations and knows no method by name."""
 
     name: str
     stages: tuple[StagePlan, ...]
     settings: Mapping[str, Any] = field(default_factory=dict)
     grows_bank: bool = True
-    """What a task learns is visible to later tasks of the sequence."""
+    """The adapter that a task learns is visible to later tasks of the sequence."""
+    first: tuple[StagePlan, ...] = ()
+    """Stages of a task that finds the bank empty; () = `stages`."""
+    shares_trunk: bool = False
+    """Every task goes on from the trunk as the task before it left it."""
+    recalls: bool = False
+    """A task also learns from, or for, the tasks before it: their heads, a memory that each task leaves to the next."""
+    joint: bool = False
+    """All upstream tasks are learnt at once, in one job."""
+
+    @property
+    def reads(self) -> View:
+        """The view of an old task that counts for this method: with one shared trunk, only the newest exists in practice."""
+        return View.LATEST if self.shares_trunk else View.TASK
+
+
+@dataclass(frozen=True)
+class Guest:
+    """Another task that a training job has to do with: an earlier one that it recalls, or one that it learns at the same time."""
+
+    task: TaskSpec
+    budget: Budget
 
 
 @dataclass(frozen=True)
@@ -171,6 +199,14 @@ class StageJob:
     """Evaluation only: the job that holds the newest queries (the `latest` view uses them over all of `bank`)."""
     own_bank: int = 0
     """Evaluation only: how many adapters at the start of `bank` existed for the task itself (the `task` view)."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Of the method: with its name, all that a worker needs to build it. One run may hold several methods."""
+    trunk_from: str = ""
+    """The job whose trunk, and whose memory, this one goes on from ("" = the pretrained trunk, no memory)."""
+    guests: tuple[Guest, ...] = ()
+    """Other tasks that this job has to do with; see `MethodSpec.recalls` and `joint`."""
+    leaves: bool = False
+    """The job leaves a memory to later tasks."""
     label: str = ""
     """For people: `seq0/3 easyvqa stage2`."""
     priority: int = 0

@@ -13,7 +13,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -107,6 +107,11 @@ class Stream:
         return self._run(lambda: iter(plans), wanted, next(iter(shards), 0))
 
     @property
+    def ordinals(self) -> tuple[int, ...]:
+        """The samples that an epoch visits, as ordinals in the manifest, ascending."""
+        return tuple(self._sampler.ordinals.tolist())
+
+    @property
     def validation_steps(self) -> int:
         """Batches of a validation, on every rank."""
         return validation_steps(self._manifest.samples, self._sampler.global_batch, self._world, self._multiple)
@@ -195,10 +200,11 @@ class Stream:
             samples: list[Sample | None] = [None] * len(plan.ordinals)
             names = [("", "")] * len(plan.ordinals)
             taken = np.flatnonzero(plan.ordinals >= 0)
-            shards = self._sampler.shards_of(plan.ordinals[taken])
-            inner = plan.ordinals[taken] - self._first[shards]
-            for slot, number, at in zip(taken.tolist(), shards.tolist(), inner.tolist(), strict=True):
-                shard = self._pool.get(number)
+            numbers = self._sampler.shards_of(plan.ordinals[taken])
+            inner = plan.ordinals[taken] - self._first[numbers]
+            shards = {number: self._pool.get(number) for number in dict.fromkeys(numbers.tolist())}
+            for slot, number, at in zip(taken.tolist(), numbers.tolist(), inner.tolist(), strict=True):
+                shard = shards[number]
                 span = shard.spans[at]
                 names[slot] = (self._manifest.shards[number].name, span.key)
                 try:
@@ -264,6 +270,7 @@ def open_stream(
     start_step: int = 0,
     shuffle: bool = True,
     shots: float = 0.0,
+    only: Sequence[int] | None = None,
     limits: StreamLimits | None = None,
 ) -> Stream:
     """Open one rank's stream of one split. Nothing is fetched before the first iteration.
@@ -276,6 +283,7 @@ def open_stream(
         rank, world: this rank and how many there are; they change only which slots of a global batch are read.
         micro_batch: when positive, every rank's slice is padded with masked slots to a multiple of it.
         shots: see TaskSpec.shots; the selection depends on the manifest and `seed` only.
+        only: ordinals to visit instead, such as a replay reservoir's.
 
     Raises:
         DataError: the manifest does not fit the task, or holds no sample.
@@ -287,7 +295,9 @@ def open_stream(
         raise ConfigError(f"rank {rank} of {world}, image size {image_size}, micro batch {micro_batch} cannot be.")
 
     def sampler() -> Sampler:
-        return sampler_for(manifest, seed=seed, global_batch=global_batch, shuffle=shuffle, shots=shots, lanes=limits.lanes)
+        return sampler_for(
+            manifest, seed=seed, global_batch=global_batch, shuffle=shuffle, shots=shots, only=only, lanes=limits.lanes
+        )
 
     stop = threading.Event()
     cache = NodeCache(Path(limits.cache_dir), limits.cache_bytes) if limits.cache_dir else None

@@ -6,13 +6,21 @@ from collections.abc import Mapping
 from typing import Any
 
 from atlas_dist.errors import ConfigError
-from atlas_dist.methods import atlas, baselines
+from atlas_dist.methods import atlas, baselines, fusion, trunk
 from atlas_dist.methods.base import Maker, Method
 
 METHODS: Mapping[str, Maker] = {
     "atlas": atlas.make,
     "head_only": baselines.head_only,
     "individual_adapters": baselines.individual_adapters,
+    "adapter_fusion": fusion.adapter_fusion,
+    "i2i": fusion.i2i,
+    "sequential_finetune": trunk.sequential_finetune,
+    "freeze_bottom_k": trunk.freeze_bottom_k,
+    "ewc": trunk.ewc,
+    "lwf": trunk.lwf,
+    "experience_replay": trunk.experience_replay,
+    "multitask": trunk.multitask,
 }
 
 

@@ -14,9 +14,11 @@ from atlas_dist.model.mixing import AttendOver, MixingSpec, Weighting
 
 
 class Stages(StrEnum):
-    """Which stages run: both, or stage two alone (the paper's ablation "without experience-based learning")."""
+    """Which stages run: both, or one alone (the paper's ablations). With stage one alone, only the first task grows an
+    adapter."""
 
     BOTH = "both"
+    ONE = "one"
     TWO = "two"
 
 
@@ -51,14 +53,15 @@ class AtlasSettings(Settings):
 EXPERIENCE = StagePlan(stage=Stage.ONE, sees_earlier=True, grows=False, trains=(Role.QUERIES, Role.HEAD), needs_earlier=True)
 EXPANSION = StagePlan(stage=Stage.TWO, sees_earlier=True, grows=True, trains=(Role.ADAPTER, Role.HEAD))
 
-_STAGES = {Stages.BOTH: (EXPERIENCE, EXPANSION), Stages.TWO: (EXPANSION,)}
+_STAGES = {Stages.BOTH: (EXPERIENCE, EXPANSION), Stages.ONE: (EXPERIENCE,), Stages.TWO: (EXPANSION,)}
 
 
 def make(settings: Mapping[str, Any]) -> Method:
     """Build ATLAS from `method.settings`. Raises ConfigError."""
     own = checked(AtlasSettings, "atlas", settings)
     return Method(
-        spec=spec_of("atlas", _STAGES[own.stages], own, grows_bank=True),
+        # Somebody has to begin: a task that finds nothing to reuse learns an adapter in every variant.
+        spec=spec_of("atlas", _STAGES[own.stages], own, grows_bank=True, first=(EXPANSION,)),
         mixing=MixingSpec(rank=own.rank, weighting=own.weighting, attend_over=own.attend_over, outer_residual=own.outer_residual),
         penalty_weight=own.ortho_weight,
         normalize_ortho=own.ortho_normalize,

@@ -1,6 +1,13 @@
-"""What a continual-learning method is here: data for the plan, a spec for the model, and one function for the loss.
- A method never sees workers, shards or stores. The plan reads its `MethodSpec` (which stages, what each sees and trains); the
-trainer asks for the mixing spec and lets it add its own terms to the loss.
+"""What a continual-learning method is here: data for the plan, a spec for the model, and up to three small objects.
+
+A method never sees workers, shards or stores. The plan reads its `MethodSpec` (which stages, what each sees and trains, what one
+task takes over from the one before); the trainer asks for the mixing spec and for the small objects:
+
+    term    adds to the loss            EWC's quadratic penalty, LwF's distillation
+    keeps   what a task leaves to later ones, as tensors    EWC's Fisher information, replay's reservoir
+    mixes   which task's samples a step takes               replay, multitask
+
+What a task leaves takes up what was left to it: a memory is a fold over the tasks, so that a task needs only the one before it.
 """
 
 from __future__ import annotations
@@ -8,12 +15,14 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+from torch import Tensor
 
-from atlas_dist.core.types import MethodSpec, StagePlan
+from atlas_dist.core.types import Guest, MethodSpec, StagePlan
 from atlas_dist.errors import ConfigError
+from atlas_dist.model.heads import Head, HeadSpec
 from atlas_dist.model.mixing import MixingSpec
 
 
@@ -23,11 +32,73 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
+class Lesson(Protocol):
+    """A stage in progress, as a method's small objects see it."""
+
+    @property
+    def task(self) -> str:
+        """Name of the task that is being learnt."""
+        ...
+
+    @property
+    def seed(self) -> int:
+        """Of the run."""
+        ...
+
+    @property
+    def samples(self) -> tuple[int, ...]:
+        """Ordinals of the task's training samples in their manifest; all of them, or the low-shot choice."""
+        ...
+
+    @property
+    def trunk(self) -> Mapping[str, Tensor]:
+        """The trunk's parameters that train, by name; live."""
+        ...
+
+    @property
+    def memory(self) -> Mapping[str, Tensor]:
+        """What the task before left; {} for the first task."""
+        ...
+
+    @property
+    def heads(self) -> Mapping[str, tuple[HeadSpec, Head]]:
+        """The heads of the earlier tasks, which train along; live."""
+        ...
+
+    def before(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Mapping[str, Head]]:
+        """What the model of the task before says: its features [b·K, I·D] of a batch, without gradient, and its frozen heads."""
+        ...
+
+    def fisher(self, samples: int) -> dict[str, Tensor]:
+        """Mean over about `samples` training samples of the squared gradient of each one's loss, for every name of `trunk`."""
+        ...
+
+
+Term = Callable[[Mapping[str, Tensor], Tensor], Tensor]
+"""(batch, the features of its forward pass [b·K, I·D]) -> a scalar that is added once a step, or one number a sample [b]."""
+
+MakeTerm = Callable[[Lesson], Term]
+Keeps = Callable[[Lesson], dict[str, Tensor]]
+
+
+class Mixes(Protocol):
+    """Which other tasks a stage's steps are shared with."""
+
+    def steps(self, own: int, guests: Mapping[str, tuple[Guest, int]], memory: Mapping[str, Tensor]) -> dict[str, int]:
+        """Further steps of each guest, beside the `own` ones of the task. `guests`: name -> (guest, its own length in steps)."""
+        ...
+
+    def samples(self, task: str, memory: Mapping[str, Tensor]) -> tuple[int, ...] | None:
+        """Ordinals of the guest's samples that may be used; None = all of them."""
+        ...
+
+
 @dataclass(frozen=True)
 class Method:
     """One method with its settings, as plan and trainer use it.
 
-    `penalty_weight` multiplies the orthogonality penalty that the model returns (METHOD.md, Orthogonality penalty).
+    `penalty_weight` multiplies what the model's sites return besides their outputs: the orthogonality penalty of ATLAS
+    (METHOD.md), the error of an adapter that imitates a fusion.
     """
 
     spec: MethodSpec
@@ -36,6 +107,16 @@ class Method:
     normalize_ortho: bool = False
     inherit_queries: bool = True
     second_image_type: int = 1
+    fuses: bool = False
+    """Several visible adapters are read through AdapterFusion."""
+    frozen_layers: int = 0
+    """How many layers at the bottom of a trunk that trains stay as pretrained, with the embeddings below them."""
+    trunk_lr_scale: float = 1.0
+    term: MakeTerm | None = None
+    keeps: Keeps | None = None
+    mixes: Mixes | None = None
+    trains_guests: bool = False
+    """The heads of the other tasks of a job train along."""
 
 
 Maker = Callable[[Mapping[str, Any]], Method]
@@ -61,6 +142,6 @@ def checked(kind: type[S], method: str, settings: Mapping[str, Any]) -> S:
         raise ConfigError("The method's settings are not valid:\n" + "\n".join(f"  {x}" for x in lines)) from None
 
 
-def spec_of(name: str, stages: tuple[StagePlan, ...], settings: Settings, *, grows_bank: bool) -> MethodSpec:
-    """The plan's view of a method; every setting becomes part of every job key."""
-    return MethodSpec(name=name, stages=stages, settings=settings.model_dump(mode="json"), grows_bank=grows_bank)
+def spec_of(name: str, stages: tuple[StagePlan, ...], settings: Settings, *, grows_bank: bool, **more: Any) -> MethodSpec:
+    """The plan's view of a method; every setting becomes part of every job key. `more`: further fields of `MethodSpec`."""
+    return MethodSpec(name=name, stages=stages, settings=settings.model_dump(mode="json"), grows_bank=grows_bank, **more)

@@ -19,6 +19,7 @@ the layer's output through its site, and `close` takes the hooks away again, so 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
@@ -30,7 +31,8 @@ from transformers import ViltModel
 from atlas_dist.core.types import Role
 from atlas_dist.errors import DataError, TrainingError
 from atlas_dist.model import tensors as named
-from atlas_dist.model.backbone import adapter_sites
+from atlas_dist.model.backbone import adapter_sites, bottom_parameters
+from atlas_dist.model.fusion import FusionSite
 from atlas_dist.model.heads import Head, HeadSpec
 from atlas_dist.model.mixing import AdapterGroup, MixingSite, MixingSpec, SiteOutput
 from atlas_dist.model.vilt import uniform_pixel_mask
@@ -61,6 +63,7 @@ class AtlasModel(nn.Module):
         seed: of the new tensors (head, new adapter, fresh queries).
         second_image_type: modality type of a pair's second image (1: as ATLAS; 2: as CLiMB).
         normalize_ortho: unit rows in the penalty (default: as the released code, no).
+        fuses: the visible adapters are read through AdapterFusion (model/fusion.py) instead of being mixed.
 
     Raises:
         TrainingError: the trunk still carries the hooks of another model.
@@ -77,6 +80,7 @@ class AtlasModel(nn.Module):
         seed: int,
         second_image_type: int = 1,
         normalize_ortho: bool = False,
+        fuses: bool = False,
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -91,16 +95,10 @@ class AtlasModel(nn.Module):
         self.sites = nn.ModuleDict()
         self._hooks: dict[str, _SiteHook] = {}
         self._handles: list[RemovableHandle] = []
+        make = FusionSite if fuses else partial(MixingSite, normalize_ortho=normalize_ortho)
         for place in adapter_sites(backbone):
-            site = MixingSite(
-                place.width,
-                config.num_attention_heads,
-                mixing,
-                visible=visible,
-                grows=grows,
-                generator=generator,
-                normalize_ortho=normalize_ortho,
-            )
+            heads = config.num_attention_heads
+            site = make(place.width, heads, mixing, visible=visible, grows=grows, generator=generator)
             self.sites[_attribute(place.name)] = site
             self._hooks[place.name] = _SiteHook(site)
             self._attach(place.name, backbone.get_submodule(place.path))
@@ -121,20 +119,27 @@ class AtlasModel(nn.Module):
             DataError: K or I are not what the task's kind asks for.
             TrainingError: the model was closed.
         """
+        logits: Tensor = self.head(self.features(batch, self.head_spec)).view(len(batch["input_ids"]), -1)
+        return AtlasOutput(logits, self.penalty(like=logits))
+
+    def features(self, batch: Mapping[str, Tensor], spec: HeadSpec) -> Tensor:
+        """What a head of kind `spec` reads, [B·K, I·D]: the pooled output of each text; of a sample's images, side by side.
+
+        Raises:
+            DataError: K or I are not what the kind asks for.
+            TrainingError: the model was closed.
+        """
         if not self._handles and len(self.sites):
             raise TrainingError("This model was closed: its adapters are no longer part of the trunk.")
-        samples, texts = batch["input_ids"].shape[:2]
-        images = batch["pixel_values"].shape[1]
-        if (texts, images) != (self.head_spec.texts, self.head_spec.images):
+        texts, images = batch["input_ids"].shape[1], batch["pixel_values"].shape[1]
+        if (texts, images) != (spec.texts, spec.images):
             raise DataError(
-                f"A batch has {texts} texts and {images} images a sample; a {self.head_spec.kind.value} task with"
-                f" {self.head_spec.classes} classes needs {self.head_spec.texts} and {self.head_spec.images}."
+                f"A batch has {texts} texts and {images} images a sample; a {spec.kind.value} task with"
+                f" {spec.classes} classes needs {spec.texts} and {spec.images}."
             )
         for hook in self._hooks.values():
             hook.outputs.clear()
-        pooled = torch.cat([self._pooled(batch, image) for image in range(images)], dim=-1)
-        logits: Tensor = self.head(pooled).view(samples, -1)
-        return AtlasOutput(logits, self._penalty(like=logits))
+        return torch.cat([self._pooled(batch, image) for image in range(images)], dim=-1)
 
     def _pooled(self, batch: Mapping[str, Tensor], image: int) -> Tensor:
         """One pass over every text of every sample with its `image`: [B·K, D]. Choices are folded into the batch."""
@@ -151,7 +156,7 @@ class AtlasModel(nn.Module):
         ).pooler_output
         return pooled
 
-    def _penalty(self, like: Tensor) -> Tensor:
+    def penalty(self, like: Tensor) -> Tensor:
         """Of one pass: a second pass has the same queries, and the released code's counting per pass is a known fault."""
         penalties = [hook.outputs[-1].penalty for hook in self._hooks.values() if hook.outputs]
         return torch.stack(penalties).sum() if penalties else like.new_zeros(())
@@ -165,15 +170,21 @@ class AtlasModel(nn.Module):
 
     # ------------------------------------------------------------------------------------------------------ what trains
 
-    def trainable_names(self, roles: Iterable[Role]) -> tuple[str, ...]:
-        """Names (as in `named_parameters`) of the parameters that these roles train, sorted."""
+    def trainable_names(self, roles: Iterable[Role], *, frozen_layers: int = 0) -> tuple[str, ...]:
+        """Names (as in `named_parameters`) of the parameters that these roles train, sorted.
+
+        `frozen_layers`: of a trunk that trains, this many layers at the bottom stay, with the embeddings below them. Raises
+        ConfigError when it has no more than that.
+        """
+        kept = bottom_parameters(self.backbone, frozen_layers)
         sites = [f"sites.{_attribute(name)}" for name in self._hooks]
         grown = self._groups("grown")
         names = {
             Role.QUERIES: [f"{site}.frozen.query" for site in sites if self._has_queries and self.visible],
             Role.ADAPTER: [f"{site}.grown.{n}" for site, g in zip(sites, grown, strict=False) for n, _ in g.named_parameters()],
             Role.HEAD: [f"head.{name}" for name, _ in self.head.named_parameters()],
-            Role.BACKBONE: [f"backbone.{name}" for name, _ in self.backbone.named_parameters()],
+            Role.BACKBONE: [f"backbone.{name}" for name, _ in self.backbone.named_parameters() if name not in kept],
+            Role.FUSION: [name for name, _ in self.named_parameters() if ".fusion." in name],
         }
         return tuple(sorted(name for role in set(roles) for name in names[role]))
 
@@ -199,23 +210,27 @@ class AtlasModel(nn.Module):
             raise TrainingError(f"Parameters that train and should not, or the reverse: {sorted(trains ^ wanted)}.")
         self.train(self.training)
 
-    def optimizer_groups(self, *, lr: float, query_lr_scale: float, weight_decay: float) -> list[dict[str, Any]]:
+    def optimizer_groups(
+        self, *, lr: float, query_lr_scale: float, weight_decay: float, trunk_lr_scale: float = 1.0
+    ) -> list[dict[str, Any]]:
         """Groups of the parameters that require gradients: dicts with `name`, `params`, `lr`, `weight_decay`; no empty ones.
 
-        `queries` (of the frozen adapters) learn at `lr` x `query_lr_scale`; `weights` and `biases` at `lr`. Biases do not decay,
+        `queries` (of the frozen adapters) learn at `lr` x `query_lr_scale`; `weights` and `biases` at `lr`; where the trunk has a
+        rate of its own (`trunk_lr_scale` is not 1), its `trunk weights` and `trunk biases` at `lr` x that. Biases do not decay,
         nor does the text embedding's LayerNorm; the head's LayerNorm and the trunk's others do. That is what the released
         optimizer really did (shared/golden/meta.json, `optimizer`), since it spelled its exceptions by name.
         """
         members: dict[str, list[nn.Parameter]] = {"queries": [], "weights": [], "biases": []}
         for name, parameter in self.named_parameters():
             if parameter.requires_grad:
-                members[_optimizer_group(name)].append(parameter)
+                own_rate = trunk_lr_scale != 1.0 and name.startswith("backbone.")
+                members.setdefault(f"{'trunk ' * own_rate}{_optimizer_group(name)}", []).append(parameter)
         return [
             {
                 "name": name,
                 "params": params,
-                "lr": lr * (query_lr_scale if name == "queries" else 1.0),
-                "weight_decay": 0.0 if name == "biases" else weight_decay,
+                "lr": lr * (query_lr_scale if name == "queries" else trunk_lr_scale if name.startswith("trunk") else 1.0),
+                "weight_decay": 0.0 if name.endswith("biases") else weight_decay,
             }
             for name, params in members.items()
             if params
@@ -265,9 +280,25 @@ class AtlasModel(nn.Module):
         """`queries/<site>` [T, D] or [T, N, D] of all visible adapters and the grown one; empty when there are none."""
         return named.export(self._query_slots(("frozen", "grown")))
 
+    def load_fusion(self, fusion: Mapping[str, Tensor]) -> None:
+        """Load `fusion/<site>/<name>`; DataError as `load_adapters`."""
+        named.load(self._fusion_slots(), fusion, "the fusion")
+
+    def export_fusion(self) -> dict[str, Tensor]:
+        """`fusion/<site>/{query,query_bias,key,key_bias,value}`; empty when the model does not fuse."""
+        return named.export(self._fusion_slots())
+
+    def export_trunk(self) -> dict[str, Tensor]:
+        """Every parameter of the trunk that trains, by its name in the trunk; empty when it is frozen."""
+        return named.export({name: [p.data] for name, p in self.backbone.named_parameters() if p.requires_grad})
+
     def export_head(self) -> dict[str, Tensor]:
         """`head/<name>`, names as in `Head`."""
         return named.export(self._head_slots())
+
+    def _fusion_slots(self) -> named.Slots:
+        parts = {name: hook.site.fusion for name, hook in self._hooks.items() if isinstance(hook.site, FusionSite)}
+        return {f"fusion/{site}/{n}": [p.data] for site, fusion in parts.items() for n, p in fusion.named_parameters()}
 
     @property
     def _has_queries(self) -> bool:
@@ -337,7 +368,7 @@ class AtlasModel(nn.Module):
 class _SiteHook:
     """Passes a dense layer's output through a site, and keeps what else the site says until the next forward."""
 
-    def __init__(self, site: MixingSite) -> None:
+    def __init__(self, site: MixingSite | FusionSite) -> None:
         self.site = site
         self.outputs: list[SiteOutput] = []
 
@@ -353,7 +384,7 @@ def _optimizer_group(name: str) -> str:
     if name.endswith(".frozen.query"):
         return "queries"
     leaf = name.rsplit(".", 1)[-1]
-    if leaf in ("bias", "down_bias", "up_bias") or name.endswith(".text_embeddings.LayerNorm.weight"):
+    if leaf.endswith("bias") or name.endswith(".text_embeddings.LayerNorm.weight"):
         return "biases"
     return "weights"
 

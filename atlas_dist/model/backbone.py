@@ -195,6 +195,20 @@ def adapter_sites(model: ViltModel) -> tuple[AdapterSite, ...]:
     return tuple(sites)
 
 
+def bottom_parameters(model: ViltModel, layers: int) -> frozenset[str]:
+    """Names of the parameters of the lowest `layers` layers and of the embeddings below them; none for 0.
+
+    Raises:
+        ConfigError: the trunk would have no layer left.
+    """
+    if layers >= len(model.encoder.layer):
+        raise ConfigError(
+            f"The trunk has {len(model.encoder.layer)} layers; {layers} of them can't stay frozen below the others."
+        )
+    bottom = ("embeddings.", *(f"encoder.layer.{number}." for number in range(layers))) if layers else ()
+    return frozenset(name for name, _ in model.named_parameters() if name.startswith(bottom))
+
+
 def backbone_digest(model: ViltModel, tokenizer: PreTrainedTokenizerFast) -> str:
     """sha256 (hex) over every weight (name, dtype, shape, bytes), the tokenizer's rules and the configuration."""
     digest = hashlib.sha256()

@@ -1,19 +1,25 @@
 """What a rank keeps between jobs: its place in the group, its stores, the frozen trunk and the manifests it has read.
- A pool lives for a whole run. What is expensive to make (importing torch and transformers, loading the trunk) is made once a
+
+A pool lives for a whole run. What is expensive to make (importing torch and transformers, loading the trunk) is made once a
 process, so that the next job's set-up costs a tenth of a second.
 """
 
 from __future__ import annotations
 
+import copy
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
+from transformers import ViltModel
 
 from atlas_dist.config import Precision, RunConfig
+from atlas_dist.core.keys import digest_of
 from atlas_dist.core.manifest import ShardManifest
 from atlas_dist.core.types import StageJob, TaskSpec
 from atlas_dist.data.batch import StreamLimits
@@ -22,6 +28,7 @@ from atlas_dist.data.stream import Stream, open_stream
 from atlas_dist.errors import DataError
 from atlas_dist.methods import Method, make_method
 from atlas_dist.model.backbone import Backbone, BackboneRef, load_backbone
+from atlas_dist.model.tensors import load as load_tensors
 from atlas_dist.store import ObjectStore, StoreOptions, open_store
 from atlas_dist.train.engine import device
 from atlas_dist.train.feed import Feeder
@@ -39,7 +46,10 @@ class RankContext:
     store: ObjectStore = field(init=False)
     shards: ObjectStore = field(init=False)
     method: Method = field(init=False)
+    """The run's main method; a job's own is `method_of(job)`."""
     _trunk: Backbone | None = field(default=None, init=False)
+    _pretrained: ViltModel | None = field(default=None, init=False)
+    _methods: dict[str, Method] = field(default_factory=dict, init=False)
     _manifests: dict[tuple[str, str], ShardManifest] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
@@ -47,6 +57,13 @@ class RankContext:
         self.store = open_run_store(self.config)
         self.shards = open_shards(self.config)
         self.method = make_method(self.config.method.name, self.config.method.settings)
+
+    def method_of(self, job: StageJob) -> Method:
+        """The method that a job belongs to, with its settings."""
+        name = digest_of([job.method, job.settings])
+        if name not in self._methods:
+            self._methods[name] = make_method(job.method, job.settings)
+        return self._methods[name]
 
     @property
     def leader(self) -> bool:
@@ -66,6 +83,19 @@ class RankContext:
             self._trunk = trunk
         return self._trunk
 
+    def own_trunk(self, weights: Mapping[str, Tensor]) -> ViltModel:
+        """A copy of the pretrained trunk for one job to change, in float32, with `weights` (by parameter name) put into it.
+
+        Raises:
+            DataError: weights that do not fit.
+        """
+        if self._pretrained is None:
+            self._pretrained = configured_backbone(self.config).model.to(device())
+        trunk = copy.deepcopy(self._pretrained)
+        parameters = dict(trunk.named_parameters())
+        load_tensors({n: [parameters[n].data] for n in weights if n in parameters}, weights, "the trunk")
+        return trunk
+
     def feeder(self) -> Feeder:
         """Pixels normalised as the trunk was pretrained."""
         trunk = self.trunk()
@@ -76,10 +106,16 @@ class RankContext:
         batch = job.budget.global_batch
         return self._open(job.task, job.task.train, job.task.train_digest, job, batch, start_step, shots=job.task.shots)
 
-    def validation_stream(self, job: StageJob) -> Stream:
-        """This rank's share of the validation split, in batches of a fixed size a rank."""
-        batch = self.config.train.eval_batch * self.world
-        return self._open(job.task, job.task.val, job.task.val_digest, job, batch, 0, shuffle=False)
+    def guest_stream(self, job: StageJob, task: TaskSpec, only: Sequence[int] | None) -> Stream:
+        """This rank's share of another task's training split, in this job's batches: all that the task would learn from, or
+        `only` some."""
+        batch = job.budget.global_batch
+        return self._open(task, task.train, task.train_digest, job, batch, 0, shots=task.shots, only=only)
+
+    def validation_stream(self, job: StageJob, task: TaskSpec | None = None) -> Stream:
+        """This rank's share of the validation split (of the job's task), in batches of a fixed size a rank."""
+        task, batch = task or job.task, self.config.train.eval_batch * self.world
+        return self._open(task, task.val, task.val_digest, job, batch, 0, shuffle=False)
 
     def _open(
         self, task: TaskSpec, split: str, digest: str, job: StageJob, global_batch: int, start_step: int, **options: Any

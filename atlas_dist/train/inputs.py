@@ -1,7 +1,11 @@
 """The files that results consist of, and reading those of earlier jobs, verified.
 
 `adapter.safetensors`  what later tasks see: `adapter/<site>/…`, `key/<site>`
-`task.safetensors`     what only the task itself needs: `queries/<site>`, `head/…`
+`task.safetensors`     what only the task itself needs: `queries/<site>`, `fusion/<site>/…`, `head/…`; and the heads of other
+tasks
+                       as they are now, where those train along: `guest/<task>/head/…`
+`trunk.safetensors`    all weights of the trunk that the method trains, by their names in the trunk
+`memory.safetensors`   what the method leaves to later tasks
 `details.json`         for people and reports: learning curves, statistics of α; the ledger keeps the short metrics only
 """
 
@@ -18,6 +22,7 @@ from atlas_dist.store import artifacts
 from atlas_dist.store.objects import ObjectStore
 
 ADAPTER_FILE, TASK_FILE, DETAILS_FILE = "adapter.safetensors", "task.safetensors", "details.json"
+TRUNK_FILE, MEMORY_FILE = "trunk.safetensors", "memory.safetensors"
 
 
 def pack_tensors(tensors: Mapping[str, Tensor]) -> bytes:
@@ -32,16 +37,45 @@ def read_adapters(store: ObjectStore, inputs: Mapping[str, CommittedRef], bank: 
 
 
 def read_task(store: ObjectStore, ref: CommittedRef) -> dict[str, Tensor]:
-    """Queries and head of a committed training job. Raises DataError when the file does not match its hash."""
+    """Queries, fusion and heads of a committed training job. Raises DataError when the file does not match its hash."""
     tensors: dict[str, Tensor] = parse_tensors(artifacts.load(store, ref, TASK_FILE))
+    return tensors
+
+
+def read_if_there(store: ObjectStore, ref: CommittedRef | None, name: str) -> dict[str, Tensor]:
+    """The tensors in one file of a committed job; {} when it has no such file. Raises DataError as `read_task`."""
+    if ref is None or all(blob.name != name for blob in ref.blobs):
+        return {}
+    tensors: dict[str, Tensor] = parse_tensors(artifacts.load(store, ref, name))
     return tensors
 
 
 def queries_of(task: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The `queries/…` part of a task file."""
-    return {k: v for k, v in task.items() if k.startswith("queries/")}
+    return _part(task, "queries/")
 
 
-def head_of(task: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The `head/…` part of a task file."""
-    return {k: v for k, v in task.items() if k.startswith("head/")}
+def fusion_of(task: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The `fusion/…` part of a task file; {} when the task is not read through a fusion."""
+    return _part(task, "fusion/")
+
+
+def head_of(task: Mapping[str, Tensor], guest: str = "") -> dict[str, Tensor]:
+    """The `head/…` part of a task file, or that of the task called `guest` where the file has one."""
+    prefix = f"guest/{guest}/"
+    found = {name.removeprefix(prefix): value for name, value in task.items() if name.startswith(prefix)}
+    return _part(found or task, "head/")
+
+
+def has_guest(task: Mapping[str, Tensor], guest: str) -> bool:
+    """Whether the file holds the head of the task called `guest`."""
+    return any(name.startswith(f"guest/{guest}/") for name in task)
+
+
+def as_guest(task: str, head: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Another task's head (`head/…`) under the names that `head_of` finds."""
+    return {f"guest/{task}/{name}": value for name, value in head.items()}
+
+
+def _part(task: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name: value for name, value in task.items() if name.startswith(prefix)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import resource
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import asdict
 from typing import Any
 
@@ -13,27 +14,29 @@ from torch import Tensor
 
 from atlas_dist.config import Precision
 from atlas_dist.core.keys import canonical_json
-from atlas_dist.core.types import Assignment, CommittedRef, StageJob
+from atlas_dist.core.types import Assignment, Role
 from atlas_dist.data.stream import Stream
 from atlas_dist.errors import TrainingError
-from atlas_dist.model.atlas import AtlasModel
 from atlas_dist.model.heads import HeadSpec
 from atlas_dist.model.mixing import Weighting
 from atlas_dist.train import checkpoint
-from atlas_dist.train.context import RankContext, Stopwatch, seed_of
+from atlas_dist.train.build import build_guests, build_mixture, build_model, build_teacher
+from atlas_dist.train.context import RankContext, Stopwatch
 from atlas_dist.train.engine import EngineSettings, StageModule, build_engine, device, gathered
 from atlas_dist.train.feed import micro_batch_for
 from atlas_dist.train.inputs import (
     ADAPTER_FILE,
     DETAILS_FILE,
+    MEMORY_FILE,
     TASK_FILE,
-    head_of,
+    TRUNK_FILE,
+    as_guest,
     pack_tensors,
-    queries_of,
-    read_adapters,
-    read_task,
+    read_if_there,
 )
+from atlas_dist.train.lesson import StageLesson
 from atlas_dist.train.loop import Callbacks, LoopSettings, LoopState, Progress, Scores, Timing, evaluate, train
+from atlas_dist.train.mixture import OWN, Mixture
 from atlas_dist.train.reuse import ReuseMeter
 
 Report = Callable[[Progress], bool]
@@ -52,28 +55,42 @@ class Learner:
         self, context: RankContext, assignment: Assignment, report: Report, save: Save, resume: Mapping[str, bytes]
     ) -> None:
         self.context, self.job, self.inputs = context, assignment.job, assignment.inputs
+        assert self.job.stage is not None, "a training job has a stage"
+        self.stage = self.job.stage
+        self.method = context.method_of(self.job)
         self.report, self.save, self.resume = report, save, resume
 
     def run(self) -> tuple[dict[str, bytes], dict[str, Any]]:
         """Train the stage. Raises what `loop.train` raises, and DataError for inputs that do not fit."""
         watch = Stopwatch()
-        context, job = self.context, self.job
-        with (
-            build_model(context, job, self.inputs) as model,
-            context.training_stream(job, 0) as stream,
-            context.validation_stream(job) as validation,
-        ):
-            assert job.stage is not None, "a training job has a stage"
-            names = model.trainable_names(job.stage.trains)
+        context, job, method = self.context, self.job, self.method
+        memory = read_if_there(context.store, self.inputs.get(job.trunk_from), MEMORY_FILE)
+        with ExitStack() as opened:
+            model = opened.enter_context(build_model(context, job, self.inputs))
+            own = opened.enter_context(context.training_stream(job, 0))
+            mixture = build_mixture(context, job, own, memory, opened)
+            # A job that learns several tasks at once is judged by all of them.
+            judged = [(OWN, job.task)]
+            judged += [(number, guest.task) for number, guest in enumerate(job.guests)] if method.spec.joint else []
+            validations = [(guest, opened.enter_context(context.validation_stream(job, task))) for guest, task in judged]
+            names = model.trainable_names(self.stage.trains, frozen_layers=method.frozen_layers)
             model.freeze_to(names)
-            settings = self._loop_settings(stream)
             module = StageModule(
-                model, HeadSpec(job.task.kind, job.task.classes), bf16=context.config.train.precision is Precision.BF16
+                model,
+                HeadSpec(job.task.kind, job.task.classes),
+                bf16=context.config.train.precision is Precision.BF16,
+                guests=build_guests(context, job, self.inputs),
             )
             module.to(device())
-            engine = build_engine(module, self._groups(model), self._engine_settings(settings))
+            remembers = method.term is not None and bool(job.guests)
+            earlier = opened.enter_context(build_teacher(context, job, self.inputs)) if remembers else None
+            lesson = StageLesson(job, module, own, context.feeder(), memory, earlier)
+            module.term = method.term(lesson) if method.term is not None and remembers else None
+            settings = self._loop_settings(mixture)
+            engine = build_engine(module, self._groups(module), self._engine_settings(settings))
+            inside = (*(f"model.{name}" for name in names), *(f"guests.{n}" for n, _ in module.guests.named_parameters()))
             try:
-                return self._train(engine, module, names, stream, validation, settings, watch)
+                return self._train(engine, module, inside, lesson, mixture, validations, settings, watch)
             finally:
                 engine.destroy()
 
@@ -81,14 +98,14 @@ class Learner:
         self,
         engine: Any,
         module: StageModule,
-        names: tuple[str, ...],
-        stream: Stream,
-        validation: Stream,
+        inside: tuple[str, ...],
+        lesson: StageLesson,
+        mixture: Mixture,
+        validations: list[tuple[int, Stream]],
         settings: LoopSettings,
         watch: Stopwatch,
     ) -> tuple[dict[str, bytes], dict[str, Any]]:
         context = self.context
-        inside = tuple(f"model.{name}" for name in names)
         state = checkpoint.restore(self.resume, engine, module, inside, settings.accumulation) if self.resume else LoopState()
         resumed_at = state.step
         feed = context.feeder()
@@ -105,38 +122,47 @@ class Learner:
                     self.save(at.step, files)
                 context.barrier()
 
+        def validate() -> Scores:
+            return mean_scores([evaluate(module, split.validation(), feed, guest=guest) for guest, split in validations])
+
         callbacks = Callbacks(
             report=lambda progress: self.report(progress) if context.leader else False,
-            validate=lambda: evaluate(module, validation.validation(), feed),
+            validate=validate,
             snapshot=snapshot,
             checkpoint=keep,
         )
         setup = watch.lap()
-        timing = train(engine, module, stream, feed, settings, state, callbacks)
+        timing = train(engine, module, mixture, feed, settings, state, callbacks)
         _put_back(engine, module, state.best_tensors)
-        final, alpha = self._measure(module, validation)
+        final, alpha = self._measure(module, validations)
+        left = self.method.keeps(lesson) if self.method.keeps is not None and self.job.leaves else {}
         with gathered(engine, list(module.parameters())):
-            files = self._files(module.model) if context.leader else {}
+            files = self._files(module, left) if context.leader else {}
         if context.leader:
             files[DETAILS_FILE] = canonical_json({"curve": state.curve, "validation": state.validation, "alpha": alpha})
-        metrics = self._metrics(module, names, state, settings, timing, stream, final)
+        metrics = self._metrics(module, inside, state, settings, timing, mixture, final)
         metrics["seconds"] |= {"setup": round(setup, 3), "training": round(watch.lap(), 3)}
         return files, metrics | {"resumed_at": resumed_at}
 
-    def _measure(self, module: StageModule, validation: Stream) -> tuple[Scores, dict[str, Any]]:
+    def _measure(self, module: StageModule, validations: list[tuple[int, Stream]]) -> tuple[Scores, dict[str, Any]]:
         """Score the best state once more, and see what it draws on."""
         feed = self.context.feeder()
-        if not self.job.bank or self.context.method.mixing.weighting is Weighting.PLAIN:
-            return evaluate(module, validation.validation(), feed), {}
-        meter = ReuseMeter(module.model, feed.device)
-        scores = evaluate(module, validation.validation(), feed, meter.look)
-        return scores, meter.summary()
+        weighs = self.method.mixing.weighting is not Weighting.PLAIN or self.method.fuses
+        meter = ReuseMeter(module.model, feed.device) if self.job.bank and weighs else None
+        look = meter.look if meter is not None else None
+        scores = mean_scores([evaluate(module, split.validation(), feed, look, guest=guest) for guest, split in validations])
+        return scores, meter.summary() if meter is not None else {}
 
-    def _files(self, model: AtlasModel) -> dict[str, bytes]:
-        """Adapter and key in one file (what later tasks see), queries and head in another (what only this task needs)."""
-        assert self.job.stage is not None
-        files = {TASK_FILE: pack_tensors({**model.export_queries(), **model.export_head()})}
-        if self.job.stage.grows:
+    def _files(self, module: StageModule, left: Mapping[str, Tensor]) -> dict[str, bytes]:
+        """What later tasks see, what only this task needs, and what the method hands on, each in a file of its own."""
+        model = module.model
+        guests = {
+            name: value
+            for task, head in module.guests_with_heads()
+            for name, value in as_guest(task.name, {f"head/{n}": p.detach().cpu() for n, p in head.named_parameters()}).items()
+        }
+        files = {TASK_FILE: pack_tensors({**model.export_queries(), **model.export_fusion(), **model.export_head(), **guests})}
+        if self.stage.grows:
             files[ADAPTER_FILE] = pack_tensors(model.export_adapter())
             files["adapter_config.json"] = canonical_json(
                 {
@@ -145,39 +171,43 @@ class Learner:
                     "base_model_digest": self.context.trunk().digest,
                     "task": self.job.task,
                     "method": self.job.method,
-                    "settings": self.context.method.spec.settings,
+                    "settings": self.method.spec.settings,
                     "sees": self.job.bank,
                 }
             )
+        if Role.BACKBONE in self.stage.trains:
+            files[TRUNK_FILE] = pack_tensors(model.export_trunk())
+        if left:
+            files[MEMORY_FILE] = pack_tensors(left)
         return files
 
     def _metrics(
         self,
         module: StageModule,
-        names: tuple[str, ...],
+        inside: tuple[str, ...],
         state: LoopState,
         settings: LoopSettings,
         timing: Timing,
-        stream: Stream,
+        mixture: Mixture,
         final: Scores,
     ) -> dict[str, Any]:
-        stats = stream.stats()
-        parameters = dict(module.model.named_parameters())
+        stats = [source.stream.stats() for source in mixture.sources]
+        parameters = dict(module.named_parameters())
         return {
             "score": final.score,
             "loss": final.loss,
             "samples": final.samples,
             "best_step": state.best_step,
             "steps": settings.total_steps,
-            "trained_parameters": sum(_size(parameters[n]) for n in names),
+            "trained_parameters": sum(_size(parameters[n]) for n in inside),
             "seconds": {k: round(v, 3) for k, v in asdict(timing).items()},
-            "bytes_read": stats.bytes,
-            "bad_samples": [asdict(b) for b in stats.bad],
+            "bytes_read": sum(s.bytes for s in stats),
+            "bad_samples": [asdict(b) for s in stats for b in s.bad],
             "world": self.context.world,
             "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
         }
 
-    def _loop_settings(self, stream: Stream) -> LoopSettings:
+    def _loop_settings(self, mixture: Mixture) -> LoopSettings:
         budget, config = self.job.budget, self.context.config.train
         share = budget.global_batch // self.context.world
         if share * self.context.world != budget.global_batch:
@@ -187,13 +217,14 @@ class Learner:
             )
         micro = micro_batch_for(share, config.micro_batch)
         return LoopSettings(
-            total_steps=budget.max_steps or max(1, math.ceil(budget.epochs * stream.steps_per_epoch)),
-            validations=budget.validations,
+            total_steps=len(mixture),
+            # Without the head a stage does not move the score: there is no best state to choose but the last.
+            validations=budget.validations if Role.HEAD in self.stage.trains else 1,
             log_every=config.log_every,
             checkpoint_every=config.checkpoint_every,
             micro_batch=micro,
             accumulation=share // micro,
-            penalty_weight=self.context.method.penalty_weight,
+            penalty_weight=self.method.penalty_weight,
         )
 
     def _engine_settings(self, settings: LoopSettings) -> EngineSettings:
@@ -206,39 +237,31 @@ class Learner:
             total_steps=settings.total_steps,
         )
 
-    def _groups(self, model: AtlasModel) -> list[dict[str, Any]]:
+    def _groups(self, module: StageModule) -> list[dict[str, Any]]:
         budget = self.job.budget
-        return model.optimizer_groups(lr=budget.lr, query_lr_scale=budget.query_lr_scale, weight_decay=budget.weight_decay)
+        groups = module.model.optimizer_groups(
+            lr=budget.lr,
+            query_lr_scale=budget.query_lr_scale,
+            weight_decay=budget.weight_decay,
+            trunk_lr_scale=self.method.trunk_lr_scale,
+        )
+        heads = list(module.guests.named_parameters())
+        for name, decay in (("biases", 0.0), ("weights", budget.weight_decay)):
+            params = [p for n, p in heads if n.endswith("bias") == (name == "biases")]
+            groups += [{"name": f"guest {name}", "params": params, "lr": budget.lr, "weight_decay": decay}] if params else []
+        return groups
 
 
-def build_model(context: RankContext, job: StageJob, inputs: Mapping[str, CommittedRef]) -> AtlasModel:
-    """The model of a training job with everything it starts from. Raises DataError for inputs that do not fit."""
-    method = context.method
-    assert job.stage is not None, "a training job has a stage"
-    model = AtlasModel(
-        context.trunk().model,
-        HeadSpec(job.task.kind, job.task.classes),
-        method.mixing,
-        visible=len(job.bank),
-        grows=job.stage.grows,
-        seed=seed_of(job, "init"),
-        second_image_type=method.second_image_type,
-        normalize_ortho=method.normalize_ortho,
+def mean_scores(scores: list[Scores]) -> Scores:
+    """One task's scores as they are; several tasks' averaged over tasks, their samples added up."""
+    if len(scores) == 1:
+        return scores[0]
+    count = len(scores)
+    return Scores(
+        score=math.fsum(s.score for s in scores) / count,
+        loss=math.fsum(s.loss for s in scores) / count,
+        samples=sum(s.samples for s in scores),
     )
-    try:
-        model.load_adapters(read_adapters(context.store, inputs, job.bank))
-        has_queries = bool(job.bank) and method.mixing.weighting is not Weighting.PLAIN
-        if job.model_from:
-            before = read_task(context.store, inputs[job.model_from])
-            model.load_head(head_of(before))
-            if has_queries:
-                model.load_queries(queries_of(before))
-        elif job.queries_from and has_queries and method.inherit_queries:
-            model.load_queries(queries_of(read_task(context.store, inputs[job.queries_from])))
-    except BaseException:
-        model.close()
-        raise
-    return model
 
 
 def _put_back(engine: Any, module: StageModule, tensors: Mapping[str, Tensor]) -> None:

@@ -1,5 +1,6 @@
 """The loop of one stage: step, look, keep the best. It knows an engine, a stream and a few callbacks; nothing of Ray or stores.
- Losses are normalised by the number of valid slots of the *global* batch, which every rank knows from the plan of the epoch, so
+
+Losses are normalised by the number of valid slots of the *global* batch, which every rank knows from the plan of the epoch, so
 the same global batch gives the same gradient at any number of workers and any accumulation.
 """
 
@@ -16,10 +17,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from atlas_dist.data.batch import RankBatch
-from atlas_dist.data.stream import Stream
 from atlas_dist.errors import AtlasError, Paused
 from atlas_dist.train.engine import StageModule
 from atlas_dist.train.feed import Feeder
+from atlas_dist.train.mixture import OWN, Mixture
 
 
 class NonFiniteLoss(AtlasError):
@@ -119,7 +120,13 @@ class Callbacks:
 
 
 def train(
-    engine: Any, module: StageModule, stream: Stream, feed: Feeder, settings: LoopSettings, state: LoopState, callbacks: Callbacks
+    engine: Any,
+    module: StageModule,
+    mixture: Mixture,
+    feed: Feeder,
+    settings: LoopSettings,
+    state: LoopState,
+    callbacks: Callbacks,
 ) -> Timing:
     """Run the stage from `state.step` to its end; `state` then holds the curves and the best tensors.
 
@@ -130,12 +137,12 @@ def train(
     timing = Timing()
     window = _Window(settings, state.step, feed.device)
     validate_after = settings.validation_steps()
-    batches = iter(stream.epochs_from(state.step, settings.total_steps))
+    batches = mixture.steps(state.step)
     while state.step < settings.total_steps:
         began = time.perf_counter()
-        batch = next(batches)
+        guest, batch = next(batches)
         arrived = time.perf_counter()
-        loss, score = _step(engine, batch, feed, settings)
+        loss, score = _step(engine, guest, batch, feed, settings)
         window.add(loss, score, batch, arrived - began)
         state.step += 1
         timing.waiting += arrived - began
@@ -155,16 +162,19 @@ def train(
     return timing
 
 
-def _step(engine: Any, batch: RankBatch, feed: Feeder, settings: LoopSettings) -> tuple[Tensor, Tensor]:
-    """One optimizer step on this rank's slice; its share of the step's loss and score, on the device."""
+def _step(engine: Any, guest: int, batch: RankBatch, feed: Feeder, settings: LoopSettings) -> tuple[Tensor, Tensor]:
+    """One optimizer step on this rank's slice of a batch of one task; its share of the step's loss and score, on the device."""
     # DeepSpeed averages over ranks and over accumulated passes; undo both, so that what remains is a sum over valid slots.
     scale = dist.get_world_size() * settings.accumulation / max(1, batch.valid)
     total_loss = torch.zeros((), device=feed.device)
     total_score = torch.zeros((), device=feed.device)
+    whose = () if guest == OWN else (guest,)
     for part in feed(batch, settings.micro_batch):
-        losses, scores, _, penalty = engine(part.inputs, part.target)
+        losses, scores, _, penalty, *added = engine(part.inputs, part.target, *whose)
         kept = torch.where(part.mask, losses, torch.zeros_like(losses)).sum()
         loss = kept * scale + settings.penalty_weight * penalty
+        for term in added:
+            loss = loss + (torch.where(part.mask, term, torch.zeros_like(term)).sum() * scale if term.dim() else term)
         engine.backward(loss)
         engine.step()
         total_loss += kept.detach()
@@ -216,18 +226,25 @@ def _keep_best(module: StageModule, state: LoopState, callbacks: Callbacks) -> N
 
 
 def evaluate(
-    module: StageModule, batches: Iterable[RankBatch], feed: Feeder, look: Callable[[Tensor, Tensor], None] | None = None
+    module: StageModule,
+    batches: Iterable[RankBatch],
+    feed: Feeder,
+    look: Callable[[Tensor, Tensor], None] | None = None,
+    *,
+    guest: int = OWN,
 ) -> Scores:
     """Score a split; every rank calls it, every rank gets the whole.
 
-    `look(index, logits)` sees each batch of this rank: ordinals [b] (-1 where masked) and logits [b, C], on the CPU.
+    `guest`: whose split it is. `look(index, logits)` sees each batch of this rank: ordinals [b] (-1 where masked) and logits
+    [b, C], on the CPU.
     """
     module.eval()
     sums = torch.zeros(3, dtype=torch.float64, device=feed.device)
+    whose = () if guest == OWN else (guest,)
     with torch.no_grad():
         for batch in batches:
             for part in feed(batch):
-                losses, scores, logits, _ = module(part.inputs, part.target)
+                losses, scores, logits, _ = module(part.inputs, part.target, *whose)
                 kept = torch.stack((losses.double(), scores.double(), torch.ones_like(losses, dtype=torch.float64)))
                 sums += torch.where(part.mask, kept, torch.zeros_like(kept)).sum(dim=1)
                 if look is not None:

@@ -16,7 +16,17 @@ from atlas_dist.model.heads import HeadSpec
 from atlas_dist.model.mixing import Weighting
 from atlas_dist.train.context import RankContext, Stopwatch
 from atlas_dist.train.engine import StageModule, device
-from atlas_dist.train.inputs import head_of, pack_tensors, queries_of, read_adapters, read_task
+from atlas_dist.train.inputs import (
+    TRUNK_FILE,
+    fusion_of,
+    has_guest,
+    head_of,
+    pack_tensors,
+    queries_of,
+    read_adapters,
+    read_if_there,
+    read_task,
+)
 from atlas_dist.train.loop import Progress, evaluate
 
 
@@ -81,23 +91,31 @@ def score(
 
 
 def _model_in_view(context: RankContext, job: StageJob, inputs: Mapping[str, CommittedRef], view: View) -> AtlasModel:
-    """The task as `view` reads it: the adapters and queries it had, or the newest of both; always its own head."""
-    bank = job.bank if view is View.LATEST else job.bank[: job.own_bank]
-    queries_from = job.latest_from if view is View.LATEST else job.model_from
+    """The task as `view` reads it: the adapters, queries and trunk it had, or the newest of each; always its own head, in the
+    state that goes with them."""
+    method = context.method_of(job)
+    latest = view is View.LATEST
+    bank = job.bank if latest else job.bank[: job.own_bank]
+    source = inputs[job.latest_from if latest else job.model_from]
+    parts, own = read_task(context.store, source), read_task(context.store, inputs[job.model_from])
+    trunk, fusion = read_if_there(context.store, source, TRUNK_FILE), fusion_of(parts)
     model = AtlasModel(
-        context.trunk().model,
+        context.own_trunk(trunk) if trunk else context.trunk().model,
         _head(job),
-        context.method.mixing,
+        method.mixing,
         visible=len(bank),
         grows=False,
         seed=0,
-        second_image_type=context.method.second_image_type,
+        second_image_type=method.second_image_type,
+        fuses=bool(fusion),
     )
     try:
         model.load_adapters(read_adapters(context.store, inputs, bank))
-        model.load_head(head_of(read_task(context.store, inputs[job.model_from])))
-        if bank and context.method.mixing.weighting is not Weighting.PLAIN:
-            model.load_queries(queries_of(read_task(context.store, inputs[queries_from])))
+        model.load_head(head_of(parts if has_guest(parts, job.task.name) else own, job.task.name))
+        if fusion:
+            model.load_fusion(fusion)
+        if bank and method.mixing.weighting is not Weighting.PLAIN:
+            model.load_queries(queries_of(parts))
     except BaseException:
         model.close()
         raise

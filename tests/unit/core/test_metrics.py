@@ -31,3 +31,17 @@ def test_a_single_task_transfers_nothing() -> None:
 def test_what_never_rose_above_chance_can_not_be_forgotten() -> None:
     assert metrics.forgetting(25.0, 10.0, 25.0) == 0.0
     assert metrics.relative_gain(40.0, 10.0, 10.0) == 0.0
+
+
+def test_spread_over_seeds_by_hand() -> None:
+    found = metrics.spread([70.0, 74.0, 78.0, 78.0])
+    assert found.mean == 75.0
+    assert found.deviation == pytest.approx((44 / 3) ** 0.5)
+    assert str(found) == "75.0 ± 3.8"
+    assert metrics.spread([70.0]) == metrics.Spread(70.0, 0.0, 1)
+
+
+def test_order_sensitivity_by_hand() -> None:
+    orders = [{"a": 70.0, "b": 40.0}, {"a": 76.0, "b": 40.0}, {"a": 70.0, "b": 46.0}]
+    assert metrics.order_sensitivity(orders) == pytest.approx(8**0.5)
+    assert metrics.order_sensitivity(orders[:1]) == 0.0

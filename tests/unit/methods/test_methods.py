@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from atlas_dist.core.types import Role
+from atlas_dist.core.types import Role, View
 from atlas_dist.errors import ConfigError
 from atlas_dist.methods import METHODS, make_method
 from atlas_dist.model.mixing import Weighting
@@ -15,7 +15,9 @@ def test_every_method_has_defaults_that_are_part_of_its_identity(name: str) -> N
     method = make_method(name, {})
     assert method.spec.name == name
     assert method.spec.stages
-    assert all(Role.HEAD in stage.trains for stage in method.spec.stages)
+    assert Role.HEAD in method.spec.stages[-1].trains, "what a task is in the end has a head that fits it"
+    assert make_method(name, method.spec.settings) == method, "a job's own settings are enough to build its method again"
+    assert method.spec.reads is (View.LATEST if Role.BACKBONE in method.spec.stages[-1].trains else View.TASK)
 
 
 def test_atlas_as_published() -> None:

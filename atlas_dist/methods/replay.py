@@ -1,0 +1,95 @@
+"""Which samples are remembered, and when they are rehearsed.
+
+Chaudhry et al. 2019, "On Tiny Episodic Memories in Continual Learning" (arXiv 1902.10486): a reservoir of fixed size holds a
+uniform choice of all samples seen so far (Vitter 1985, "Random Sampling with a Reservoir").
+
+The reservoir is drawn by random keys instead of by a stream: every sample has a number that depends on the run's seed, its task
+and itself alone, and the smallest ones of all samples seen are kept. That is uniform over their union, needs no random state,
+and can be folded over tasks: the smallest of (what was kept, what is new) are the smallest of everything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from hashlib import blake2b
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from atlas_dist.core.sampling import random_keys
+from atlas_dist.core.types import Guest
+from atlas_dist.methods.base import Lesson
+
+RESERVOIR = "reservoir/"
+
+
+@dataclass(frozen=True)
+class Reservoir:
+    """A memory of `capacity` samples: `reservoir/<task>`, ascending ordinals in the task's training manifest, int64."""
+
+    capacity: int
+    every: int
+
+    def __call__(self, lesson: Lesson) -> dict[str, Tensor]:
+        """Fold the task that was just learnt into the reservoir."""
+        seen = {name.removeprefix(RESERVOIR): ordinals.tolist() for name, ordinals in lesson.memory.items()}
+        seen[lesson.task] = list(lesson.samples)
+        chosen = smallest(seen, self.capacity, lesson.seed)
+        return {RESERVOIR + task: torch.tensor(ordinals, dtype=torch.int64) for task, ordinals in chosen.items() if ordinals}
+
+    def steps(self, own: int, guests: Mapping[str, tuple[Guest, int]], memory: Mapping[str, Tensor]) -> dict[str, int]:
+        """One step of rehearsal for every `every` of its own, shared by what the reservoir holds of each task."""
+        held = {task: len(memory[RESERVOIR + task]) for task in guests if RESERVOIR + task in memory}
+        return shared(own // self.every, {task: count for task, count in held.items() if count})
+
+    def samples(self, task: str, memory: Mapping[str, Tensor]) -> tuple[int, ...] | None:
+        """What the reservoir holds of a task: possibly nothing."""
+        return tuple(memory[RESERVOIR + task].tolist()) if RESERVOIR + task in memory else ()
+
+
+@dataclass(frozen=True)
+class Everything:
+    """Every guest learns as long as it would by itself, from all of its samples."""
+
+    def steps(self, own: int, guests: Mapping[str, tuple[Guest, int]], memory: Mapping[str, Tensor]) -> dict[str, int]:
+        """Each guest's own length."""
+        return {task: length for task, (_, length) in guests.items()}
+
+    def samples(self, task: str, memory: Mapping[str, Tensor]) -> tuple[int, ...] | None:
+        """All."""
+        return None
+
+
+def smallest(seen: Mapping[str, list[int]], capacity: int, seed: int) -> dict[str, list[int]]:
+    """A uniform choice of `capacity` among all samples seen (all of them when they are fewer), by task, ascending.
+
+    Args:
+        seen: task -> ordinals. Leaving out samples that an earlier choice left out changes nothing.
+    """
+    keyed = [
+        (int(key), task, ordinal)
+        for task, ordinals in seen.items()
+        for key, ordinal in zip(random_keys(_seed(seed, task), np.array(ordinals, dtype=np.uint64)), ordinals, strict=True)
+    ]
+    kept = sorted(keyed)[:capacity]
+    return {task: sorted(ordinal for _, of, ordinal in kept if of == task) for task in seen}
+
+
+def shared(total: int, weights: Mapping[str, int]) -> dict[str, int]:
+    """`total` cut into whole parts in proportion to `weights`, by largest remainder.
+
+    >>> shared(10, {"a": 2, "b": 1})
+    {'a': 7, 'b': 3}
+    """
+    whole = sum(weights.values())
+    parts = {name: total * weight // whole for name, weight in weights.items()}
+    left = total - sum(parts.values())
+    for name in sorted(weights, key=lambda n: (-(total * weights[n] % whole), n))[:left]:
+        parts[name] += 1
+    return parts
+
+
+def _seed(seed: int, task: str) -> int:
+    return int.from_bytes(blake2b(f"reservoir\0{seed}\0{task}".encode(), digest_size=8).digest(), "little")

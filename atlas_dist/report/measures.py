@@ -1,0 +1,159 @@
+"""What the sequences of a run achieved, as numbers (METHOD.md, Evaluation), and how methods compare.
+
+Every score a measure needs is a job of the same plan; a measure whose jobs are not there, or must not be compared, is None.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import fmean
+
+from atlas_dist.core.compare import refusal
+from atlas_dist.core.ledger import RunState
+from atlas_dist.core.metrics import (
+    Spread,
+    average_accuracy,
+    backward_transfer,
+    forgetting,
+    forward_transfer,
+    order_sensitivity,
+    relative_gain,
+    spread,
+)
+from atlas_dist.core.plan import Plan, SequenceJobs, TaskJobs
+from atlas_dist.core.types import View
+
+
+@dataclass(frozen=True)
+class SequenceMeasures:
+    """One method on one order under one seed. Old tasks are read in the view that counts for the method."""
+
+    variant: str
+    order: tuple[str, ...]
+    seed: int
+    finals: Mapping[str, float]
+    """task -> score in percent after the whole sequence."""
+    values: Mapping[str, float]
+    """measure -> value; only those that could be computed. Names: MEASURES."""
+    refused: tuple[str, ...] = ()
+    """Why a measure was not computed although all scores are there."""
+
+
+AVERAGE, FORGETTING, BACKWARD = "average accuracy", "forgetting T_F", "backward transfer"
+FORWARD, UPSTREAM, LOW_SHOT = "forward transfer", "upstream transfer T_UK", "low-shot transfer T_LS"
+PARAMETERS, STEPS, SECONDS = "trained parameters", "steps", "seconds"
+MEASURES = (AVERAGE, FORGETTING, BACKWARD, FORWARD, UPSTREAM, LOW_SHOT, PARAMETERS, STEPS, SECONDS)
+
+
+def measure(plan: Plan, state: RunState) -> tuple[SequenceMeasures, ...]:
+    """The measures of every complete sequence of the plan."""
+    return tuple(m for jobs in plan.sequences if (m := _of_sequence(plan, state, jobs)) is not None)
+
+
+def _of_sequence(plan: Plan, state: RunState, jobs: SequenceJobs) -> SequenceMeasures | None:
+    count = len(jobs.upstream)
+    cells = [[_score(state, jobs.evaluations[i, j], jobs.reads) for j in range(i + 1)] for i in range(count)]
+    if any(cell is None for row in cells for cell in row):
+        return None
+    matrix = [[cell for cell in row if cell is not None] for row in cells]
+    names = [task.task for task in jobs.upstream]
+    chance = {job.task.name: job.task.random_score for job in plan.jobs.values()}
+    refused: list[str] = []
+    alone = _references(plan, state, jobs.upstream, jobs.alone, refused)
+    pretrained = _references(plan, state, jobs.downstream, jobs.pretrained, refused)
+    transferred = {task: _score(state, key, View.TASK) for task, key in jobs.transfers.items()}
+
+    values = {AVERAGE: average_accuracy(matrix), BACKWARD: backward_transfer(matrix)}
+    values[FORGETTING] = _mean([forgetting(matrix[j][j], matrix[-1][j], chance[names[j]]) for j in range(count - 1)])
+    if alone:
+        values[FORWARD] = forward_transfer(matrix, [alone[name] for name in names])
+        values[UPSTREAM] = _mean([relative_gain(matrix[i][i], alone[name], chance[name]) for i, name in enumerate(names)])
+    if pretrained and all(score is not None for score in transferred.values()):
+        gains = [relative_gain(score, pretrained[t], chance[t]) for t, score in transferred.items() if score is not None]
+        values[LOW_SHOT] = _mean(gains)
+    values |= _costs(state, jobs.upstream)
+    return SequenceMeasures(
+        variant=jobs.variant,
+        order=tuple(names),
+        seed=jobs.seed,
+        finals=dict(zip(names, matrix[-1], strict=True)),
+        values=values,
+        refused=tuple(refused),
+    )
+
+
+def _references(
+    plan: Plan, state: RunState, tasks: Iterable[TaskJobs], scored: Mapping[str, str], refused: list[str]
+) -> dict[str, float]:
+    """task -> the reference's score; {} when one is missing or must not be compared (`refused` then says why)."""
+    found: dict[str, float] = {}
+    reasons: list[str] = []
+    for task in tasks if scored else ():
+        evaluation = plan.jobs[scored[task.task]]
+        reason = refusal(plan.jobs[task.final], plan.jobs[evaluation.model_from], task.task)
+        score = _score(state, evaluation.key, View.TASK)
+        if reason:
+            reasons.append(reason)
+        elif score is not None:
+            found[task.task] = score
+    refused += reasons
+    return found if scored and len(found) == len(scored) else {}
+
+
+def _costs(state: RunState, tasks: Iterable[TaskJobs]) -> dict[str, float]:
+    """What the upstream tasks took: jobs that several tasks or orders share count in full."""
+    jobs = dict.fromkeys(key for task in tasks for key in task.stages)
+    metrics = [ref.metrics for key in jobs if (ref := state.job(key).committed) is not None]
+    return {
+        PARAMETERS: max(float(m["trained_parameters"]) for m in metrics),
+        STEPS: sum(float(m["steps"]) for m in metrics),
+        SECONDS: sum(float(m["seconds"]["setup"]) + float(m["seconds"]["training"]) for m in metrics),
+    }
+
+
+def _score(state: RunState, evaluation: str, view: View) -> float | None:
+    """Right after its own task the two views are the same model and scored once."""
+    ref = state.job(evaluation).committed
+    views = ref.metrics["views"] if ref is not None else {}
+    found = views.get(view.value) or views.get(View.TASK.value)
+    return float(found["score"]) if found else None
+
+
+def _mean(values: Sequence[float]) -> float:
+    return fmean(values) if values else 0.0
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method in a comparison: its measures over all its seeds and orders."""
+
+    variant: str
+    measures: Mapping[str, Spread]
+    """Only measures that every one of its sequences has."""
+    order_sensitivity: float | None = None
+    """None with a single order."""
+    refused: tuple[str, ...] = field(default=())
+
+
+def compare(sequences: Iterable[SequenceMeasures]) -> tuple[Row, ...]:
+    """One row a method, in the order of the plan."""
+    by_variant: dict[str, list[SequenceMeasures]] = {}
+    for sequence in sequences:
+        by_variant.setdefault(sequence.variant, []).append(sequence)
+    return tuple(_row(variant, mine) for variant, mine in by_variant.items())
+
+
+def _row(variant: str, sequences: list[SequenceMeasures]) -> Row:
+    shared = [name for name in MEASURES if all(name in s.values for s in sequences)]
+    by_order: dict[tuple[str, ...], list[SequenceMeasures]] = {}
+    for sequence in sequences:
+        by_order.setdefault(sequence.order, []).append(sequence)
+    finals = [{task: fmean(s.finals[task] for s in same) for task in order} for order, same in by_order.items()]
+    comparable = len(finals) > 1 and all(set(final) == set(finals[0]) for final in finals)
+    return Row(
+        variant=variant,
+        measures={name: spread([s.values[name] for s in sequences]) for name in shared},
+        order_sensitivity=order_sensitivity(finals) if comparable else None,
+        refused=tuple(dict.fromkeys(reason for s in sequences for reason in s.refused)),
+    )

@@ -1,0 +1,131 @@
+"""What a training job starts from: the model with everything it takes over, other tasks' heads, and whose samples its steps
+take."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from contextlib import ExitStack
+
+import torch
+from torch import Tensor
+
+from atlas_dist.core.types import Budget, CommittedRef, Guest, Role, StageJob
+from atlas_dist.data.stream import Stream
+from atlas_dist.model.atlas import AtlasModel
+from atlas_dist.model.heads import Head, HeadSpec
+from atlas_dist.model.mixing import Weighting
+from atlas_dist.model.tensors import load as load_tensors
+from atlas_dist.train.context import RankContext, seed_of
+from atlas_dist.train.engine import GuestTask
+from atlas_dist.train.inputs import (
+    ADAPTER_FILE,
+    TRUNK_FILE,
+    fusion_of,
+    head_of,
+    queries_of,
+    read_adapters,
+    read_if_there,
+    read_task,
+)
+from atlas_dist.train.mixture import OWN, Mixture, Source
+
+Inputs = Mapping[str, CommittedRef]
+
+
+def build_model(context: RankContext, job: StageJob, inputs: Inputs) -> AtlasModel:
+    """The model of a training job with everything it starts from. Raises DataError for inputs that do not fit."""
+    method = context.method_of(job)
+    assert job.stage is not None, "a training job has a stage"
+    trunk = read_if_there(context.store, inputs.get(job.trunk_from), TRUNK_FILE)
+    model = AtlasModel(
+        context.own_trunk(trunk) if trunk or Role.BACKBONE in job.stage.trains else context.trunk().model,
+        HeadSpec(job.task.kind, job.task.classes),
+        method.mixing,
+        visible=len(job.bank),
+        grows=job.stage.grows,
+        seed=seed_of(job, "init"),
+        second_image_type=method.second_image_type,
+        normalize_ortho=method.normalize_ortho,
+        fuses=method.fuses and bool(job.bank),
+    )
+    try:
+        model.load_adapters(read_adapters(context.store, inputs, job.bank))
+        has_queries = bool(job.bank) and method.mixing.weighting is not Weighting.PLAIN
+        if job.model_from:
+            before = read_task(context.store, inputs[job.model_from])
+            model.load_head(head_of(before))
+            if has_queries:
+                model.load_queries(queries_of(before))
+            if method.fuses and job.bank and fusion_of(before):
+                model.load_fusion(fusion_of(before))
+            begun = read_if_there(context.store, inputs[job.model_from], ADAPTER_FILE) if job.stage.grows else {}
+            if begun:
+                model.load_grown(begun)
+        elif job.queries_from and has_queries and method.inherit_queries:
+            model.load_queries(queries_of(read_task(context.store, inputs[job.queries_from])))
+    except BaseException:
+        model.close()
+        raise
+    return model
+
+
+def build_teacher(context: RankContext, job: StageJob, inputs: Inputs) -> AtlasModel:
+    """The model as the task before left it, frozen, with a trunk of its own; only its features are asked for."""
+    method = context.method_of(job)
+    weights = read_if_there(context.store, inputs.get(job.trunk_from), TRUNK_FILE)
+    model = AtlasModel(
+        context.own_trunk(weights),
+        HeadSpec(job.task.kind, job.task.classes),
+        method.mixing,
+        visible=0,
+        grows=False,
+        seed=0,
+        second_image_type=method.second_image_type,
+    )
+    return model.requires_grad_(False).eval()
+
+
+def build_guests(context: RankContext, job: StageJob, inputs: Inputs) -> list[tuple[GuestTask, Head]]:
+    """The heads of other tasks that train along: as the task before left them, or fresh where all tasks begin together."""
+    if not context.method_of(job).trains_guests:
+        return []
+    before = read_task(context.store, inputs[job.trunk_from]) if job.trunk_from else {}
+    width = context.trunk().width
+    guests = []
+    for guest in job.guests:
+        spec = HeadSpec(guest.task.kind, guest.task.classes)
+        seed = seed_of(job, f"head of {guest.task.name}")
+        head = Head(spec.images * width, spec.outputs, torch.Generator().manual_seed(seed))
+        if before:
+            slots = {f"head/{name}": [parameter.data] for name, parameter in head.named_parameters()}
+            load_tensors(slots, head_of(before, guest.task.name), f"the head of {guest.task.name}")
+        guests.append((GuestTask(guest.task.name, spec), head))
+    return guests
+
+
+def build_mixture(context: RankContext, job: StageJob, own: Stream, memory: Mapping[str, Tensor], opened: ExitStack) -> Mixture:
+    """Whose samples the stage's steps take. Streams of other tasks are opened into `opened`."""
+    mixes = context.method_of(job).mixes
+    length = steps_of(job.budget, own)
+    sources = [Source(OWN, own, length)]
+    if mixes is None or not job.guests:
+        return Mixture(sources)
+    streams: dict[str, Stream] = {}
+    lengths: dict[str, tuple[Guest, int]] = {}
+    for guest in job.guests:
+        chosen = mixes.samples(guest.task.name, memory)
+        if chosen != ():
+            stream = opened.enter_context(context.guest_stream(job, guest.task, chosen))
+            streams[guest.task.name] = stream
+            lengths[guest.task.name] = (guest, steps_of(guest.budget, stream))
+    steps = mixes.steps(length, lengths, memory)
+    for number, guest in enumerate(job.guests):
+        if steps.get(guest.task.name):
+            sources.append(Source(number, streams[guest.task.name], steps[guest.task.name]))
+    return Mixture(sources)
+
+
+def steps_of(budget: Budget, stream: Stream) -> int:
+    """Optimizer steps of a budget on a stream."""
+    return budget.max_steps or max(1, math.ceil(budget.epochs * stream.steps_per_epoch))
