@@ -7,6 +7,7 @@ Interchange Format".
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -15,6 +16,8 @@ from atlas_dist.errors import DataError
 
 BLOCK = 512
 _ZEROS = bytes(BLOCK)
+_HEADER = struct.Struct("100s24x11s21xB188xB")
+"""name; the size's eleven digits; type; the first byte of the prefix"""
 _FILE_TYPES = (0x30, 0, 0x37)  # '0', NUL (old tars) and '7' (contiguous) are plain files
 _NAME_CAP = 1 << 16
 
@@ -52,20 +55,24 @@ def members(data: memoryview, *, trusted: bool = False) -> Iterator[Member]:
     long_name = ""
     long_size = -1
     while position + BLOCK <= end:
-        header = bytes(data[position : position + BLOCK])
-        if not header[0] and header == _ZEROS:
+        short, octal, kind, prefix = _HEADER.unpack_from(data, position)
+        if not short[0] and data[position : position + BLOCK] == _ZEROS:
             return
-        size = _number(header[124:136], position) if long_size < 0 else long_size
+        size = long_size
+        if size < 0:
+            try:
+                size = int(octal, 8)  # what nearly every writer leaves; there are a thousand headers a shard
+            except ValueError:
+                size = _number(bytes(data[position + 124 : position + 136]), position)
         content = position + BLOCK
-        if content + size > end:
+        if size < 0 or content + size > end:
             raise DataError(f"the tar is cut: a member at byte {position} needs {content + size} bytes, there are {end}")
-        # The sum counts the checksum's own eight bytes as spaces.
-        if not trusted and sum(header) - sum(header[148:156]) + 256 != _number(header[148:156], position):
-            raise DataError(f"the tar is damaged: the header at byte {position} fails its checksum")
-        kind = header[156]
-        position = content + (size + BLOCK - 1) // BLOCK * BLOCK
+        if not trusted:
+            _check_sum(bytes(data[position : position + BLOCK]), position)
+        header, position = position, content + (size + BLOCK - 1) // BLOCK * BLOCK
         if kind in _FILE_TYPES:
-            yield Member(long_name or _name(header), content, size)
+            name = _text(short) if not prefix else _prefixed(bytes(data[header : header + BLOCK]))
+            yield Member(long_name or name, content, size)
         elif kind == 0x4C:  # 'L': GNU long name of the next member
             long_name = _long_text(data, content, size).rstrip("\0")
             continue
@@ -102,6 +109,12 @@ def samples(data: memoryview, extensions: frozenset[str], *, trusted: bool = Fal
     return spans
 
 
+def _check_sum(header: bytes, position: int) -> None:
+    """The sum counts the checksum's own eight bytes as spaces."""
+    if sum(header) - sum(header[148:156]) + 256 != _number(header[148:156], position):
+        raise DataError(f"the tar is damaged: the header at byte {position} fails its checksum")
+
+
 def _number(field_bytes: bytes, position: int) -> int:
     if field_bytes[0] & 0x80:  # base 256, for sizes beyond 8 GiB
         return int.from_bytes(field_bytes, "big") & ((1 << (8 * len(field_bytes) - 1)) - 1)
@@ -111,11 +124,10 @@ def _number(field_bytes: bytes, position: int) -> int:
         raise DataError(f"the tar is damaged: the header at byte {position} holds no octal number") from error
 
 
-def _name(header: bytes) -> str:
+def _prefixed(header: bytes) -> str:
+    """The name of a header that has something where ustar, and only ustar, puts the folders of a long path."""
     name = _text(header[:100])
-    if header[345] and header[257:263] == b"ustar\0":
-        return f"{_text(header[345:500])}/{name}"
-    return name
+    return f"{_text(header[345:500])}/{name}" if header[257:263] == b"ustar\0" else name
 
 
 def _text(raw: bytes) -> str:

@@ -47,6 +47,7 @@ from atlas_dist.errors import (
     UnknownOutcome,
 )
 from atlas_dist.store.objects import ObjectInfo, too_large
+from atlas_dist.store.plain_http import read_plain
 
 _MIB = 1 << 20
 _WINDOW = 64 << 10
@@ -306,10 +307,11 @@ class _Clients:
 def _fill(out: memoryview, body: Any) -> int:
     """Read `body` into `out` until either ends; a connection that breaks ends it like a short one.
 
-    In small windows, because a read that breaks takes with it what it had got so far.
+    What the fast path leaves comes in small windows, because a read that breaks takes with it what it had got so far.
     """
     filled = 0
     try:
+        filled = read_plain(body, out)
         while filled < len(out):
             got = body.readinto(out[filled : filled + _WINDOW])
             if not got:
