@@ -1,5 +1,6 @@
 """The only Ray orchestration: one coordinator actor, one long-lived TorchTrainer a pool, and the loop by which workers pull jobs.
- The driver owns the actor and the trainers; nothing is detached, so `ray job stop` and Ctrl-C free everything. What must survive
+
+The driver owns the actor and the trainers; nothing is detached, so `ray job stop` and Ctrl-C free everything. What must survive
 is in the ledger. A fresh `fit()` costs 16 to 23 s, the next job of a pool a tenth of a second: pools live as long as the run.
 """
 
@@ -25,6 +26,7 @@ from atlas_dist.config import ClusterConfig, Isolation, RunConfig
 from atlas_dist.coordinator.dispatch import Progress
 from atlas_dist.coordinator.pool import Lease, PoolDispatcher
 from atlas_dist.coordinator.preflight import check_room
+from atlas_dist.coordinator.ray_metrics import RunMetrics
 from atlas_dist.coordinator.ray_probe import rooms
 from atlas_dist.coordinator.service import RunService, Snapshot
 from atlas_dist.core.plan import Plan
@@ -101,6 +103,7 @@ class CoordinatorActor:
     """The run's coordinator: a thread that decides and records, and the desk where workers ask for jobs."""
 
     def __init__(self, config: RunConfig, plan: Plan, spec: Mapping[str, Any]) -> None:
+        self.metrics = RunMetrics(config.run)
         self.desk = PoolDispatcher({POOL: config.train.workers})
         self.service = RunService(config, plan, spec, self.desk)
         self.thread = threading.Thread(target=self.service.run, name="coordinator", daemon=True)
@@ -112,6 +115,7 @@ class CoordinatorActor:
 
     def progress(self, event: Progress) -> bool:
         """Note progress; True asks the workers to save and stop."""
+        self.metrics.progress(event)
         self.service.note(event)
         return self.desk.progress(event)
 
@@ -121,6 +125,7 @@ class CoordinatorActor:
 
     def failed(self, attempt: str, failure: Failure) -> None:
         """An attempt ended without a result."""
+        self.metrics.failed(failure.kind.value)
         self.desk.failed(attempt, failure)
 
     def pool_gone(self, reason: str) -> None:
@@ -133,7 +138,10 @@ class CoordinatorActor:
 
     def snapshot(self, after: int = 0) -> Snapshot:
         """What a person wants to see."""
-        return self.service.snapshot(after)
+        snapshot = self.service.snapshot(after)
+        if snapshot.status is not None:
+            self.metrics.status(snapshot.status)
+        return snapshot
 
 
 @dataclass

@@ -30,8 +30,6 @@ from tests.chaos.fakes import FakeClock, FakeDispatcher, counted_ids
 from tests.chaos.plans import small_plan
 
 DAY = 86_400.0
-GANG = 8
-"""Nodes of a pool."""
 PUT_PRICE, GET_PRICE = 5.0e-6, 4.0e-7
 """Dollars a request: S3 Standard's list price for PUT and LIST, and for GET and HEAD."""
 
@@ -157,6 +155,8 @@ class Scale:
 
     plan: Plan
     pools: int
+    gang: int
+    """Nodes of a pool."""
     node_mtbf_s: float
     costs: Costs
     rng: random.Random
@@ -245,7 +245,7 @@ class Scale:
         left = costs.steps - self._reached.get(job, 0) if training else 0
         saves = left // costs.checkpoint_every if training else 0
         takes = costs.setup_s + (left * costs.step_s + saves * costs.checkpoint_s if training else costs.evaluation_s)
-        breaks = self.rng.expovariate(GANG / self.node_mtbf_s)
+        breaks = self.rng.expovariate(self.gang / self.node_mtbf_s)
         if breaks < takes:
             share = max(0.0, breaks - costs.setup_s) / (takes - costs.setup_s)
             self._at(self.now + breaks, "fail", attempt, costs.steps - left + int(left * share) if training else 0)
@@ -279,7 +279,7 @@ class Scale:
             "loss": 1.0,
             "samples": 100_000,
             "steps": step,
-            "world": 8 * GANG,
+            "world": 8 * self.gang,
             "seconds": {"stepping": 500.0},
         }
         self._record([Commit(job, attempt, f"runs/scale/attempts/{attempt}", blobs, metrics)])
@@ -307,16 +307,17 @@ class Case:
     """What to simulate."""
 
     nodes: int
-    tasks: int
     days: float
     mtbf_days: float
+    gang: int = 8
+    tasks: int = 1000
 
 
 def simulate(case: Case, costs: Costs) -> Scale:
     """Run one case: as many sequences as there are gangs."""
-    pools = max(1, case.nodes // GANG)
+    pools = max(1, case.nodes // case.gang)
     plan = chains(pools, case.tasks, evaluate_every=100)
-    run = Scale(plan, pools, case.mtbf_days * DAY, costs, random.Random(case.nodes))
+    run = Scale(plan, pools, case.gang, case.mtbf_days * DAY, costs, random.Random(case.nodes))
     run.go(case.days * DAY)
     return run
 
@@ -333,7 +334,7 @@ def report(case: Case, run: Scale, a_job: dict[str, float], a_second: dict[str, 
     gets = rate * a_job["GET"] + a_second["GET"]
     cost = (puts * PUT_PRICE + gets * GET_PRICE) * DAY
     cells = [
-        str(case.nodes),
+        f"{case.nodes} / {case.gang}",
         f"{case.mtbf_days:g}",
         f"{days:.1f}",
         f"{run.state.committed:,} of {len(run.plan.jobs):,}",
@@ -363,7 +364,7 @@ def appending(sizes: list[int]) -> None:
     """What one more entry costs after so many (a fold copies the state's dictionaries)."""
     print("\n| jobs committed so far | ms to fold one more entry |\n|---|---|")
     for size in sizes:
-        run = Scale(chains(1, size // 3 + 1, 10**9), 1, 1e12, Costs(), random.Random(0))
+        run = Scale(chains(1, size // 3 + 1, 10**9), 1, 1, 1e12, Costs(), random.Random(0))
         keys = list(itertools.islice(run.plan.jobs, size))
         records: list[Record] = []
         for key in keys:
@@ -389,22 +390,24 @@ def main() -> None:
         f"{a_second['PUT']:.2f} and {a_second['GET']:.2f}; checkpoints every {costs.checkpoint_every} of {costs.steps} steps\n"
     )
     print(
-        "| nodes | node MTBF, days | simulated days | jobs committed | failures | effective training time | utilisation | "
+        "| nodes / gang | node MTBF, days | simulated days | jobs committed | failures | effective training time | utilisation | "
         "coordinator load | ms an entry, mean / slowest | ledger | S3 requests a second | $ a day |"
     )
     print("|" + "---|" * 12)
     cases = (
-        [Case(8, 40, 30, 30)]
+        [Case(8, 30, 30, tasks=40)]
         if options.quick
         else [
-            Case(8, 1000, 30, 260),
-            Case(8, 1000, 30, 1),
-            Case(64, 1000, 30, 260),
-            Case(64, 1000, 10, 1),
-            Case(256, 1000, 3, 260),
-            Case(1024, 1000, 1, 260),
-            Case(1024, 1000, 1, 30),
-            Case(1024, 1000, 0.5, 1),
+            Case(8, 30, 260),
+            Case(8, 30, 1),
+            Case(64, 30, 260),
+            Case(64, 10, 1),
+            Case(256, 3, 260),
+            Case(1024, 1, 260),
+            Case(1024, 1, 30),
+            Case(1024, 0.5, 1),
+            Case(1024, 6, 260, gang=128),
+            Case(1024, 6, 30, gang=128),
         ]
     )
     for case in cases:
