@@ -33,10 +33,10 @@ def look_around(config: RunConfig) -> None:
     ]
     place = (config.store.url, config.store.endpoint_url, config.store.region)
     with token(open_run_store(config)) as seen:
-        asked = {n["NodeManagerAddress"]: _on(n["NodeID"]).remote(n["NodeManagerAddress"], place, seen) for n in nodes}
+        asked = [(n["NodeManagerAddress"], _on(n["NodeID"]).remote(n["NodeManagerAddress"], place, seen)) for n in nodes]
         if asked:
-            ray.wait(list(asked.values()), num_returns=len(asked), timeout=LOOK_S)
-        looks = [_answer(name, reference) for name, reference in asked.items()]
+            ray.wait([reference for _, reference in asked], num_returns=len(asked), timeout=LOOK_S)
+        looks = [_answer(name, reference) for name, reference in asked]
     check_nodes(looks, Look("driver", versions=tuple(versions().items())))
 
 

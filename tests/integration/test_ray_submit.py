@@ -33,7 +33,7 @@ ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 TAG = "ATLAS_CLUSTER_TAG"
 WAIT_S = 420.0
-SHORT = ["experiment=toy", "sequence.upstream=[toy_shape,toy_kin]", "sequence.downstream=[]", "train.budget.max_steps=24"]
+SHORT = ["experiment=toy", "sequence.upstream=[toy_shape,toy_kin]", "sequence.downstream=[]", "train.budget.max_steps=60"]
 SHORT += ["train.checkpoint_every=2", "train.log_every=1"]
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1500)]
 
@@ -101,7 +101,9 @@ class Cluster:
         return name
 
     def logs(self, job: str) -> str:
-        return self.ray("job", "logs", "--address", self.dashboard, job, check=False)
+        """What the driver has printed, from Ray's own file: asking with a command takes seconds in which a stage may end."""
+        file = self.folder / f"session_latest/logs/job-driver-{job}.log"
+        return file.read_text(errors="replace") if file.exists() else ""
 
     def state(self, job: str) -> dict[str, object]:
         """Ray's own record of the job."""
@@ -114,9 +116,9 @@ class Cluster:
         """Until the job's log holds `text`."""
         until = time.monotonic() + WAIT_S
         while text not in (log := self.logs(job)):
-            assert self.state(job)["status"] in ("PENDING", "RUNNING"), log
+            assert "Fix" not in log, log
             assert time.monotonic() < until, f"no {text!r} in:\n{log}"
-            time.sleep(0.5)
+            time.sleep(0.2)
 
     def ended(self, job: str) -> dict[str, object]:
         """Wait for its end."""
@@ -177,7 +179,7 @@ def undisturbed(folder: Path, cluster: Cluster) -> dict[str, dict[str, str]]:
     mine = words(folder, "undisturbed")
     job = cluster.submit(mine)
     assert cluster.ended(job) == {"status": "SUCCEEDED", "code": 0}, cluster.logs(job)
-    log = cluster.logs(job)
+    log = cluster.ray("job", "logs", "--address", cluster.dashboard, job)
     assert "dispatch order0-seed0/1 toy_shape stage2" in log
     assert "commit order0-seed0/2 toy_kin stage2" in log
     return left_by(mine).hashes()
@@ -186,7 +188,7 @@ def undisturbed(folder: Path, cluster: Cluster) -> dict[str, dict[str, str]]:
 def test_stop_pauses_and_submitting_again_resumes(folder: Path, cluster: Cluster, undisturbed: dict[str, dict[str, str]]) -> None:
     mine = words(folder, "stopped")
     first = cluster.submit(mine)
-    cluster.wait_for(first, "dispatch order0-seed0/2 toy_kin stage1")
+    cluster.wait_for(first, "dispatch order0-seed0/1 toy_shape stage2")
     cluster.ray("job", "stop", "--address", cluster.dashboard, first)
     assert cluster.ended(first)["status"] == "STOPPED"
     assert "The same command goes on from there" in cluster.logs(first), "it must have had the time to say so"
@@ -277,9 +279,9 @@ def test_two_hosts_survive_the_loss_of_one(
         address = (f"--node-ip-address={HEAD}", f"--dashboard-host={HEAD}")
         made.start("--head", *address, "--port=6379", "--dashboard-port=8265", "--num-cpus=1", f"--temp-dir={short}")
         made.start(*join, inside=other)
-        mine = words(folder, "two-hosts", "train.budget.max_steps=24")
+        mine = words(folder, "two-hosts")
         job = made.submit(mine)
-        made.wait_for(job, "dispatch order0-seed0/2 toy_kin stage1")
+        made.wait_for(job, "dispatch order0-seed0/1 toy_shape stage2")
         kill_all_in(two_hosts[1])
         made.start(*join, inside=other)
         assert made.ended(job) == {"status": "SUCCEEDED", "code": 0}, made.logs(job)
