@@ -9,7 +9,7 @@ ARG BASE=python:3.11.14-slim-bookworm
 
 # ---- what both images install, except torch
 FROM ${BASE} AS builder
-ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_COMPILE=1
+ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 RUN python -m venv /opt/atlas
 ENV PATH=/opt/atlas/bin:$PATH
 WORKDIR /src

@@ -33,7 +33,7 @@ def test_the_launcher_asks_for_a_token_and_keeps_the_head_free() -> None:
     assert "-e RAY_AUTH_MODE=token" in LAUNCHER["docker"]["run_options"]
     assert LAUNCHER["available_node_types"]["head"]["resources"] == {"CPU": 0}
     assert any(
-        "RAY_JOB_STOP_WAIT_TIME_S=90" in c and "--dashboard-host=127.0.0.1" in c for c in LAUNCHER["head_start_ray_commands"]
+        "RAY_JOB_STOP_WAIT_TIME_S=100" in c and "--dashboard-host=127.0.0.1" in c for c in LAUNCHER["head_start_ray_commands"]
     )
     profiles = {n: t["node_config"]["IamInstanceProfile"]["Name"] for n, t in LAUNCHER["available_node_types"].items()}
     assert profiles == {"head": "atlas-dist-coordinator", "worker": "atlas-dist-worker"}
