@@ -108,6 +108,7 @@ def rescore(config: RunConfig, bank: Bank, learnt: Learnt, context: RankContext 
         model_from=learnt.key,
         views=(View.TASK,),
         own_bank=len(view),
+        settings=learnt.settings,
     )
     _, metrics = score(context, Assignment(job, "rescore", "", refs), lambda _: False)
     now = metrics["views"][View.TASK.value]
@@ -118,7 +119,7 @@ def rescore(config: RunConfig, bank: Bank, learnt: Learnt, context: RankContext 
 def rescoring_context(config: RunConfig, bank: Bank, learnt: Learnt) -> RankContext:
     """A rank of its own with the trunk, the method and the precision that a task was learnt with. Needs no Ray."""
     join_alone()
-    train = config.train.model_copy(update={"precision": Precision(bank.precision), "zero_stage": 0})
+    train = config.train.model_copy(update={"precision": Precision(bank.precision), "zero_stage": 0, "leave_one_out": False})
     base = BackboneConfig(name=learnt.base.name, source=learnt.base.source, revision=learnt.base.revision)
     method = MethodConfig(name=learnt.method, settings=dict(learnt.settings))
     return RankContext(config.model_copy(update={"train": train, "backbone": base, "method": method}), 0, 1)

@@ -46,12 +46,20 @@ class BankWeights:
             raise DataError("There is nothing in this bank.", fix="Learn a task first, or name one that was learnt.")
         first = self.first
         for task in self.tasks.values():
+            odd = sorted(name for name in task.own if not name.startswith(("queries/", "head/")))
+            if odd:
+                raise DataError(
+                    f"The method {task.learnt.method} keeps {odd[0]}: only adapters, queries and heads can be carried."
+                )
             if (task.learnt.base.digest, task.learnt.method, dict(task.learnt.settings)) != (
                 first.base.digest,
                 first.method,
                 dict(first.settings),
             ):
-                raise DataError(f"{task.learnt.name} and {first.name} have another trunk or method: they cannot share a model.")
+                raise DataError(
+                    f"{task.learnt.name} and {first.name} have another trunk or method: they cannot share a model.",
+                    fix="Name the tasks that belong together with --task.",
+                )
             missing = [key for key in task.learnt.sees if key not in self.tasks]
             if missing:
                 raise DataError(f"{task.learnt.name} sees adapters that are not here: {', '.join(missing)}.")

@@ -37,7 +37,8 @@ def predict(
     hush()
     single = Request(task, list(images) or None, text, tuple(choices))
     requests = [Request(**fields) for fields in _read_lines(lines)] if lines else [single]
-    model = AtlasModel.from_pretrained(folder) if folder else _from_store(overrides)
+    wanted = list(dict.fromkeys(request.task for request in requests))
+    model = AtlasModel.from_pretrained(folder) if folder else _from_store(overrides, wanted)
     answers: list[Prediction] = model.predict_batch(requests, output_adapter_coefficients=coefficients)
     if as_json or lines:
         for answer in answers:
@@ -53,15 +54,15 @@ def predict(
         out.print(f"alpha of {name}: " + ", ".join(f"{site} {value:.3f}" for site, value in sites.items()), markup=False)
 
 
-def _from_store(overrides: list[str] | None) -> Any:
-    """The model of a run, without exporting it first."""
+def _from_store(overrides: list[str] | None, wanted: Sequence[str]) -> Any:
+    """The tasks that are asked, with what they see, without exporting them first."""
     from atlas_dist.bank.facts import read_bank
     from atlas_dist.bank.weights import load_weights
     from atlas_dist.serve import AtlasModel
 
     config = composed(overrides)
     store = open_run_store(config)
-    return AtlasModel.from_weights(load_weights(store, read_bank(store, config.run), shards=shards_if_there(config)))
+    return AtlasModel.from_weights(load_weights(store, read_bank(store, config.run), wanted, shards=shards_if_there(config)))
 
 
 def _read_lines(path: Path) -> Iterator[dict[str, Any]]:

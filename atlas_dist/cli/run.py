@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import logging
-import os
 import time
 import uuid
-import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,11 +12,11 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
+from atlas_dist.cli.words import hush
 from atlas_dist.compose import compose_config, groups
 from atlas_dist.config import ReferencesConfig, RunConfig
 from atlas_dist.core.ledger import RunState
 from atlas_dist.core.plan import Plan
-from atlas_dist.errors import ConfigError
 from atlas_dist.report.facts import RunFacts, gather
 
 
@@ -27,7 +24,7 @@ def run_experiment(overrides: Sequence[str], console: Console, *, quiet: bool = 
     """Plan, run, report. Raises whatever ended the run."""
     began = time.monotonic()
     config = compose_config(overrides)
-    _hush()
+    hush()
     from atlas_dist.cli.live import Watcher
     from atlas_dist.coordinator.expand import expand, specification
     from atlas_dist.coordinator.preflight import check_before_cluster
@@ -70,29 +67,6 @@ def show_plan(overrides: Sequence[str], console: Console) -> None:
     console.print(table)
 
 
-def show_status(overrides: Sequence[str], console: Console) -> None:
-    """Print how a run stands."""
-    from atlas_dist.coordinator.status import Role, status_of, task_lines
-    from atlas_dist.core.schedule import Frontier
-
-    config, plan, state = _planned(overrides)
-    if not state.next_seq:
-        raise ConfigError(f"There is no run {config.run} in {config.store.url}.", fix="Start it with `atlas-dist run`.")
-    status = status_of(plan, state, Frontier.of(plan, state), Role.FOLLOWER)
-    console.print(
-        f"run {config.run}: {status.phase.value}, {status.committed} of {status.total} jobs committed, "
-        f"coordinator epoch {status.epoch}"
-    )
-    if status.reason:
-        console.print(f"reason: {status.reason}", markup=False)
-    for line in task_lines(plan, state):
-        console.print(f"  {line.sequence}  {line.task}: {line.state.value}")
-    for job in plan.jobs.values():
-        now = state.job(job.key)
-        if now.failure is not None and now.committed is None:
-            console.print(f"  {job.label}: {len(now.attempts)} attempts, last failed: {now.failure.reason}", markup=False)
-
-
 def write_run_report(overrides: Sequence[str], console: Console) -> None:
     """Gather and show a run's results again."""
     config, plan, _ = _planned(overrides)
@@ -133,7 +107,7 @@ def _planned(overrides: Sequence[str]) -> tuple[RunConfig, Plan, RunState]:
     from atlas_dist.train.context import open_run_store
 
     config = compose_config(overrides)
-    _hush()
+    hush()
     plan = expand(config)
     state, _ = load_run(open_run_store(config), config.run)
     return config, plan, state
@@ -158,8 +132,8 @@ def _report(config: RunConfig, plan: Plan, console: Console) -> RunFacts:
     from atlas_dist.train.context import open_run_store
 
     store = open_run_store(config)
-    state, _ = load_run(store, config.run)
-    facts = gather(plan, state, store)
+    state, entries = load_run(store, config.run)
+    facts = gather(plan, state, store, entries)
     folder = Path(config.report) if config.report else _report_folder(config.run, config.store.url)
     page = write_report(facts, folder)
     places = [("bank  ", store.url), ("report", str(page))]
@@ -192,14 +166,3 @@ def _say_where_time_went(facts: RunFacts, wall: float, console: Console) -> None
         f"wall {wall:.0f} s, {seconds['stepping'] / wall:.0%} of it training steps, "
         f"{seconds['waiting'] / wall:.1%} waiting for data{setup}"
     )
-
-
-def _hush() -> None:
-    """Keep the libraries' own chatter out of the way, unless --debug asks for it."""
-    if os.environ.get("ATLAS_DEBUG"):
-        logging.basicConfig(level=logging.INFO)
-        return
-    warnings.filterwarnings("ignore")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    for name in ("ray", "deepspeed", "DeepSpeed", "transformers", "botocore", "urllib3", "filelock"):
-        logging.getLogger(name).setLevel(logging.ERROR)

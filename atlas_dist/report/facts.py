@@ -6,15 +6,19 @@ Nothing here is computed by training; what has no result yet is None and shown a
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import platform
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
 from statistics import fmean
 from typing import Any
 
-from atlas_dist.core.ledger import RunState
+from atlas_dist.core.ledger import Entry, RunState
 from atlas_dist.core.metrics import average_accuracy, backward_transfer, forgetting
 from atlas_dist.core.plan import Plan, SequenceJobs, TaskJobs
 from atlas_dist.core.types import CommittedRef, JobKind, StageJob, View
+from atlas_dist.report.timeline import Timeline, timeline
 from atlas_dist.store import artifacts
 from atlas_dist.store.objects import ObjectStore
 
@@ -34,6 +38,12 @@ class StageFacts:
     validation: list[dict[str, float]] = field(default_factory=list)
     reuse: Mapping[str, Mapping[str, list[float]]] = field(default_factory=dict)
     """{site: {"mean": [T], "std": [T]}} of α per visible adapter, the task's own one last in stage two."""
+    samples_per_s: float = 0.0
+    """Over the time of stepping and waiting for data."""
+    data_wait: float = 0.0
+    """Share of that time, 0..1."""
+    files: Mapping[str, str] = field(default_factory=dict)
+    """Name of each file -> its sha256."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +54,8 @@ class TaskFacts:
     random_score: float
     stages: tuple[StageFacts, ...]
     sees: tuple[str, ...]
+    data: Mapping[str, str] = field(default_factory=dict)
+    """What the task was learnt and scored on: `dataset/split` -> digest of its manifest."""
 
     def reuse(self) -> dict[str, float]:
         """Mean α over sites of each adapter that the last stage saw (a task may see its own, in stage two)."""
@@ -90,6 +102,14 @@ class SequenceFacts:
             out[f"forgetting T_F, {view} view"] = fmean(losses) if losses else 0.0
         return out
 
+    def forgetting(self, view: str) -> tuple[tuple[Cell, ...], ...]:
+        """T_F(j <- i) in percent: row i = after task i, column j < i (METHOD.md, Evaluation); None where a score is missing."""
+        rows = self.matrix[view]
+        return tuple(
+            tuple(_forgotten(rows[j][j], cell, self.upstream[j].random_score) for j, cell in enumerate(row[:-1]))
+            for row in rows[1:]
+        )
+
     def changed_predictions(self) -> list[str]:
         """Tasks whose task-view predictions did not stay bitwise equal. Must be empty."""
         return [task for task, prints in self.fingerprints.items() if len(set(prints)) > 1]
@@ -106,10 +126,17 @@ class RunFacts:
     spec: Mapping[str, Any]
     committed: int
     total: int
+    timeline: Timeline = field(default_factory=Timeline)
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """What made the report: versions of the libraries, the machine's kind."""
 
 
-def gather(plan: Plan, state: RunState, store: ObjectStore | None = None) -> RunFacts:
-    """Collect a run's results; with a store, also curves and α (verified). Raises DataError when a file is damaged."""
+def gather(plan: Plan, state: RunState, store: ObjectStore | None = None, entries: Iterable[Entry] = ()) -> RunFacts:
+    """Collect a run's results; with a store, also curves and α (verified); with the ledger's entries, when it all happened.
+
+    Raises:
+        DataError: a file is damaged.
+    """
     return RunFacts(
         run=state.run,
         sequences=tuple(_sequence(plan, state, s, store) for s in plan.sequences),
@@ -117,7 +144,21 @@ def gather(plan: Plan, state: RunState, store: ObjectStore | None = None) -> Run
         spec=state.spec,
         committed=sum(state.job(k).committed is not None for k in plan.jobs),
         total=len(plan.jobs),
+        timeline=timeline(entries, {key: job.label for key, job in plan.jobs.items()}),
+        environment=_environment(),
     )
+
+
+def _environment() -> dict[str, str]:
+    found = {"python": platform.python_version(), "machine": f"{platform.system()} {platform.machine()}"}
+    for package in ("atlas-dist", "torch", "deepspeed", "ray", "transformers", "webdataset", "numpy"):
+        with suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
+
+
+def _forgotten(own: Cell, later: Cell, random: float) -> Cell:
+    return None if own is None or later is None else forgetting(own, later, random)
 
 
 def _sequence(plan: Plan, state: RunState, jobs: SequenceJobs, store: ObjectStore | None) -> SequenceFacts:
@@ -157,17 +198,22 @@ def _score(views: Mapping[str, Any], view: View) -> Cell:
 
 
 def _task(plan: Plan, state: RunState, jobs: TaskJobs, store: ObjectStore | None) -> TaskFacts:
+    spec = plan.jobs[jobs.final].task
     stages = tuple(_stage(plan.jobs[key], ref, store) for key in jobs.stages if (ref := state.job(key).committed) is not None)
     return TaskFacts(
         task=jobs.task,
-        random_score=plan.jobs[jobs.final].task.random_score,
+        random_score=spec.random_score,
         stages=stages,
         sees=tuple(plan.jobs[key].task.name for key in jobs.bank),
+        data={f"{spec.dataset}/{spec.train}": spec.train_digest, f"{spec.dataset}/{spec.val}": spec.val_digest},
     )
 
 
 def _stage(job: StageJob, ref: CommittedRef, store: ObjectStore | None) -> StageFacts:
     details = json.loads(artifacts.load(store, ref, DETAILS)) if store is not None else {}
+    seconds = ref.metrics.get("seconds", {})
+    busy = float(seconds.get("stepping", 0.0)) + float(seconds.get("waiting", 0.0))
+    samples = float(ref.metrics.get("steps", 0) * job.budget.global_batch)
     return StageFacts(
         label=job.label,
         stage=job.stage.stage.value if job.stage else "",
@@ -177,6 +223,9 @@ def _stage(job: StageJob, ref: CommittedRef, store: ObjectStore | None) -> Stage
         curve=details.get("curve", []),
         validation=details.get("validation", []),
         reuse=details.get("alpha", {}),
+        samples_per_s=samples / busy if busy else 0.0,
+        data_wait=float(seconds.get("waiting", 0.0)) / busy if busy else 0.0,
+        files={blob.name: blob.sha256 for blob in ref.blobs},
     )
 
 

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import csv
 import json
-from dataclasses import asdict
 from html import escape
 from pathlib import Path
+from statistics import fmean
 
 from atlas_dist.report.facts import Cell, RunFacts, SequenceFacts, StageFacts, TaskFacts
-from atlas_dist.report.svg import heat_cell, line_chart
+from atlas_dist.report.files import write_tables
+from atlas_dist.report.svg import bars, heat_cell, line_chart, lineage
 
 _STYLE = (Path(__file__).parent / "templates" / "page.css").read_text(encoding="utf-8")
 
 
 def write_report(facts: RunFacts, folder: Path) -> Path:
-    """Write `index.html`, `run.json` and one CSV a matrix into `folder`; return the page's path."""
+    """Write `index.html`, and beside it the same as JSON, CSV and TensorBoard events; return the page's path. Raises OSError."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "run.json").write_text(json.dumps(asdict(facts), indent=1, sort_keys=True), encoding="utf-8")
-    for sequence in facts.sequences:
-        for view, rows in sequence.matrix.items():
-            _write_csv(folder / f"{sequence.name}-{view}.csv", sequence, rows)
+    write_tables(facts, folder)
     page = folder / "index.html"
     page.write_text(render(facts), encoding="utf-8")
     return page
@@ -29,26 +26,36 @@ def write_report(facts: RunFacts, folder: Path) -> Path:
 def render(facts: RunFacts) -> str:
     """The page as a string."""
     title = f"atlas-dist run {escape(facts.run)}"
-    body = "".join(_sequence(s) for s in facts.sequences)
+    body = "".join(_sequence(s, number) for number, s in enumerate(facts.sequences))
+    links = "".join(f'<li><a href="#s{n}">{escape(s.name)}</a></li>' for n, s in enumerate(facts.sequences))
+    links += "".join(f'<li><a href="#{i}">{i}</a></li>' for i in ("jobs", "timeline", "environment"))
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{_STYLE}</style></head><body>'
-        f"<header><h1>{title}</h1><p>{facts.committed} of {facts.total} jobs are committed facts.</p></header>"
-        f"<main>{body}{_jobs(facts)}{_settings(facts)}</main></body></html>"
+        f"<header><h1>{title}</h1><p>{facts.committed} of {facts.total} jobs are committed facts.</p>"
+        f'<nav aria-label="Parts of this page"><ul>{links}</ul></nav></header>'
+        f"<main>{body}{_jobs(facts)}{_timeline(facts)}{_environment(facts)}</main></body></html>"
     )
 
 
-def _sequence(sequence: SequenceFacts) -> str:
+def _sequence(sequence: SequenceFacts, number: int) -> str:
     names = [t.task for t in sequence.upstream]
-    parts = [f"<section><h2>{escape(sequence.name)}: {escape(' → '.join(names))}</h2>"]
+    parts = [f'<section id="s{number}"><h2>{escape(sequence.name)}: {escape(" → ".join(names))}</h2>']
     parts.append(f"<p>Method {escape(sequence.method)}, seed {sequence.seed}.</p>")
-    parts.append(_matrix("Task view: each task read as it was learnt", names, sequence.matrix["task"]))
-    if sequence.matrix["latest"] != sequence.matrix["task"]:
-        parts.append(_matrix("Latest view: the newest queries and every adapter", names, sequence.matrix["latest"]))
     parts.append(_verdict(sequence))
+    parts.append('<div class="side">')
+    parts.append(_matrix("Task view: each task read as it was learnt", names, sequence.matrix["task"]))
+    differs = sequence.matrix["latest"] != sequence.matrix["task"]
+    if differs:
+        parts.append(_matrix("Latest view: the newest queries and every adapter", names, sequence.matrix["latest"]))
+        parts.append(_forgetting(sequence))
+    parts.append("</div>")
     parts.append(_summary(sequence))
+    parts.append(_transfers(sequence))
+    parts.append(_lineage(sequence))
     parts.append(_reuse([*sequence.upstream, *sequence.downstream]))
     parts.extend(_curves(task) for task in (*sequence.upstream, *sequence.downstream))
+    parts.append(_throughput([*sequence.upstream, *sequence.downstream]))
     return "".join(parts) + "</section>"
 
 
@@ -61,9 +68,23 @@ def _matrix(caption: str, names: list[str], rows: tuple[tuple[Cell, ...], ...]) 
     return _table(f"{escape(caption)} (score in %)", head, "".join(lines))
 
 
+def _forgetting(sequence: SequenceFacts) -> str:
+    """T_F of every task after every later one, in the latest view (in the task view it is 0 by construction, and checked)."""
+    names = [t.task for t in sequence.upstream]
+    head = "".join(f'<th scope="col">{escape(n)}</th>' for n in names[:-1])
+    lines = []
+    for name, row in zip(names[1:], sequence.forgetting("latest"), strict=True):
+        cells = "".join(heat_cell(cell, 100.0, ".1f") for cell in row) + "<td></td>" * (len(names) - 1 - len(row))
+        lines.append(f'<tr><th scope="row">after {escape(name)}</th>{cells}</tr>')
+    return _table("Forgetting T<sub>F</sub> in the latest view (% of what was learnt above chance)", head, "".join(lines))
+
+
 def _table(caption: str, head: str, rows: str) -> str:
-    """A table that scrolls sideways by itself on a narrow screen."""
-    return f'<div class="wide"><table><caption>{caption}</caption><tr><td></td>{head}</tr>{rows}</table></div>'
+    """A table that scrolls sideways by itself on a narrow screen, by keyboard too."""
+    return (
+        f'<div class="block"><p class="caption">{caption}</p><div class="wide" tabindex="0"><table>'
+        f"<thead><tr><td></td>{head}</tr></thead><tbody>{rows}</tbody></table></div></div>"
+    )
 
 
 def _verdict(sequence: SequenceFacts) -> str:
@@ -78,41 +99,86 @@ def _verdict(sequence: SequenceFacts) -> str:
 
 def _summary(sequence: SequenceFacts) -> str:
     rows = [f"<dt>{escape(k)}</dt><dd>{v:.2f}</dd>" for k, v in sequence.summary().items()]
-    rows += [
-        f"<dt>transfer to {escape(task)}</dt><dd>{'missing' if score is None else f'{score:.2f}'}</dd>"
-        for task, score in sequence.transfers.items()
-    ]
     return f"<dl>{''.join(rows)}</dl>" if rows else ""
 
 
+def _transfers(sequence: SequenceFacts) -> str:
+    """Downstream tasks: what each stage brought, and the score on the final bank."""
+    rows = []
+    for task in sequence.downstream:
+        by_stage = {stage.stage: stage.score for stage in task.stages}
+        cells = [by_stage.get("stage1"), by_stage.get("stage2"), sequence.transfers.get(task.task)]
+        rows.append(
+            f'<tr><th scope="row">{escape(task.task)}</th>{"".join(heat_cell(c, 100.0, ".1f") for c in cells)}'
+            f"<td>{task.random_score:.1f}</td></tr>"
+        )
+    head = "".join(f'<th scope="col">{h}</th>' for h in ("stage 1", "stage 2", "scored", "by chance"))
+    return (
+        _table("Transfer: tasks that start from the final bank and stay out of it (score in %)", head, "".join(rows))
+        if rows
+        else ""
+    )
+
+
+def _lineage(sequence: SequenceFacts) -> str:
+    """Who draws on whom. A task's own adapter is not an arc."""
+    tasks = [*sequence.upstream, *sequence.downstream]
+    place = {task.task: number for number, task in enumerate(tasks)}
+    edges = {}
+    for task in tasks:
+        reuse = task.reuse()
+        for name in task.sees:
+            if name != task.task and name in place and task.stages:
+                edges[place[name], place[task.task]] = reuse.get(name, 1.0)
+    if not edges:
+        return ""
+    beside = frozenset(range(len(sequence.upstream), len(tasks)))
+    title = "; ".join(f"{tasks[b].task} draws on {tasks[a].task}" for a, b in edges)
+    drawn = lineage([t.task for t in tasks], edges, beside, f"Lineage of the bank: {title}")
+    note = "the wider an arc, the larger the mean α; hollow: not part of the bank"
+    return f'<h3>Lineage of the bank</h3><div class="wide" tabindex="0">{drawn}</div><p class="soft">{note}</p>'
+
+
 def _reuse(tasks: list[TaskFacts]) -> str:
-    """Mean α of each adapter by task, and by site in a fold-out."""
+    """Mean α of each adapter by task, then by layer and site. They lie close together: colours run from the least to the most."""
     shown = [t for t in tasks if t.reuse()]
     if not shown:
         return ""
     columns = list(dict.fromkeys(name for t in shown for name in t.sees))
     head = "".join(f'<th scope="col">{escape(n)}</th>' for n in columns)
-    rows, folds = [], []
+    means = [value for task in shown for value in task.reuse().values()]
+    rows = []
     for task in shown:
         reuse = task.reuse()
-        cells = "".join(heat_cell(reuse.get(name), 1.0, ".3f") for name in columns)
+        cells = "".join(heat_cell(reuse.get(name), max(means), ".3f", min(means)) for name in columns)
         rows.append(f'<tr><th scope="row">{escape(task.task)}</th>{cells}</tr>')
-        folds.append(_reuse_by_site(task))
-    return _table("What each task draws on: mean α of each adapter", head, "".join(rows)) + "".join(folds)
+    table = _table("What each task draws on: mean α of each adapter", head, "".join(rows))
+    return table + "".join(_reuse_by_site(task) for task in shown)
 
 
 def _reuse_by_site(task: TaskFacts) -> str:
+    """Adapter by layer and site, in hundredths: dense enough for twelve layers."""
     last = next(s for s in reversed(task.stages) if s.reuse)
-    seen = task.sees[: len(next(iter(last.reuse.values()))["mean"])]
-    head = "".join(f'<th scope="col">{escape(n)}</th>' for n in seen)
-    rows = "".join(
-        f'<tr><th scope="row">{escape(site)}</th>{"".join(heat_cell(a, 1.0, ".3f") for a in values["mean"])}</tr>'
-        for site, values in sorted(last.reuse.items())
-    )
+    sites = sorted(last.reuse, key=_in_depth)
+    values = [a for site in sites for a in last.reuse[site]["mean"]]
+    low, high = min(values), max(values)
+    head = "".join(f'<th scope="col">{escape(site)}</th>' for site in sites)
+    rows = []
+    for number in range(len(last.reuse[sites[0]]["mean"])):
+        name = task.sees[number] if number < len(task.sees) else f"adapter {number + 1}"
+        cells = "".join(heat_cell(100 * last.reuse[site]["mean"][number], 100 * high, ".0f", 100 * low) for site in sites)
+        rows.append(f'<tr><th scope="row">{escape(name)}</th>{cells}</tr>')
+    caption = f"α × 100, mean over {escape(task.task)}’s validation samples; colours from {low:.2f} to {high:.2f}"
     return (
-        f"<details><summary>α of {escape(task.task)} by layer and site</summary>"
-        f'<div class="wide"><table><tr><td></td>{head}</tr>{rows}</table></div></details>'
+        f"<details><summary>{escape(task.task)}: by layer and site</summary>"
+        f'<div class="dense">{_table(caption, head, "".join(rows))}</div></details>'
     )
+
+
+def _in_depth(site: str) -> tuple[int, str]:
+    """L2.aftattn before L10.aftattn."""
+    layer, _, rest = site.partition(".")
+    return (int(layer[1:]) if layer[1:].isdigit() else 0, rest)
 
 
 def _curves(task: TaskFacts) -> str:
@@ -121,39 +187,106 @@ def _curves(task: TaskFacts) -> str:
 
 
 def _curve(stage: StageFacts) -> str:
-    training = [(p["step"], p["score"]) for p in stage.curve]
-    validation = [(p["step"], p["score"]) for p in stage.validation]
+    """Score and loss over the steps of one stage."""
     m = stage.metrics
     caption = (
         f"{stage.stage}: best validation {stage.score:.1f} % at step {m.get('best_step')} of {m.get('steps')}, "
         f"{m.get('trained_parameters', 0):,} parameters trained"
     )
-    chart = line_chart({"training": training, "validation": validation}, f"{stage.label}: score in % by step")
-    return f"<figure>{chart}<figcaption>{escape(caption)}</figcaption></figure>"
+    chart = _chart(stage, "score", 100.0, f"{stage.label}: score in % by step")
+    losses = [p["loss"] for p in (*stage.curve, *stage.validation) if "loss" in p]
+    loss = _chart(stage, "loss", max(losses), f"{stage.label}: loss by step") if losses and max(losses) > 0 else ""
+    more = f"<details><summary>loss</summary>{loss}</details>" if loss else ""
+    return f"<figure>{chart}<figcaption>{escape(caption)}</figcaption>{more}</figure>"
+
+
+def _chart(stage: StageFacts, what: str, top: float, title: str) -> str:
+    lines = {
+        name: [(p["step"], p[what]) for p in points if what in p]
+        for name, points in (("training", stage.curve), ("validation", stage.validation))
+    }
+    return line_chart(lines, title, top)
+
+
+def _throughput(tasks: list[TaskFacts]) -> str:
+    """What each stage cost, and on what."""
+    rows = []
+    for task in tasks:
+        for stage in task.stages:
+            seconds = stage.metrics.get("seconds", {})
+            cells = [
+                f"{stage.samples_per_s:.0f}",
+                f"{stage.data_wait:.1%}",
+                *(f"{float(seconds.get(k, 0.0)):.1f}" for k in ("setup", "stepping", "validating", "checkpointing")),
+                str(stage.metrics.get("world", "")),
+                str(stage.metrics.get("peak_rss_mb", "")),
+            ]
+            told = "".join(f"<td>{cell}</td>" for cell in cells)
+            rows.append(f'<tr><th scope="row">{escape(task.task)} {escape(stage.stage)}</th>{told}</tr>')
+    heads = ("samples/s", "data wait", "set-up s", "stepping s", "validating s", "checkpoints s", "workers", "peak MB")
+    head = "".join(f'<th scope="col">{h}</th>' for h in heads)
+    return (
+        f"<details><summary>Throughput and data wait</summary>{_table('Per stage', head, ''.join(rows))}</details>"
+        if rows
+        else ""
+    )
 
 
 def _jobs(facts: RunFacts) -> str:
     rows = "".join(
         f'<tr><th scope="row">{escape(str(j["label"]))}</th><td>{escape(str(j["status"]))}</td>'
         f"<td>{'' if j['score'] is None else format(j['score'], '.1f')}</td><td>{j['seconds']:.1f}</td><td>{j['attempts']}</td>"
-        f"<td><code>{escape(str(j['job']))[:12]}</code></td></tr>"
+        f"<td><code>{escape(str(j['job']))[:12]}</code></td><td>{escape(str(j['adopted_from']))}</td></tr>"
         for j in facts.jobs
     )
-    heads = "".join(f'<th scope="col">{h}</th>' for h in ("job", "state", "score %", "seconds", "attempts", "key"))
-    return f'<section><h2>Jobs</h2><div class="wide"><table><tr>{heads}</tr>{rows}</table></div></section>'
+    heads = "".join(f'<th scope="col">{h}</th>' for h in ("state", "score %", "seconds", "attempts", "key", "adopted from"))
+    return f'<section id="jobs"><h2>Jobs</h2>{_table("Every job of the plan", heads, rows)}{_failures(facts)}</section>'
 
 
-def _settings(facts: RunFacts) -> str:
-    text = escape(json.dumps(facts.spec, indent=1, sort_keys=True))
+def _failures(facts: RunFacts) -> str:
+    lines = [f"<li>{escape(j['label'])}: {escape(j['failure'])}</li>" for j in facts.jobs if j["failure"]]
+    return f"<h3>Attempts that failed</h3><ul>{''.join(lines)}</ul>" if lines else ""
+
+
+def _timeline(facts: RunFacts) -> str:
+    line = facts.timeline
+    if not line.spans:
+        return '<section id="timeline"><h2>Timeline</h2><p>Nothing was dispatched.</p></section>'
+    rows = [
+        (
+            span.label,
+            span.begin,
+            span.end,
+            {"commit": "done", "fail": "failed"}.get(span.outcome, "open"),
+            f"{span.label}: {span.begin:.0f} to {span.end:.0f} s, {span.outcome or 'under way'} {span.reason}",
+        )
+        for span in line.spans
+    ]
+    moments = "".join(f"<li>{m.at:.0f} s: {escape(m.what)} {escape(m.reason)}</li>" for m in line.moments)
+    done = [span.end - span.begin for span in line.spans if span.outcome == "commit"]
+    pace = f", a committed attempt {fmean(done):.1f} s on average" if done else ""
     return (
-        f"<section><h2>Settings</h2><details><summary>What every result depends on</summary><pre>{text}</pre></details></section>"
+        f'<section id="timeline"><h2>Timeline</h2><p>{len(line.spans)} attempts in {line.seconds:.0f} s, '
+        f"{line.faults} of them failed{pace}.</p>"
+        f'<div class="wide" tabindex="0">{bars(rows, line.seconds, "Attempts over time")}</div>'
+        f"<details><summary>What happened to the run</summary><ul>{moments}</ul></details></section>"
     )
 
 
-def _write_csv(path: Path, sequence: SequenceFacts, rows: tuple[tuple[Cell, ...], ...]) -> None:
-    names = [t.task for t in sequence.upstream]
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["after", *names])
-        for name, row in zip(names, rows, strict=True):
-            writer.writerow([name, *("" if c is None else f"{c:.4f}" for c in row)])
+def _environment(facts: RunFacts) -> str:
+    """Versions, settings, and the digest of everything that a result depends on."""
+    text = escape(json.dumps(facts.spec, indent=1, sort_keys=True))
+    versions = "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in facts.environment.items())
+    hashes = []
+    for sequence in facts.sequences:
+        for task in (*sequence.upstream, *sequence.downstream):
+            hashes += [f"{name}  {digest}" for name, digest in task.data.items()]
+            for stage in task.stages:
+                hashes.append(f"{stage.label}  key {stage.key}")
+                hashes += [f"    {name}  {digest}" for name, digest in stage.files.items()]
+    listed = escape("\n".join(dict.fromkeys(hashes)))
+    return (
+        f'<section id="environment"><h2>Environment and settings</h2><dl>{versions}</dl>'
+        f"<details><summary>What every result depends on</summary><pre>{text}</pre></details>"
+        f"<details><summary>Every hash: data, jobs, files</summary><pre>{listed}</pre></details></section>"
+    )

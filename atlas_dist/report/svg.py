@@ -10,35 +10,36 @@ Point = tuple[float, float]
 _W, _H, _LEFT, _TOP, _RIGHT, _BOTTOM = 360, 180, 36, 8, 8, 24
 
 
-def heat_cell(value: float | None, full: float, form: str) -> str:
-    """A table cell whose background deepens from 0 to `full`; the number itself is always there to read."""
+def heat_cell(value: float | None, full: float, form: str, least: float = 0.0) -> str:
+    """A table cell whose background deepens from `least` to `full`; the number itself is always there to read."""
     if value is None:
         return "<td>–</td>"
-    share = max(0.0, min(1.0, value / full))
+    share = max(0.0, min(1.0, (value - least) / (full - least))) if full > least else 0.5
     return f'<td class="heat" style="--share:{share:.3f}">{value:{form}}</td>'
 
 
-def line_chart(series: Mapping[str, Sequence[Point]], title: str) -> str:
-    """Lines over a common x axis; y runs from 0 to 100 %. Points far apart are marked."""
+def line_chart(series: Mapping[str, Sequence[Point]], title: str, top: float = 100.0) -> str:
+    """Lines over a common x axis; y runs from 0 to `top` (percent, or a loss). Points far apart are marked."""
     points = [p for line in series.values() for p in line]
     if not points:
         return ""
     last = max(x for x, _ in points) or 1.0
     parts = [f'<svg viewBox="0 0 {_W} {_H}" role="img" aria-label="{escape(title)}"><title>{escape(title)}</title>']
-    for y in (0, 25, 50, 75, 100):
-        at = _y(y)
+    for quarter in range(5):
+        at = _y(25.0 * quarter)
         parts.append(f'<line class="grid" x1="{_LEFT}" x2="{_W - _RIGHT}" y1="{at:.1f}" y2="{at:.1f}"/>')
-        parts.append(f'<text x="{_LEFT - 4}" y="{at + 4:.1f}" text-anchor="end">{y}</text>')
+        parts.append(f'<text x="{_LEFT - 4}" y="{at + 4:.1f}" text-anchor="end">{top * quarter / 4:.3g}</text>')
     parts.append(
         f'<text x="{_LEFT}" y="{_H - 6}">0</text><text x="{_W - _RIGHT}" y="{_H - 6}" text-anchor="end">step {last:.0f}</text>'
     )
     for number, (name, line) in enumerate(series.items()):
         if not line:
             continue
-        path = " ".join(f"{_x(x, last):.1f},{_y(y):.1f}" for x, y in line)
+        scaled = [(x, min(100.0, 100.0 * y / top)) for x, y in line]
+        path = " ".join(f"{_x(x, last):.1f},{_y(y):.1f}" for x, y in scaled)
         parts.append(f'<polyline class="line{number}" points="{path}"><title>{escape(name)}</title></polyline>')
         if len(line) <= 12:
-            parts.extend(f'<circle class="dot{number}" cx="{_x(x, last):.1f}" cy="{_y(y):.1f}" r="3"/>' for x, y in line)
+            parts.extend(f'<circle class="dot{number}" cx="{_x(x, last):.1f}" cy="{_y(y):.1f}" r="3"/>' for x, y in scaled)
         parts.append(
             f'<text class="name{number}" x="{_W - _RIGHT}" y="{_TOP + 110 + 14 * number}" text-anchor="end">{escape(name)}</text>'
         )
@@ -51,3 +52,61 @@ def _x(value: float, last: float) -> float:
 
 def _y(percent: float) -> float:
     return _TOP + (_H - _TOP - _BOTTOM) * (1 - percent / 100)
+
+
+_NODE, _STEP, _ARC = 14, 130, 44
+
+
+def lineage(nodes: Sequence[str], edges: Mapping[tuple[int, int], float], beside: frozenset[int], title: str) -> str:
+    """Tasks on a line in the order of learning, an arc from each adapter to every task that draws on it.
+
+    Args:
+        edges: (adapter, task) -> mean α: an arc's width. beside: nodes that stay out of the bank (drawn hollow).
+    """
+    span = max((b - a for a, b in edges), default=1)
+    width, base = _STEP * len(nodes), 20 + _ARC * span
+    low, high = min(edges.values(), default=0.0), max(edges.values(), default=1.0)
+    parts = [
+        f'<svg viewBox="0 0 {width} {base + 46}" style="min-width:{min(width, 640)}px;max-width:{width}px" role="img" '
+        f'aria-label="{escape(title)}"><title>{escape(title)}</title>'
+    ]
+    for (a, b), alpha in edges.items():
+        x0, x1, up = _STEP * (a + 0.5), _STEP * (b + 0.5), base - _ARC * (b - a) * 1.3
+        weight = 1.5 + 4.5 * ((alpha - low) / (high - low) if high > low else 0.5)
+        told = f"{nodes[b]} draws on {nodes[a]}: mean α {alpha:.3f}"
+        parts.append(
+            f'<path class="arc" d="M{x0:.0f} {base - _NODE} Q{(x0 + x1) / 2:.0f} {up - 12:.0f} {x1:.0f} {base - _NODE}" '
+            f'stroke-width="{weight:.1f}"><title>{escape(told)}</title></path>'
+        )
+    for number, name in enumerate(nodes):
+        x = _STEP * (number + 0.5)
+        kind = "node beside" if number in beside else "node"
+        parts.append(f'<circle class="{kind}" cx="{x:.0f}" cy="{base}" r="{_NODE - 4}"/>')
+        parts.append(f'<text x="{x:.0f}" y="{base + 30}" text-anchor="middle">{escape(name[:20])}</text>')
+    return "".join(parts) + "</svg>"
+
+
+Bar = tuple[str, float, float, str, str]
+"""(row's name, begin, end, class, what a pointer reads)"""
+
+
+def bars(rows: Sequence[Bar], seconds: float, title: str) -> str:
+    """Spans of time, one below the other, from 0 to `seconds`."""
+    left, right, line = 230, 770, 18
+    height = line * len(rows) + 26
+    scale = (right - left) / (seconds or 1.0)
+    parts = [
+        f'<svg viewBox="0 0 {right + 20} {height}" style="min-width:640px" role="img" aria-label="{escape(title)}">'
+        f"<title>{escape(title)}</title>"
+    ]
+    for number, (name, begin, end, kind, told) in enumerate(rows):
+        y = line * number
+        x, width = left + begin * scale, max(1.5, (end - begin) * scale)
+        parts.append(
+            f'<text x="{left - 6}" y="{y + 13}" text-anchor="end">{escape(name if len(name) <= 36 else "…" + name[-35:])}</text>'
+        )
+        place = f'x="{x:.1f}" y="{y + 3}" width="{width:.1f}" height="{line - 6}"'
+        parts.append(f'<rect class="{kind}" {place}><title>{escape(told)}</title></rect>')
+    at = height - 8
+    parts.append(f'<text x="{left}" y="{at}">0</text><text x="{right}" y="{at}" text-anchor="end">{seconds:.0f} s</text>')
+    return "".join(parts) + "</svg>"

@@ -83,7 +83,7 @@ class AtlasModel:
         ConfigError: the trunk is another one than the bank's. DataError: the tensors are not those of such a model.
     """
 
-    def __init__(self, weights: BankWeights, trunk: Backbone, *, device: str | torch.device = "cpu", max_rows: int = 64) -> None:
+    def __init__(self, weights: BankWeights, trunk: Backbone, *, device: str | torch.device = "cpu", max_rows: int = 32) -> None:
         require_base(trunk, weights.first)
         method = weights.method()
         self.weights, self.trunk, self.max_rows = weights, trunk, max_rows

@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+import html
 import io
 import json
 import re
+import shutil
+import struct
+import subprocess
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from atlas_dist.core.ledger import JobState, RunState
+from atlas_dist.core.ledger import Entry, JobState, RunState
 from atlas_dist.core.plan import Plan, make_plan
-from atlas_dist.core.types import CommittedRef
+from atlas_dist.core.records import Begin, Commit, Dispatch, Elect, Fail, Pause
+from atlas_dist.core.types import CommittedRef, FailureKind
+from atlas_dist.data.crc import crc32c
 from atlas_dist.report.console import show
 from atlas_dist.report.facts import RunFacts, gather
 from atlas_dist.report.page import render, write_report
+from atlas_dist.report.tensorboard import FILE, Scalar, write_events
+from atlas_dist.report.timeline import timeline
 from tests.unit.core.test_plan import COMMON, sequence
 
-VOID = {"meta", "line", "circle", "polyline", "br"}
+VOID = {"meta", "line", "circle", "polyline", "br", "path"}
 
 
 def committed(plan: Plan, *, leave_out: str = "", drift: bool = False) -> RunState:
@@ -91,7 +100,9 @@ def test_the_page_is_whole_and_asks_for_nothing(plan: Plan, tmp_path: Path) -> N
     parser = _Balance()
     parser.feed(page)
     assert parser.open == []
-    assert not re.search(r"""(src|href)=|url\(|@import|https?://""", page)
+    assert not re.search(r"""src=|href=(?!"#)|url\(|@import|https?://""", page)
+    anchors = set(re.findall(r'href="#([^"]+)"', page))
+    assert anchors <= set(re.findall(r'id="([^"]+)"', page)), "every link of the page leads somewhere"
     assert json.loads((tmp_path / "run.json").read_text())["run"] == "r"
     assert (tmp_path / "abc-task.csv").read_text().splitlines()[1] == "a,90.0000"
 
@@ -107,3 +118,117 @@ def test_the_terminal_shows_matrix_transfer_and_places(plan: Plan) -> None:
     assert "bitwise equal" in text
     assert "s3://b/x" in text
     assert "backward transfer, latest view: -30.0" in text
+
+
+def test_forgetting_is_told_for_every_pair_of_tasks(plan: Plan) -> None:
+    (got,) = facts(plan).sequences
+    lost = pytest.approx(100 * 30 / (90 - 100 / 3))
+    assert got.forgetting("latest") == ((lost,), (lost, lost))
+    assert got.forgetting("task") == ((0.0,), (0.0, 0.0))
+    (partly,) = facts(plan, leave_out="3 eval b").sequences
+    assert partly.forgetting("latest")[1] == (lost, None)
+
+
+def entries(plan: Plan) -> list[Entry]:
+    """One job that fails once and then commits, another that is still under way."""
+    first, second, *_ = plan.jobs
+    records = [
+        Begin("r", "s", "p"),
+        Elect("first"),
+        Dispatch(first, "a1", "p/a1", "pool", "ready"),
+        Fail(first, "a1", FailureKind.POISON, "<it> broke", 3),
+        Dispatch(first, "a2", "p/a2", "pool", "again"),
+        Commit(first, "a2", "p/a2", (), {}),
+        Dispatch(second, "a3", "p/a3", "pool", "ready"),
+        Pause("q", "somebody asked"),
+    ]
+    return [Entry(n, min(n, 1), "w", str(n), "0" * 64, 1000.0 + 10 * n, record) for n, record in enumerate(records)]
+
+
+def test_the_timeline_is_the_ledgers(plan: Plan) -> None:
+    first, second, *_ = plan.jobs
+    line = timeline(entries(plan), {key: job.label for key, job in plan.jobs.items()})
+    assert [(s.job, s.begin, s.end, s.outcome) for s in line.spans] == [
+        (first, 20.0, 30.0, "fail"),
+        (first, 40.0, 50.0, "commit"),
+        (second, 60.0, 70.0, ""),
+    ]
+    assert (line.faults, line.seconds) == (1, 70.0)
+    assert [m.what for m in line.moments] == ["elect", "pause"]
+    page = render(gather(plan, committed(plan), entries=entries(plan)))
+    assert "3 attempts in 70 s, 1 of them failed" in page
+    assert "&lt;it&gt; broke" in page
+    assert timeline([], {}).spans == ()
+
+
+def test_programs_get_the_same_numbers_as_csv(plan: Plan, tmp_path: Path) -> None:
+    got = facts(plan)
+    sequence = got.sequences[0]
+    stage = replace(
+        sequence.upstream[0].stages[0],
+        curve=[{"step": 2, "loss": 1.5, "score": 40.0}],
+        validation=[{"step": 4, "loss": 1.0, "score": 55.5}],
+        reuse={"L0.aftmlp": {"mean": [0.25], "std": [0.1]}},
+    )
+    task = replace(sequence.upstream[0], stages=(stage,))
+    got = replace(got, sequences=(replace(sequence, upstream=(task, *sequence.upstream[1:])),))
+    page = write_report(got, tmp_path).read_text()
+    assert (tmp_path / "abc-curves.csv").read_text().splitlines()[1:3] == [
+        "a,stage2,training,2,1.5,40.0", "a,stage2,validation,4,1.0,55.5",
+    ]  # fmt: skip
+    assert "a,stage2,L0.aftmlp,a,0.25,0.1" in (tmp_path / "abc-reuse.csv").read_text()
+    assert len((tmp_path / "jobs.csv").read_text().splitlines()) == got.total + 1
+    assert "α × 100" in page
+    assert (tmp_path / "tensorboard" / "abc" / "a-stage2" / FILE).exists()
+
+
+def test_tensorboard_reads_what_is_written(tmp_path: Path) -> None:
+    loader = pytest.importorskip("tensorboard.backend.event_processing.event_file_loader")
+    given = [Scalar("train/loss", 300, 0.5, 12.5), Scalar("validation/score", 1 << 40, -2.0)]
+    path = write_events(tmp_path, given)
+    _, *read = list(loader.LegacyEventFileLoader(str(path)).Load())
+    values = [(e.summary.value[0].tag, e.step, e.summary.value[0].simple_value, e.wall_time) for e in read]
+    assert values == [("train/loss", 300, 0.5, 12.5), ("validation/score", 1 << 40, -2.0, 0.0)]
+
+
+def test_event_records_carry_their_checksums(tmp_path: Path) -> None:
+    """By the definition of TFRecord, without any reader: masked CRC-32C of length and data."""
+    data = write_events(tmp_path, [Scalar("a", 1, 2.0)]).read_bytes()
+
+    def masked(part: bytes) -> bytes:
+        crc = crc32c(part)
+        return struct.pack("<I", ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF)
+
+    at = records = 0
+    while at < len(data):
+        (length,) = struct.unpack("<Q", data[at : at + 8])
+        assert data[at + 8 : at + 12] == masked(data[at : at + 8])
+        body = data[at + 12 : at + 12 + length]
+        assert data[at + 12 + length : at + 16 + length] == masked(body)
+        at, records = at + 16 + length, records + 1
+    assert records == 2
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium")
+@pytest.mark.parametrize("width", [360, 1200])
+def test_no_page_is_wider_than_its_window(plan: Plan, tmp_path: Path, width: int) -> None:
+    """What is wide scrolls in its own box; a phone never scrolls the whole page sideways."""
+    page = write_report(gather(plan, committed(plan), entries=entries(plan)), tmp_path)
+    probe = "<script>document.title = document.documentElement.scrollWidth + '/' + document.documentElement.clientWidth</script>"
+    page.write_text(page.read_text().replace("</body>", f"{probe}</body>"))
+    command = [
+        "chromium",
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-gpu",
+        f"--window-size={max(width, 500)},900",
+        "--dump-dom",
+    ]
+    frame = tmp_path / "frame.html"
+    # A window cannot be as narrow as a phone, a frame can; it is of the same origin only as srcdoc.
+    frame.write_text(f'<iframe style="width:{width}px;height:800px" srcdoc="{html.escape(page.read_text())}" id="f"></iframe>'
+        "<script>f.onload = () => document.body.append('[' + f.contentDocument.title + ']')</script>")  # fmt: skip
+    done = subprocess.run([*command, frame.as_uri()], capture_output=True, text=True, timeout=300, check=True)
+    found = re.findall(r"\[(\d+)/(\d+)\]", done.stdout)
+    assert found, done.stdout[-500:]
+    assert int(found[0][0]) <= int(found[0][1])

@@ -1,0 +1,70 @@
+"""The report for programs: JSON, CSV tables and TensorBoard events beside the page."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from atlas_dist.report.facts import Cell, RunFacts, SequenceFacts, StageFacts
+from atlas_dist.report.tensorboard import Scalar, write_events
+
+
+def write_tables(facts: RunFacts, folder: Path) -> None:
+    """`run.json` (everything); per sequence the matrices, curves and α as CSV; `jobs.csv`; `tensorboard/…`. Raises OSError."""
+    (folder / "run.json").write_text(json.dumps(asdict(facts), indent=1, sort_keys=True), encoding="utf-8")
+    for sequence in facts.sequences:
+        for view, rows in sequence.matrix.items():
+            _write_matrix(folder / f"{sequence.name}-{view}.csv", sequence, rows)
+        stages = [(task.task, stage) for task in (*sequence.upstream, *sequence.downstream) for stage in task.stages]
+        _write(folder / f"{sequence.name}-curves.csv", ("task", "stage", "split", "step", "loss", "score"), _points(stages))
+        _write(folder / f"{sequence.name}-reuse.csv", ("task", "stage", "site", "adapter", "mean", "std"), _alphas(sequence))
+        for task, stage in stages:
+            write_events(folder / "tensorboard" / sequence.name / f"{task}-{stage.stage}", _scalars(stage))
+    heads = ("label", "job", "status", "score", "seconds", "attempts", "adopted_from", "failure")
+    _write(folder / "jobs.csv", heads, ([job[h] for h in heads] for job in facts.jobs))
+
+
+def _write(path: Path, heads: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(heads)
+        writer.writerows(rows)
+
+
+def _write_matrix(path: Path, sequence: SequenceFacts, rows: tuple[tuple[Cell, ...], ...]) -> None:
+    names = [t.task for t in sequence.upstream]
+    lines = ([name, *("" if c is None else f"{c:.4f}" for c in row)] for name, row in zip(names, rows, strict=True))
+    _write(path, ("after", *names), lines)
+
+
+def _points(stages: Iterable[tuple[str, StageFacts]]) -> Iterable[Sequence[Any]]:
+    for task, stage in stages:
+        for split, points in (("training", stage.curve), ("validation", stage.validation)):
+            for p in points:
+                yield task, stage.stage, split, int(p["step"]), p.get("loss", ""), p.get("score", "")
+
+
+def _alphas(sequence: SequenceFacts) -> Iterable[Sequence[Any]]:
+    for task in (*sequence.upstream, *sequence.downstream):
+        for stage in task.stages:
+            for site, values in stage.reuse.items():
+                for number, (mean, std) in enumerate(zip(values["mean"], values["std"], strict=True)):
+                    name = task.sees[number] if number < len(task.sees) else str(number)
+                    yield task.task, stage.stage, site, name, mean, std
+
+
+def _scalars(stage: StageFacts) -> Iterable[Scalar]:
+    """Curves of one stage, and α of each adapter (averaged over sites) at its last step."""
+    for split, points in (("train", stage.curve), ("validation", stage.validation)):
+        for p in points:
+            for what in ("loss", "score"):
+                if what in p:
+                    yield Scalar(f"{split}/{what}", int(p["step"]), float(p[what]))
+    if stage.reuse:
+        last = int(stage.metrics.get("steps", 0))
+        for number, column in enumerate(zip(*(v["mean"] for v in stage.reuse.values()), strict=True)):
+            yield Scalar(f"alpha/adapter{number + 1}", last, sum(column) / len(column))
