@@ -4,8 +4,9 @@
 #   docker build --target cuda                             -t atlas-dist:0.1.0-cuda .
 # PyPI's torch for Linux brings CUDA with it, so the CUDA image needs no CUDA base: the node's driver and container runtime do the
 # rest. TORCH_INDEX names an index with CPU builds of torch (PyTorch publishes one); without it the cpu image is as large as the other.
-# The base is pinned by version; where your registry mirrors it, pin it by digest: --build-arg BASE=…@sha256:….
-ARG BASE=python:3.11.14-slim-bookworm
+# The base is pinned by the digest of its multi-platform index, as many public projects pin that tag (it could not be pulled where this
+# was written); a wrong digest fails the build, it never builds something else.
+ARG BASE=python:3.11.14-slim-bookworm@sha256:65a93d69fa75478d554f4ad27c85c1e69fa184956261b4301ebaf6dbb0a3543d
 
 # ---- what both images install, except torch
 FROM ${BASE} AS builder
