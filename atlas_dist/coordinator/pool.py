@@ -1,5 +1,6 @@
 """Between the coordinator's thread and the workers' calls: a mailbox a pool, and the events that come back.
- No Ray here, so that it can be tested with threads alone. A *group* is one life of a pool's workers: when they are started again
+
+No Ray here, so that it can be tested with threads alone. A *group* is one life of a pool's workers: when they are started again
 (node loss, a crash) the new group has another id, and what the old one was doing is lost.
 """
 
@@ -57,11 +58,11 @@ class PoolDispatcher:
     # --- the coordinator's side -------------------------------------------------------------------------------------------------
 
     def capacity(self) -> Capacity:
-        """A pool takes one job at a time, and none before its workers have come."""
+        """A pool takes one job at a time, none before its workers have come, and none when they are being sent home."""
         with self._changed:
             return Capacity(
                 pools=tuple(
-                    Pool(name, free=int(seat.idle), total=1, gang=seat.workers, limit=seat.workers)
+                    Pool(name, free=int(seat.idle and not self._closing), total=1, gang=seat.workers, limit=seat.workers)
                     for name, seat in self._seats.items()
                 )
             )

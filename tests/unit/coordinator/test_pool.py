@@ -98,3 +98,12 @@ def test_closing_sends_groups_home_and_stops_what_runs(desk: PoolDispatcher) -> 
     desk.close()
     assert desk.progress(Progress("a1", 1, 9)) is True
     assert desk.lease("main", "g1", 30.0).go_home
+
+
+def test_who_is_being_sent_home_is_given_no_other_job(desk: PoolDispatcher) -> None:
+    desk.lease("main", "g1", 0.0)
+    desk.start(assignment())
+    desk.lease("main", "g1", 0.0)
+    desk.close()
+    desk.failed("a1", Failure(FailureKind.PREEMPTED, "stopped at its next report", 1))
+    assert desk.capacity().pools[0].free == 0
