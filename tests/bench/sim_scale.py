@@ -1,4 +1,4 @@
-"""How far does one coordinator carry? `python -m tests.bench.sim_scale` (minutes; `--quick` for seconds).
+"""How far does one coordinator carry? `python -m tests.bench.sim_scale` (a quarter of an hour; `--quick` for seconds).
 
 A discrete-event simulation of 8 to 1,024 nodes on 1,000-task sequences. The decisions, the ledger entries and the fold are the
 real ones (`core/schedule`, `core/ledger`), measured while they run; requests a job are counted from the real coordinator over a
