@@ -108,7 +108,7 @@ class MixedModel:
         joined = pooled.view(samples, images, texts, -1).transpose(1, 2).flatten(2)
         logits = self.heads[batch.key](joined).view(samples, -1)
         alpha = {
-            name: site.alphas[number].unflatten(0, (samples, images * texts)).mean(dim=1)
+            name: torch.unflatten(site.alphas[number], 0, (samples, images * texts)).mean(dim=1)
             for name, site in self.sites.items()
             if site.alphas
         }
