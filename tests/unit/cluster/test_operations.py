@@ -1,0 +1,47 @@
+"""docs/operations.md names only files, commands and settings that exist, and marks every command as tried or not."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from atlas_dist.cli.app import app
+from atlas_dist.compose import compose_config
+from tests.unit.cluster.rules import RULES
+
+ROOT = Path(__file__).parents[3]
+TEXT = (ROOT / "docs/operations.md").read_text()
+BLOCKS = re.findall(r"^```\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
+COMMANDS = [line for block in BLOCKS for line in block.replace("\\\n", " ").splitlines() if line.strip()]
+
+
+def test_every_file_that_is_named_exists() -> None:
+    named = set(re.findall(r"\b((?:cluster|docs|tests|configs|atlas_dist)/[\w./-]+\w)", TEXT))
+    assert named
+    assert not {path for path in named if not (ROOT / path).exists()}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_is_marked(command: str) -> None:
+    assert re.search(r"(✓|–)(\s+\([^)]*\))?$", command.rstrip()), "tried (✓) or not tried here (–)?"
+
+
+def test_every_command_of_ours_exists() -> None:
+    known = {c.name or c.callback.__name__ for c in app.registered_commands if c.callback} | {
+        g.name for g in app.registered_groups
+    }
+    used = set(re.findall(r"^atlas-dist (\w+)", "\n".join(COMMANDS), re.MULTILINE))
+    assert used
+    assert used <= known
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if "experiment=" in c and "…" not in c])
+def test_every_setting_is_valid(command: str) -> None:
+    words = [w for w in command.split() if re.match(r"^[a-z_.]+=\S+$", w)]
+    compose_config(words)
+
+
+def test_the_number_of_rules_is_right() -> None:
+    assert f"({len(RULES)} rules" in TEXT
