@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
 
-from atlas_dist import __version__
 from atlas_dist.bank.facts import Bank, Learnt
 from atlas_dist.bank.weights import BankWeights
 
@@ -58,13 +58,21 @@ then `atlas-dist bank verify --rescore` measure them again where the data are.
 
 - Trunk: `{base_model}`{f" at `{weights.base.revision}`" if weights.base.revision else ""}, digest `{weights.base.digest}`.
 - Method: {weights.first.method} `{json.dumps(dict(weights.first.settings), sort_keys=True)}`; products in {weights.precision}.
-- Written by atlas-dist {__version__}. Files are safetensors and JSON; `adapter_config.json` has their sizes and sha256.
+- Written by atlas-dist{_version()}. Files are safetensors and JSON; `adapter_config.json` has their sizes and sha256.
 
 ## Limits
 
 The scores hold for data like that of the validation splits and for nothing else. A small adapter inherits what its trunk and its
 data get wrong. The licences of the trunk and of the data sets apply.
 """
+
+
+def _version() -> str:
+    """Of this package, where it is installed and not only on the path."""
+    try:
+        return f" {version('atlas-dist')}"
+    except PackageNotFoundError:
+        return ""
 
 
 def _rows(bank: Bank, tasks: list[Learnt], names: dict[str, str]) -> str:
