@@ -43,6 +43,14 @@ def versions() -> dict[str, str]:
     return {"python": f"{sys.version_info[0]}.{sys.version_info[1]}"} | {name: _version(name) for name in ALIKE}
 
 
+def cpu_only() -> bool:
+    """Whether torch was built without CUDA, as far as its version says so; asked without importing it."""
+    try:
+        return version("torch").endswith("+cpu")
+    except PackageNotFoundError:
+        return True
+
+
 def complaint(packages: list[str], where: str) -> str:
     """What to tell somebody whose image lacks `packages`."""
     return (

@@ -52,6 +52,8 @@ class Look:
     name: str
     missing: tuple[str, ...] = ()
     versions: tuple[tuple[str, str], ...] = ()
+    cpu_only: bool = False
+    """Torch was built without CUDA there."""
     trouble: str = ""
     """Why it could not look, or cannot reach the store; "" when it could."""
 
@@ -135,20 +137,27 @@ def check_room(nodes: Sequence[Room], config: ClusterConfig, workers: int) -> No
         )
 
 
-def check_nodes(looks: Iterable[Look], here: Look) -> None:
+def check_nodes(looks: Iterable[Look], here: Look, *, gpus: bool = False) -> None:
     """Refuse nodes that could not do the work. All of them are named at once, so that one submission finds every fault.
 
     Args:
         here: the driver's own view, which the others must match.
+        gpus: workers are to compute on GPUs.
 
     Raises:
-        ConfigError: a package is missing, or has another version than here; a node does not answer.
-        StoreError: a node does not see the store.
+        ConfigError: a package is missing, has another version than here, or was built without CUDA where that is needed.
+        StoreError: a node does not see the store, or does not answer.
     """
     looks = list(looks)
     lacking = [f"{look.name} lacks {', '.join(look.missing)}" for look in looks if look.missing]
     if lacking:
         raise ConfigError(f"{'; '.join(lacking)}.", fix="Use the same image, with every dependency, on all nodes.")
+    blind = [look.name for look in looks if gpus and look.cpu_only]
+    if blind:
+        raise ConfigError(
+            f"cluster.gpus_per_worker is set, but torch was built without CUDA on {', '.join(blind)}.",
+            fix="Use the CUDA image (Dockerfile, target cuda) there.",
+        )
     mine = dict(here.versions)
     other = [
         f"{look.name} has {name} {have or 'not at all'}, the driver {mine[name]}"

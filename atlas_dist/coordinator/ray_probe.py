@@ -10,7 +10,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from atlas_dist.config import RunConfig
 from atlas_dist.coordinator.preflight import Look, Room, check_nodes, token
 from atlas_dist.errors import AtlasError
-from atlas_dist.packages import missing, versions
+from atlas_dist.packages import cpu_only, missing, versions
 from atlas_dist.train.context import open_run_store
 
 LOOK_S = 120.0
@@ -37,7 +37,8 @@ def look_around(config: RunConfig) -> None:
         if asked:
             ray.wait([reference for _, reference in asked], num_returns=len(asked), timeout=LOOK_S)
         looks = [_answer(name, reference) for name, reference in asked]
-    check_nodes(looks, Look("driver", versions=tuple(versions().items())))
+    here = Look("driver", versions=tuple(versions().items()))
+    check_nodes(looks, here, gpus=bool(config.cluster.gpus_per_worker))
 
 
 def _on(node: str) -> Any:
@@ -57,7 +58,7 @@ def _look(name: str, place: tuple[str, str, str], seen: str) -> Look:
             open_store(url, options=StoreOptions(endpoint, region)).stat(seen)
         except AtlasError as error:
             trouble = f"{type(error).__name__}: {error.message}"
-    return Look(name, tuple(absent), tuple(versions().items()), trouble)
+    return Look(name, tuple(absent), tuple(versions().items()), cpu_only(), trouble)
 
 
 def _answer(name: str, reference: Any) -> Look:

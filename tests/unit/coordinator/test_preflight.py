@@ -68,6 +68,13 @@ def test_every_faulty_node_is_named() -> None:
     assert refused.value.exit_code == 6
 
 
+def test_a_gpu_node_with_the_cpu_image_is_refused() -> None:
+    looks = [Look("a", versions=HERE.versions), Look("b", versions=HERE.versions, cpu_only=True)]
+    check_nodes(looks, HERE)
+    with pytest.raises(ConfigError, match="built without CUDA on b"):
+        check_nodes(looks, HERE, gpus=True)
+
+
 class Shards(MemoryStore):
     """A place with one manifest for every task of a plan."""
 
