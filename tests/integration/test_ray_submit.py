@@ -159,6 +159,8 @@ def cluster(folder: Path) -> Iterator[Cluster]:
             f"--port={gcs}",
             "--dashboard-host=127.0.0.1",
             f"--dashboard-port={dashboard}",
+            f"--dashboard-agent-listen-port={free_port()}",
+            f"--ray-client-server-port={free_port()}",
             "--num-cpus=3",
             f"--temp-dir={short}",
         )
