@@ -1,5 +1,6 @@
 """`atlas-dist verify-resume`: does an interrupted run really end with the same bank? Try it, with kill -9 at random points.
- One run is left alone. A second one, in a store of its own, loses processes: a worker, Ray Train's controller, the coordinator,
+
+One run is left alone. A second one, in a store of its own, loses processes: a worker, Ray Train's controller, the coordinator,
 the driver. Afterwards every file of every committed job must have the same hash.
 """
 

@@ -1,5 +1,6 @@
 """Run a plan from the driver: cluster up, coordinator and pool started, watched to the end, taken down again.
- The driver owns everything and decides nothing. Ctrl-C asks the coordinator to stop: workers save a checkpoint, the ledger notes
+
+The driver owns everything and decides nothing. Ctrl-C asks the coordinator to stop: workers save a checkpoint, the ledger notes
 it, and the same command goes on from there; a second Ctrl-C does not wait.
 """
 

@@ -1,5 +1,6 @@
 """Mid-stage checkpoints: everything a stage needs to go on bit for bit, as one safetensors file and one JSON.
- Full state, so that a stage may go on with another number of workers. An adapter's trainable state is small (1.8 million
+
+Full state, so that a stage may go on with another number of workers. An adapter's trainable state is small (1.8 million
 parameters at ViLT-B), so with ZeRO stage 0 every rank holds all of it and rank 0 writes. Sharded optimizers (ZeRO 1 to 3) repeat
 the stage instead.
 

@@ -1,5 +1,6 @@
 """What each rank does with an assignment: dispatch by kind, publish the result, and turn what went wrong into a Failure.
- An error that strikes every rank alike (not finite, asked to stop) leaves the group healthy: the next job may come. An error of
+
+An error that strikes every rank alike (not finite, asked to stop) leaves the group healthy: the next job may come. An error of
 one rank leaves the others waiting in a collective; then the group must go, and `GroupBroken` says so.
 """
 
