@@ -40,6 +40,10 @@ class Toys:
         return self.bench.context.store
 
     @property
+    def plan_keys(self) -> tuple[str, ...]:
+        return tuple(self.bench.plan.jobs)
+
+    @property
     def bank(self) -> Bank:
         return read_bank(self.store, self.config.run)
 

@@ -57,11 +57,14 @@ def demo(overrides: Overrides = None) -> None:
 
 
 @app.command()
-def plan(overrides: Overrides = None) -> None:
-    """Show which jobs a run would do and which are already facts; start nothing."""
-    from atlas_dist.cli.run import show_plan
+def plan(
+    overrides: Overrides = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON document instead of a tree.")] = False,
+) -> None:
+    """Show which jobs a run would do, which are already facts, and about what the rest costs; start nothing."""
+    from atlas_dist.cli.plan import show_plan
 
-    show_plan(overrides or [], _console())
+    show_plan(overrides, as_json=as_json)
 
 
 @app.command()

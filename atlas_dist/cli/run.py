@@ -10,7 +10,6 @@ from pathlib import Path
 
 import yaml
 from rich.console import Console
-from rich.table import Table
 
 from atlas_dist.cli.words import hush
 from atlas_dist.compose import compose_config, groups
@@ -50,21 +49,6 @@ def run_experiment(overrides: Sequence[str], console: Console, *, quiet: bool = 
         drive(config, plan, specification(config), watcher)
     facts = _report(config, plan, console)
     _say_where_time_went(facts, time.monotonic() - began, console)
-
-
-def show_plan(overrides: Sequence[str], console: Console) -> None:
-    """Print the jobs in order, with what is a fact already."""
-    config, plan, state = _planned(overrides)
-    table = Table(title=f"Plan of run {config.run}: {len(plan.jobs)} jobs, {plan.training_jobs} train", title_justify="left")
-    for column in ("job", "state", "samples a step", "steps or epochs", "key"):
-        table.add_column(column)
-    for job in plan.jobs.values():
-        budget = job.budget
-        length = (f"{budget.max_steps} steps" if budget.max_steps else f"{budget.epochs:g} epochs") if job.stage else ""
-        table.add_row(
-            job.label, state.job(job.key).status.value, str(budget.global_batch) if job.stage else "", length, job.key[:12]
-        )
-    console.print(table)
 
 
 def write_run_report(overrides: Sequence[str], console: Console) -> None:

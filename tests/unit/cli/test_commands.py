@@ -48,6 +48,26 @@ def test_status_tells_people_and_programs(shell: Shell) -> None:
     assert all(job["score"] is not None for job in about["jobs"])
 
 
+def test_plan_tells_facts_from_work_and_what_the_work_costs(shell: Shell) -> None:
+    words = toys().words
+    count = len(toys().plan_keys)
+    assert f"{count} jobs" in shell("plan", *words)
+    assert "nothing to do" in shell("plan", *words)
+    adopted = json.loads(shell("plan", "--json", "run=other", *words))
+    assert adopted["left"] == 0
+    assert {job["standing"] for job in adopted["jobs"]} == {"fact of toy"}
+    anew = shell("plan", "run=third", "seeds=[7]", *words)
+    assert f"{count} to do" in anew
+    assert "no finished job in this store" in anew
+    half = json.loads(shell("plan", "--json", "run=fourth", "seeds=[0,7]", *words))
+    assert half["left"] == count
+    least, most = half["seconds"]
+    assert 0 < least <= most
+    trained = next(job for job in half["jobs"] if job["standing"] == "to do" and "stage2" in job["label"])
+    assert trained["samples"] == 8 * 32
+    assert "shared by 2 orders" in shell("plan", "run=fifth", "sequence.orders=[[toy_shape,toy_ask]]", *words)
+
+
 def test_logs_are_the_ledger_in_words(shell: Shell) -> None:
     words = toys().words
     lines = shell("logs", *words).splitlines()

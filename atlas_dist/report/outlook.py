@@ -1,0 +1,152 @@
+"""What a run would do, before it does anything: what is a fact, what is to do, how many samples and bytes, about how long.
+
+Times are the pace of finished jobs of the same store, from the slowest to the fastest: no calibration is run, and where nothing
+has finished yet nothing is claimed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from atlas_dist.core.ledger import RunState
+from atlas_dist.core.manifest import ShardManifest
+from atlas_dist.core.plan import Plan, SequenceJobs
+from atlas_dist.core.types import CommittedRef, JobKind, StageJob
+
+Pace = tuple[float, float]
+"""(least, most) seconds a sample."""
+
+
+@dataclass(frozen=True)
+class JobOutlook:
+    """One job: `standing` is `fact`, `fact of <run>`, `running`, `quarantined` or `to do`."""
+
+    job: StageJob
+    standing: str
+    orders: int
+    """How many sequences it belongs to."""
+    samples: int
+    bytes: int
+    """To be read from the shards' store, if nobody has them cached."""
+    seconds: Pace | None
+    """(least, most); None = no finished job to go by."""
+
+    @property
+    def to_do(self) -> bool:
+        """Whether anything is left of it."""
+        return not self.standing.startswith("fact")
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """All jobs of a plan, in its order."""
+
+    jobs: Mapping[str, JobOutlook]
+
+    @property
+    def left(self) -> tuple[JobOutlook, ...]:
+        """Those to do."""
+        return tuple(job for job in self.jobs.values() if job.to_do)
+
+    @property
+    def seconds(self) -> Pace | None:
+        """(least, most) of all that is left, one after the other; None while any of it is unknown."""
+        known = [job.seconds for job in self.left]
+        if not known or any(pace is None for pace in known):
+            return None
+        return sum(p[0] for p in known if p), sum(p[1] for p in known if p)
+
+
+def foresee(
+    plan: Plan,
+    state: RunState,
+    elsewhere: Mapping[str, tuple[str, CommittedRef]],
+    manifests: Mapping[tuple[str, str], ShardManifest],
+    buffer_bytes: int,
+) -> Outlook:
+    """What is left of a plan.
+
+    Args:
+        elsewhere: job key -> (run, result) of facts that other runs have committed.
+        manifests: (data set, split) -> manifest, for all that the plan reads.
+        buffer_bytes: a split up to this size is read once and kept.
+    """
+    orders = Counter(key for sequence in plan.sequences for key in set(jobs_of(sequence)))
+    finished = [(job, ref) for key, job in plan.jobs.items() if (ref := _result(key, state, elsewhere)) is not None]
+    paces = {kind: _pace(ref for job, ref in finished if job.kind is kind) for kind in JobKind}
+    steps = {job.key: _steps(job, manifests) for job in plan.jobs.values()}
+    per_step = [
+        _training(ref) / max(1, int(ref.metrics.get("steps", 0))) / job.budget.global_batch for job, ref in finished if job.stage
+    ]
+    paces[JobKind.TRAIN] = (min(per_step), max(per_step)) if per_step else None
+    out = {}
+    for key, job in plan.jobs.items():
+        samples = (
+            steps[key] * job.budget.global_batch
+            if job.stage
+            else len(job.views) * manifests[job.task.dataset, job.task.val].samples
+        )
+        pace = paces[job.kind]
+        out[key] = JobOutlook(
+            job=job,
+            standing=_standing(key, state, elsewhere),
+            orders=orders[key],
+            samples=samples,
+            bytes=_bytes(job, steps[key], manifests, buffer_bytes),
+            seconds=(pace[0] * samples, pace[1] * samples) if pace else None,
+        )
+    return Outlook(out)
+
+
+def jobs_of(sequence: SequenceJobs) -> tuple[str, ...]:
+    """Every job of a sequence, each once, stages before evaluations."""
+    stages = (key for task in (*sequence.upstream, *sequence.downstream) for key in task.stages)
+    return tuple(dict.fromkeys((*stages, *sequence.evaluations.values(), *sequence.transfers.values())))
+
+
+def _result(key: str, state: RunState, elsewhere: Mapping[str, tuple[str, CommittedRef]]) -> CommittedRef | None:
+    return state.job(key).committed or (elsewhere[key][1] if key in elsewhere else None)
+
+
+def _standing(key: str, state: RunState, elsewhere: Mapping[str, tuple[str, CommittedRef]]) -> str:
+    status = state.job(key).status.value
+    if status == "committed":
+        return "fact"
+    if status == "pending":
+        return f"fact of {elsewhere[key][0]}" if key in elsewhere else "to do"
+    return status
+
+
+def _pace(results: Iterable[CommittedRef]) -> Pace | None:
+    """Seconds a sample of evaluations."""
+    paces = []
+    for ref in results:
+        samples = sum(int(view["samples"]) for view in ref.metrics.get("views", {}).values())
+        if samples:
+            paces.append(float(ref.metrics.get("seconds", {}).get("scoring", 0.0)) / samples)
+    return (min(paces), max(paces)) if paces else None
+
+
+def _training(ref: CommittedRef) -> float:
+    return float(ref.metrics.get("seconds", {}).get("training", 0.0))
+
+
+def _steps(job: StageJob, manifests: Mapping[tuple[str, str], ShardManifest]) -> int:
+    if job.stage is None:
+        return 0
+    samples = manifests[job.task.dataset, job.task.train].samples
+    return job.budget.max_steps or max(1, math.ceil(job.budget.epochs * math.ceil(samples / job.budget.global_batch)))
+
+
+def _bytes(job: StageJob, steps: int, manifests: Mapping[tuple[str, str], ShardManifest], buffer_bytes: int) -> int:
+    val = manifests[job.task.dataset, job.task.val]
+    passes = job.budget.validations + 1 if job.stage else len(job.views)
+    read = val.size * (1 if val.size <= buffer_bytes else passes)
+    if job.stage:
+        train = manifests[job.task.dataset, job.task.train]
+        epochs = steps * job.budget.global_batch / max(1, train.samples)
+        read += int(train.size * (min(1.0, epochs) if train.size <= buffer_bytes else epochs))
+    return read
