@@ -218,6 +218,8 @@ class TrainConfig(_Frozen):
     """Optimizer steps between progress reports and stop checks."""
     eval_batch: int = Field(default=64, ge=1)
     """Samples a rank per forward pass of an evaluation. Fixed, so that predictions do not depend on the number of workers."""
+    leave_one_out: bool = True
+    """Score a task that was just learnt once more without each of its adapters."""
     threads: int = Field(default=1, ge=1)
     """CPU threads a worker computes with."""
     budget: BudgetConfig = BudgetConfig()

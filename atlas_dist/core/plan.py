@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 from atlas_dist.core.keys import digest_of, key_of
@@ -115,6 +116,12 @@ class Plan:
     jobs: Mapping[str, StageJob]
     sequences: tuple[SequenceJobs, ...]
     digest: str
+
+    @cached_property
+    def tasks(self) -> dict[str, TaskSpec]:
+        """Every task of the plan by name, also those that a job learns beside its own."""
+        known = {guest.task.name: guest.task for job in self.jobs.values() for guest in job.guests}
+        return known | {job.task.name: job.task for job in self.jobs.values()}
 
     @property
     def training_jobs(self) -> int:
@@ -321,6 +328,8 @@ def _identity(job: StageJob, method: MethodSpec, common: Common) -> dict[str, An
     What came to jobs later than the first results is named only where it is used, so that older results keep their names.
     """
     later: dict[str, Any] = {"trunk_from": job.trunk_from, "guests": job.guests, "leaves": job.leaves}
+    # The low-shot choice once depended on the stage as well; results of that time must not be taken for today's.
+    later["low_shot"] = 2 if any(task.shots for task in (job.task, *(guest.task for guest in job.guests))) else 0
     return {
         **{name: value for name, value in later.items() if value},
         "kind": job.kind,

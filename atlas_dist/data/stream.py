@@ -107,9 +107,9 @@ class Stream:
         return self._run(lambda: iter(plans), wanted, next(iter(shards), 0))
 
     @property
-    def ordinals(self) -> tuple[int, ...]:
+    def ordinals(self) -> Ordinals:
         """The samples that an epoch visits, as ordinals in the manifest, ascending."""
-        return tuple(self._sampler.ordinals.tolist())
+        return self._sampler.ordinals
 
     @property
     def validation_steps(self) -> int:

@@ -20,6 +20,7 @@ from typing import Any, Protocol, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
+from atlas_dist.core.sampling import Ordinals
 from atlas_dist.core.types import Guest, MethodSpec, StagePlan
 from atlas_dist.errors import ConfigError
 from atlas_dist.model.heads import Head, HeadSpec
@@ -46,8 +47,8 @@ class Lesson(Protocol):
         ...
 
     @property
-    def samples(self) -> tuple[int, ...]:
-        """Ordinals of the task's training samples in their manifest; all of them, or the low-shot choice."""
+    def samples(self) -> Ordinals:
+        """Ordinals of the task's training samples in their manifest, ascending; all of them, or the low-shot choice."""
         ...
 
     @property

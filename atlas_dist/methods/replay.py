@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from atlas_dist.core.sampling import random_keys
+from atlas_dist.core.sampling import Ordinals, random_keys
 from atlas_dist.core.types import Guest
 from atlas_dist.methods.base import Lesson
 
@@ -34,10 +34,10 @@ class Reservoir:
 
     def __call__(self, lesson: Lesson) -> dict[str, Tensor]:
         """Fold the task that was just learnt into the reservoir."""
-        seen = {name.removeprefix(RESERVOIR): ordinals.tolist() for name, ordinals in lesson.memory.items()}
-        seen[lesson.task] = list(lesson.samples)
+        seen = {name.removeprefix(RESERVOIR): ordinals.numpy() for name, ordinals in lesson.memory.items()}
+        seen[lesson.task] = lesson.samples
         chosen = smallest(seen, self.capacity, lesson.seed)
-        return {RESERVOIR + task: torch.tensor(ordinals, dtype=torch.int64) for task, ordinals in chosen.items() if ordinals}
+        return {RESERVOIR + task: torch.from_numpy(ordinals) for task, ordinals in chosen.items() if len(ordinals)}
 
     def steps(self, own: int, guests: Mapping[str, tuple[Guest, int]], memory: Mapping[str, Tensor]) -> dict[str, int]:
         """One step of rehearsal for every `every` of its own, shared by what the reservoir holds of each task."""
@@ -62,19 +62,18 @@ class Everything:
         return None
 
 
-def smallest(seen: Mapping[str, list[int]], capacity: int, seed: int) -> dict[str, list[int]]:
+def smallest(seen: Mapping[str, Ordinals], capacity: int, seed: int) -> dict[str, Ordinals]:
     """A uniform choice of `capacity` among all samples seen (all of them when they are fewer), by task, ascending.
 
     Args:
-        seen: task -> ordinals. Leaving out samples that an earlier choice left out changes nothing.
+        seen: task -> ordinals, int64. Leaving out samples that an earlier choice left out changes nothing.
     """
-    keyed = [
-        (int(key), task, ordinal)
-        for task, ordinals in seen.items()
-        for key, ordinal in zip(random_keys(_seed(seed, task), np.array(ordinals, dtype=np.uint64)), ordinals, strict=True)
-    ]
-    kept = sorted(keyed)[:capacity]
-    return {task: sorted(ordinal for _, of, ordinal in kept if of == task) for task in seen}
+    names = sorted(seen)
+    ordinals = np.concatenate([seen[name] for name in names])
+    owners = np.repeat(np.arange(len(names)), [len(seen[name]) for name in names])
+    keys = np.concatenate([random_keys(_seed(seed, name), seen[name].astype(np.uint64)) for name in names])
+    kept = np.lexsort((ordinals, owners, keys))[:capacity]  # by key; equal keys of two tasks in a fixed order
+    return {name: np.sort(ordinals[kept[owners[kept] == number]]) for number, name in enumerate(names)}
 
 
 def shared(total: int, weights: Mapping[str, int]) -> dict[str, int]:

@@ -58,7 +58,7 @@ def _of_sequence(plan: Plan, state: RunState, jobs: SequenceJobs) -> SequenceMea
         return None
     matrix = [[cell for cell in row if cell is not None] for row in cells]
     names = [task.task for task in jobs.upstream]
-    chance = {job.task.name: job.task.random_score for job in plan.jobs.values()}
+    chance = {name: spec.random_score for name, spec in plan.tasks.items()}
     refused: list[str] = []
     alone = _references(plan, state, jobs.upstream, jobs.alone, refused)
     pretrained = _references(plan, state, jobs.downstream, jobs.pretrained, refused)

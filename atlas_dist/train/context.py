@@ -21,6 +21,7 @@ from transformers import ViltModel
 from atlas_dist.config import Precision, RunConfig
 from atlas_dist.core.keys import digest_of
 from atlas_dist.core.manifest import ShardManifest
+from atlas_dist.core.sampling import select_shots
 from atlas_dist.core.types import StageJob, TaskSpec
 from atlas_dist.data.batch import StreamLimits
 from atlas_dist.data.manifest import read_manifest
@@ -103,14 +104,25 @@ class RankContext:
 
     def training_stream(self, job: StageJob, start_step: int) -> Stream:
         """This rank's share of the training split, at `start_step`."""
-        batch = job.budget.global_batch
-        return self._open(job.task, job.task.train, job.task.train_digest, job, batch, start_step, shots=job.task.shots)
+        only = self.low_shot(job, job.task)
+        return self._open(job.task, job.task.train, job.task.train_digest, job, job.budget.global_batch, start_step, only=only)
+
+    def low_shot(self, job: StageJob, task: TaskSpec) -> Sequence[int] | None:
+        """The training samples that a task with `shots` may learn from, as ordinals; None = all.
+
+        The choice depends on the run's seed and the task alone: every stage of a task, and whatever it is compared with, learns
+        from the same ones. Raises ConfigError, DataError as `select_shots`.
+        """
+        manifest = self._manifest(task.dataset, task.train, task.train_digest)
+        labels = manifest.labels() if task.shots >= 1 else None
+        chosen = select_shots(manifest.samples, labels, task.shots, seed_from(job.seed, task.name, "shots"))
+        return None if chosen is None else [int(ordinal) for ordinal in chosen]
 
     def guest_stream(self, job: StageJob, task: TaskSpec, only: Sequence[int] | None) -> Stream:
         """This rank's share of another task's training split, in this job's batches: all that the task would learn from, or
         `only` some."""
-        batch = job.budget.global_batch
-        return self._open(task, task.train, task.train_digest, job, batch, 0, shots=task.shots, only=only)
+        only = self.low_shot(job, task) if only is None else only
+        return self._open(task, task.train, task.train_digest, job, job.budget.global_batch, 0, only=only)
 
     def validation_stream(self, job: StageJob, task: TaskSpec | None = None) -> Stream:
         """This rank's share of the validation split (of the job's task), in batches of a fixed size a rank."""
@@ -179,7 +191,12 @@ def seed_of(job: StageJob, purpose: str) -> int:
     """A seed that depends on the run's seed, the task, the stage and the purpose; not on the order of tasks, so that the same
     task starts from the same draw wherever it stands in a sequence."""
     stage = job.stage.stage.value if job.stage else job.kind.value
-    text = f"{job.seed}/{job.task.name}/{stage}/{purpose}"
+    return seed_from(job.seed, job.task.name, stage, purpose)
+
+
+def seed_from(*parts: object) -> int:
+    """A seed of 63 bits from what it shall depend on."""
+    text = "/".join(str(part) for part in parts)
     return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
 

@@ -6,6 +6,7 @@ tasks
                        as they are now, where those train along: `guest/<task>/head/…`
 `trunk.safetensors`    all weights of the trunk that the method trains, by their names in the trunk
 `memory.safetensors`   what the method leaves to later tasks
+`samples.safetensors`  of a task that learnt from few samples: which, as ordinals in the manifest, `train` int64
 `details.json`         for people and reports: learning curves, statistics of α; the ledger keeps the short metrics only
 """
 
@@ -22,7 +23,7 @@ from atlas_dist.store import artifacts
 from atlas_dist.store.objects import ObjectStore
 
 ADAPTER_FILE, TASK_FILE, DETAILS_FILE = "adapter.safetensors", "task.safetensors", "details.json"
-TRUNK_FILE, MEMORY_FILE = "trunk.safetensors", "memory.safetensors"
+TRUNK_FILE, MEMORY_FILE, SAMPLES_FILE = "trunk.safetensors", "memory.safetensors", "samples.safetensors"
 
 
 def pack_tensors(tensors: Mapping[str, Tensor]) -> bytes:

@@ -28,6 +28,7 @@ from atlas_dist.train.inputs import (
     ADAPTER_FILE,
     DETAILS_FILE,
     MEMORY_FILE,
+    SAMPLES_FILE,
     TASK_FILE,
     TRUNK_FILE,
     as_guest,
@@ -137,7 +138,7 @@ class Learner:
         final, alpha = self._measure(module, validations)
         left = self.method.keeps(lesson) if self.method.keeps is not None and self.job.leaves else {}
         with gathered(engine, list(module.parameters())):
-            files = self._files(module, left) if context.leader else {}
+            files = self._files(module, left, lesson) if context.leader else {}
         if context.leader:
             files[DETAILS_FILE] = canonical_json({"curve": state.curve, "validation": state.validation, "alpha": alpha})
         metrics = self._metrics(module, inside, state, settings, timing, mixture, final)
@@ -153,7 +154,7 @@ class Learner:
         scores = mean_scores([evaluate(module, split.validation(), feed, look, guest=guest) for guest, split in validations])
         return scores, meter.summary() if meter is not None else {}
 
-    def _files(self, module: StageModule, left: Mapping[str, Tensor]) -> dict[str, bytes]:
+    def _files(self, module: StageModule, left: Mapping[str, Tensor], lesson: StageLesson) -> dict[str, bytes]:
         """What later tasks see, what only this task needs, and what the method hands on, each in a file of its own."""
         model = module.model
         guests = {
@@ -162,6 +163,8 @@ class Learner:
             for name, value in as_guest(task.name, {f"head/{n}": p.detach().cpu() for n, p in head.named_parameters()}).items()
         }
         files = {TASK_FILE: pack_tensors({**model.export_queries(), **model.export_fusion(), **model.export_head(), **guests})}
+        if self.job.task.shots:
+            files[SAMPLES_FILE] = pack_tensors({"train": torch.from_numpy(lesson.samples)})
         if self.stage.grows:
             files[ADAPTER_FILE] = pack_tensors(model.export_adapter())
             files["adapter_config.json"] = canonical_json(

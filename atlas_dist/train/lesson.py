@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from atlas_dist.core.sampling import Ordinals
 from atlas_dist.core.types import StageJob
 from atlas_dist.data.stream import Stream
 from atlas_dist.model.atlas import AtlasModel
@@ -51,8 +52,8 @@ class StageLesson:
         return self._job.seed
 
     @property
-    def samples(self) -> tuple[int, ...]:
-        """Ordinals of the training samples."""
+    def samples(self) -> Ordinals:
+        """Ordinals of the training samples, ascending, int64 [n]."""
         return self._stream.ordinals
 
     @property

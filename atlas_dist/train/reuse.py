@@ -10,9 +10,12 @@ from torch import Tensor
 
 from atlas_dist.model.atlas import AtlasModel
 
+BINS = 20
+"""Bins of [0, 1] that the entropy of α is taken over."""
+
 
 class ReuseMeter:
-    """Collects α batch by batch. Attach before a pass over the split, `summary()` after it on every rank."""
+    """Collects α batch by batch: `look` sees each batch of a pass over the split, `summary()` after it on every rank."""
 
     def __init__(self, model: AtlasModel, device: torch.device) -> None:
         self.model = model
@@ -28,11 +31,17 @@ class ReuseMeter:
             values = alpha.detach().cpu().double()
             values = values.flatten(2).mean(2) if values.dim() > 2 else values
             values = values[kept]
-            sums = torch.stack((values.sum(0), values.square().sum(0)))
+            # The last bin holds 1 itself, which a cosine can round up to and beyond.
+            bins = (values * BINS).long().clamp(0, BINS - 1)
+            counts = torch.nn.functional.one_hot(bins, BINS).sum(0).double().t()
+            sums = torch.cat((values.sum(0)[None], values.square().sum(0)[None], counts))
             self.sums[site] = self.sums.get(site, torch.zeros_like(sums)) + sums
 
     def summary(self) -> dict[str, Any]:
-        """{site: {"mean": [T], "std": [T]}} over all ranks and samples; α in [0, 1]."""
+        """{site: {"mean": [T], "std": [T], "entropy": [T]}} over all ranks and samples; α in [0, 1].
+
+        `entropy`: of how an adapter's α is spread over BINS equal bins of [0, 1], in nats: 0 = the same for every sample.
+        """
         if not self.sums:
             return {}
         sites = sorted(self.sums)
@@ -43,4 +52,6 @@ class ReuseMeter:
         table = (table / count.clamp(min=1)).cpu()
         mean = table[:, 0]
         std = (table[:, 1] - mean.square()).clamp(min=0).sqrt()
-        return {s: {"mean": mean[i].tolist(), "std": std[i].tolist()} for i, s in enumerate(sites)}
+        entropy = torch.special.entr(table[:, 2:]).sum(1)
+        found = {"mean": mean, "std": std, "entropy": entropy}
+        return {site: {name: values[i].tolist() for name, values in found.items()} for i, site in enumerate(sites)}

@@ -11,9 +11,11 @@ from torch import Tensor
 
 from atlas_dist.config import Precision
 from atlas_dist.core.types import Assignment, CommittedRef, StageJob, View
+from atlas_dist.data.stream import Stream
 from atlas_dist.model.atlas import AtlasModel
 from atlas_dist.model.heads import HeadSpec
 from atlas_dist.model.mixing import Weighting
+from atlas_dist.train.breadth import BreadthMeter
 from atlas_dist.train.context import RankContext, Stopwatch
 from atlas_dist.train.engine import StageModule, device
 from atlas_dist.train.inputs import (
@@ -69,11 +71,16 @@ def score(
     files: dict[str, bytes] = {}
     with context.validation_stream(job) as stream:
         for done, view in enumerate(job.views):
-            predictions = Predictions()
-            with _model_in_view(context, job, assignment.inputs, view) as model:
-                module = StageModule(model, _head(job), bf16=context.config.train.precision is Precision.BF16).to(device())
-                scores = evaluate(module, stream.validation(), context.feeder(), predictions.look)
+            predictions, breadth = Predictions(), BreadthMeter()
+
+            def look(index: Tensor, logits: Tensor, meters: tuple[Predictions, BreadthMeter] = (predictions, breadth)) -> None:
+                for meter in meters:
+                    meter.look(index, logits)
+
+            with _model_in_view(context, job, assignment.inputs, view) as model, breadth.attached(model):
+                scores = evaluate(_module(context, job, model), stream.validation(), context.feeder(), look)
             parts = context.gather(predictions.rows)
+            rank = breadth.effective_rank()
             if context.leader:
                 tensors, digest = predictions.merged(parts)
                 files[f"predictions-{view.value}.safetensors"] = pack_tensors(tensors)
@@ -82,20 +89,44 @@ def score(
                     "loss": scores.loss,
                     "samples": scores.samples,
                     "predictions_sha256": digest,
+                    "effective_rank": round(rank, 6),
                 }
             if context.leader:
                 report(Progress(done + 1, len(job.views), scores.loss, scores.score, 0.0, 0.0, 0.0))
-    metrics = {"views": views, "seconds": {"scoring": round(watch.lap(), 3)}, "world": context.world}
+        without = _without_each(context, assignment, stream)
+    found: dict[str, Any] = {"views": views, "seconds": {"scoring": round(watch.lap(), 3)}, "world": context.world}
     # Which learnt task this is about, so that a bank can be checked from its store alone, without the plan.
-    return files, metrics | {"model_from": job.model_from}
+    found["model_from"] = job.model_from
+    return files, found | ({"without": without} if without else {})
 
 
-def _model_in_view(context: RankContext, job: StageJob, inputs: Mapping[str, CommittedRef], view: View) -> AtlasModel:
+def _without_each(context: RankContext, assignment: Assignment, stream: Stream) -> list[float]:
+    """The task's score without each of its adapters in turn, in bank order, when it was just learnt and reads several: what α
+    does not prove, that an adapter is of use."""
+    job = assignment.job
+    if job.latest_from or job.own_bank < 2 or not context.config.train.leave_one_out:
+        return []
+    scores = []
+    for left_out in range(job.own_bank):
+        with _model_in_view(context, job, assignment.inputs, View.TASK, left_out) as model:
+            scores.append(evaluate(_module(context, job, model), stream.validation(), context.feeder()).score)
+    return scores
+
+
+def _module(context: RankContext, job: StageJob, model: AtlasModel) -> StageModule:
+    return StageModule(model, _head(job), bf16=context.config.train.precision is Precision.BF16).to(device())
+
+
+def _model_in_view(
+    context: RankContext, job: StageJob, inputs: Mapping[str, CommittedRef], view: View, left_out: int | None = None
+) -> AtlasModel:
     """The task as `view` reads it: the adapters, queries and trunk it had, or the newest of each; always its own head, in the
-    state that goes with them."""
+    state that goes with them. `left_out`: without one of the adapters and its query."""
     method = context.method_of(job)
     latest = view is View.LATEST
-    bank = job.bank if latest else job.bank[: job.own_bank]
+    every = job.bank if latest else job.bank[: job.own_bank]
+    kept = [number for number in range(len(every)) if number != left_out]
+    bank = [every[number] for number in kept]
     source = inputs[job.latest_from if latest else job.model_from]
     parts, own = read_task(context.store, source), read_task(context.store, inputs[job.model_from])
     trunk, fusion = read_if_there(context.store, source, TRUNK_FILE), fusion_of(parts)
@@ -115,7 +146,7 @@ def _model_in_view(context: RankContext, job: StageJob, inputs: Mapping[str, Com
         if fusion:
             model.load_fusion(fusion)
         if bank and method.mixing.weighting is not Weighting.PLAIN:
-            model.load_queries(queries_of(parts))
+            model.load_queries({name: rows[kept] for name, rows in queries_of(parts).items()})
     except BaseException:
         model.close()
         raise

@@ -14,7 +14,7 @@ from atlas_dist.methods import METHODS
 from atlas_dist.methods.ewc import IMPORTANCE
 from atlas_dist.methods.replay import RESERVOIR
 from atlas_dist.store import artifacts
-from atlas_dist.train.inputs import ADAPTER_FILE, MEMORY_FILE, TASK_FILE, TRUNK_FILE
+from atlas_dist.train.inputs import ADAPTER_FILE, MEMORY_FILE, SAMPLES_FILE, TASK_FILE, TRUNK_FILE
 from tests.integration.stagekit import Bench, pack_toys, toy_config
 
 SHORT = [
@@ -179,3 +179,29 @@ def test_stage_one_alone_grows_one_adapter_for_all(folder: Path) -> None:
         bench.learn(job)
     grown = [key for key, ref in bench.done.items() if any(b.name == ADAPTER_FILE for b in ref.blobs)]
     assert grown == [bench.plan.sequences[0].upstream[0].final]
+
+
+def test_few_samples_are_the_same_in_every_stage_and_for_the_reference(folder: Path) -> None:
+    words = ["sequence.upstream=[toy_shape]", "sequence.downstream=[toy_pair]", "tasks.toy_pair.shots=2"]
+    bench = Bench(toy_config(folder, *SHORT[2:], *words, "+method@references.pretrained=head_only"))
+    for job in bench.plan.jobs.values():
+        bench.learn(job)
+    labels = ("transfer toy_pair stage1", "transfer toy_pair stage2", "pretrained toy_pair stage2")
+    chosen = [tensors(bench, label, SAMPLES_FILE)["train"].tolist() for label in labels]
+    assert chosen[0] == chosen[1] == chosen[2]
+    assert len(chosen[0]) == 4, "two of each class"
+    assert SAMPLES_FILE not in files(bench, "1 toy_shape stage2")
+
+
+def test_each_adapter_is_left_out_once_and_breadth_is_measured(folder: Path) -> None:
+    bench = learnt(folder, "atlas")
+    (sequence,) = bench.plan.sequences
+    first, third = (bench.done[sequence.evaluations[i, i]].metrics for i in (0, 2))
+    assert "without" not in first, "one adapter alone can't be left out"
+    assert len(third["without"]) == 3
+    assert all(0 <= score <= 100 for score in third["without"])
+    later = bench.done[sequence.evaluations[2, 0]].metrics
+    assert "without" not in later, "it is asked once, right after the task was learnt"
+    assert all(1 <= view["effective_rank"] <= 32 for view in later["views"].values())
+    fused = learnt(folder, "adapter_fusion")
+    assert len(fused.done[fused.plan.sequences[0].evaluations[1, 1]].metrics["without"]) == 2
