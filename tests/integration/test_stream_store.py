@@ -3,6 +3,12 @@ error."""
 
 from __future__ import annotations
 
+import contextlib
+import gc
+import itertools
+import os
+import signal
+import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -15,14 +21,14 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from datakit import letter_tokenizer, memory_store, pack_toy, task_of
 from faults.proxy import Fault, FaultProxy, Kind
-from faults.servers import Server, moto, seaweedfs
+from faults.servers import CREDENTIALS, Server, moto, seaweedfs
 
 from atlas_dist.core.manifest import ShardManifest
 from atlas_dist.data.batch import StreamLimits
 from atlas_dist.data.manifest import read_manifest
 from atlas_dist.data.stream import Stream, open_stream
 from atlas_dist.errors import DataError, StoreError
-from atlas_dist.store import ObjectStore, open_store
+from atlas_dist.store import ObjectStore, open_store, plain_http
 
 SAMPLES, BATCH = 60, 8
 
@@ -88,8 +94,15 @@ HEALING = {
 }
 
 
+@pytest.fixture(params=["one system call", "the SDK's own read"])
+def body(request, monkeypatch):
+    """How bodies come in: toy parts are so small that only the second way would be taken."""
+    monkeypatch.setattr(plain_http, "SMALL", 2 if request.param == "one system call" else 1 << 30)
+
+
 @pytest.mark.parametrize("kind", HEALING)
-def test_what_can_heal_heals_without_a_trace(kind, server, reference):
+def test_what_can_heal_heals_without_a_trace(kind, server, reference, monkeypatch):
+    monkeypatch.setattr(plain_http, "SMALL", 2)
     with FaultProxy(server.endpoint, seed=3) as proxy:
         store, manifest = through(proxy, server)
         proxy.add(Fault(kind, method="GET", path=r"\.tar", **{"times": 12, "chance": 0.4, **HEALING[kind]}))
@@ -101,7 +114,7 @@ def test_what_can_heal_heals_without_a_trace(kind, server, reference):
         assert stats.retries > 0 or kind is Kind.THROTTLE
 
 
-def test_all_faults_at_once(server, reference):
+def test_all_faults_at_once(server, reference, body):
     with FaultProxy(server.endpoint, seed=4) as proxy:
         store, manifest = through(proxy, server)
         for kind, how in HEALING.items():
@@ -134,6 +147,70 @@ def test_a_store_that_stays_away_is_an_error_after_some_patience(server):
     assert not [t.name for t in threading.enumerate() if t.name.startswith("atlas-")]
 
 
+@pytest.fixture(scope="module")
+def keeps_alive(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server that leaves connections open (moto closes each after its answer)."""
+    with seaweedfs(tmp_path_factory.mktemp("weed")) as running:
+        pack_toy(open_store(running.url("data"), options=running.options()), "truth", SAMPLES)
+        yield running
+
+
+def sockets() -> set[str]:
+    """Open sockets of this process, by inode (Linux)."""
+    gc.collect()
+    found = set()
+    for fd in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):  # the folder that is listed was open itself
+            found.add(os.readlink(f"/proc/self/fd/{fd}"))
+    return {name for name in found if name.startswith("socket:")}
+
+
+@pytest.mark.parametrize("steps", [None, 2], ids=["read to the end", "left in the middle"])
+def test_no_socket_and_no_thread_outlives_the_stream_and_its_store(keeps_alive, steps, body):
+    before = sockets()
+    store = open_store(keeps_alive.url("data"), options=keeps_alive.options())
+    manifest = read_manifest(store, "toy_truth", "train")
+    with opened(store, manifest) as stream:
+        assert len(list(itertools.islice(stream.epochs_from(0, 2 * stream.steps_per_epoch), steps))) == (steps or 16)
+        assert sockets() - before
+    del store, stream
+    assert not sockets() - before
+    assert not [t.name for t in threading.enumerate() if t.name.startswith("atlas-")]
+
+
+READS_FOR_EVER = """
+import sys, threading
+sys.path[:0] = sys.argv[3:]
+from test_stream_store import open_store, opened, read_manifest
+from atlas_dist.store import StoreOptions
+store = open_store(sys.argv[1], options=StoreOptions(endpoint_url=sys.argv[2], check=False))
+try:
+    with opened(store, read_manifest(store, "toy_truth", "train")) as stream:
+        for batch in stream.epochs_from(0, 10**9):
+            if batch.step == 5:
+                print("reading", flush=True)
+finally:
+    print([t.name for t in threading.enumerate() if t.name.startswith("atlas-")], flush=True)
+"""
+
+
+def test_ctrl_c_ends_the_stream_and_its_process(server):
+    words = [server.url("data"), server.endpoint, str(Path(__file__).parent), str(Path(__file__).parents[2])]
+    process = subprocess.Popen(
+        [sys.executable, "-c", READS_FOR_EVER, *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **CREDENTIALS},
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "reading\n"
+    process.send_signal(signal.SIGINT)
+    output, errors = process.communicate(timeout=60)
+    assert output == "[]\n", "every thread of the stream has ended"
+    assert errors.rstrip().endswith("KeyboardInterrupt")
+
+
 def test_ranks_over_s3_share_the_epoch(server, reference):
     store = open_store(server.url("data"), options=server.options())
     manifest = read_manifest(store, "toy_truth", "train")
@@ -144,9 +221,7 @@ def test_ranks_over_s3_share_the_epoch(server, reference):
     assert [a[0] + b[0] for a, b in zip(*ranks, strict=True)] == [samples for samples, _ in reference]
 
 
-def test_another_server_of_the_protocol(tmp_path, reference):
-    with seaweedfs(tmp_path) as server:
-        store = open_store(server.url("data"), options=server.options())
-        manifest = pack_toy(store, "truth", SAMPLES)
-        with opened(store, manifest) as stream:
-            assert read(stream) == reference
+def test_another_server_of_the_protocol(keeps_alive, reference):
+    store = open_store(keeps_alive.url("data"), options=keeps_alive.options())
+    with opened(store, read_manifest(store, "toy_truth", "train")) as stream:
+        assert read(stream) == reference
