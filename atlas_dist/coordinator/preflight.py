@@ -55,7 +55,9 @@ class Look:
     cpu_only: bool = False
     """Torch was built without CUDA there."""
     trouble: str = ""
-    """Why it could not look, or cannot reach the store; "" when it could."""
+    """Why it cannot reach the store; "" when it can."""
+    silent: str = ""
+    """Why nobody could look there; "" when somebody did."""
 
 
 def check_before_cluster(config: RunConfig, plan: Plan) -> None:
@@ -145,10 +147,17 @@ def check_nodes(looks: Iterable[Look], here: Look, *, gpus: bool = False) -> Non
         gpus: workers are to compute on GPUs.
 
     Raises:
-        ConfigError: a package is missing, has another version than here, or was built without CUDA where that is needed.
-        StoreError: a node does not see the store, or does not answer.
+        ConfigError: no process of ours comes up there; a package is missing, has another version than here, or was built without
+            CUDA where that is needed.
+        StoreError: a node does not see the store.
     """
     looks = list(looks)
+    silent = [f"{look.name}: {look.silent}" for look in looks if look.silent]
+    if silent:
+        raise ConfigError(
+            f"No process of ours comes up on every node. {'; '.join(silent)}",
+            fix="Look at Ray's logs there: the network between the nodes, room for the working folder, the image.",
+        )
     lacking = [f"{look.name} lacks {', '.join(look.missing)}" for look in looks if look.missing]
     if lacking:
         raise ConfigError(f"{'; '.join(lacking)}.", fix="Use the same image, with every dependency, on all nodes.")

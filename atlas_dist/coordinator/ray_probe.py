@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import ray
+from ray.exceptions import GetTimeoutError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from atlas_dist.config import RunConfig
@@ -13,7 +14,7 @@ from atlas_dist.errors import AtlasError
 from atlas_dist.packages import cpu_only, missing, versions
 from atlas_dist.train.context import open_run_store
 
-LOOK_S = 120.0
+LOOK_S = 300.0
 """Seconds for a node to unpack the code, start a process and look around."""
 
 
@@ -62,12 +63,13 @@ def _look(name: str, place: tuple[str, str, str], seen: str) -> Look:
 
 
 def _answer(name: str, reference: Any) -> Look:
-    mine = tuple(versions().items())
     try:
         look: Look = ray.get(reference, timeout=0)
-    except Exception as error:  # the process did not come up; Ray's errors have no common base worth naming
+    except GetTimeoutError:
+        return Look(name, silent=f"no answer within {LOOK_S:.0f} s")
+    except Exception as error:  # Ray's other errors have no common base worth naming
         first = next((line for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)
-        return Look(name, versions=mine, trouble=f"no process of ours comes up there: {first.strip()[:300]}")
+        return Look(name, silent=first.strip()[:300])
     return look
 
 

@@ -63,6 +63,8 @@ def test_every_faulty_node_is_named() -> None:
     assert caught.value.exit_code == 2
     with pytest.raises(ConfigError, match=r"b has torch 2\.9\.0, the driver 2\.13\.0"):
         check_nodes([good, Look("b", versions=(("torch", "2.9.0"),))], HERE)
+    with pytest.raises(ConfigError, match=r"comes up on every node\. b: no answer"):
+        check_nodes([good, Look("b", silent="no answer within 300 s")], HERE)
     with pytest.raises(StoreError, match="b: AuthError") as refused:
         check_nodes([good, replace(good, name="b", trouble="AuthError: no access")], HERE)
     assert refused.value.exit_code == 6
