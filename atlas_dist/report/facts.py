@@ -83,6 +83,12 @@ class SequenceFacts:
     fingerprints: Mapping[str, tuple[str, ...]]
     """task -> sha256 of its task-view predictions after each later task: all equal, or something is wrong."""
     transfers: Mapping[str, Cell]
+    without: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    """task -> its score, right after it was learnt, without each adapter of its bank in turn; tasks that read one adapter only
+    are not there."""
+    breadth: tuple[tuple[Cell, ...], ...] = ()
+    """Effective rank of the pooled outputs on task j's validation split after task i, latest view: does what the bank can tell
+    apart grow?"""
 
     @property
     def complete(self) -> bool:
@@ -183,7 +189,20 @@ def _sequence(plan: Plan, state: RunState, jobs: SequenceJobs, store: ObjectStor
         matrix=matrix,
         fingerprints=prints,
         transfers={task: _score(_views(state, key), View.TASK) for task, key in jobs.transfers.items()},
+        without=_without(state, jobs),
+        breadth=tuple(tuple(_breadth(cells[i, j]) for j in range(i + 1)) for i in range(count)),
     )
+
+
+def _without(state: RunState, jobs: SequenceJobs) -> dict[str, tuple[float, ...]]:
+    own = {task.task: jobs.evaluations[i, i] for i, task in enumerate(jobs.upstream)} | dict(jobs.transfers)
+    refs = {task: ref for task, key in own.items() if (ref := state.job(key).committed) is not None}
+    return {task: tuple(map(float, ref.metrics["without"])) for task, ref in refs.items() if ref.metrics.get("without")}
+
+
+def _breadth(views: Mapping[str, Any]) -> Cell:
+    found = (views.get(View.LATEST.value) or views.get(View.TASK.value) or {}).get("effective_rank")
+    return None if found is None else float(found)
 
 
 def _views(state: RunState, key: str) -> Mapping[str, Any]:
@@ -198,7 +217,7 @@ def _score(views: Mapping[str, Any], view: View) -> Cell:
 
 
 def _task(plan: Plan, state: RunState, jobs: TaskJobs, store: ObjectStore | None) -> TaskFacts:
-    spec = plan.jobs[jobs.final].task
+    spec = plan.tasks[jobs.task]
     stages = tuple(_stage(plan.jobs[key], ref, store) for key in jobs.stages if (ref := state.job(key).committed) is not None)
     return TaskFacts(
         task=jobs.task,

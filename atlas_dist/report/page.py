@@ -54,6 +54,8 @@ def _sequence(sequence: SequenceFacts, number: int) -> str:
     parts.append(_transfers(sequence))
     parts.append(_lineage(sequence))
     parts.append(_reuse([*sequence.upstream, *sequence.downstream]))
+    parts.append(_without(sequence))
+    parts.append(_breadth(sequence))
     parts.extend(_curves(task) for task in (*sequence.upstream, *sequence.downstream))
     parts.append(_throughput([*sequence.upstream, *sequence.downstream]))
     return "".join(parts) + "</section>"
@@ -179,6 +181,44 @@ def _in_depth(site: str) -> tuple[int, str]:
     """L2.aftattn before L10.aftattn."""
     layer, _, rest = site.partition(".")
     return (int(layer[1:]) if layer[1:].isdigit() else 0, rest)
+
+
+def _without(sequence: SequenceFacts) -> str:
+    """What α does not prove: how many points a task loses without each of its adapters."""
+    tasks = {task.task: task for task in (*sequence.upstream, *sequence.downstream)}
+    shown = {name: scores for name, scores in sequence.without.items() if name in tasks}
+    if not shown:
+        return ""
+    whole = {name: sequence.matrix["task"][i][i] for i, name in enumerate(t.task for t in sequence.upstream)} | dict(
+        sequence.transfers
+    )
+    lost = {
+        name: dict(zip(tasks[name].sees, (own - score for score in scores), strict=False))
+        for name, scores in shown.items()
+        if (own := whole.get(name)) is not None
+    }
+    columns = list(dict.fromkeys(adapter for row in lost.values() for adapter in row))
+    most = max((abs(value) for row in lost.values() for value in row.values()), default=1.0) or 1.0
+    rows = [
+        f'<tr><th scope="row">{escape(name)}</th>{"".join(heat_cell(row.get(column), most, ".1f") for column in columns)}</tr>'
+        for name, row in lost.items()
+    ]
+    head = "".join(f'<th scope="col">{escape(column)}</th>' for column in columns)
+    return _table("Leave one out: points of score that a task loses without each adapter", head, "".join(rows))
+
+
+def _breadth(sequence: SequenceFacts) -> str:
+    """Growth of the representation; nothing where it was not measured."""
+    values = [cell for row in sequence.breadth for cell in row if cell is not None]
+    if not values:
+        return ""
+    names = [t.task for t in sequence.upstream]
+    lines = []
+    for name, row in zip(names, sequence.breadth, strict=True):
+        cells = "".join(heat_cell(cell, max(values), ".1f") for cell in row) + "<td></td>" * (len(names) - len(row))
+        lines.append(f'<tr><th scope="row">after {escape(name)}</th>{cells}</tr>')
+    head = "".join(f'<th scope="col">{escape(n)}</th>' for n in names)
+    return _table("Effective rank of the pooled outputs, latest view: does the representation grow?", head, "".join(lines))
 
 
 def _curves(task: TaskFacts) -> str:

@@ -232,3 +232,23 @@ def test_no_page_is_wider_than_its_window(plan: Plan, tmp_path: Path, width: int
     found = re.findall(r"\[(\d+)/(\d+)\]", done.stdout)
     assert found, done.stdout[-500:]
     assert int(found[0][0]) <= int(found[0][1])
+
+
+def test_leave_one_out_and_growth_are_shown_where_they_were_measured(plan: Plan) -> None:
+    page = render(facts(plan))
+    assert "Leave one out" not in page
+    assert "Effective rank" not in page
+    state = committed(plan)
+    for key, job in plan.jobs.items():
+        ref = state.jobs[key].committed
+        if ref is not None and job.label.endswith("2 eval b"):
+            views = {"task": {**ref.metrics["views"]["task"], "effective_rank": 7.25}}
+            better = replace(ref, metrics={**ref.metrics, "views": views, "without": [60.0, 91.5]})
+            state = replace(state, jobs={**state.jobs, key: replace(state.jobs[key], committed=better)})
+    got = gather(plan, state)
+    assert got.sequences[0].without == {"b": (60.0, 91.5)}
+    assert got.sequences[0].breadth[1] == (None, 7.25)
+    page = render(got)
+    assert ">30.0</td>" in page, "90 with all, 60 without the first"
+    assert ">-1.5</td>" in page
+    assert ">7.2</td>" in page or ">7.3</td>" in page
