@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -18,13 +19,13 @@ WORDS = [f"train.budget.max_steps={STEPS}", "train.log_every=1", "train.checkpoi
 TOPOLOGIES = {"1 worker, ZeRO 0": (1, [0]), "2 workers, ZeRO 0-3": (2, [0, 1, 2, 3])}
 
 
-def curves(folder: Path, world: int, stages: list[int]) -> dict[int, list[list[float]]]:
-    """{ZeRO stage: [losses of the first task's stage two, of the second's stage one, of its stage two]}."""
+def curves(folder: Path, world: int, stages: list[int], words: Sequence[str] = WORDS) -> dict[int, list[list[float]]]:
+    """{ZeRO stage: the losses of the first three training jobs; ATLAS: stage two, then stages one and two of the next task}."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     env = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(world)}
-    command = [sys.executable, "-m", "tests.integration.topology_rank", str(folder), json.dumps(stages), *WORDS]
+    command = [sys.executable, "-m", "tests.integration.topology_rank", str(folder), json.dumps(stages), *words]
     ranks = [
         subprocess.Popen(command, env={**env, "RANK": str(r), "LOCAL_RANK": str(r)}, stdout=subprocess.PIPE) for r in range(world)
     ]
@@ -46,3 +47,23 @@ def test_losses_agree_over_20_steps(tmp_path: Path) -> None:
     for name, lines in found.items():
         for ours, theirs in zip(lines, reference, strict=True):
             assert ours == pytest.approx(theirs, abs=1e-4), name
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(
+    ("method", "settings"),
+    [
+        ("ewc", ["method.settings.fisher_samples=16", "method.settings.weight=1e4"]),
+        ("lwf", []),
+        ("experience_replay", ["method.settings.every=2", "method.settings.capacity=24"]),
+        ("i2i", []),
+    ],
+)
+def test_rivals_learn_the_same_with_two_workers(tmp_path: Path, method: str, settings: list[str]) -> None:
+    pack_toys(toy_config(tmp_path), samples=48)
+    short = ["train.budget.max_steps=6", "train.log_every=1", "train.checkpoint_every=0", "train.budget.validations=1"]
+    words = [*short, "train.budget.global_batch=16", f"method={method}", *settings]
+    one, two = (curves(tmp_path, world, [0], words)[0] for world in (1, 2))
+    assert len(one) == 3
+    for ours, theirs in zip(two, one, strict=True):
+        assert ours == pytest.approx(theirs, abs=1e-4)
