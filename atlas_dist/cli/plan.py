@@ -91,6 +91,11 @@ def _tree(sequence: SequenceJobs, outlook: Outlook) -> Tree:
         node = tree.add(Text(f"{task.task} (transfer)", style="bold"))
         for key in (*task.stages, *([sequence.transfers[task.task]] if task.task in sequence.transfers else [])):
             node.add(_line(outlook.jobs[key]))
+    references = dict.fromkeys((*sequence.alone.values(), *sequence.pretrained.values()))
+    if references:
+        node = tree.add(Text("references: learnt alone, or from the pretrained trunk", style="bold"))
+        for key in references:
+            node.add(_line(outlook.jobs[key]))
     return tree
 
 

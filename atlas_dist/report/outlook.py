@@ -1,7 +1,7 @@
 """What a run would do, before it does anything: what is a fact, what is to do, how many samples and bytes, about how long.
 
-Times are the pace of finished jobs of the same store, from the slowest to the fastest: no calibration is run, and where nothing
-has finished yet nothing is claimed.
+Times are the pace of finished jobs of the same store, from the fastest to the slowest, of the same task and stage where there are
+any: no calibration is run, and where nothing has finished yet nothing is claimed.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from atlas_dist.core.ledger import RunState
 from atlas_dist.core.manifest import ShardManifest
 from atlas_dist.core.plan import Plan, SequenceJobs
-from atlas_dist.core.types import CommittedRef, JobKind, StageJob
+from atlas_dist.core.types import CommittedRef, StageJob
 
 Pace = tuple[float, float]
 """(least, most) seconds a sample."""
@@ -76,12 +76,8 @@ def foresee(
     """
     orders = Counter(key for sequence in plan.sequences for key in set(jobs_of(sequence)))
     finished = [(job, ref) for key, job in plan.jobs.items() if (ref := _result(key, state, elsewhere)) is not None]
-    paces = {kind: _pace(ref for job, ref in finished if job.kind is kind) for kind in JobKind}
+    paces = _Paces((job, taken) for job, ref in finished if (taken := _pace(job, ref)))
     steps = {job.key: _steps(job, manifests) for job in plan.jobs.values()}
-    per_step = [
-        _training(ref) / max(1, int(ref.metrics.get("steps", 0))) / job.budget.global_batch for job, ref in finished if job.stage
-    ]
-    paces[JobKind.TRAIN] = (min(per_step), max(per_step)) if per_step else None
     out = {}
     for key, job in plan.jobs.items():
         samples = (
@@ -89,7 +85,7 @@ def foresee(
             if job.stage
             else len(job.views) * manifests[job.task.dataset, job.task.val].samples
         )
-        pace = paces[job.kind]
+        pace = paces.of(job)
         out[key] = JobOutlook(
             job=job,
             standing=_standing(key, state, elsewhere),
@@ -104,7 +100,13 @@ def foresee(
 def jobs_of(sequence: SequenceJobs) -> tuple[str, ...]:
     """Every job of a sequence, each once, stages before evaluations."""
     stages = (key for task in (*sequence.upstream, *sequence.downstream) for key in task.stages)
-    return tuple(dict.fromkeys((*stages, *sequence.evaluations.values(), *sequence.transfers.values())))
+    scored = (
+        *sequence.evaluations.values(),
+        *sequence.transfers.values(),
+        *sequence.alone.values(),
+        *sequence.pretrained.values(),
+    )
+    return tuple(dict.fromkeys((*stages, *scored)))
 
 
 def _result(key: str, state: RunState, elsewhere: Mapping[str, tuple[str, CommittedRef]]) -> CommittedRef | None:
@@ -120,18 +122,34 @@ def _standing(key: str, state: RunState, elsewhere: Mapping[str, tuple[str, Comm
     return status
 
 
-def _pace(results: Iterable[CommittedRef]) -> Pace | None:
-    """Seconds a sample of evaluations."""
-    paces = []
-    for ref in results:
-        samples = sum(int(view["samples"]) for view in ref.metrics.get("views", {}).values())
-        if samples:
-            paces.append(float(ref.metrics.get("seconds", {}).get("scoring", 0.0)) / samples)
-    return (min(paces), max(paces)) if paces else None
+class _Paces:
+    """Seconds a sample of finished jobs: of the same task and stage where there are any, else of the same kind of job."""
+
+    def __init__(self, finished: Iterable[tuple[StageJob, float]]) -> None:
+        self._seen: dict[tuple[str, ...], list[float]] = {}
+        for job, pace in finished:
+            for name in self._names(job):
+                self._seen.setdefault(name, []).append(pace)
+
+    def of(self, job: StageJob) -> Pace | None:
+        """(least, most), or None."""
+        paces = next((self._seen[name] for name in self._names(job) if name in self._seen), None)
+        return (min(paces), max(paces)) if paces else None
+
+    @staticmethod
+    def _names(job: StageJob) -> tuple[tuple[str, ...], ...]:
+        stage = job.stage.stage.value if job.stage else ""
+        return (job.kind.value, stage, job.task.name), (job.kind.value,)
 
 
-def _training(ref: CommittedRef) -> float:
-    return float(ref.metrics.get("seconds", {}).get("training", 0.0))
+def _pace(job: StageJob, ref: CommittedRef) -> float:
+    """Seconds a sample; 0 where the result does not say."""
+    seconds = ref.metrics.get("seconds", {})
+    if job.stage:
+        samples = int(ref.metrics.get("steps", 0)) * job.budget.global_batch
+        return float(seconds.get("training", 0.0)) / samples if samples else 0.0
+    samples = sum(int(view["samples"]) for view in ref.metrics.get("views", {}).values())
+    return float(seconds.get("scoring", 0.0)) / samples if samples else 0.0
 
 
 def _steps(job: StageJob, manifests: Mapping[tuple[str, str], ShardManifest]) -> int:
