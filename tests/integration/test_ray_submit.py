@@ -61,6 +61,8 @@ class Cluster:
     dashboard: str
     inside: tuple[str, ...] = ()
     """What a command has to be prefixed with to run on the head's host."""
+    more: dict[str, str] = field(default_factory=dict)
+    """Further environment of its nodes."""
     tag: str = field(default_factory=lambda: uuid.uuid4().hex)
     token: str = field(default_factory=lambda: secrets.token_hex(32))
 
@@ -71,6 +73,7 @@ class Cluster:
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": self.token,
             "RAY_JOB_STOP_WAIT_TIME_S": "90",
+            **self.more,
             "RAY_USAGE_STATS_ENABLED": "0",
             "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
             "RAY_DISABLE_MEMORY_MONITOR": "1",
@@ -229,7 +232,7 @@ def test_a_stranger_without_the_token_is_refused(cluster: Cluster) -> None:
     assert "401" in said or "403" in said or "nvalid" in said, said
 
 
-HEAD, OTHER = "10.77.0.1", "10.77.0.2"
+HEAD, OTHER, LINK = "10.77.0.1", "10.77.0.2", "atlas0"
 
 
 def ip(*words: str) -> None:
@@ -249,11 +252,11 @@ def two_hosts() -> Iterator[tuple[str, str]]:
         except subprocess.CalledProcessError as error:
             pytest.skip(f"network namespaces are not allowed here: {error.stderr.decode().strip()}")
         ip("netns", "add", other)
-        ip("link", "add", f"v{mark}a", "netns", head, "type", "veth", "peer", "name", f"v{mark}b", "netns", other)
-        for name, link, address in ((head, f"v{mark}a", HEAD), (other, f"v{mark}b", OTHER)):
-            ip("-n", name, "address", "add", f"{address}/24", "dev", link)
+        ip("link", "add", LINK, "netns", head, "type", "veth", "peer", "name", LINK, "netns", other)
+        for name, address in ((head, HEAD), (other, OTHER)):
+            ip("-n", name, "address", "add", f"{address}/24", "dev", LINK)
             ip("-n", name, "link", "set", "lo", "up")
-            ip("-n", name, "link", "set", link, "up")
+            ip("-n", name, "link", "set", LINK, "up")
         yield head, other
     finally:
         for name in (head, other):
@@ -276,6 +279,8 @@ def test_two_hosts_survive_the_loss_of_one(
     head, other = (("ip", "netns", "exec", name) for name in two_hosts)
     short = Path("/tmp") / f"atlas-{uuid.uuid4().hex[:6]}"
     made = Cluster(short, f"{HEAD}:6379", f"http://{HEAD}:8265", inside=head)
+    # The host's name means 127.0.0.1 in both: gloo has to be told where the others are.
+    made.more["GLOO_SOCKET_IFNAME"] = LINK
     join = ("--address", f"{HEAD}:6379", f"--node-ip-address={OTHER}", "--num-cpus=1")
     try:
         address = (f"--node-ip-address={HEAD}", f"--dashboard-host={HEAD}")
