@@ -179,7 +179,8 @@ def test_no_socket_and_no_thread_outlives_the_stream_and_its_store(keeps_alive, 
 
 
 READS_FOR_EVER = """
-import sys, threading
+import signal, sys, threading
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever started this test may have been deaf to it
 sys.path[:0] = sys.argv[3:]
 from test_stream_store import open_store, opened, read_manifest
 from atlas_dist.store import StoreOptions
@@ -203,10 +204,13 @@ def test_ctrl_c_ends_the_stream_and_its_process(server):
         text=True,
         env={**os.environ, **CREDENTIALS},
     )
-    assert process.stdout is not None
-    assert process.stdout.readline() == "reading\n"
-    process.send_signal(signal.SIGINT)
-    output, errors = process.communicate(timeout=60)
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "reading\n"
+        process.send_signal(signal.SIGINT)
+        output, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert output == "[]\n", "every thread of the stream has ended"
     assert errors.rstrip().endswith("KeyboardInterrupt")
 
