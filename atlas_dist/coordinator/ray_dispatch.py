@@ -21,6 +21,7 @@ import ray
 from ray.train import FailureConfig, ScalingConfig
 from ray.train import RunConfig as RayRunConfig
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
 
 from atlas_dist.config import ClusterConfig, Isolation, RunConfig
 from atlas_dist.coordinator.dispatch import Progress
@@ -179,6 +180,7 @@ class PoolRunner:
             ray.get(self.actor.pool_gone.remote(f"the trainer ended: {type(error).__name__}"))
             if os.environ.get("ATLAS_DEBUG"):
                 print(error, file=sys.stderr)
+            _give_back_rooms()
             return False
 
     def _trainer(self, attempt: int) -> TorchTrainer:
@@ -198,6 +200,19 @@ class PoolRunner:
                 failure_config=FailureConfig(max_failures=-1),
             ),
         )
+
+
+def _give_back_rooms() -> None:
+    """Remove the placement groups of this driver's job.
+
+    A trainer's controller that is killed leaves its gang's room taken, and nobody could ever start again. Ray Train has an actor
+    that should see to it, but that one can't tell which cluster it is in where a host runs several. The last four bytes of a
+    group's id are its job's.
+    """
+    job = ray.get_runtime_context().get_job_id()
+    for key, group in placement_group_table().items():
+        if key.endswith(job) and group["state"] != "REMOVED":
+            remove_placement_group(PlacementGroup(ray.PlacementGroupID.from_hex(key)))
 
 
 def pool_main(options: dict[str, Any]) -> None:
