@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import ray
+from ray.exceptions import RayActorError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from atlas_dist.config import RunConfig
@@ -22,7 +23,7 @@ from atlas_dist.coordinator.ray_dispatch import CoordinatorActor, PoolRunner, cl
 from atlas_dist.coordinator.ray_probe import look_around
 from atlas_dist.coordinator.service import Snapshot
 from atlas_dist.core.plan import Plan
-from atlas_dist.errors import Paused
+from atlas_dist.errors import Paused, TrainingError
 
 LOOK_EVERY_S = 0.25
 GO_HOME_S = 30.0
@@ -37,7 +38,7 @@ def drive(config: RunConfig, plan: Plan, spec: Mapping[str, Any], watch: Watch) 
     Raises:
         ConfigError: the cluster cannot be reached or can never hold the workers; the run exists with other settings.
         Paused: somebody asked it to stop.
-        TrainingError, StoreError, FencedError: as the coordinator ended.
+        TrainingError, StoreError, FencedError: as the coordinator ended; TrainingError also when its process was killed.
     """
     with cluster(config.cluster, config.train.workers):
         _hear_signals()  # after Ray has set its own
@@ -51,6 +52,11 @@ def drive(config: RunConfig, plan: Plan, spec: Mapping[str, Any], watch: Watch) 
             last = _follow(actor, runner, watch)
         except KeyboardInterrupt:
             last = _stop(actor, runner, watch)
+        except RayActorError as error:
+            raise TrainingError(
+                f"The coordinator of run {config.run} died: {str(error).splitlines()[0]}",
+                fix="Nothing recorded is lost: the same command goes on from there.",
+            ) from error
         thread.join(GO_HOME_S)
     if last.error is not None:
         raise last.error
