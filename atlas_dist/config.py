@@ -239,6 +239,9 @@ class ClusterConfig(_Frozen):
     """CPU cores that Ray sets aside for a worker."""
     gpus_per_worker: float = Field(default=0.0, ge=0)
     """GPUs that Ray sets aside for a worker; 0 = it computes on CPUs."""
+    pools: int = Field(default=1, ge=1)
+    """Gangs of `train.workers` each. Jobs that do not wait for each other (other orders and seeds, evaluations, transfers) run in
+    as many of them at the same time."""
     dashboard: bool = False
     """Start Ray's dashboard with a local Ray."""
     grows: bool = False

@@ -10,7 +10,7 @@ import signal
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import ray
@@ -19,7 +19,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from atlas_dist.config import RunConfig
 from atlas_dist.coordinator.preflight import LOCAL
-from atlas_dist.coordinator.ray_dispatch import CoordinatorActor, PoolRunner, cluster
+from atlas_dist.coordinator.ray_dispatch import CoordinatorActor, PoolRunner, cluster, pool_names
 from atlas_dist.coordinator.ray_probe import look_around
 from atlas_dist.coordinator.service import Snapshot
 from atlas_dist.core.plan import Plan
@@ -40,24 +40,27 @@ def drive(config: RunConfig, plan: Plan, spec: Mapping[str, Any], watch: Watch) 
         Paused: somebody asked it to stop.
         TrainingError, StoreError, FencedError: as the coordinator ended; TrainingError also when its process was killed.
     """
-    with cluster(config.cluster, config.train.workers):
+    with cluster(config.cluster, config.train.workers * config.cluster.pools):
         _hear_signals()  # after Ray has set its own
         if config.cluster.address != LOCAL:
             look_around(config)
         actor = CoordinatorActor.options(**_beside_driver(config.run)).remote(config, plan, spec)  # type: ignore[attr-defined]
-        runner = PoolRunner(config, actor)
-        thread = threading.Thread(target=runner.run, name="pool", daemon=True)
-        thread.start()
+        runners = [PoolRunner(config, actor, pool) for pool in pool_names(config)]
+        threads = [threading.Thread(target=runner.run, name=runner.pool, daemon=True) for runner in runners]
+        for thread in threads:
+            thread.start()
         try:
-            last = _follow(actor, runner, watch)
+            last = _follow(actor, runners, watch)
         except KeyboardInterrupt:
-            last = _stop(actor, runner, watch)
+            last = _stop(actor, runners, watch)
         except RayActorError as error:
             raise TrainingError(
                 f"The coordinator of run {config.run} died: {str(error).splitlines()[0]}",
                 fix="Nothing recorded is lost: the same command goes on from there.",
             ) from error
-        thread.join(GO_HOME_S)
+        until = time.monotonic() + GO_HOME_S
+        for thread in threads:
+            thread.join(max(0.0, until - time.monotonic()))
     if last.error is not None:
         raise last.error
     if last.status is None or not last.status.done:
@@ -85,7 +88,7 @@ def _hear_signals() -> None:
         signal.signal(signal.SIGTERM, stop)
 
 
-def _follow(actor: Any, runner: PoolRunner, watch: Watch) -> Snapshot:
+def _follow(actor: Any, runners: Sequence[PoolRunner], watch: Watch) -> Snapshot:
     """Look until the coordinator has ended, or the pool can't go on."""
     seen = 0
     while True:
@@ -94,12 +97,13 @@ def _follow(actor: Any, runner: PoolRunner, watch: Watch) -> Snapshot:
         watch(snapshot)
         if snapshot.over:
             return snapshot
-        if runner.error is not None:
+        broken = next((runner.error for runner in runners if runner.error is not None), None)
+        if broken is not None:
             ray.get(actor.stop.remote())
-            raise runner.error
+            raise broken
         time.sleep(LOOK_EVERY_S)
 
 
-def _stop(actor: Any, runner: PoolRunner, watch: Watch) -> Snapshot:
+def _stop(actor: Any, runners: Sequence[PoolRunner], watch: Watch) -> Snapshot:
     ray.get(actor.stop.remote())
-    return _follow(actor, runner, watch)
+    return _follow(actor, runners, watch)

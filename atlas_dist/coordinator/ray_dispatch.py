@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from tempfile import mkdtemp
@@ -21,7 +21,12 @@ import ray
 from ray.train import FailureConfig, ScalingConfig
 from ray.train import RunConfig as RayRunConfig
 from ray.train.torch import TorchConfig, TorchTrainer
-from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
+from ray.util.placement_group import (
+    PlacementGroup,
+    get_current_placement_group,
+    placement_group_table,
+    remove_placement_group,
+)
 
 from atlas_dist.config import ClusterConfig, Isolation, RunConfig
 from atlas_dist.coordinator.dispatch import Progress
@@ -34,7 +39,6 @@ from atlas_dist.core.plan import Plan
 from atlas_dist.core.types import Failure
 from atlas_dist.errors import AtlasError, ConfigError, TrainingError
 
-POOL = "main"
 LEASE_WAIT_S = 2.0
 FIT_TRIES = 5
 """Times a pool's trainer is started again after its controller died; restarts of workers alone are Ray Train's and not
@@ -105,14 +109,16 @@ class CoordinatorActor:
 
     def __init__(self, config: RunConfig, plan: Plan, spec: Mapping[str, Any]) -> None:
         self.metrics = RunMetrics(config.run)
-        self.desk = PoolDispatcher({POOL: config.train.workers})
+        self.desk = PoolDispatcher(dict.fromkeys(pool_names(config), config.train.workers))
+        self.rooms: dict[str, str] = {}
         self.service = RunService(config, plan, spec, self.desk)
         self.thread = threading.Thread(target=self.service.run, name="coordinator", daemon=True)
         self.thread.start()
 
-    def lease(self, group: str) -> Lease:
-        """A job for this group of workers; waits a little for one."""
-        return self.desk.lease(POOL, group, LEASE_WAIT_S)
+    def lease(self, pool: str, group: str, room: str) -> Lease:
+        """A job for this group of workers, which live in the placement group `room`; waits a little for one."""
+        self.rooms[pool] = room
+        return self.desk.lease(pool, group, LEASE_WAIT_S)
 
     def progress(self, event: Progress) -> bool:
         """Note progress; True asks the workers to save and stop."""
@@ -129,9 +135,11 @@ class CoordinatorActor:
         self.metrics.failed(failure.kind.value)
         self.desk.failed(attempt, failure)
 
-    def pool_gone(self, reason: str) -> None:
-        """The pool's trainer ended."""
-        self.desk.gone(POOL, reason)
+    def pool_gone(self, pool: str, reason: str) -> list[str]:
+        """The pool's trainer ended. Returns the rooms of the others."""
+        self.desk.gone(pool, reason)
+        self.rooms.pop(pool, None)
+        return list(self.rooms.values())
 
     def stop(self) -> None:
         """Checkpoint, send the workers home, stop deciding."""
@@ -145,12 +153,18 @@ class CoordinatorActor:
         return snapshot
 
 
+def pool_names(config: RunConfig) -> list[str]:
+    """The pools of a run. The first has had its name in every ledger so far."""
+    return ["main", *(f"pool-{i}" for i in range(2, config.cluster.pools + 1))]
+
+
 @dataclass
 class PoolRunner:
     """Keeps a pool of workers alive until the coordinator sends it home; runs in a thread of the driver."""
 
     config: RunConfig
     actor: Any
+    pool: str
     error: BaseException | None = None
 
     def run(self) -> None:
@@ -177,10 +191,10 @@ class PoolRunner:
         except AtlasError:
             raise
         except Exception as error:  # Ray's own errors have no common base worth naming
-            ray.get(self.actor.pool_gone.remote(f"the trainer ended: {type(error).__name__}"))
+            taken = ray.get(self.actor.pool_gone.remote(self.pool, f"the trainer ended: {type(error).__name__}"))
             if os.environ.get("ATLAS_DEBUG"):
                 print(error, file=sys.stderr)
-            _give_back_rooms()
+            _give_back_rooms(taken)
             return False
 
     def _trainer(self, attempt: int) -> TorchTrainer:
@@ -191,19 +205,19 @@ class PoolRunner:
             resources["GPU"] = gpus
         return TorchTrainer(
             pool_main,
-            train_loop_config={"config": config, "actor": self.actor},
+            train_loop_config={"config": config, "actor": self.actor, "pool": self.pool},
             scaling_config=ScalingConfig(num_workers=config.train.workers, use_gpu=bool(gpus), resources_per_worker=resources),
             torch_config=TorchConfig(backend="nccl" if gpus else "gloo", timeout_s=1800),
             run_config=RayRunConfig(
-                name=f"{config.run}-{attempt}-{uuid.uuid4().hex[:8]}",
+                name=f"{config.run}-{self.pool}-{attempt}-{uuid.uuid4().hex[:8]}",
                 storage_path=mkdtemp(prefix="atlas-ray-"),
                 failure_config=FailureConfig(max_failures=-1),
             ),
         )
 
 
-def _give_back_rooms() -> None:
-    """Remove the placement groups of this driver's job.
+def _give_back_rooms(taken: Collection[str]) -> None:
+    """Remove the placement groups of this driver's job that no other pool lives in.
 
     A trainer's controller that is killed leaves its gang's room taken, and nobody could ever start again. Ray Train has an actor
     that should see to it, but that one can't tell which cluster it is in where a host runs several. The last four bytes of a
@@ -211,7 +225,7 @@ def _give_back_rooms() -> None:
     """
     job = ray.get_runtime_context().get_job_id()
     for key, group in placement_group_table().items():
-        if key.endswith(job) and group["state"] != "REMOVED":
+        if key.endswith(job) and key not in taken and group["state"] != "REMOVED":
             remove_placement_group(PlacementGroup(ray.PlacementGroupID.from_hex(key)))
 
 
@@ -223,15 +237,16 @@ def pool_main(options: dict[str, Any]) -> None:
     from atlas_dist.train.engine import prepare_process
     from atlas_dist.train.worker import GroupBroken, StageWorker
 
-    config, actor = options["config"], options["actor"]
+    config, actor, pool = options["config"], options["actor"], options["pool"]
     prepare_process()
+    room = get_current_placement_group()
     rank, world = dist.get_rank(), dist.get_world_size()
     context = RankContext(config, rank, world, control=dist.new_group(backend="gloo"))
     context.trunk()
     worker = StageWorker(context)
     group = uuid.uuid4().hex
     while True:
-        lease = _together(lambda: ray.get(actor.lease.remote(group)), context)
+        lease = _together(lambda: ray.get(actor.lease.remote(pool, group, room.id.hex() if room else "")), context)
         if lease.go_home:
             return
         if lease.assignment is None:

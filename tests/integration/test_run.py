@@ -107,6 +107,21 @@ def test_ctrl_c_and_kill_9_of_a_worker_leave_the_same_bank(folder: Path, undistu
     assert sorted(commits) == sorted(left.plan.jobs), "at most one commit a job, and all of them"
 
 
+def test_two_pools_work_at_the_same_time_and_learn_the_same(folder: Path, undisturbed: Left) -> None:
+    mine = words(folder, "two-pools", "cluster.pools=2")
+    Running(mine, folder / "two-pools.txt").ends_with(0)
+    left = left_by(mine)
+    assert left.hashes() == undisturbed.hashes()
+    running, most = set[str](), 0
+    for entry in left.entries:
+        if isinstance(entry.record, Dispatch):
+            running.add(entry.record.job)
+        elif isinstance(entry.record, Commit):
+            running.discard(entry.record.job)
+        most = max(most, len(running))
+    assert most == 2, "an evaluation or transfer runs beside the chain"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("part", list(Part))
 def test_kill_9_of_any_part_leaves_the_same_bank(folder: Path, undisturbed: Left, part: Part) -> None:
