@@ -21,7 +21,7 @@ from atlas_dist.data import tarwalk
 from atlas_dist.data.crc import crc32c
 from atlas_dist.data.fetch import PartFetcher
 from atlas_dist.data.images import open_rgb
-from atlas_dist.data.manifest import MANIFEST, read_manifest, split_prefix, write_manifest
+from atlas_dist.data.manifest import read_manifest, split_prefix, write_manifest
 from atlas_dist.data.sample import EXTENSIONS, Sample, index_label, parse_sample
 from atlas_dist.errors import AtlasError, DataError, StoreError
 from atlas_dist.store.objects import ObjectInfo, ObjectStore
@@ -40,20 +40,6 @@ class Damage:
     shard: str
     where: str
     reason: str
-
-
-@dataclass(frozen=True)
-class SplitListing:
-    """One line of `shards ls`. `error` says why a manifest cannot be read; the counts are 0 then."""
-
-    dataset: str
-    split: str
-    kind: str = ""
-    samples: int = 0
-    shards: int = 0
-    size: int = 0
-    digest: str = ""
-    error: str = ""
 
 
 def run_index(
@@ -132,20 +118,6 @@ def run_verify(
     finally:
         stop.set()
     return tuple(damages)
-
-
-def list_splits(store: ObjectStore, dataset: str = "") -> Iterator[SplitListing]:
-    """Every packed split of a store (or of one data set), by name."""
-    for found in store.list(f"{dataset}/" if dataset else ""):
-        parts = found.key.split("/")
-        if len(parts) != 3 or parts[2] != MANIFEST:
-            continue
-        try:
-            m = read_manifest(store, parts[0], parts[1])
-        except DataError as error:
-            yield SplitListing(parts[0], parts[1], error=str(error))
-            continue
-        yield SplitListing(m.dataset, m.split, m.kind.value, m.samples, len(m.shards), m.size, m.digest)
 
 
 def _parallel(work: Callable[[Job], Result], jobs: list[Job], workers: int) -> Iterator[Result]:

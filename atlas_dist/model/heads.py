@@ -112,14 +112,5 @@ OBJECTIVES: dict[TaskKind, Objective] = {
 """Targets: class indices [B] (int64) for `single`, `choice`, `pair`; soft scores [B, C] for `answers`."""
 
 
-def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Mean of `values` [B] where `mask` [B] is true; 0 (with zero gradients) when nothing is.
-
-    Values of masked slots are never read, so that a NaN there does no harm.
-    """
-    kept = torch.where(mask.bool(), values, torch.zeros_like(values))
-    return kept.sum() / mask.sum().clamp(min=1)
-
-
 def _at_least_float32(logits: Tensor) -> Tensor:
     return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits

@@ -6,13 +6,11 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import Tensor
 
 from atlas_dist.core.types import TaskKind
 from atlas_dist.errors import ConfigError
-from atlas_dist.model.heads import OBJECTIVES, Head, HeadSpec, masked_mean
+from atlas_dist.model.heads import OBJECTIVES, Head, HeadSpec
 
 EXACT = {"rtol": 0.0, "atol": 1e-12}
 
@@ -94,25 +92,3 @@ def test_half_precision_logits_are_judged_in_float32(kind: TaskKind) -> None:
     objective = OBJECTIVES[kind]
     assert objective.loss(logits, target).dtype is torch.float32
     assert objective.loss(logits, target).shape == objective.score(logits, target).shape == (4,)
-
-
-@given(st.lists(st.tuples(st.floats(-5, 5), st.booleans()), min_size=1, max_size=8))
-def test_masked_mean(pairs: list[tuple[float, bool]]) -> None:
-    values, mask = (torch.tensor(column) for column in zip(*pairs, strict=True))
-    kept = [value for value, keep in pairs if keep]
-    assert masked_mean(values, mask).item() == pytest.approx(sum(kept) / max(1, len(kept)), abs=1e-6)
-
-
-def test_masked_slots_are_never_read() -> None:
-    values = torch.tensor([1.0, float("nan"), 3.0], requires_grad=True)
-    mean = masked_mean(values, torch.tensor([1, 0, 1]))
-    mean.backward()
-    assert mean.item() == 2.0
-    assert values.grad.tolist() == [0.5, 0.0, 0.5]
-
-
-def test_uneven_batches_average_over_samples() -> None:
-    """Two micro-batches summed over the kept samples equal one batch: nothing weighs more for being last."""
-    values, mask = rand(5), torch.tensor([1, 1, 1, 1, 0])
-    halves = [masked_mean(v, m) * m.sum() for v, m in ((values[:3], mask[:3]), (values[3:], mask[3:]))]
-    torch.testing.assert_close(sum(halves) / mask.sum(), masked_mean(values, mask), **EXACT)
