@@ -1,4 +1,4 @@
-"""The last stage of a stream: compressed samples of a step to one RankBatch, decoded and tokenised."""
+"""The last stage of a stream: the stored members of a step's samples to one RankBatch, decoded and tokenised."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from atlas_dist.core.sampling import Ordinals
 from atlas_dist.core.types import TaskKind, TaskSpec
 from atlas_dist.data.batch import BadSample, RankBatch, StreamLimits
 from atlas_dist.data.decode import MEAN_COLOUR, Pixels, TextEncoder, decode_into
-from atlas_dist.data.sample import Sample
+from atlas_dist.data.sample import Sample, parse_sample
 from atlas_dist.errors import DataError
 
 _EMPTY = Sample((("",),), (), 0, {})
@@ -33,10 +33,10 @@ class StepPlan:
 
 @dataclass(frozen=True)
 class Located:
-    """A step's compressed samples, by slot; None where masked or unreadable."""
+    """The members of a step's samples by extension, as stored, by slot; None where masked."""
 
     plan: StepPlan
-    samples: list[Sample | None]
+    files: list[dict[str, memoryview] | None]
     names: list[tuple[str, str]]
     """(shard, key) by slot, for reports."""
 
@@ -82,7 +82,7 @@ class Collator:
 
     def _batch(self, located: Located) -> RankBatch:
         plan = located.plan
-        samples = [self._fitting(sample, name) for sample, name in zip(located.samples, located.names, strict=True)]
+        samples = [self._parsed(files, name) for files, name in zip(located.files, located.names, strict=True)]
         pixels = self._decode(samples, located.names)
         good = np.array([sample is not None for sample in samples])
         self.delivered += int(good.sum())
@@ -103,10 +103,19 @@ class Collator:
             epoch=plan.epoch,
         )
 
-    def _fitting(self, sample: Sample | None, name: tuple[str, str]) -> Sample | None:
-        """The sample when it has what the task needs; otherwise None, and a report."""
-        if sample is None:
+    def _parsed(self, files: dict[str, memoryview] | None, name: tuple[str, str]) -> Sample | None:
+        """The sample when it can be read and has what the task needs; otherwise None, and a report."""
+        if files is None:
             return None
+        try:
+            sample = parse_sample(files)
+            self._check_fit(sample)
+        except DataError as error:
+            self.report(BadSample(*name, str(error)))
+            return None
+        return sample
+
+    def _check_fit(self, sample: Sample) -> None:
         classes = self._task.classes
         reason = ""
         if len(sample.texts) != self._choices:
@@ -119,9 +128,7 @@ class Collator:
         elif not 0 <= sample.label < classes:
             reason = f"its label {sample.label} is outside 0 … {classes - 1}"
         if reason:
-            self.report(BadSample(*name, reason))
-            return None
-        return sample
+            raise DataError(reason)
 
     def _targets(self, samples: list[Sample | None]) -> torch.Tensor:
         targets = np.zeros((len(samples), self._task.classes), np.float32)

@@ -158,7 +158,7 @@ class PartFetcher:
 
 @dataclass(eq=False)
 class Shard:
-    """A shard in memory. `data` and `spans` may be used until the pool's `advance` passes its last block."""
+    """A shard in memory. `data` and `samples` may be used until the pool's `advance` passes its last block."""
 
     number: int
     data: memoryview
@@ -167,7 +167,7 @@ class Shard:
     """Parts that have not arrived."""
     unassigned: deque[int]
     last_block: int
-    spans: list[tarwalk.Span] = field(default_factory=list)
+    samples: tarwalk.SampleIndex = field(default_factory=tarwalk.SampleIndex)
     ready: bool = False
 
 
@@ -276,7 +276,7 @@ class ShardPool:
                     shard.missing -= 1
                     complete = shard.missing == 0
                 if complete:
-                    shard.spans = self._index(shard)
+                    shard.samples = self._index(shard)
             except BaseException as error:
                 self._fail(shard, error)
                 continue
@@ -285,17 +285,17 @@ class ShardPool:
                     shard.ready = True
                     self._changed.notify_all()
 
-    def _index(self, shard: Shard) -> list[tarwalk.Span]:
+    def _index(self, shard: Shard) -> tarwalk.SampleIndex:
         info = self._manifest.shards[shard.number]
         try:
-            spans = tarwalk.samples(shard.data, EXTENSIONS, trusted=True)
+            index = tarwalk.samples(shard.data, EXTENSIONS, trusted=True)
         except DataError as error:
             raise DataError(f"{info.name}: {error}", fix="Pack or index the split again.") from error
-        if len(spans) != info.samples:
+        if len(index) != info.samples:
             raise DataError(
-                f"{info.name} holds {len(spans)} samples, its manifest says {info.samples}.", fix="Index the split again."
+                f"{info.name} holds {len(index)} samples, its manifest says {info.samples}.", fix="Index the split again."
             )
-        return spans
+        return index
 
     def _fail(self, shard: Shard, error: BaseException) -> None:
         with self._changed:

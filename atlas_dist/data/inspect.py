@@ -141,15 +141,16 @@ def _index_shard(store: ObjectStore, prefix: str, part_bytes: int, tries: int, f
     labels: list[int] = []
     images: set[int] = set()
     try:
-        for span in tarwalk.samples(data, EXTENSIONS):
-            sample = _sample(data, span)
+        index = tarwalk.samples(data, EXTENSIONS)
+        for number in range(len(index)):
+            sample = _sample(data, index, number)
             labels.append(index_label(sample.label, sample.targets))
             images.add(len(sample.images))
     except DataError as error:
         raise DataError(f"{store.url}/{found.key}: {error}.", fix="Replace or remove this shard, then index again.") from error
     parts = tuple(crc32c(data[at : at + part_bytes]) for at in range(0, found.size, part_bytes))
-    index = np.array(labels, "<i4").tobytes()
-    return ShardInfo(name, found.size, len(labels), hashlib.sha256(data).hexdigest(), parts, index), images
+    by_sample = np.array(labels, "<i4").tobytes()
+    return ShardInfo(name, found.size, len(labels), hashlib.sha256(data).hexdigest(), parts, by_sample), images
 
 
 def _verify_shard(manifest: ShardManifest, fetcher: PartFetcher, decode: bool, number: int) -> list[Damage]:
@@ -168,23 +169,23 @@ def _verify_shard(manifest: ShardManifest, fetcher: PartFetcher, decode: bool, n
     if hashlib.sha256(data).hexdigest() != info.sha256:
         return [Damage(info.name, "shard", "its parts match, its SHA-256 does not: the manifest is wrong")]
     try:
-        spans = tarwalk.samples(data, EXTENSIONS)
+        index = tarwalk.samples(data, EXTENSIONS)
     except DataError as error:
         return [Damage(info.name, "shard", str(error))]
-    if len(spans) != info.samples:
-        damages.append(Damage(info.name, "shard", f"it holds {len(spans)} samples, its manifest says {info.samples}"))
-    for span in spans:
+    if len(index) != info.samples:
+        damages.append(Damage(info.name, "shard", f"it holds {len(index)} samples, its manifest says {info.samples}"))
+    for number, key in enumerate(index.keys):
         try:
-            sample = _sample(data, span)
+            sample = _sample(data, index, number)
             for image in sample.images if decode else ():
                 open_rgb(image)
         except DataError as error:
-            damages.append(Damage(info.name, span.key, str(error)))
+            damages.append(Damage(info.name, key, str(error)))
     return damages
 
 
-def _sample(data: memoryview, span: tarwalk.Span) -> Sample:
+def _sample(data: memoryview, index: tarwalk.SampleIndex, number: int) -> Sample:
     try:
-        return parse_sample(span.content(data))
+        return parse_sample(index.content(number, data))
     except DataError as error:
-        raise DataError(f"sample {span.key}: {error}") from error
+        raise DataError(f"sample {index.keys[number]}: {error}") from error

@@ -1,8 +1,8 @@
 """Shards to batches: a `webdataset.DataPipeline` of stages (plan, locate, collate), one process a rank, read ahead by one thread.
 
     plan     sampling.py: step -> ordinals of this rank's slots
-    locate   fetch.py, tarwalk.py: ordinals -> compressed samples, views into shards in memory
-    collate  collate.py, decode.py: compressed samples -> RankBatch, pixels decoded in a thread pool into a reused uint8 batch
+    locate   fetch.py, tarwalk.py: ordinals -> the members of samples, as views into shards in memory
+    collate  collate.py, decode.py: members -> RankBatch, pixels decoded in a thread pool into a reused uint8 batch
 
 What is random is decided in the first stage alone, by arithmetic; the rest does the same work in any process. So a resumed stream
 yields bitwise equal batches.
@@ -34,12 +34,11 @@ from atlas_dist.core.sampling import (
     validation_valid,
 )
 from atlas_dist.core.types import TaskSpec
-from atlas_dist.data.batch import BadSample, RankBatch, StreamLimits, StreamStats
+from atlas_dist.data.batch import RankBatch, StreamLimits, StreamStats
 from atlas_dist.data.cache import NodeCache
 from atlas_dist.data.collate import Collator, Located, StepPlan
 from atlas_dist.data.decode import TextEncoder
 from atlas_dist.data.fetch import Cancelled, PartFetcher, ShardPool, wanted_shards
-from atlas_dist.data.sample import Sample, parse_sample
 from atlas_dist.errors import ConfigError, DataError
 from atlas_dist.store.objects import ObjectStore
 
@@ -86,9 +85,9 @@ class Stream:
         return self._run(partial(self._training_plans, start_step, stop_step), wanted, block)
 
     def compressed(self, start_step: int, stop_step: int) -> Iterator[Located]:
-        """As `epochs_from`, but ends before decoding: for benchmarks, and for looking at data.
+        """As `epochs_from`, but ends at the samples' members as they are stored: for benchmarks, and for looking at data.
 
-        The samples are views of shards in memory: use each step's before drawing the next.
+        They are views of shards in memory: use each step's before drawing the next.
         """
         self._end_iteration()
         wanted, block = self._wanted(start_step, stop_step)
@@ -197,7 +196,7 @@ class Stream:
     def _locate(self, plans: Iterable[StepPlan]) -> Iterator[Located]:
         for plan in plans:
             self._pool.advance(plan.block)
-            samples: list[Sample | None] = [None] * len(plan.ordinals)
+            files: list[dict[str, memoryview] | None] = [None] * len(plan.ordinals)
             names = [("", "")] * len(plan.ordinals)
             taken = np.flatnonzero(plan.ordinals >= 0)
             numbers = self._sampler.shards_of(plan.ordinals[taken])
@@ -205,13 +204,9 @@ class Stream:
             shards = {number: self._pool.get(number) for number in dict.fromkeys(numbers.tolist())}
             for slot, number, at in zip(taken.tolist(), numbers.tolist(), inner.tolist(), strict=True):
                 shard = shards[number]
-                span = shard.spans[at]
-                names[slot] = (self._manifest.shards[number].name, span.key)
-                try:
-                    samples[slot] = parse_sample(span.content(shard.data))
-                except DataError as error:
-                    self._collator.report(BadSample(*names[slot], str(error)))
-            yield Located(plan, samples, names)
+                files[slot] = shard.samples.content(at, shard.data)
+                names[slot] = (self._manifest.shards[number].name, shard.samples.keys[at])
+            yield Located(plan, files, names)
 
 
 class _Ahead:

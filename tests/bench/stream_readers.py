@@ -51,11 +51,11 @@ def atlas(mode: str, folder: Path, endpoint: str, threads: int = 8) -> Result:
                 samples += int(batch.mask.sum())
         else:
             for located in s.compressed(0, s.steps_per_epoch):
-                for sample in located.samples:
-                    if sample is not None:
+                for files in located.files:
+                    if files is not None:
                         samples += 1
-                        size += len(sample.images[0])
-    return manifest.size, samples
+                        size += len(files["jpg"])
+    return size, samples
 
 
 def atlas16(mode: str, folder: Path, endpoint: str) -> Result:
@@ -206,8 +206,9 @@ def local_samples(folder: Path) -> Iterator[dict[str, bytes]]:
 
     for name in shard_names(folder):
         data = memoryview((folder / "wds/train" / name).read_bytes())
-        for span in tarwalk.samples(data, EXTENSIONS):
-            yield {ext: bytes(content) for ext, content in span.content(data).items()}
+        index = tarwalk.samples(data, EXTENSIONS)
+        for number in range(len(index)):
+            yield {ext: bytes(content) for ext, content in index.content(number, data).items()}
 
 
 def shard_names(folder: Path) -> list[str]:

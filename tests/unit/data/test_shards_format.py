@@ -49,11 +49,35 @@ class TestTarWalk:
 
     def test_groups_by_key_and_passes_over_what_is_not_allowed(self):
         data = memoryview(tar_of({"1.jpg": b"a", "1.json": b"b", "1.exe": b"c", "2.0.JPG": b"d", "2.1.jpg": b"e", "noext": b"f"}))
-        spans = tarwalk.samples(data, EXTENSIONS)
-        assert [(s.key, {k: bytes(v) for k, v in s.content(data).items()}) for s in spans] == [
+        assert grouped(data) == [
             ("1", {"jpg": b"a", "json": b"b"}),
             ("2", {"0.jpg": b"d", "1.jpg": b"e"}),
         ]
+
+    @settings(max_examples=80, deadline=None)
+    @given(st.data(), st.sampled_from([tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]))
+    def test_the_sweep_sees_what_the_walk_sees(self, draw, format):
+        """Also where a file's content holds a header of its own, at the place of a header, and where names or the end are odd."""
+        spoof = tar_of({"inner.json": b"i" * 40})
+        content = st.sampled_from([b"", b"x", b"y" * 512, b"z" * 513, spoof, spoof[:512], bytes(1024)])
+        name = st.sampled_from(["1.jpg", "1.json", "2.json", "a/3.png", "long/" * 30 + "4.json", "ümlaut.txt", "no", ".jpg"])
+        files = draw.draw(st.dictionaries(name, content, max_size=6))
+        tail = draw.draw(st.sampled_from([b"", spoof, b"odd"]))
+        data = memoryview(tar_of(files, format) + tail)
+        assert grouped(data, trusted=True) == grouped(data)
+
+    @settings(max_examples=60, deadline=None)
+    @given(st.integers(0, 6 * 512), st.integers(1, 255))
+    def test_a_damaged_tar_never_gives_the_sweep_other_samples_than_the_walk(self, at, flip):
+        data = bytearray(tar_of({"1.json": b"a" * 600, "1.jpg": b"b" * 30, "2.json": b""}))
+        data[min(at, len(data) - 1)] ^= flip
+        try:
+            walked = grouped_by_walk(memoryview(data))
+        except DataError:
+            with pytest.raises(DataError):
+                grouped(memoryview(data), trusted=True)
+        else:
+            assert grouped(memoryview(data), trusted=True) == walked
 
     @settings(max_examples=60, deadline=None)
     @given(st.integers(0, 5 * 512 + 900))
@@ -73,6 +97,19 @@ class TestTarWalk:
         data[3] ^= 1
         with pytest.raises(DataError, match="checksum"):
             list(tarwalk.members(memoryview(data)))
+
+
+def grouped(data: memoryview, *, trusted: bool = False) -> list[tuple[str, dict[str, bytes]]]:
+    """(key, content by extension) of every sample."""
+    index = tarwalk.samples(data, EXTENSIONS, trusted=trusted)
+    return [(key, {k: bytes(v) for k, v in index.content(i, data).items()}) for i, key in enumerate(index.keys)]
+
+
+def grouped_by_walk(data: memoryview) -> list[tuple[str, dict[str, bytes]]]:
+    """The same without sums of headers and without the sweep."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tarwalk, "_sweep", lambda _: None)
+        return grouped(data, trusted=True)
 
 
 def _fails(data: bytes) -> bool:
@@ -175,7 +212,7 @@ class TestInspect:
         store = memory_store()
         pack_toy(store, "shape", 6)
         picture = store.get("toy_shape/train/000000.tar")
-        image = next(iter(tarwalk.samples(memoryview(picture), EXTENSIONS))).content(memoryview(picture))["png"]
+        image = tarwalk.samples(memoryview(picture), EXTENSIONS).content(0, memoryview(picture))["png"]
         for number in range(2):
             with webdataset.TarWriter(str(tmp_path / "x.tar")) as tar:
                 for i in range(3 + number):
