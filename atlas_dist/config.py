@@ -62,6 +62,16 @@ class ShardsConfig(_Frozen):
     """Megabytes of shards one worker may hold in memory."""
     max_bad_samples: int = Field(default=16, ge=0)
     """Unreadable samples a worker masks and reports before it gives up."""
+    fetch_threads: int = Field(default=8, ge=1, le=256)
+    """Ranged reads that one worker has under way; a distant or slow bucket wants more (16 to 32)."""
+    decode_threads: int = Field(default=0, ge=0, le=256)
+    """Threads that decode a worker's pictures; 0 = as many as `cluster.cpus_per_worker`."""
+    tries: int = Field(default=8, ge=1)
+    """Attempts a part of a shard without progress before the stage fails; the waits between them double from 0.05 s to 5 s."""
+    cache_dir: str = ""
+    """Folder on the node's own disk that keeps fetched parts for its ranks and for the next epoch; "" = none."""
+    cache_mb: int = Field(default=20_480, ge=1)
+    """Most megabytes of `cache_dir`; what was used longest ago goes first."""
 
 
 class BackboneConfig(_Frozen):

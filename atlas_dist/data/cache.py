@@ -38,11 +38,16 @@ class NodeCache:
 
     def __init__(self, folder: Path, limit: int) -> None:
         if limit <= 0:
-            raise ConfigError(f"The node cache is limited to {limit} bytes.", fix="Set cache_bytes, or leave cache_dir empty.")
+            raise ConfigError(
+                f"The node cache is limited to {limit} bytes.", fix="Set shards.cache_mb, or leave shards.cache_dir empty."
+            )
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise ConfigError(f"The node cache {folder} cannot be made: {error.strerror}.", fix="Set cache_dir.") from error
+            raise ConfigError(
+                f"The node cache {folder} cannot be made: {error.strerror}.",
+                fix="Set shards.cache_dir to a folder on the node's own disk.",
+            ) from error
         self._folder = folder
         self._limit = limit
 

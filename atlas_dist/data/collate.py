@@ -73,7 +73,7 @@ class Collator:
             shown = "; ".join(f"{b.shard} {b.key}: {b.reason}" for b in list(self.bad.values())[-3:])
             raise DataError(
                 f"More than {self._limits.bad_samples} samples are bad; the last: {shown}.",
-                fix="Run `atlas-dist shards verify`, or raise the stream's `bad_samples`.",
+                fix="Run `atlas-dist shards verify`, or raise shards.max_bad_samples.",
             )
 
     def close(self) -> None:

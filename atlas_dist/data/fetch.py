@@ -127,7 +127,7 @@ class PartFetcher:
             if failures >= self._tries:
                 raise StoreError(
                     f"{self._where(shard, start, len(out))} could not be read in {self._tries} tries: {cause}.",
-                    fix="Check the store and the network, or raise the stream's `tries`.",
+                    fix="Check the store and the network, or raise shards.tries.",
                 )
             self._stop.wait(min(LONGEST_WAIT, FIRST_WAIT * 2 ** (failures - 1)))
 

@@ -133,9 +133,6 @@ class RankContext:
         self, task: TaskSpec, split: str, digest: str, job: StageJob, global_batch: int, start_step: int, **options: Any
     ) -> Stream:
         trunk = self.trunk()
-        limits = StreamLimits(
-            memory_bytes=self.config.shards.buffer_mb << 20, bad_samples=self.config.shards.max_bad_samples, decode_threads=1
-        )
         return open_stream(
             self.shards,
             self._manifest(task.dataset, split, digest),
@@ -147,7 +144,7 @@ class RankContext:
             world=self.world,
             global_batch=global_batch,
             start_step=start_step,
-            limits=limits,
+            limits=stream_limits(self.config),
             **options,
         )
 
@@ -198,6 +195,20 @@ def seed_from(*parts: object) -> int:
     """A seed of 63 bits from what it shall depend on."""
     text = "/".join(str(part) for part in parts)
     return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
+
+
+def stream_limits(config: RunConfig) -> StreamLimits:
+    """What `shards.*` allows a stream."""
+    shards = config.shards
+    return StreamLimits(
+        memory_bytes=shards.buffer_mb << 20,
+        fetch_threads=shards.fetch_threads,
+        decode_threads=shards.decode_threads or max(1, int(config.cluster.cpus_per_worker)),
+        bad_samples=shards.max_bad_samples,
+        tries=shards.tries,
+        cache_dir=shards.cache_dir,
+        cache_bytes=shards.cache_mb << 20,
+    )
 
 
 def configured_backbone(config: RunConfig) -> Backbone:

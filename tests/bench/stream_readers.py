@@ -159,7 +159,9 @@ def mosaicml(mode: str, folder: Path, endpoint: str) -> Result:
 def litdata(mode: str, folder: Path, endpoint: str) -> Result:
     """litdata over S3, the same samples as its chunks."""
     import litdata as ld
+    from litdata.streaming import downloader
 
+    downloader._OBSTORE_CLIENT_OPTIONS["allow_http"] = True  # the bench's server is plain, which its client refuses otherwise
     options = {"endpoint_url": endpoint, "region_name": "us-east-1"}
     with tempfile.TemporaryDirectory() as cache:
         where = {"input_dir": "s3://bucket/lit", "cache_dir": cache, "storage_options": options, "max_pre_download": 8}

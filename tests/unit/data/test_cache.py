@@ -77,7 +77,7 @@ def test_a_second_stream_fetches_nothing_and_rot_is_fetched_again(tmp_path):
 
 
 def test_a_cache_without_a_bound_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match="cache_bytes"):
+    with pytest.raises(ConfigError, match="cache_mb"):
         NodeCache(tmp_path, 0)
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match="cannot be made"):
