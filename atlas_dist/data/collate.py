@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,6 +41,19 @@ class Located:
     """(shard, key) by slot, for reports."""
 
 
+@dataclass(frozen=True)
+class _Begun:
+    """A step whose pictures are being decoded into `pixels`."""
+
+    located: Located
+    samples: list[Sample | None]
+    pixels: torch.Tensor
+    decoding: list[Future[list[tuple[int, str]]]]
+    ids: torch.Tensor
+    attention: torch.Tensor
+    types: torch.Tensor
+
+
 class Collator:
     """The last stage: decodes and tokenises. Keeps the reused pixel buffers, the decode threads and the list of bad samples."""
 
@@ -56,15 +69,30 @@ class Collator:
         self.delivered = 0
         mean = torch.tensor(MEAN_COLOUR, dtype=torch.uint8).expand(1, 1, size, size, 3).contiguous()
         self._mean = mean.expand(slots, task.images, size, size, 3)
-        # One being filled, those ahead, and the two that the consumer may look at (see RankBatch).
-        count = limits.batches_ahead + 3 if images else 0
-        pin = torch.cuda.is_available()
-        self._buffers = [torch.zeros((slots, images, size, size, 3), dtype=torch.uint8, pin_memory=pin) for _ in range(count)]
+        self._shape = (slots, images, size, size, 3)
+        # One being filled, one to be handed out, those ahead, and the two that the consumer may look at (see RankBatch). They
+        # are made when first needed: fresh pages are dear, and a stream opened to look at its order decodes nothing.
+        self._most_buffers = limits.batches_ahead + 4
+        self._buffers: list[torch.Tensor] = []
         self._turn = 0
 
     def __call__(self, located: Iterable[Located]) -> Iterator[RankBatch]:
-        for step in located:
-            yield self._batch(step)
+        """A batch a step. The next step's pictures are already being decoded when a batch is handed out, so that the threads
+        never wait for what is done in one (parsing, tokenising)."""
+        pending: _Begun | None = None
+        try:
+            for step in located:
+                begun = self._begin(step)
+                ready, pending = pending, begun
+                if ready is not None:
+                    yield self._finish(ready)
+        except Exception:
+            # What came before the step that failed is good.
+            if pending is not None:
+                yield self._finish(pending)
+            raise
+        if pending is not None:
+            yield self._finish(pending)
 
     def report(self, bad: BadSample) -> None:
         """Remember a bad sample; one that comes again in a later epoch counts once. Raises DataError past the limit."""
@@ -80,20 +108,32 @@ class Collator:
         """End the decode threads."""
         self._threads.shutdown(cancel_futures=True)
 
-    def _batch(self, located: Located) -> RankBatch:
-        plan = located.plan
+    def _begin(self, located: Located) -> _Begun:
+        """Parse a step, set the threads to its pictures, tokenise its texts."""
         samples = [self._parsed(files, name) for files, name in zip(located.files, located.names, strict=True)]
-        pixels = self._decode(samples, located.names)
-        good = np.array([sample is not None for sample in samples])
-        self.delivered += int(good.sum())
+        pixels, decoding = self._mean, []
+        if self._images:
+            pixels = self._next_buffer()
+            lanes = [range(lane, len(samples), self._lanes) for lane in range(self._lanes)]
+            decoding = [self._threads.submit(_decode_slots, lane, samples, pixels.numpy()) for lane in lanes]
         texts = [text for sample in samples for text in (sample or _EMPTY).texts * (1 if sample else self._choices)]
         ids, attention, types = (torch.from_numpy(a).view(len(samples), self._choices, -1) for a in self._encode(texts))
+        return _Begun(located, samples, pixels, decoding, ids, attention, types)
+
+    def _finish(self, begun: _Begun) -> RankBatch:
+        """Wait for the pictures; those that are damaged mask their slots."""
+        plan, samples = begun.located.plan, list(begun.samples)
+        for slot, reason in [failed for lane in begun.decoding for failed in lane.result()]:
+            samples[slot] = None
+            self.report(BadSample(*begun.located.names[slot], reason))
+        good = np.array([sample is not None for sample in samples])
+        self.delivered += int(good.sum())
         soft = self._task.kind is TaskKind.ANSWERS
         return RankBatch(
-            input_ids=ids,
-            attention_mask=attention,
-            token_type_ids=types,
-            pixels=pixels,
+            input_ids=begun.ids,
+            attention_mask=begun.attention,
+            token_type_ids=begun.types,
+            pixels=begun.pixels,
             labels=None if soft else torch.tensor([(sample or _EMPTY).label for sample in samples], dtype=torch.int64),
             targets=self._targets(samples) if soft else None,
             mask=torch.from_numpy(good),
@@ -137,20 +177,13 @@ class Collator:
                 targets[slot, answer] = score
         return torch.from_numpy(targets)
 
-    def _decode(self, samples: list[Sample | None], names: list[tuple[str, str]]) -> torch.Tensor:
-        """uint8 [b, I, H, W, 3]; damaged images turn their slot of `samples` to None."""
-        if not self._images:
-            return self._mean
-        buffer = self._buffers[self._turn]
-        self._turn = (self._turn + 1) % len(self._buffers)
-        out: Pixels = buffer.numpy()
-        lanes = [range(lane, len(samples), self._lanes) for lane in range(self._lanes)]
-        for slot, reason in [
-            failed for lane in self._threads.map(lambda s: _decode_slots(s, samples, out), lanes) for failed in lane
-        ]:
-            samples[slot] = None
-            self.report(BadSample(*names[slot], reason))
-        return buffer
+    def _next_buffer(self) -> torch.Tensor:
+        """The pixel buffer whose turn it is, with whatever it held last."""
+        if len(self._buffers) < self._most_buffers:
+            self._buffers.append(torch.empty(self._shape, dtype=torch.uint8, pin_memory=torch.cuda.is_available()))
+            return self._buffers[-1]
+        self._turn = (self._turn + 1) % self._most_buffers
+        return self._buffers[self._turn - 1]
 
 
 def _decode_slots(slots_of_thread: Iterable[int], samples: list[Sample | None], out: Pixels) -> list[tuple[int, str]]:

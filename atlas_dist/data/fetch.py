@@ -196,7 +196,9 @@ class ShardPool:
         # Shards of a split that fits stay for the next epoch. Of one that does not, none would still be there when it comes round
         # again: those give their buffers back at once, and the same few are used over and over.
         self._keep = manifest.size <= budget
-        self._lookahead = 2 if self._keep else 1
+        # A split that does not fit is fetched ahead as far as the budget goes: what a block needs is always asked for before what
+        # a later one needs. One that fits would be followed through all epochs at once, for nothing.
+        self._lookahead = 2 if self._keep else len(manifest.shards)
         self._error: BaseException | None = None
         self._cancelled = False
         self._closed = False
@@ -218,21 +220,21 @@ class ShardPool:
             self._changed.notify_all()
 
     def advance(self, block: int) -> None:
-        """The consumer works on `block` now: shards that only earlier blocks wanted may go."""
+        """The consumer is through with all blocks before `block`: shards that only those wanted may go."""
         with self._changed:
             if block != self._block:
                 self._block = block
                 self._changed.notify_all()
 
-    def get(self, number: int) -> Shard:
-        """The shard, complete and checked; waits for it. Raises what fetching it raised, or Cancelled."""
+    def get(self, number: int, block: int) -> Shard:
+        """The shard, complete and checked, for use in `block`; waits for it. Raises what fetching it raised, or Cancelled."""
         with self._changed:
             shard = self._shards.get(number)
             if shard is None:
-                shard = self._admit(number, self._block, urgent=True)
+                shard = self._admit(number, block, urgent=True)
                 assert shard is not None
                 self._changed.notify_all()
-            shard.last_block = max(shard.last_block, self._block)
+            shard.last_block = max(shard.last_block, block)
             self._shards.move_to_end(number)
             while not shard.ready:
                 if self._cancelled or self._closed:

@@ -194,14 +194,18 @@ class Stream:
             self._ahead = None
 
     def _locate(self, plans: Iterable[StepPlan]) -> Iterator[Located]:
+        # A step's views are used until the next step has been located (see Collator): only then may its shards go.
+        done: int | None = None
         for plan in plans:
-            self._pool.advance(plan.block)
+            if done is not None:
+                self._pool.advance(done)
+            done = plan.block
             files: list[dict[str, memoryview] | None] = [None] * len(plan.ordinals)
             names = [("", "")] * len(plan.ordinals)
             taken = np.flatnonzero(plan.ordinals >= 0)
             numbers = self._sampler.shards_of(plan.ordinals[taken])
             inner = plan.ordinals[taken] - self._first[numbers]
-            shards = {number: self._pool.get(number) for number in dict.fromkeys(numbers.tolist())}
+            shards = {number: self._pool.get(number, plan.block) for number in dict.fromkeys(numbers.tolist())}
             for slot, number, at in zip(taken.tolist(), numbers.tolist(), inner.tolist(), strict=True):
                 shard = shards[number]
                 files[slot] = shard.samples.content(at, shard.data)

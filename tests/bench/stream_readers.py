@@ -39,8 +39,9 @@ def atlas(mode: str, folder: Path, endpoint: str, threads: int = 8) -> Result:
 
     store = open_store("s3://bucket", options=StoreOptions(endpoint_url=endpoint, region="us-east-1", check=False))
     manifest = read_manifest(store, "wds", "train")
-    # Manifest order, as the peers read; less memory than the split has, so that buffers are used again as in a long run.
-    limits = StreamLimits(memory_bytes=96 << 20, fetch_threads=threads, decode_threads=WORKERS)
+    # Manifest order, as the peers read. Memory for a part of 8 MiB a thread and a shard in use: less than the split has, so that
+    # buffers are used again as in a long run.
+    limits = StreamLimits(memory_bytes=(8 * threads + 32) << 20, fetch_threads=threads, decode_threads=WORKERS)
     size = samples = 0
     task = task_of(manifest, 8)
     with open_stream(
