@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -10,10 +11,12 @@ import pytest
 import torch
 from datakit import letter_tokenizer, memory_store, pack_toy, task_of
 
+from atlas_dist.core import sampling
 from atlas_dist.core.manifest import ShardManifest
 from atlas_dist.core.types import TaskKind
+from atlas_dist.data import collate
 from atlas_dist.data.batch import RankBatch, StreamLimits
-from atlas_dist.data.decode import MEAN_COLOUR
+from atlas_dist.data.decode import MEAN_COLOUR, decode_into
 from atlas_dist.data.inspect import run_index
 from atlas_dist.data.stream import Stream, open_stream
 from atlas_dist.errors import AuthError, ConfigError, DataError, MissingObject, PreconditionFailed
@@ -201,6 +204,26 @@ def test_a_budget_below_the_split_still_gives_every_sample(toy):
     with opened(store, manifest, limits=limits) as stream:
         assert sorted(slots([copied(b) for b in stream.epochs_from(0, stream.steps_per_epoch)])) == list(range(60))
         assert slots([copied(b) for b in stream.validation()]) == list(range(60))
+
+
+def test_pictures_that_are_being_decoded_are_not_overwritten_by_what_is_fetched(toy, monkeypatch):
+    store, manifest = toy
+    monkeypatch.setattr(sampling, "WINDOW_BYTES", manifest.shards[0].size)
+
+    def read(memory: int) -> list[dict[str, torch.Tensor]]:
+        limits = StreamLimits(memory_bytes=memory, fetch_threads=3, lanes=1)
+        with opened(store, manifest, limits=limits) as stream:
+            return [copied(b) for b in stream.epochs_from(0, 3 * stream.steps_per_epoch)]
+
+    plenty = read(1 << 30)
+
+    def slow(data: memoryview, out: np.ndarray) -> None:
+        time.sleep(0.002)
+        decode_into(data, out)
+
+    monkeypatch.setattr(collate, "decode_into", slow)
+    for batch, other in zip(plenty, read(manifest.shards[0].size + 1), strict=True):
+        assert all(torch.equal(batch[name], other[name]) for name in batch)
 
 
 def test_a_batch_stays_intact_while_the_next_is_drawn(toy):
