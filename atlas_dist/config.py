@@ -125,7 +125,7 @@ class BudgetConfig(_Frozen):
     """How long and how fast a stage learns; every field left out is taken from the level above (stage < task < train)."""
 
     global_batch: int | None = Field(default=None, ge=1)
-    """Samples an optimizer step, over all workers; a multiple of `train.workers`."""
+    """Samples an optimizer step, over all workers, shared as evenly as it goes; at least one a worker."""
     epochs: float | None = Field(default=None, gt=0)
     """Passes over the training split; not used where `max_steps` is set."""
     max_steps: int | None = Field(default=None, ge=0)
@@ -327,13 +327,13 @@ class RunConfig(_Frozen):
         return self
 
     @model_validator(mode="after")
-    def _batches_divide(self) -> RunConfig:
+    def _batches_suffice(self) -> RunConfig:
         for name, task in self.tasks.items():
             for stage, budget in task.budgets(self.train).items():
-                if budget.global_batch % self.train.workers:
+                if budget.global_batch < self.train.workers:
                     raise ValueError(
-                        f"tasks.{name}: the global batch of {stage.value} is {budget.global_batch}, which {self.train.workers} "
-                        f"workers cannot share evenly; choose a multiple of train.workers"
+                        f"tasks.{name}: the global batch of {stage.value} is {budget.global_batch}, too few for "
+                        f"{self.train.workers} workers: a worker without a sample only costs; lower train.workers"
                     )
         return self
 
