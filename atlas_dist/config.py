@@ -192,6 +192,9 @@ class SequenceConfig(_Frozen):
     """Further orders of upstream tasks, in the same run; what they share with others is trained once."""
     downstream: list[Name] = Field(default_factory=list)
     """Tasks that start from the final bank and stay out of it."""
+    evaluate_every: int = Field(default=1, ge=1)
+    """Score every task so far after every so many tasks, and after the last; a task is always scored right after it was learnt.
+    With 1 the evaluations grow with the square of the tasks."""
 
     @property
     def all_orders(self) -> list[list[str]]:
