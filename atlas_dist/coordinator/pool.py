@@ -7,11 +7,11 @@ No Ray here, so that it can be tested with threads alone. A *group* is one life 
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from atlas_dist.coordinator.dispatch import Capacity, Event, Failed, Finished, Lost, Pool, Progress
-from atlas_dist.core.types import Assignment, Failure, FailureKind
+from atlas_dist.core.types import Assignment, Failure, FailureKind, Gang
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,9 @@ class Lease:
 class _Seat:
     """One pool: who sits there, what waits for it, what it is doing."""
 
-    workers: int
+    gang: Gang
+    world: int
+    """Ranks of the group that sits there; of one that is yet to come, the fewest it may have."""
     group: str = ""
     waiting: Assignment | None = None
     running: str = ""
@@ -41,10 +43,10 @@ class PoolDispatcher:
     """The coordinator's Dispatcher on one side, the workers' desk on the other. Thread-safe.
 
     Args:
-        workers: ranks of each pool, by pool name.
+        gangs: the pools.
     """
 
-    workers: Mapping[str, int]
+    gangs: Sequence[Gang]
     _seats: dict[str, _Seat] = field(init=False)
     _events: list[Event] = field(default_factory=list, init=False)
     _ended: set[str] = field(default_factory=set, init=False)
@@ -52,7 +54,7 @@ class PoolDispatcher:
     _closing: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
-        self._seats = {name: _Seat(count) for name, count in self.workers.items()}
+        self._seats = {gang.name: _Seat(gang, gang.fewest) for gang in self.gangs}
         self._changed = threading.Condition()
 
     # --- the coordinator's side -------------------------------------------------------------------------------------------------
@@ -62,7 +64,14 @@ class PoolDispatcher:
         with self._changed:
             return Capacity(
                 pools=tuple(
-                    Pool(name, free=int(seat.idle and not self._closing), total=1, gang=seat.workers, limit=seat.workers)
+                    Pool(
+                        name,
+                        free=int(seat.idle and not self._closing),
+                        total=1,
+                        gang=seat.world,
+                        limit=seat.gang.workers,
+                        takes=seat.gang.takes,
+                    )
                     for name, seat in self._seats.items()
                 )
             )
@@ -96,13 +105,13 @@ class PoolDispatcher:
 
     # --- the workers' side ------------------------------------------------------------------------------------------------------
 
-    def lease(self, pool: str, group: str, wait_s: float) -> Lease:
-        """A job for `group`, waiting at most `wait_s` seconds for one."""
+    def lease(self, pool: str, group: str, wait_s: float, *, world: int = 0) -> Lease:
+        """A job for `group` of `world` ranks (0 = as many as the pool has), waiting at most `wait_s` seconds for one."""
         with self._changed:
             seat = self._seats[pool]
             if seat.group != group:
                 self._replaced(seat, "the pool's workers were started again")
-                seat.group = group
+                seat.group, seat.world = group, world or seat.gang.workers
             if not self._closing and seat.waiting is None:
                 self._changed.wait(wait_s)
             if self._closing or seat.group != group:
@@ -135,7 +144,7 @@ class PoolDispatcher:
         with self._changed:
             seat = self._seats[pool]
             self._replaced(seat, reason)
-            seat.group = ""
+            seat.group, seat.world = "", seat.gang.fewest
 
     def _replaced(self, seat: _Seat, reason: str) -> None:
         if seat.running:

@@ -20,7 +20,7 @@ LOOK_S = 300.0
 
 def rooms() -> list[Room]:
     """The nodes that are up."""
-    return [Room(n["NodeManagerAddress"], _of(n, "CPU"), _of(n, "GPU")) for n in _nodes()]
+    return [Room(n["NodeManagerAddress"], _of(n, "CPU"), _of(n, "GPU"), dict(n.get("Labels") or {})) for n in _nodes()]
 
 
 def look_around(config: RunConfig) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from atlas_dist.coordinator.dispatch import Failed, Finished, Lost, Progress
 from atlas_dist.coordinator.pool import PoolDispatcher
-from atlas_dist.core.types import Assignment, Budget, Failure, FailureKind, JobKind, StageJob, TaskKind, TaskSpec
+from atlas_dist.core.types import Assignment, Budget, Failure, FailureKind, Gang, JobKind, StageJob, TaskKind, TaskSpec, Work
 
 TASK = TaskSpec("t", TaskKind.SINGLE, 2, 8, "d", "train", "val", "x", "y")
 
@@ -20,7 +20,7 @@ def assignment(attempt: str = "a1") -> Assignment:
 
 @pytest.fixture
 def desk() -> PoolDispatcher:
-    return PoolDispatcher({"main": 2})
+    return PoolDispatcher([Gang("main", 2)])
 
 
 def free(desk: PoolDispatcher) -> int:
@@ -107,3 +107,20 @@ def test_who_is_being_sent_home_is_given_no_other_job(desk: PoolDispatcher) -> N
     desk.close()
     desk.failed("a1", Failure(FailureKind.PREEMPTED, "stopped at its next report", 1))
     assert desk.capacity().pools[0].free == 0
+
+
+def test_a_pool_is_as_large_as_the_group_that_sits_there() -> None:
+    """An elastic gang comes back smaller, and grows again; before anybody has come it counts with its fewest."""
+    takes = frozenset({Work.EVALUATION})
+    desk = PoolDispatcher([Gang("small", 1, takes=takes), Gang("main", 4, least=2)])
+
+    def sizes() -> list[tuple[int, int]]:
+        return [(pool.gang, pool.limit) for pool in desk.capacity().pools]
+
+    assert sizes() == [(1, 1), (2, 4)]
+    assert [pool.takes for pool in desk.capacity().pools] == [takes, frozenset(Work)]
+    for group, world in (("g1", 4), ("g2", 3), ("g3", 4)):
+        desk.lease("main", group, 0.0, world=world)
+        assert sizes() == [(1, 1), (world, 4)]
+    desk.gone("main", "the trainer ended")
+    assert sizes() == [(1, 1), (2, 4)]
