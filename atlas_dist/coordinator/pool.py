@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from atlas_dist.coordinator.dispatch import Capacity, Event, Failed, Finished, Lost, Pool, Progress
 from atlas_dist.core.types import Assignment, Failure, FailureKind, Gang
@@ -32,10 +32,12 @@ class _Seat:
     group: str = ""
     waiting: Assignment | None = None
     running: str = ""
+    leaving: str = ""
+    """Why the group is being sent away to make room for another; "" = it is not."""
 
     @property
     def idle(self) -> bool:
-        return bool(self.group) and not self.running and self.waiting is None
+        return bool(self.group) and not self.running and not self.leaving and self.waiting is None
 
 
 @dataclass
@@ -97,6 +99,20 @@ class PoolDispatcher:
                     seat.waiting = None
                     self._end(Lost(attempt, "cancelled before it began"))
 
+    def leave(self, pool: str, group: str, reason: str) -> None:
+        """Send `group` away, if it is the one that sits there: its job saves a checkpoint at its next report, and another group
+        comes in its place."""
+        with self._changed:
+            seat = self._seats[pool]
+            if seat.group == group:
+                seat.leaving = reason
+                self._changed.notify_all()
+
+    def comes_back(self, pool: str) -> bool:
+        """Whether the pool's group was sent away and the next one is expected."""
+        with self._changed:
+            return bool(self._seats[pool].leaving) and not self._closing
+
     def close(self) -> None:
         """Send every group home, and stop what runs at its next report (a checkpoint is saved first)."""
         with self._changed:
@@ -111,10 +127,10 @@ class PoolDispatcher:
             seat = self._seats[pool]
             if seat.group != group:
                 self._replaced(seat, "the pool's workers were started again")
-                seat.group, seat.world = group, world or seat.gang.workers
-            if not self._closing and seat.waiting is None:
+                seat.group, seat.world, seat.leaving = group, world or seat.gang.workers, ""
+            if not self._closing and not seat.leaving and seat.waiting is None:
                 self._changed.wait(wait_s)
-            if self._closing or seat.group != group:
+            if self._closing or seat.leaving or seat.group != group:
                 return Lease(go_home=True)
             if seat.waiting is None:
                 return Lease()
@@ -126,7 +142,8 @@ class PoolDispatcher:
         """Note where an attempt is; True asks it to save a checkpoint and stop."""
         with self._changed:
             self._events.append(event)
-            return self._closing or event.attempt in self._cancelled
+            leaving = any(seat.leaving for seat in self._seats.values() if seat.running == event.attempt)
+            return self._closing or leaving or event.attempt in self._cancelled
 
     def finished(self, attempt: str) -> None:
         """The attempt has published its RESULT."""
@@ -137,6 +154,9 @@ class PoolDispatcher:
         """The attempt stopped without a result. The first rank to say so is believed."""
         with self._changed:
             asked = failure.kind is FailureKind.PREEMPTED and attempt in self._cancelled
+            why = next((seat.leaving for seat in self._seats.values() if seat.running == attempt), "")
+            if why and failure.kind is FailureKind.PREEMPTED:
+                failure = replace(failure, reason=f"{why}: {failure.reason}")
             self._end(Lost(attempt, failure.reason) if asked else Failed(attempt, failure))
 
     def gone(self, pool: str, reason: str) -> None:

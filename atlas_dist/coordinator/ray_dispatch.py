@@ -6,6 +6,7 @@ is in the ledger. A fresh `fit()` costs 16 to 23 s, the next job of a pool a ten
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import threading
@@ -33,13 +34,16 @@ from atlas_dist.coordinator.dispatch import Progress
 from atlas_dist.coordinator.pool import Lease, PoolDispatcher
 from atlas_dist.coordinator.preflight import check_room
 from atlas_dist.coordinator.ray_metrics import RunMetrics
-from atlas_dist.coordinator.ray_probe import rooms
+from atlas_dist.coordinator.ray_probe import draining, nodes_of, rooms
 from atlas_dist.coordinator.service import RunService, Snapshot
 from atlas_dist.core.plan import Plan
 from atlas_dist.core.types import Failure, Gang
 from atlas_dist.errors import AtlasError, ConfigError, TrainingError
 
+log = logging.getLogger(__name__)
+
 LEASE_WAIT_S = 2.0
+DRAIN_LOOK_S = 2.0
 GROW_LOOK_S = 60.0
 """Seconds between looks whether an elastic pool has room for more workers; growing costs the steps since the last checkpoint."""
 FIT_TRIES = 5
@@ -113,14 +117,28 @@ class CoordinatorActor:
     def __init__(self, config: RunConfig, plan: Plan, spec: Mapping[str, Any]) -> None:
         self.metrics = RunMetrics(config.run)
         self.desk = PoolDispatcher(config.gangs)
-        self.rooms: dict[str, str] = {}
+        self.seated: dict[str, tuple[str, str]] = {}
+        """Pool -> the group that sits there and the placement group that it lives in."""
         self.service = RunService(config, plan, spec, self.desk)
         self.thread = threading.Thread(target=self.service.run, name="coordinator", daemon=True)
         self.thread.start()
+        threading.Thread(target=self._look_out, name="look-out", daemon=True).start()
+
+    def _look_out(self) -> None:
+        """Send groups away from nodes that are about to go, so that they save a checkpoint while they can."""
+        while True:
+            time.sleep(DRAIN_LOOK_S)
+            try:
+                going = draining()
+                for pool, (group, room) in list(self.seated.items()) if going else ():
+                    if going & nodes_of(room):
+                        self.desk.leave(pool, group, "a node of the group is being drained")
+            except Exception as error:  # the cluster's head may be away for a moment; a notice missed is a node lost, no more
+                log.warning("draining nodes could not be asked for: %s", error)
 
     def lease(self, pool: str, group: str, world: int, room: str) -> Lease:
         """A job for this group of `world` workers, which live in the placement group `room`; waits a little for one."""
-        self.rooms[pool] = room
+        self.seated[pool] = (group, room)
         return self.desk.lease(pool, group, LEASE_WAIT_S, world=world)
 
     def progress(self, event: Progress) -> bool:
@@ -141,8 +159,12 @@ class CoordinatorActor:
     def pool_gone(self, pool: str, reason: str) -> list[str]:
         """The pool's trainer ended. Returns the rooms of the others."""
         self.desk.gone(pool, reason)
-        self.rooms.pop(pool, None)
-        return list(self.rooms.values())
+        self.seated.pop(pool, None)
+        return [room for _, room in self.seated.values()]
+
+    def comes_back(self, pool: str) -> bool:
+        """Whether the pool's group was sent away for another one to come."""
+        return self.desk.comes_back(pool)
 
     def stop(self) -> None:
         """Checkpoint, send the workers home, stop deciding."""
@@ -180,11 +202,13 @@ class PoolRunner:
             self.error = error
 
     def _serve(self, attempt: int) -> bool:
-        """One trainer (or, with isolation per_job, one after the other); False when its controller died."""
+        """One trainer after the other: a group is sent away from a node that is about to go, and with isolation per_job after
+        each job. False when a controller died."""
         try:
             while True:
                 self._trainer(attempt).fit()
-                if self.config.train.isolation is Isolation.POOL or ray.get(self.actor.snapshot.remote()).over:
+                again = self.config.train.isolation is Isolation.PER_JOB or ray.get(self.actor.comes_back.remote(self.gang.name))
+                if not again or ray.get(self.actor.snapshot.remote()).over:
                     return True
         except AtlasError:
             raise

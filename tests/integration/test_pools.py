@@ -13,12 +13,12 @@ import torch
 from safetensors.torch import load
 
 from atlas_dist.compose import compose_config
-from atlas_dist.core.records import Commit, Dispatch
-from atlas_dist.core.types import JobKind
+from atlas_dist.core.records import Commit, Dispatch, Fail
+from atlas_dist.core.types import FailureKind, JobKind
 from atlas_dist.store import artifacts
 from atlas_dist.train.context import open_run_store
 from atlas_dist.train.inputs import ADAPTER_FILE
-from tests.integration.runkit import Left, Running, left_by
+from tests.integration.runkit import TIMEOUT_S, Left, Running, left_by
 from tests.integration.stagekit import pack_toys, toy_config
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -86,8 +86,7 @@ def test_an_elastic_pool_goes_on_smaller_and_grows_again(folder: Path, cluster: 
         cluster.add_node(num_cpus=1)
     mine = words(folder, "elastic", *long, "train.min_workers=1", f"cluster.address={cluster.address}")
     run = Running(mine, folder / "elastic.txt")
-    run.wait_for("dispatch order0-seed0/1 toy_shape stage2")
-    time.sleep(5)
+    saved(folder / "elastic")
     began = time.monotonic()
     cluster.remove_node(next(iter(cluster.worker_nodes)), allow_graceful=False)
     run.wait_for("attempt 2")
@@ -111,6 +110,47 @@ def test_an_elastic_pool_goes_on_smaller_and_grows_again(folder: Path, cluster: 
             ours, theirs = (adapter(one, where, job.key) for one, where in ((left, mine), (undisturbed, calm)))
             for name, tensor in ours.items():
                 torch.testing.assert_close(tensor, theirs[name], atol=2e-3, rtol=2e-2, msg=name)
+
+
+def test_a_node_that_is_drained_costs_no_step(folder: Path, cluster: Any) -> None:
+    """What Ray is told when a spot node is reclaimed or a pod is stopped: the group saves a checkpoint at its next report, and
+    goes on where there is room."""
+    long = ["train.budget.max_steps=600", "sequence.upstream=[toy_shape]", "train.checkpoint_every=500"]
+    first, _ = (cluster.add_node(num_cpus=1) for _ in range(2))
+    mine = words(folder, "drained", *long, f"cluster.address={cluster.address}")
+    run = Running(mine, folder / "drained.txt")
+    run.wait_for("dispatch order0-seed0/1 toy_shape stage2")
+    cluster.add_node(num_cpus=1)
+    drain(cluster.address, first.node_id)
+    began = time.monotonic()
+    run.wait_for("is being drained: Stopped at step")
+    print(f"stopped {time.monotonic() - began:.0f} s after the notice")
+    run.ends_with(0)
+    left = left_by(mine)
+    (failed,) = [entry.record for entry in left.entries if isinstance(entry.record, Fail)]
+    assert failed.kind is FailureKind.PREEMPTED
+    stage = left.state.job(failed.job).committed
+    assert stage is not None
+    assert stage.metrics["resumed_at"] == failed.step > 0, "not one step was lost"
+
+
+def saved(store: Path) -> None:
+    """Wait for the first checkpoint of a run."""
+    until = time.monotonic() + TIMEOUT_S
+    while not list(store.glob("runs/*/attempts/*/checkpoints/*/DONE")):
+        assert time.monotonic() < until, "no checkpoint"
+        time.sleep(0.1)
+
+
+def drain(address: str, node: str) -> None:
+    """Tell Ray that the node goes, as the autoscaler and a node's own SIGTERM handler do."""
+    from ray._raylet import GcsClient
+    from ray.core.generated import autoscaler_pb2
+
+    deadline_ms = int(time.time() * 1000) + 600_000
+    reason = autoscaler_pb2.DrainNodeReason.DRAIN_NODE_REASON_PREEMPTION
+    accepted, why = GcsClient(address=address).drain_node(node, reason, "reclaimed", deadline_ms)
+    assert accepted, why
 
 
 def adapter(left: Left, where: list[str], key: str) -> dict[str, torch.Tensor]:
