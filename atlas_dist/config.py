@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from atlas_dist.core.types import Budget, Stage, TaskKind
+from atlas_dist.core.types import Budget, Gang, Stage, TaskKind, Work
 from atlas_dist.errors import ConfigError
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,79}$")]
@@ -135,7 +135,7 @@ class BudgetConfig(_Frozen):
     """How long and how fast a stage learns; every field left out is taken from the level above (stage < task < train)."""
 
     global_batch: int | None = Field(default=None, ge=1)
-    """Samples an optimizer step, over all workers; a multiple of `train.workers`."""
+    """Samples an optimizer step, over all workers, shared as evenly as it goes; at least one a worker."""
     epochs: float | None = Field(default=None, gt=0)
     """Passes over the training split; not used where `max_steps` is set."""
     max_steps: int | None = Field(default=None, ge=0)
@@ -202,6 +202,9 @@ class SequenceConfig(_Frozen):
     """Further orders of upstream tasks, in the same run; what they share with others is trained once."""
     downstream: list[Name] = Field(default_factory=list)
     """Tasks that start from the final bank and stay out of it."""
+    evaluate_every: int = Field(default=1, ge=1)
+    """Score every task so far after every so many tasks, and after the last; a task is always scored right after it was learnt.
+    With 1 the evaluations grow with the square of the tasks."""
 
     @property
     def all_orders(self) -> list[list[str]]:
@@ -214,6 +217,8 @@ class TrainConfig(_Frozen):
 
     workers: int = Field(default=2, ge=1)
     """Ranks of a pool: one process each."""
+    min_workers: int = Field(default=0, ge=0)
+    """Ranks that a pool goes on with when nodes are lost, until there is room for all again; 0 = `workers`: it waits for room."""
     micro_batch: int = Field(default=0, ge=0)
     """Samples a rank per forward pass; 0 = the rank's whole share. Smaller ones are accumulated to the same global batch."""
     precision: Precision = Precision.FP32
@@ -240,6 +245,19 @@ class TrainConfig(_Frozen):
     """Of every stage two, over `train.budget`."""
 
 
+class PoolConfig(_Frozen):
+    """A group of workers of one run; its workers do one job at a time, together."""
+
+    workers: int = Field(default=0, ge=0)
+    """Ranks: one process each; 0 = `train.workers`."""
+    min_workers: int = Field(default=0, ge=0)
+    """Ranks that it goes on with when nodes are lost; 0 = `train.min_workers` where `workers` is left out, else all of them."""
+    takes: list[Work] = Field(default_factory=lambda: list(Work), min_length=1)
+    """What it does: `upstream` (the tasks of the sequence), `evaluation`, `transfer` (downstream tasks), `reference`."""
+    labels: dict[str, Annotated[str, Field(pattern=r"^(!?[\w.-]+|!?in\([\w.,-]+\))$")]] = Field(default_factory=dict)
+    """Ray node labels that its nodes must have: key -> `value`, `!value`, `in(a,b)` or `!in(a,b)`."""
+
+
 class ClusterConfig(_Frozen):
     """Where workers run."""
 
@@ -249,15 +267,29 @@ class ClusterConfig(_Frozen):
     """CPU cores that Ray sets aside for a worker."""
     gpus_per_worker: float = Field(default=0.0, ge=0)
     """GPUs that Ray sets aside for a worker; 0 = it computes on CPUs."""
-    pools: int = Field(default=1, ge=1)
-    """Gangs of `train.workers` each. Jobs that do not wait for each other (other orders and seeds, evaluations, transfers) run in
-    as many of them at the same time."""
+    pools: dict[Name, PoolConfig] = Field(default_factory=lambda: _equal_pools(1), min_length=1)
+    """Groups of workers by name, or how many equal ones. Jobs that do not wait for each other (other orders and seeds,
+    evaluations, transfers) run in as many of them at the same time."""
     dashboard: bool = False
     """Start Ray's dashboard with a local Ray."""
     grows: bool = False
     """An autoscaler adds nodes: wait for room that is not there yet instead of refusing."""
     heartbeat_ttl_s: float = Field(default=15.0, gt=0)
     """Seconds without a heartbeat after which another coordinator may take over."""
+
+    @field_validator("pools", mode="before")
+    @classmethod
+    def _counted(cls, pools: object) -> object:
+        if isinstance(pools, Mapping):
+            return pools
+        if not isinstance(pools, int) or isinstance(pools, bool) or pools < 1:
+            raise ValueError("give a number of equal pools, at least 1, or pools by name")
+        return _equal_pools(pools)
+
+
+def _equal_pools(count: int) -> dict[str, Any]:
+    """The first has had its name in every ledger so far."""
+    return {name: PoolConfig() for name in ("main", *(f"pool-{number}" for number in range(2, count + 1)))}
 
 
 class RunConfig(_Frozen):
@@ -336,14 +368,47 @@ class RunConfig(_Frozen):
             )
         return self
 
+    @property
+    def gangs(self) -> tuple[Gang, ...]:
+        """The pools with what they take from `train`."""
+        return tuple(
+            Gang(
+                name=name,
+                workers=pool.workers or self.train.workers,
+                least=pool.min_workers or (0 if pool.workers else self.train.min_workers),
+                takes=frozenset(pool.takes),
+                labels=pool.labels,
+            )
+            for name, pool in self.cluster.pools.items()
+        )
+
     @model_validator(mode="after")
-    def _batches_divide(self) -> RunConfig:
+    def _least_below_most(self) -> RunConfig:
+        for gang in self.gangs:
+            if gang.least > gang.workers:
+                raise ValueError(f"pool {gang.name} has {gang.workers} workers, fewer than its min_workers of {gang.least}")
+        return self
+
+    @model_validator(mode="after")
+    def _everything_is_taken(self) -> RunConfig:
+        wanted = [Work.UPSTREAM, Work.EVALUATION]
+        wanted += [Work.TRANSFER] if self.sequence.downstream else []
+        wanted += [Work.REFERENCE] if self.references.alone or self.references.pretrained else []
+        taken = {work for gang in self.gangs for work in gang.takes}
+        left = [work.value for work in wanted if work not in taken]
+        if left:
+            raise ValueError(f"no pool takes {' or '.join(left)}; add it to the `takes` of one of cluster.pools")
+        return self
+
+    @model_validator(mode="after")
+    def _batches_suffice(self) -> RunConfig:
+        most = max((gang.workers for gang in self.gangs if gang.takes - {Work.EVALUATION}), default=0)
         for name, task in self.tasks.items():
             for stage, budget in task.budgets(self.train).items():
-                if budget.global_batch % self.train.workers:
+                if budget.global_batch < most:
                     raise ValueError(
-                        f"tasks.{name}: the global batch of {stage.value} is {budget.global_batch}, which {self.train.workers} "
-                        f"workers cannot share evenly; choose a multiple of train.workers"
+                        f"tasks.{name}: the global batch of {stage.value} is {budget.global_batch}, too few for "
+                        f"{most} workers: a worker without a sample only costs; lower train.workers, or those of the pool"
                     )
         return self
 

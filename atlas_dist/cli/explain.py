@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import yaml
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
+from pydantic_core import to_jsonable_python
 from rich.console import Console
 
 from atlas_dist.compose import choice_file, chosen, compose_tree, config_dir
@@ -133,7 +134,7 @@ def _default(info: FieldInfo) -> str:
     if info.is_required():
         return "none: it must be given"
     value = info.get_default(call_default_factory=True, validated_data={})
-    return _shown(value.model_dump(mode="json", exclude_none=True) if isinstance(value, BaseModel) else value)
+    return _shown(to_jsonable_python(value, exclude_none=True))
 
 
 def _shown(value: Any) -> str:

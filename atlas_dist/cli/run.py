@@ -36,9 +36,9 @@ def run_experiment(overrides: Sequence[str], console: Console, *, quiet: bool = 
         return
     check_before_cluster(config, plan)
     if not quiet:
+        workers = " + ".join(str(gang.workers) for gang in config.gangs)
         console.print(
-            f"run {config.run}: {len(plan.jobs)} jobs ({plan.training_jobs} train) on {config.train.workers} workers, "
-            f"store {config.store.url}"
+            f"run {config.run}: {len(plan.jobs)} jobs ({plan.training_jobs} train) on {workers} workers, store {config.store.url}"
         )
     if config.train.zero_stage and config.train.checkpoint_every:
         console.print(f"ZeRO stage {config.train.zero_stage}: no checkpoints within a stage; an interrupted stage starts over.")

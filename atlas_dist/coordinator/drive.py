@@ -19,7 +19,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from atlas_dist.config import RunConfig
 from atlas_dist.coordinator.preflight import LOCAL
-from atlas_dist.coordinator.ray_dispatch import CoordinatorActor, PoolRunner, cluster, pool_names
+from atlas_dist.coordinator.ray_dispatch import CoordinatorActor, PoolRunner, cluster
 from atlas_dist.coordinator.ray_probe import look_around
 from atlas_dist.coordinator.service import Snapshot
 from atlas_dist.core.plan import Plan
@@ -40,13 +40,13 @@ def drive(config: RunConfig, plan: Plan, spec: Mapping[str, Any], watch: Watch) 
         Paused: somebody asked it to stop.
         TrainingError, StoreError, FencedError: as the coordinator ended; TrainingError also when its process was killed.
     """
-    with cluster(config.cluster, config.train.workers * config.cluster.pools):
+    with cluster(config.cluster, config.gangs):
         _hear_signals()  # after Ray has set its own
         if config.cluster.address != LOCAL:
             look_around(config)
         actor = CoordinatorActor.options(**_beside_driver(config.run)).remote(config, plan, spec)  # type: ignore[attr-defined]
-        runners = [PoolRunner(config, actor, pool) for pool in pool_names(config)]
-        threads = [threading.Thread(target=runner.run, name=runner.pool, daemon=True) for runner in runners]
+        runners = [PoolRunner(config, actor, gang) for gang in config.gangs]
+        threads = [threading.Thread(target=runner.run, name=runner.gang.name, daemon=True) for runner in runners]
         for thread in threads:
             thread.start()
         try:

@@ -42,6 +42,7 @@ def expand(config: RunConfig) -> Plan:
             downstream=tuple(tasks[t] for t in config.sequence.downstream),
             references=references,
             variant=variant,
+            evaluate_every=config.sequence.evaluate_every,
         )
         for variant, method in methods.items()
         for seed in config.seeds
@@ -60,6 +61,8 @@ def specification(config: RunConfig) -> dict[str, Any]:
     for task in lasting["tasks"].values():
         task.pop("raw")
     # What a run may be asked for in addition is named where it is: older runs keep the specification that they began with.
+    if config.sequence.evaluate_every == 1:
+        lasting["sequence"].pop("evaluate_every")
     asked = {"compare": tree["compare"], "only": tree["only"], "references": config.references.model_dump(exclude_none=True)}
     lasting |= {name: value for name, value in asked.items() if value}
     return lasting

@@ -7,11 +7,11 @@ No Ray here, so that it can be tested with threads alone. A *group* is one life 
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 from atlas_dist.coordinator.dispatch import Capacity, Event, Failed, Finished, Lost, Pool, Progress
-from atlas_dist.core.types import Assignment, Failure, FailureKind
+from atlas_dist.core.types import Assignment, Failure, FailureKind, Gang
 
 
 @dataclass(frozen=True)
@@ -26,14 +26,18 @@ class Lease:
 class _Seat:
     """One pool: who sits there, what waits for it, what it is doing."""
 
-    workers: int
+    gang: Gang
+    world: int
+    """Ranks of the group that sits there; of one that is yet to come, the fewest it may have."""
     group: str = ""
     waiting: Assignment | None = None
     running: str = ""
+    leaving: str = ""
+    """Why the group is being sent away to make room for another; "" = it is not."""
 
     @property
     def idle(self) -> bool:
-        return bool(self.group) and not self.running and self.waiting is None
+        return bool(self.group) and not self.running and not self.leaving and self.waiting is None
 
 
 @dataclass
@@ -41,10 +45,10 @@ class PoolDispatcher:
     """The coordinator's Dispatcher on one side, the workers' desk on the other. Thread-safe.
 
     Args:
-        workers: ranks of each pool, by pool name.
+        gangs: the pools.
     """
 
-    workers: Mapping[str, int]
+    gangs: Sequence[Gang]
     _seats: dict[str, _Seat] = field(init=False)
     _events: list[Event] = field(default_factory=list, init=False)
     _ended: set[str] = field(default_factory=set, init=False)
@@ -52,7 +56,7 @@ class PoolDispatcher:
     _closing: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
-        self._seats = {name: _Seat(count) for name, count in self.workers.items()}
+        self._seats = {gang.name: _Seat(gang, gang.fewest) for gang in self.gangs}
         self._changed = threading.Condition()
 
     # --- the coordinator's side -------------------------------------------------------------------------------------------------
@@ -62,7 +66,14 @@ class PoolDispatcher:
         with self._changed:
             return Capacity(
                 pools=tuple(
-                    Pool(name, free=int(seat.idle and not self._closing), total=1, gang=seat.workers, limit=seat.workers)
+                    Pool(
+                        name,
+                        free=int(seat.idle and not self._closing),
+                        total=1,
+                        gang=seat.world,
+                        limit=seat.gang.workers,
+                        takes=seat.gang.takes,
+                    )
                     for name, seat in self._seats.items()
                 )
             )
@@ -88,6 +99,20 @@ class PoolDispatcher:
                     seat.waiting = None
                     self._end(Lost(attempt, "cancelled before it began"))
 
+    def leave(self, pool: str, group: str, reason: str) -> None:
+        """Send `group` away, if it is the one that sits there: its job saves a checkpoint at its next report, and another group
+        comes in its place."""
+        with self._changed:
+            seat = self._seats[pool]
+            if seat.group == group:
+                seat.leaving = reason
+                self._changed.notify_all()
+
+    def comes_back(self, pool: str) -> bool:
+        """Whether the pool's group was sent away and the next one is expected."""
+        with self._changed:
+            return bool(self._seats[pool].leaving) and not self._closing
+
     def close(self) -> None:
         """Send every group home, and stop what runs at its next report (a checkpoint is saved first)."""
         with self._changed:
@@ -96,16 +121,16 @@ class PoolDispatcher:
 
     # --- the workers' side ------------------------------------------------------------------------------------------------------
 
-    def lease(self, pool: str, group: str, wait_s: float) -> Lease:
-        """A job for `group`, waiting at most `wait_s` seconds for one."""
+    def lease(self, pool: str, group: str, wait_s: float, *, world: int = 0) -> Lease:
+        """A job for `group` of `world` ranks (0 = as many as the pool has), waiting at most `wait_s` seconds for one."""
         with self._changed:
             seat = self._seats[pool]
             if seat.group != group:
                 self._replaced(seat, "the pool's workers were started again")
-                seat.group = group
-            if not self._closing and seat.waiting is None:
+                seat.group, seat.world, seat.leaving = group, world or seat.gang.workers, ""
+            if not self._closing and not seat.leaving and seat.waiting is None:
                 self._changed.wait(wait_s)
-            if self._closing or seat.group != group:
+            if self._closing or seat.leaving or seat.group != group:
                 return Lease(go_home=True)
             if seat.waiting is None:
                 return Lease()
@@ -117,7 +142,8 @@ class PoolDispatcher:
         """Note where an attempt is; True asks it to save a checkpoint and stop."""
         with self._changed:
             self._events.append(event)
-            return self._closing or event.attempt in self._cancelled
+            leaving = any(seat.leaving for seat in self._seats.values() if seat.running == event.attempt)
+            return self._closing or leaving or event.attempt in self._cancelled
 
     def finished(self, attempt: str) -> None:
         """The attempt has published its RESULT."""
@@ -128,6 +154,9 @@ class PoolDispatcher:
         """The attempt stopped without a result. The first rank to say so is believed."""
         with self._changed:
             asked = failure.kind is FailureKind.PREEMPTED and attempt in self._cancelled
+            why = next((seat.leaving for seat in self._seats.values() if seat.running == attempt), "")
+            if why and failure.kind is FailureKind.PREEMPTED:
+                failure = replace(failure, reason=f"{why}: {failure.reason}")
             self._end(Lost(attempt, failure.reason) if asked else Failed(attempt, failure))
 
     def gone(self, pool: str, reason: str) -> None:
@@ -135,7 +164,7 @@ class PoolDispatcher:
         with self._changed:
             seat = self._seats[pool]
             self._replaced(seat, reason)
-            seat.group = ""
+            seat.group, seat.world = "", seat.gang.fewest
 
     def _replaced(self, seat: _Seat, reason: str) -> None:
         if seat.running:

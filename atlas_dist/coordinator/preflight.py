@@ -7,16 +7,18 @@ No Ray here: the facts about a cluster's nodes come in as values (`ray_probe.py`
 from __future__ import annotations
 
 import os
+import re
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from atlas_dist.config import ClusterConfig, RunConfig
 from atlas_dist.core.manifest import ShardManifest
 from atlas_dist.core.plan import Plan
 from atlas_dist.core.sampling import WINDOW_BYTES
+from atlas_dist.core.types import Gang, Work
 from atlas_dist.data.manifest import read_manifest
 from atlas_dist.errors import ConfigError, DataError, StoreError
 from atlas_dist.store import ObjectStore
@@ -38,6 +40,7 @@ class Room:
     name: str
     cpus: float
     gpus: float
+    labels: Mapping[str, str] = field(default_factory=dict)
 
     def holds(self, config: ClusterConfig) -> int:
         """How many workers fit on it."""
@@ -69,7 +72,7 @@ def check_before_cluster(config: RunConfig, plan: Plan) -> None:
         AuthError, StoreError: the store does not answer, or can't be trusted with a ledger.
     """
     check_place(config, Path.cwd())
-    check_shards(plan, open_shards(config), config.train.workers)
+    check_shards(plan, open_shards(config), max(g.workers for g in config.gangs if g.takes - {Work.EVALUATION}))
     check_store(config)
 
 
@@ -115,28 +118,65 @@ def check_store(config: RunConfig) -> None:
         )
 
 
-def check_room(nodes: Sequence[Room], config: ClusterConfig, workers: int) -> None:
-    """Refuse a gang that this cluster can never hold, unless it can grow. Raises ConfigError."""
+def check_room(nodes: Sequence[Room], config: ClusterConfig, gangs: Sequence[Gang]) -> None:
+    """Refuse gangs that this cluster can never hold side by side, each with its fewest workers, unless it can grow.
+
+    Raises:
+        ConfigError: naming what is short.
+    """
     if config.grows:
         return
+    workers = sum(gang.fewest for gang in gangs)
     for name, each, have in (
         ("CPU", config.cpus_per_worker, sum(n.cpus for n in nodes)),
         ("GPU", config.gpus_per_worker, sum(n.gpus for n in nodes)),
     ):
         if each * workers > have + _SLACK:
+            among = f" in {len(gangs)} pools" if len(gangs) > 1 else ""
             raise ConfigError(
-                f"{workers} workers need {each * workers:g} {name}, the cluster has {have:g}.",
+                f"{workers} workers{among} need {each * workers:g} {name}, the cluster has {have:g}.",
                 fix=f"Lower train.workers or cluster.{name.lower()}s_per_worker, or add nodes; "
                 "cluster.grows=true waits for an autoscaler.",
             )
-    fitting = sum(node.holds(config) for node in nodes)
-    if fitting < workers:
-        sizes = ", ".join(f"{n.name} {n.cpus:g} CPU {n.gpus:g} GPU" for n in nodes[:8])
-        raise ConfigError(
-            f"A worker needs {config.cpus_per_worker:g} CPU and {config.gpus_per_worker:g} GPU on one node; "
-            f"{fitting} of {workers} fit ({sizes}).",
-            fix="Lower cluster.cpus_per_worker, or use larger nodes.",
-        )
+    left = [node.holds(config) for node in nodes]
+    for gang in sorted(gangs, key=lambda g: (not g.labels, -g.fewest)):  # who can go anywhere comes last
+        _seat(gang, nodes, left, config)
+
+
+def _seat(gang: Gang, nodes: Sequence[Room], left: list[int], config: ClusterConfig) -> None:
+    """Give the gang's workers places on the nodes, of which `left` are left. Raises ConfigError."""
+    fitting = [node for node in nodes if has_labels(node.labels, gang.labels)]
+    missing = gang.fewest
+    for number, node in enumerate(nodes):
+        taken = min(missing, left[number]) if node in fitting else 0
+        left[number] -= taken
+        missing -= taken
+    if not missing:
+        return
+    where = f" with the labels {_said(gang.labels)}" if gang.labels else ""
+    sizes = ", ".join(f"{n.name} {n.cpus:g} CPU {n.gpus:g} GPU" for n in fitting[:8]) or "no node has them"
+    raise ConfigError(
+        f"A worker of pool {gang.name} needs {config.cpus_per_worker:g} CPU and {config.gpus_per_worker:g} GPU "
+        f"on one node{where}; {gang.fewest - missing} of {gang.fewest} fit ({sizes}).",
+        fix="Lower cluster.cpus_per_worker, use larger nodes, or label more of them (`ray start --labels`)."
+        if gang.labels
+        else "Lower cluster.cpus_per_worker, or use larger nodes.",
+    )
+
+
+def has_labels(labels: Mapping[str, str], wanted: Mapping[str, str]) -> bool:
+    """Whether a node satisfies a selector (`PoolConfig.labels`); a label that a node lacks is not any value."""
+    return all(_one_of(labels.get(key), value) for key, value in wanted.items())
+
+
+def _one_of(have: str | None, wanted: str) -> bool:
+    plain = wanted.removeprefix("!")
+    inside = re.fullmatch(r"in\((.*)\)", plain)
+    return (have in (inside[1].split(",") if inside else [plain])) != wanted.startswith("!")
+
+
+def _said(labels: Mapping[str, str]) -> str:
+    return ", ".join(f"{key}={value}" for key, value in labels.items())
 
 
 def check_nodes(looks: Iterable[Look], here: Look, *, gpus: bool = False) -> None:

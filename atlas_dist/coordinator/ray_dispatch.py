@@ -6,12 +6,13 @@ is in the ledger. A fresh `fit()` costs 16 to 23 s, the next job of a pool a ten
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from tempfile import mkdtemp
@@ -33,13 +34,18 @@ from atlas_dist.coordinator.dispatch import Progress
 from atlas_dist.coordinator.pool import Lease, PoolDispatcher
 from atlas_dist.coordinator.preflight import check_room
 from atlas_dist.coordinator.ray_metrics import RunMetrics
-from atlas_dist.coordinator.ray_probe import rooms
+from atlas_dist.coordinator.ray_probe import draining, nodes_of, rooms
 from atlas_dist.coordinator.service import RunService, Snapshot
 from atlas_dist.core.plan import Plan
-from atlas_dist.core.types import Failure
+from atlas_dist.core.types import Failure, Gang
 from atlas_dist.errors import AtlasError, ConfigError, TrainingError
 
+log = logging.getLogger(__name__)
+
 LEASE_WAIT_S = 2.0
+DRAIN_LOOK_S = 2.0
+GROW_LOOK_S = 60.0
+"""Seconds between looks whether an elastic pool has room for more workers; growing costs the steps since the last checkpoint."""
 FIT_TRIES = 5
 """Times a pool's trainer is started again after its controller died; restarts of workers alone are Ray Train's and not
 counted."""
@@ -55,13 +61,14 @@ _WORKER_ENV = {
 
 
 @contextmanager
-def cluster(config: ClusterConfig, workers: int) -> Iterator[None]:
+def cluster(config: ClusterConfig, gangs: Sequence[Gang]) -> Iterator[None]:
     """Join the configured Ray, or start one of our own and end it afterwards.
 
     Raises:
         ConfigError: the cluster cannot be reached, or can never hold the workers.
     """
     environment = _environment(config)
+    workers = sum(gang.workers for gang in gangs)
     options: dict[str, Any] = {
         "runtime_env": {"env_vars": environment},
         "namespace": "atlas-dist",
@@ -75,7 +82,7 @@ def cluster(config: ClusterConfig, workers: int) -> Iterator[None]:
         options |= {"address": config.address}
     _connect(config, options)
     try:
-        check_room(rooms(), config, workers)
+        check_room(rooms(), config, gangs)
         yield
     finally:
         ray.shutdown()
@@ -109,16 +116,30 @@ class CoordinatorActor:
 
     def __init__(self, config: RunConfig, plan: Plan, spec: Mapping[str, Any]) -> None:
         self.metrics = RunMetrics(config.run)
-        self.desk = PoolDispatcher(dict.fromkeys(pool_names(config), config.train.workers))
-        self.rooms: dict[str, str] = {}
+        self.desk = PoolDispatcher(config.gangs)
+        self.seated: dict[str, tuple[str, str]] = {}
+        """Pool -> the group that sits there and the placement group that it lives in."""
         self.service = RunService(config, plan, spec, self.desk)
         self.thread = threading.Thread(target=self.service.run, name="coordinator", daemon=True)
         self.thread.start()
+        threading.Thread(target=self._look_out, name="look-out", daemon=True).start()
 
-    def lease(self, pool: str, group: str, room: str) -> Lease:
-        """A job for this group of workers, which live in the placement group `room`; waits a little for one."""
-        self.rooms[pool] = room
-        return self.desk.lease(pool, group, LEASE_WAIT_S)
+    def _look_out(self) -> None:
+        """Send groups away from nodes that are about to go, so that they save a checkpoint while they can."""
+        while True:
+            time.sleep(DRAIN_LOOK_S)
+            try:
+                going = draining()
+                for pool, (group, room) in list(self.seated.items()) if going else ():
+                    if going & nodes_of(room):
+                        self.desk.leave(pool, group, "a node of the group is being drained")
+            except Exception as error:  # the cluster's head may be away for a moment; a notice missed is a node lost, no more
+                log.warning("draining nodes could not be asked for: %s", error)
+
+    def lease(self, pool: str, group: str, world: int, room: str) -> Lease:
+        """A job for this group of `world` workers, which live in the placement group `room`; waits a little for one."""
+        self.seated[pool] = (group, room)
+        return self.desk.lease(pool, group, LEASE_WAIT_S, world=world)
 
     def progress(self, event: Progress) -> bool:
         """Note progress; True asks the workers to save and stop."""
@@ -138,8 +159,12 @@ class CoordinatorActor:
     def pool_gone(self, pool: str, reason: str) -> list[str]:
         """The pool's trainer ended. Returns the rooms of the others."""
         self.desk.gone(pool, reason)
-        self.rooms.pop(pool, None)
-        return list(self.rooms.values())
+        self.seated.pop(pool, None)
+        return [room for _, room in self.seated.values()]
+
+    def comes_back(self, pool: str) -> bool:
+        """Whether the pool's group was sent away for another one to come."""
+        return self.desk.comes_back(pool)
 
     def stop(self) -> None:
         """Checkpoint, send the workers home, stop deciding."""
@@ -153,18 +178,13 @@ class CoordinatorActor:
         return snapshot
 
 
-def pool_names(config: RunConfig) -> list[str]:
-    """The pools of a run. The first has had its name in every ledger so far."""
-    return ["main", *(f"pool-{i}" for i in range(2, config.cluster.pools + 1))]
-
-
 @dataclass
 class PoolRunner:
     """Keeps a pool of workers alive until the coordinator sends it home; runs in a thread of the driver."""
 
     config: RunConfig
     actor: Any
-    pool: str
+    gang: Gang
     error: BaseException | None = None
 
     def run(self) -> None:
@@ -182,34 +202,42 @@ class PoolRunner:
             self.error = error
 
     def _serve(self, attempt: int) -> bool:
-        """One trainer (or, with isolation per_job, one after the other); False when its controller died."""
+        """One trainer after the other: a group is sent away from a node that is about to go, and with isolation per_job after
+        each job. False when a controller died."""
         try:
             while True:
                 self._trainer(attempt).fit()
-                if self.config.train.isolation is Isolation.POOL or ray.get(self.actor.snapshot.remote()).over:
+                again = self.config.train.isolation is Isolation.PER_JOB or ray.get(self.actor.comes_back.remote(self.gang.name))
+                if not again or ray.get(self.actor.snapshot.remote()).over:
                     return True
         except AtlasError:
             raise
         except Exception as error:  # Ray's own errors have no common base worth naming
-            taken = ray.get(self.actor.pool_gone.remote(self.pool, f"the trainer ended: {type(error).__name__}"))
+            taken = ray.get(self.actor.pool_gone.remote(self.gang.name, f"the trainer ended: {type(error).__name__}"))
             if os.environ.get("ATLAS_DEBUG"):
                 print(error, file=sys.stderr)
             _give_back_rooms(taken)
             return False
 
     def _trainer(self, attempt: int) -> TorchTrainer:
-        config, cluster_config = self.config, self.config.cluster
+        config, cluster_config, gang = self.config, self.config.cluster, self.gang
         resources = {"CPU": cluster_config.cpus_per_worker}
         gpus = cluster_config.gpus_per_worker
         if gpus:
             resources["GPU"] = gpus
         return TorchTrainer(
             pool_main,
-            train_loop_config={"config": config, "actor": self.actor, "pool": self.pool},
-            scaling_config=ScalingConfig(num_workers=config.train.workers, use_gpu=bool(gpus), resources_per_worker=resources),
+            train_loop_config={"config": config, "actor": self.actor, "pool": gang.name},
+            scaling_config=ScalingConfig(
+                num_workers=(gang.least, gang.workers) if 0 < gang.least < gang.workers else gang.workers,
+                use_gpu=bool(gpus),
+                resources_per_worker=resources,
+                label_selector=dict(gang.labels) or None,
+                elastic_resize_monitor_interval_s=GROW_LOOK_S,
+            ),
             torch_config=TorchConfig(backend="nccl" if gpus else "gloo", timeout_s=1800),
             run_config=RayRunConfig(
-                name=f"{config.run}-{self.pool}-{attempt}-{uuid.uuid4().hex[:8]}",
+                name=f"{config.run}-{gang.name}-{attempt}-{uuid.uuid4().hex[:8]}",
                 storage_path=mkdtemp(prefix="atlas-ray-"),
                 failure_config=FailureConfig(max_failures=-1),
             ),
@@ -246,7 +274,7 @@ def pool_main(options: dict[str, Any]) -> None:
     worker = StageWorker(context)
     group = uuid.uuid4().hex
     while True:
-        lease = _together(lambda: ray.get(actor.lease.remote(pool, group, room.id.hex() if room else "")), context)
+        lease = _together(lambda: ray.get(actor.lease.remote(pool, group, world, room.id.hex() if room else "")), context)
         if lease.go_home:
             return
         if lease.assignment is None:

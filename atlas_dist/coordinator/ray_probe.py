@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import ray
+from ray._private.state import state as cluster_state
 from ray.exceptions import GetTimeoutError
+from ray.util.placement_group import placement_group_table
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from atlas_dist.config import RunConfig
@@ -20,7 +22,20 @@ LOOK_S = 300.0
 
 def rooms() -> list[Room]:
     """The nodes that are up."""
-    return [Room(n["NodeManagerAddress"], _of(n, "CPU"), _of(n, "GPU")) for n in _nodes()]
+    return [Room(n["NodeManagerAddress"], _of(n, "CPU"), _of(n, "GPU"), dict(n.get("Labels") or {})) for n in _nodes()]
+
+
+def draining() -> frozenset[str]:
+    """Ids of nodes that are about to go: a spot instance that is reclaimed, a pod that was told to stop (`ray start --block`
+    tells the cluster on SIGTERM), `ray drain-node`. No new worker is placed there. Ray's own libraries ask in the same way; it
+    has no public name."""
+    return frozenset(cluster_state.get_draining_nodes())
+
+
+def nodes_of(room: str) -> frozenset[str]:
+    """Ids of the nodes that a placement group, by its id, has workers on; empty when it is gone."""
+    group = placement_group_table().get(room, {})
+    return frozenset(group.get("bundles_to_node_id", {}).values())
 
 
 def look_around(config: RunConfig) -> None:

@@ -1,6 +1,7 @@
 """From scores to what a sequence of tasks achieved. Pure arithmetic; all scores in percent (METHOD.md, Evaluation).
 
-R[i][j] is the score on task j after learning task i; rows are lists of length i + 1 (tasks not yet learnt have no score).
+R[i][j] is the score on task j after learning task i; rows are lists of length i + 1 (tasks not yet learnt have no score). Only
+the diagonal and the last row count here; elsewhere None may stand for what was not measured.
 """
 
 from __future__ import annotations
@@ -9,7 +10,32 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, pstdev, stdev
 
-Matrix = Sequence[Sequence[float]]
+Matrix = Sequence[Sequence[float | None]]
+
+
+def learnt(matrix: Matrix) -> list[float]:
+    """The diagonal: each task right after it was learnt.
+
+    >>> learnt([[80.0], [None, 70.0]])
+    [80.0, 70.0]
+    """
+    return [_measured(matrix, i, i) for i in range(len(matrix))]
+
+
+def final(matrix: Matrix) -> list[float]:
+    """The last row: each task after the whole sequence.
+
+    >>> final([[80.0], [60.0, 70.0]])
+    [60.0, 70.0]
+    """
+    return [_measured(matrix, len(matrix) - 1, j) for j in range(len(matrix))]
+
+
+def _measured(matrix: Matrix, i: int, j: int) -> float:
+    cell = matrix[i][j]
+    if cell is None:
+        raise ValueError(f"task {j} was not scored after task {i}")
+    return cell
 
 
 def average_accuracy(matrix: Matrix) -> float:
@@ -18,7 +44,7 @@ def average_accuracy(matrix: Matrix) -> float:
     >>> average_accuracy([[80.0], [60.0, 70.0]])
     65.0
     """
-    return fmean(matrix[-1])
+    return fmean(final(matrix))
 
 
 def backward_transfer(matrix: Matrix) -> float:
@@ -29,8 +55,8 @@ def backward_transfer(matrix: Matrix) -> float:
     >>> backward_transfer([[80.0], [60.0, 70.0]])
     -20.0
     """
-    before = range(len(matrix) - 1)
-    return fmean(matrix[-1][j] - matrix[j][j] for j in before) if len(matrix) > 1 else 0.0
+    pairs = list(zip(final(matrix), learnt(matrix), strict=True))[:-1]
+    return fmean(after - before for after, before in pairs) if pairs else 0.0
 
 
 def forward_transfer(matrix: Matrix, alone: Sequence[float]) -> float:
@@ -39,8 +65,8 @@ def forward_transfer(matrix: Matrix, alone: Sequence[float]) -> float:
     >>> forward_transfer([[80.0], [60.0, 70.0]], [80.0, 65.0])
     5.0
     """
-    later = range(1, len(matrix))
-    return fmean(matrix[j][j] - alone[j] for j in later) if len(matrix) > 1 else 0.0
+    pairs = list(zip(learnt(matrix), alone, strict=True))[1:]
+    return fmean(own - lone for own, lone in pairs) if pairs else 0.0
 
 
 def forgetting(after_own: float, after_later: float, random: float) -> float:

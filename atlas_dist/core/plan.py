@@ -59,6 +59,12 @@ class SequenceSpec:
     references: References = References()
     variant: str = ""
     """What a comparison calls the method with its settings; "" = the method's name."""
+    evaluate_every: int = 1
+    """The whole bank is scored after every so many tasks, and after the last; each task always right after it was learnt."""
+
+    def whole_bank(self, position: int) -> bool:
+        """Whether every task so far is scored again after the upstream task at `position`."""
+        return (position + 1) % self.evaluate_every == 0 or position == len(self.upstream) - 1
 
 
 @dataclass(frozen=True)
@@ -97,7 +103,8 @@ class SequenceJobs:
     upstream: tuple[TaskJobs, ...]
     downstream: tuple[TaskJobs, ...]
     evaluations: Mapping[tuple[int, int], str]
-    """(i, j) -> the job that scores task j after task i was learnt; i = position of the last upstream task, j <= i."""
+    """(i, j) -> the job that scores task j after task i was learnt; i = position of the last upstream task, j <= i. The last row
+    and the diagonal are always there, the rest as `SequenceSpec.evaluate_every` says."""
     transfers: Mapping[str, str]
     """downstream task -> the job that scores it."""
     alone: Mapping[str, str] = field(default_factory=dict)
@@ -185,7 +192,7 @@ class _Builder:
         )
 
     def _one_by_one(self, spec: SequenceSpec) -> _Chain:
-        """Each task after the one before it, every task so far scored again after each."""
+        """Each task after the one before it; it is scored at once, and from time to time with every task so far."""
         chain = _Chain()
         for i, task in enumerate(spec.upstream):
             label = f"{spec.name}/{i + 1} {task.spec.name}"
@@ -196,7 +203,8 @@ class _Builder:
             if spec.method.grows_bank and jobs.adapter:
                 chain.bank = (*chain.bank, jobs.adapter)
             chain.learnt.append(jobs)
-            for j, old in enumerate(chain.learnt):
+            for j in range(i + 1) if spec.whole_bank(i) else (i,):
+                old = chain.learnt[j]
                 label = f"{spec.name}/{i + 1} eval {old.task}"
                 chain.evaluations[i, j] = self._evaluate(spec, spec.upstream[j].spec, old, jobs, chain.bank, label, EVALUATION)
         return chain

@@ -16,10 +16,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from atlas_dist.core.ledger import AttemptStatus, JobState, RunState
-from atlas_dist.core.plan import UPSTREAM, Plan
-from atlas_dist.core.types import FailureKind, JobKind, StageJob
+from atlas_dist.core.plan import REFERENCE, TRANSFER, UPSTREAM, Plan
+from atlas_dist.core.types import FailureKind, JobKind, StageJob, Work
 
-_ALL_KINDS = frozenset(JobKind)
+_LEARNING = {UPSTREAM: Work.UPSTREAM, TRANSFER: Work.TRANSFER, REFERENCE: Work.REFERENCE}
 
 
 @dataclass(frozen=True)
@@ -33,10 +33,10 @@ class Pool:
     free: int
     total: int
     gang: int = 1
-    """Workers that one slot needs at the same time."""
+    """Workers that one slot needs at the same time, or that sit there now: a group may come back smaller."""
     limit: int = 0
     """The largest gang that the cluster can ever form; 0 = not known, anything may come up."""
-    kinds: frozenset[JobKind] = _ALL_KINDS
+    takes: frozenset[Work] = frozenset(Work)
     """What the pool accepts."""
 
 
@@ -188,9 +188,9 @@ def infeasible(plan: Plan, capacity: Capacity) -> list[str]:
         if p not in fitting
     ]
     homeless = [
-        f"no feasible pool runs {kind} jobs"
-        for kind in sorted({job.kind for job in plan.jobs.values()})
-        if not any(kind in pool.kinds for pool in fitting)
+        f"no feasible pool takes {work.value} jobs"
+        for work in sorted({work_of(job) for job in plan.jobs.values()})
+        if not any(work in pool.takes for pool in fitting)
     ]
     return too_big + homeless
 
@@ -316,19 +316,24 @@ class _Starts:
 
     def _slot(self, job: StageJob, kept: int) -> str:
         """A free slot for the job: first where no chain could run anyway; `kept` slots of the others stay free."""
-        fitting = [p for p in self.capacity.pools if job.kind in p.kinds and (not p.limit or p.gang <= p.limit)]
+        fitting = [p for p in self.capacity.pools if work_of(job) in p.takes and (not p.limit or p.gang <= p.limit)]
         if not _is_chain(job):
             for pool in fitting:
-                if JobKind.TRAIN not in pool.kinds and self.free[pool.name]:
+                if Work.UPSTREAM not in pool.takes and self.free[pool.name]:
                     return pool.name
-            open_to_chains = sum(self.free[p.name] for p in self.capacity.pools if JobKind.TRAIN in p.kinds)
+            open_to_chains = sum(self.free[p.name] for p in self.capacity.pools if Work.UPSTREAM in p.takes)
             if open_to_chains <= kept:
                 return ""
         return next((p.name for p in fitting if self.free[p.name]), "")
 
 
+def work_of(job: StageJob) -> Work:
+    """Which part of a run a job is. A job that several parts share is what it was first planned as, at every start of the run."""
+    return Work.EVALUATION if job.kind is JobKind.EVAL else _LEARNING[job.priority]
+
+
 def _is_chain(job: StageJob) -> bool:
-    return job.kind is JobKind.TRAIN and job.priority == UPSTREAM
+    return work_of(job) is Work.UPSTREAM
 
 
 def latest_usable(job: JobState) -> list[str]:

@@ -34,6 +34,41 @@ class JobKind(StrEnum):
     EVAL = "eval"
 
 
+class Work(StrEnum):
+    """What a pool of workers may take: the parts of a run, as a person would share them out."""
+
+    UPSTREAM = "upstream"
+    """Learning the tasks of a sequence: the chain that everything else waits for."""
+    EVALUATION = "evaluation"
+    """Scoring."""
+    TRANSFER = "transfer"
+    """Learning the downstream tasks."""
+    REFERENCE = "reference"
+    """Learning what measures of transfer compare with."""
+
+
+@dataclass(frozen=True)
+class Gang:
+    """A group of workers that takes one job at a time, all of it together.
+
+    Example: Gang("big", workers=8, least=4, takes=frozenset({Work.UPSTREAM}), labels={"market": "reserved"})
+    """
+
+    name: str
+    workers: int
+    """Ranks when there is room for all."""
+    least: int = 0
+    """Ranks that it goes on with when nodes are lost; 0 = all of them."""
+    takes: frozenset[Work] = frozenset(Work)
+    labels: Mapping[str, str] = field(default_factory=dict)
+    """Ray node labels that its nodes must have: key -> `value`, `!value`, `in(a,b)` or `!in(a,b)`."""
+
+    @property
+    def fewest(self) -> int:
+        """Ranks without which it waits for room."""
+        return self.least or self.workers
+
+
 class Stage(StrEnum):
     """Which stage of a task a training job is."""
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from rich.console import Console
 from rich.table import Table
 
 from atlas_dist.report.facts import Cell, RunFacts, SequenceFacts
+
+NOT_MEASURED = "·"
 
 
 def show(facts: RunFacts, console: Console, places: Iterable[tuple[str, str]] = ()) -> None:
@@ -25,11 +27,13 @@ def _show_sequence(sequence: SequenceFacts, console: Console, *, titled: bool) -
     _headed(
         console,
         "Score (%) after each task, every task read as it was learnt (task view)",
-        _matrix(names, sequence.matrix["task"]),
+        _matrix(sequence, "task"),
     )
     if any(len(row) > 1 for row in sequence.matrix["latest"]) and sequence.matrix["latest"] != sequence.matrix["task"]:
-        _headed(
-            console, "The same with the newest queries and every adapter (latest view)", _matrix(names, sequence.matrix["latest"])
+        _headed(console, "The same with the newest queries and every adapter (latest view)", _matrix(sequence, "latest"))
+    if sequence.skipped:
+        console.print(
+            f"{NOT_MEASURED} not measured (sequence.evaluate_every); the last row and each task's own score always are."
         )
     changed = sequence.changed_predictions()
     if changed:
@@ -44,13 +48,14 @@ def _show_sequence(sequence: SequenceFacts, console: Console, *, titled: bool) -
     console.print()
 
 
-def _matrix(names: Sequence[str], rows: Sequence[Sequence[Cell]]) -> Table:
+def _matrix(sequence: SequenceFacts, view: str) -> Table:
     table = Table()
     table.add_column("after learning")
-    for name in names:
-        table.add_column(name, justify="right")
-    for name, row in zip(names, rows, strict=True):
-        table.add_row(name, *(_number(cell) for cell in row))
+    for task in sequence.upstream:
+        table.add_column(task.task, justify="right")
+    for i, row in enumerate(sequence.matrix[view]):
+        cells = [NOT_MEASURED if (i, j) in sequence.skipped else _number(cell) for j, cell in enumerate(row)]
+        table.add_row(sequence.upstream[i].task, *cells)
     return table
 
 

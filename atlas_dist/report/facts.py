@@ -15,7 +15,7 @@ from statistics import fmean
 from typing import Any
 
 from atlas_dist.core.ledger import Entry, RunState
-from atlas_dist.core.metrics import average_accuracy, backward_transfer, forgetting
+from atlas_dist.core.metrics import average_accuracy, backward_transfer, final, forgetting, learnt
 from atlas_dist.core.plan import Plan, SequenceJobs, TaskJobs
 from atlas_dist.core.types import CommittedRef, JobKind, StageJob, View
 from atlas_dist.report.timeline import Timeline, timeline
@@ -79,7 +79,7 @@ class SequenceFacts:
     upstream: tuple[TaskFacts, ...]
     downstream: tuple[TaskFacts, ...]
     matrix: Mapping[str, tuple[tuple[Cell, ...], ...]]
-    """view -> R[i][j] in percent, row i of length i + 1; None = not scored yet."""
+    """view -> R[i][j] in percent, row i of length i + 1; None = not scored yet, or never to be (`skipped`)."""
     fingerprints: Mapping[str, tuple[str, ...]]
     """task -> sha256 of its task-view predictions after each later task: all equal, or something is wrong."""
     transfers: Mapping[str, Cell]
@@ -89,20 +89,23 @@ class SequenceFacts:
     breadth: tuple[tuple[Cell, ...], ...] = ()
     """Effective rank of the pooled outputs on task j's validation split after task i, latest view: does what the bank can tell
     apart grow?"""
+    skipped: tuple[tuple[int, int], ...] = ()
+    """(i, j) that the run does not measure (`sequence.evaluate_every`)."""
 
     @property
     def complete(self) -> bool:
-        """Every cell of every view is there."""
-        return all(cell is not None for rows in self.matrix.values() for row in rows for cell in row)
+        """Every cell of every view that is to be measured is there."""
+        cells = [(i, j) for i in range(len(self.upstream)) for j in range(i + 1) if (i, j) not in self.skipped]
+        return all(rows[i][j] is not None for rows in self.matrix.values() for i, j in cells)
 
     def summary(self) -> dict[str, float]:
         """Average accuracy, backward transfer and mean forgetting per view; {} before the sequence is complete."""
         if not self.complete:
             return {}
         out: dict[str, float] = {}
-        for view, rows in self.matrix.items():
-            matrix = [[float(c) for c in row if c is not None] for row in rows]
-            losses = [forgetting(matrix[j][j], matrix[-1][j], task.random_score) for j, task in enumerate(self.upstream[:-1])]
+        for view, matrix in self.matrix.items():
+            before_and_after = zip(self.upstream[:-1], learnt(matrix), final(matrix), strict=False)
+            losses = [forgetting(own, last, task.random_score) for task, own, last in before_and_after]
             out[f"average accuracy, {view} view"] = average_accuracy(matrix)
             out[f"backward transfer, {view} view"] = backward_transfer(matrix)
             out[f"forgetting T_F, {view} view"] = fmean(losses) if losses else 0.0
@@ -169,7 +172,8 @@ def _forgotten(own: Cell, later: Cell, random: float) -> Cell:
 
 def _sequence(plan: Plan, state: RunState, jobs: SequenceJobs, store: ObjectStore | None) -> SequenceFacts:
     count = len(jobs.upstream)
-    cells = {(i, j): _views(state, jobs.evaluations[i, j]) for i in range(count) for j in range(i + 1)}
+    every = [(i, j) for i in range(count) for j in range(i + 1)]
+    cells = {at: _views(state, jobs.evaluations[at]) if at in jobs.evaluations else {} for at in every}
     matrix = {
         view.value: tuple(tuple(_score(cells[i, j], view) for j in range(i + 1)) for i in range(count))
         for view in (View.TASK, View.LATEST)
@@ -191,6 +195,7 @@ def _sequence(plan: Plan, state: RunState, jobs: SequenceJobs, store: ObjectStor
         transfers={task: _score(_views(state, key), View.TASK) for task, key in jobs.transfers.items()},
         without=_without(state, jobs),
         breadth=tuple(tuple(_breadth(cells[i, j]) for j in range(i + 1)) for i in range(count)),
+        skipped=tuple(at for at in every if at not in jobs.evaluations),
     )
 
 

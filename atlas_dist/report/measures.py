@@ -15,8 +15,10 @@ from atlas_dist.core.metrics import (
     Spread,
     average_accuracy,
     backward_transfer,
+    final,
     forgetting,
     forward_transfer,
+    learnt,
     order_sensitivity,
     relative_gain,
     spread,
@@ -53,10 +55,11 @@ def measure(plan: Plan, state: RunState) -> tuple[SequenceMeasures, ...]:
 
 def _of_sequence(plan: Plan, state: RunState, jobs: SequenceJobs) -> SequenceMeasures | None:
     count = len(jobs.upstream)
-    cells = [[_score(state, jobs.evaluations[i, j], jobs.reads) for j in range(i + 1)] for i in range(count)]
-    if any(cell is None for row in cells for cell in row):
+    cells = {at: _score(state, key, jobs.reads) for at, key in jobs.evaluations.items()}
+    if None in cells.values():
         return None
-    matrix = [[cell for cell in row if cell is not None] for row in cells]
+    matrix = [[cells.get((i, j)) for j in range(i + 1)] for i in range(count)]
+    own, last = learnt(matrix), final(matrix)
     names = [task.task for task in jobs.upstream]
     chance = {name: spec.random_score for name, spec in plan.tasks.items()}
     refused: list[str] = []
@@ -65,10 +68,10 @@ def _of_sequence(plan: Plan, state: RunState, jobs: SequenceJobs) -> SequenceMea
     transferred = {task: _score(state, key, View.TASK) for task, key in jobs.transfers.items()}
 
     values = {AVERAGE: average_accuracy(matrix), BACKWARD: backward_transfer(matrix)}
-    values[FORGETTING] = _mean([forgetting(matrix[j][j], matrix[-1][j], chance[names[j]]) for j in range(count - 1)])
+    values[FORGETTING] = _mean([forgetting(own[j], last[j], chance[names[j]]) for j in range(count - 1)])
     if alone:
         values[FORWARD] = forward_transfer(matrix, [alone[name] for name in names])
-        values[UPSTREAM] = _mean([relative_gain(matrix[i][i], alone[name], chance[name]) for i, name in enumerate(names)])
+        values[UPSTREAM] = _mean([relative_gain(own[i], alone[name], chance[name]) for i, name in enumerate(names)])
     if pretrained and all(score is not None for score in transferred.values()):
         gains = [relative_gain(score, pretrained[t], chance[t]) for t, score in transferred.items() if score is not None]
         values[LOW_SHOT] = _mean(gains)
@@ -77,7 +80,7 @@ def _of_sequence(plan: Plan, state: RunState, jobs: SequenceJobs) -> SequenceMea
         variant=jobs.variant,
         order=tuple(names),
         seed=jobs.seed,
-        finals=dict(zip(names, matrix[-1], strict=True)),
+        finals=dict(zip(names, last, strict=True)),
         values=values,
         refused=tuple(refused),
     )
@@ -150,7 +153,7 @@ def _row(variant: str, sequences: list[SequenceMeasures]) -> Row:
     for sequence in sequences:
         by_order.setdefault(sequence.order, []).append(sequence)
     finals = [{task: fmean(s.finals[task] for s in same) for task in order} for order, same in by_order.items()]
-    comparable = len(finals) > 1 and all(set(final) == set(finals[0]) for final in finals)
+    comparable = len(finals) > 1 and all(set(scores) == set(finals[0]) for scores in finals)
     return Row(
         variant=variant,
         measures={name: spread([s.values[name] for s in sequences]) for name in shared},

@@ -44,12 +44,14 @@ def _sequence(sequence: SequenceFacts, number: int) -> str:
     parts.append(f"<p>Method {escape(sequence.method)}, seed {sequence.seed}.</p>")
     parts.append(_verdict(sequence))
     parts.append('<div class="side">')
-    parts.append(_matrix("Task view: each task read as it was learnt", names, sequence.matrix["task"]))
+    parts.append(_matrix("Task view: each task read as it was learnt", sequence, "task"))
     differs = sequence.matrix["latest"] != sequence.matrix["task"]
     if differs:
-        parts.append(_matrix("Latest view: the newest queries and every adapter", names, sequence.matrix["latest"]))
+        parts.append(_matrix("Latest view: the newest queries and every adapter", sequence, "latest"))
         parts.append(_forgetting(sequence))
     parts.append("</div>")
+    if sequence.skipped:
+        parts.append("<p>· was not measured (sequence.evaluate_every); the last row and each task’s own score always are.</p>")
     parts.append(_summary(sequence))
     parts.append(_transfers(sequence))
     parts.append(_lineage(sequence))
@@ -61,24 +63,29 @@ def _sequence(sequence: SequenceFacts, number: int) -> str:
     return "".join(parts) + "</section>"
 
 
-def _matrix(caption: str, names: list[str], rows: tuple[tuple[Cell, ...], ...]) -> str:
-    head = "".join(f'<th scope="col">{escape(n)}</th>' for n in names)
+def _matrix(caption: str, sequence: SequenceFacts, view: str) -> str:
+    return _table(f"{escape(caption)} (score in %)", *_triangle(sequence, sequence.matrix[view], len(sequence.upstream), 100.0))
+
+
+def _triangle(sequence: SequenceFacts, rows: tuple[tuple[Cell, ...], ...], columns: int, full: float) -> tuple[str, str]:
+    """Head and body of a table of task j after task i; `rows` are those of the last tasks."""
+    names = [t.task for t in sequence.upstream]
+    head = "".join(f'<th scope="col">{escape(n)}</th>' for n in names[:columns])
     lines = []
-    for name, row in zip(names, rows, strict=True):
-        cells = "".join(heat_cell(cell, 100.0, ".1f") for cell in row) + "<td></td>" * (len(names) - len(row))
-        lines.append(f'<tr><th scope="row">after {escape(name)}</th>{cells}</tr>')
-    return _table(f"{escape(caption)} (score in %)", head, "".join(lines))
+    for i, row in enumerate(rows, start=len(names) - len(rows)):
+        cells = [
+            '<td title="not measured">·</td>' if (i, j) in sequence.skipped else heat_cell(cell, full, ".1f")
+            for j, cell in enumerate(row)
+        ]
+        filled = "".join(cells) + "<td></td>" * (columns - len(row))
+        lines.append(f'<tr><th scope="row">after {escape(names[i])}</th>{filled}</tr>')
+    return head, "".join(lines)
 
 
 def _forgetting(sequence: SequenceFacts) -> str:
     """T_F of every task after every later one, in the latest view (in the task view it is 0 by construction, and checked)."""
-    names = [t.task for t in sequence.upstream]
-    head = "".join(f'<th scope="col">{escape(n)}</th>' for n in names[:-1])
-    lines = []
-    for name, row in zip(names[1:], sequence.forgetting("latest"), strict=True):
-        cells = "".join(heat_cell(cell, 100.0, ".1f") for cell in row) + "<td></td>" * (len(names) - 1 - len(row))
-        lines.append(f'<tr><th scope="row">after {escape(name)}</th>{cells}</tr>')
-    return _table("Forgetting T<sub>F</sub> in the latest view (% of what was learnt above chance)", head, "".join(lines))
+    head, body = _triangle(sequence, sequence.forgetting("latest"), len(sequence.upstream) - 1, 100.0)
+    return _table("Forgetting T<sub>F</sub> in the latest view (% of what was learnt above chance)", head, body)
 
 
 def _table(caption: str, head: str, rows: str) -> str:
@@ -212,13 +219,8 @@ def _breadth(sequence: SequenceFacts) -> str:
     values = [cell for row in sequence.breadth for cell in row if cell is not None]
     if not values:
         return ""
-    names = [t.task for t in sequence.upstream]
-    lines = []
-    for name, row in zip(names, sequence.breadth, strict=True):
-        cells = "".join(heat_cell(cell, max(values), ".1f") for cell in row) + "<td></td>" * (len(names) - len(row))
-        lines.append(f'<tr><th scope="row">after {escape(name)}</th>{cells}</tr>')
-    head = "".join(f'<th scope="col">{escape(n)}</th>' for n in names)
-    return _table("Effective rank of the pooled outputs, latest view: does the representation grow?", head, "".join(lines))
+    head, body = _triangle(sequence, sequence.breadth, len(sequence.upstream), max(values))
+    return _table("Effective rank of the pooled outputs, latest view: does the representation grow?", head, body)
 
 
 def _curves(task: TaskFacts) -> str:

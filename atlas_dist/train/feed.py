@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -63,11 +64,13 @@ class Feeder:
 
 
 def micro_batch_for(slots: int, wanted: int) -> int:
-    """The largest divisor of a rank's share that is not above `wanted` (0 = the whole share).
+    """Slots of a forward pass: the largest divisor of a rank's share that is not above `wanted` (0 = the whole share). Where that
+    is less than half of what was wanted, pieces of about equal size instead, the last one smaller.
 
-    >>> micro_batch_for(64, 0), micro_batch_for(64, 24), micro_batch_for(7, 2)
-    (64, 16, 1)
+    >>> micro_batch_for(64, 0), micro_batch_for(64, 24), micro_batch_for(7, 2), micro_batch_for(19, 8)
+    (64, 16, 1, 7)
     """
     if wanted == 0 or wanted >= slots:
         return slots
-    return max(size for size in range(1, wanted + 1) if slots % size == 0)
+    divisor = max(size for size in range(1, wanted + 1) if slots % size == 0)
+    return divisor if 2 * divisor >= wanted else math.ceil(slots / math.ceil(slots / wanted))

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from atlas_dist.config import Precision
 from atlas_dist.core.keys import canonical_json
+from atlas_dist.core.sampling import slots
 from atlas_dist.core.types import Assignment, Role
 from atlas_dist.data.stream import Stream
-from atlas_dist.errors import TrainingError
 from atlas_dist.model.heads import HeadSpec
 from atlas_dist.model.mixing import Weighting
 from atlas_dist.train import checkpoint
@@ -212,12 +212,8 @@ class Learner:
 
     def _loop_settings(self, mixture: Mixture) -> LoopSettings:
         budget, config = self.job.budget, self.context.config.train
-        share = budget.global_batch // self.context.world
-        if share * self.context.world != budget.global_batch:
-            raise TrainingError(
-                f"The global batch of {budget.global_batch} cannot be shared evenly by {self.context.world} workers.",
-                fix="Choose train.workers so that it divides the global batch.",
-            )
+        # What cannot be shared evenly is padded with masked slots: any number of workers takes the same steps.
+        share = slots(budget.global_batch, self.context.world)
         micro = micro_batch_for(share, config.micro_batch)
         return LoopSettings(
             total_steps=len(mixture),
@@ -226,7 +222,7 @@ class Learner:
             log_every=config.log_every,
             checkpoint_every=config.checkpoint_every,
             micro_batch=micro,
-            accumulation=share // micro,
+            accumulation=math.ceil(share / micro),
             penalty_weight=self.method.penalty_weight,
         )
 

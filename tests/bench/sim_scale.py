@@ -12,6 +12,7 @@ import argparse
 import heapq
 import itertools
 import random
+import resource
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -350,14 +351,16 @@ def report(case: Case, run: Scale, a_job: dict[str, float], a_second: dict[str, 
     return f"| {' | '.join(cells)} |"
 
 
-def growth(sizes: list[int]) -> None:
-    """What planning costs when every earlier task is scored after every task."""
-    print("\n| tasks | jobs | names of parents in them | seconds to plan |\n|---|---|---|---|")
-    for tasks in sizes:
+def growth(sizes: list[tuple[int, int]]) -> None:
+    """What planning costs for (tasks, `sequence.evaluate_every`)."""
+    print("\n| tasks | evaluate_every | jobs | names of parents in them | seconds to plan | peak MB |\n|---|---|---|---|---|---|")
+    for tasks, every in sizes:
         began = time.process_time()
-        plan = small_plan(tasks)
+        plan = small_plan(tasks, evaluate_every=every)
         spent = time.process_time() - began
-        print(f"| {tasks} | {len(plan.jobs):,} | {sum(len(j.parents) for j in plan.jobs.values()):,} | {spent:.2f} |")
+        names = sum(len(job.parents) for job in plan.jobs.values())
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+        print(f"| {tasks} | {every} | {len(plan.jobs):,} | {names:,} | {spent:.2f} | {peak:,} |")
 
 
 def appending(sizes: list[int]) -> None:
@@ -412,7 +415,7 @@ def main() -> None:
     )
     for case in cases:
         print(report(case, simulate(case, costs), a_job, a_second), flush=True)
-    growth([10, 20] if options.quick else [25, 50, 100, 200])
+    growth([(10, 1), (20, 5)] if options.quick else [(25, 1), (50, 1), (100, 1), (200, 1), (200, 20), (1000, 100)])
     appending([1_000] if options.quick else [1_000, 10_000, 100_000])
 
 

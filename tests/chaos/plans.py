@@ -20,12 +20,13 @@ def task(name: str) -> PlannedTask:
     return PlannedTask(spec, {Stage.ONE: Budget(max_steps=4), Stage.TWO: Budget(max_steps=4)})
 
 
-def small_plan(tasks: int = 2, downstream: int = 0, sequences: int = 1, seed: int = 0) -> Plan:
+def small_plan(tasks: int = 2, downstream: int = 0, sequences: int = 1, seed: int = 0, evaluate_every: int = 1) -> Plan:
     """`sequences` orders (rotations) of the same tasks, each with some transfers."""
     names = [f"task{i}" for i in range(tasks)]
     specs = []
     for s in range(sequences):
         order = names[s % tasks :] + names[: s % tasks]
         transfers = tuple(task(f"down{i}") for i in range(downstream))
-        specs.append(SequenceSpec(f"seq{s}", METHOD, seed + s // tasks, tuple(map(task, order)), transfers))
+        upstream = tuple(map(task, order))
+        specs.append(SequenceSpec(f"seq{s}", METHOD, seed + s // tasks, upstream, transfers, evaluate_every=evaluate_every))
     return make_plan(specs, Common(backbone_digest="b" * 64, numerics={"version": 1}))

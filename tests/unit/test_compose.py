@@ -34,10 +34,17 @@ def test_every_choice_of_a_group_composes(group: str) -> None:
         ("trian.workers=3", r"trian: there is no such key; did you mean train"),
         ("train.precision=fp8", r"train.precision.*'fp32' or 'bf16' \(it is 'fp8'\)"),
         ("train.zero_stage=4", r"train.zero_stage"),
-        ("train.workers=3", r"which 3 workers cannot share evenly"),
+        ("train.workers=300", r"too few for 300 workers: a worker without a sample only costs"),
         ("sequence.upstream=[digits,zap]", r"sequence names zap; the tasks of this configuration are digits"),
         ("tasks.digits.kind=film", r"'single', 'choice', 'pair' or 'answers'"),
         ("seeds=[1,1]", r"seeds must differ"),
+        ("cluster.pools=0", r"cluster.pools: give a number of equal pools, at least 1, or pools by name"),
+        ("cluster.pools={big:{takes:[upstream]}}", r"no pool takes evaluation or transfer; add it to the `takes`"),
+        ("cluster.pools={a:{takes:[learning]}}", r"'upstream', 'evaluation', 'transfer' or 'reference' \(it is 'learning'\)"),
+        ("cluster.pools={a:{workers:2,min_workers:3}}", r"pool a has 2 workers, fewer than its min_workers of 3"),
+        ("cluster.pools={a:{workers:900}}", r"too few for 900 workers"),
+        ("cluster.pools={a:{labels:{market:spot or not}}}", r"cluster.pools.a.labels.market"),
+        ("train.min_workers=3", r"pool main has 2 workers, fewer than its min_workers of 3"),
         ("store=s3", r"store.url is left open"),
         ("demo", r"not a setting"),
     ],
@@ -72,3 +79,14 @@ def test_several_faults_are_told_at_once() -> None:
     with pytest.raises(ConfigError) as caught:
         load_config({"train": {"workers": 0}, "seeds": [], "cluster": {"adress": "auto"}})
     assert all(word in str(caught.value) for word in ("train.workers", "seeds", "did you mean address"))
+
+
+def test_pools_are_a_number_or_have_names() -> None:
+    def gangs(*words: str) -> list[tuple[str, int, int]]:
+        return [(g.name, g.workers, g.fewest) for g in compose_config(["experiment=toy", *words]).gangs]
+
+    assert gangs() == [("main", 2, 2)]
+    assert gangs("cluster.pools=3") == [("main", 2, 2), ("pool-2", 2, 2), ("pool-3", 2, 2)]
+    assert gangs("train.min_workers=1", "cluster.pools=2") == [("main", 2, 1), ("pool-2", 2, 1)]
+    named = "cluster.pools={big:{workers:8,min_workers:4,takes:[upstream]},small:{workers:1,takes:[evaluation,transfer]}}"
+    assert gangs(named, "train.min_workers=2") == [("big", 8, 4), ("small", 1, 1)]

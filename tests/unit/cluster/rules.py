@@ -309,6 +309,7 @@ def runs_fit_on_their_nodes(docs: Docs) -> list[str]:
             bad.append(str(error))
             continue
         cluster, wanted = job["spec"]["rayClusterSpec"], run.cluster
+        workers = sum(gang.workers for gang in run.gangs)
         places = 0
         for group in cluster["workerGroupSpecs"]:
             limits = group["template"]["spec"]["containers"][0].get("resources", {}).get("limits", {})
@@ -319,7 +320,7 @@ def runs_fit_on_their_nodes(docs: Docs) -> list[str]:
             if gpus and not wanted.gpus_per_worker:
                 bad.append(f"{group['groupName']} pays for GPUs that the run does not use")
         facts = {
-            f"{run.train.workers} workers, room for {places}": run.train.workers <= places,
+            f"{workers} workers, room for {places}": workers <= places,
             "cluster=ray": wanted.address == "auto",
             "store and shards on S3": all(url.startswith("s3://") for url in (run.store.url, run.shards.url)),
             "cluster.grows as the autoscaler": wanted.grows == bool(cluster.get("enableInTreeAutoscaling")),

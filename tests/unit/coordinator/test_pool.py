@@ -8,7 +8,7 @@ import pytest
 
 from atlas_dist.coordinator.dispatch import Failed, Finished, Lost, Progress
 from atlas_dist.coordinator.pool import PoolDispatcher
-from atlas_dist.core.types import Assignment, Budget, Failure, FailureKind, JobKind, StageJob, TaskKind, TaskSpec
+from atlas_dist.core.types import Assignment, Budget, Failure, FailureKind, Gang, JobKind, StageJob, TaskKind, TaskSpec, Work
 
 TASK = TaskSpec("t", TaskKind.SINGLE, 2, 8, "d", "train", "val", "x", "y")
 
@@ -20,7 +20,7 @@ def assignment(attempt: str = "a1") -> Assignment:
 
 @pytest.fixture
 def desk() -> PoolDispatcher:
-    return PoolDispatcher({"main": 2})
+    return PoolDispatcher([Gang("main", 2)])
 
 
 def free(desk: PoolDispatcher) -> int:
@@ -107,3 +107,50 @@ def test_who_is_being_sent_home_is_given_no_other_job(desk: PoolDispatcher) -> N
     desk.close()
     desk.failed("a1", Failure(FailureKind.PREEMPTED, "stopped at its next report", 1))
     assert desk.capacity().pools[0].free == 0
+
+
+def test_a_pool_is_as_large_as_the_group_that_sits_there() -> None:
+    """An elastic gang comes back smaller, and grows again; before anybody has come it counts with its fewest."""
+    takes = frozenset({Work.EVALUATION})
+    desk = PoolDispatcher([Gang("small", 1, takes=takes), Gang("main", 4, least=2)])
+
+    def sizes() -> list[tuple[int, int]]:
+        return [(pool.gang, pool.limit) for pool in desk.capacity().pools]
+
+    assert sizes() == [(1, 1), (2, 4)]
+    assert [pool.takes for pool in desk.capacity().pools] == [takes, frozenset(Work)]
+    for group, world in (("g1", 4), ("g2", 3), ("g3", 4)):
+        desk.lease("main", group, 0.0, world=world)
+        assert sizes() == [(1, 1), (world, 4)]
+    desk.gone("main", "the trainer ended")
+    assert sizes() == [(1, 1), (2, 4)]
+
+
+def test_a_group_on_a_node_that_goes_saves_its_work_and_makes_room_for_another(desk: PoolDispatcher) -> None:
+    desk.lease("main", "g1", 0.0)
+    desk.start(assignment())
+    desk.lease("main", "g1", 0.0)
+    desk.leave("main", "g0", "its node is drained")
+    assert desk.progress(Progress("a1", 1, 9)) is False, "that group is gone already"
+    desk.leave("main", "g1", "its node is drained")
+    assert desk.progress(Progress("a1", 2, 9)) is True
+    desk.failed("a1", Failure(FailureKind.PREEMPTED, "Stopped at step 2 of 9.", 2))
+    assert desk.poll()[-1] == Failed("a1", Failure(FailureKind.PREEMPTED, "its node is drained: Stopped at step 2 of 9.", 2))
+    assert free(desk) == 0, "it is given no other job"
+    assert desk.lease("main", "g1", 30.0).go_home
+    assert desk.comes_back("main")
+    assert not desk.lease("main", "g2", 0.0).go_home
+    assert (free(desk), desk.comes_back("main")) == (1, False)
+
+
+def test_a_waiting_group_leaves_at_once_and_a_closed_desk_expects_nobody(desk: PoolDispatcher) -> None:
+    leases = []
+    waiting = threading.Thread(target=lambda: leases.append(desk.lease("main", "g1", 30.0)))
+    waiting.start()
+    while not free(desk):
+        pass
+    desk.leave("main", "g1", "its node is drained")
+    waiting.join(10)
+    assert leases[0].go_home
+    desk.close()
+    assert not desk.comes_back("main")

@@ -13,9 +13,19 @@ import pytest
 from atlas_dist import packages
 from atlas_dist.config import ClusterConfig, RunConfig, StoreConfig
 from atlas_dist.coordinator import preflight
-from atlas_dist.coordinator.preflight import Look, Room, check_nodes, check_place, check_room, check_shards, check_store, token
+from atlas_dist.coordinator.preflight import (
+    Look,
+    Room,
+    check_nodes,
+    check_place,
+    check_room,
+    check_shards,
+    check_store,
+    has_labels,
+    token,
+)
 from atlas_dist.core.manifest import ShardInfo, ShardManifest
-from atlas_dist.core.types import TaskKind
+from atlas_dist.core.types import Gang, TaskKind
 from atlas_dist.errors import ConfigError, DataError, StoreError
 from atlas_dist.store.objects import MemoryStore
 from tests.chaos.plans import small_plan
@@ -27,32 +37,75 @@ HERE = Look("driver", versions=(("torch", "2.13.0"),))
 
 
 def test_a_gang_that_fits_is_let_in() -> None:
-    check_room([BIG_NODE], GPUS, workers=8)
-    check_room([Room("a", 0, 0), Room("b", 4, 1), Room("c", 4, 1)], GPUS, workers=2)
+    check_room([BIG_NODE], GPUS, [Gang("main", 8)])
+    check_room([Room("a", 0, 0), Room("b", 4, 1), Room("c", 4, 1)], GPUS, [Gang("main", 2)])
 
 
 def test_too_few_gpus_in_all_are_refused() -> None:
     with pytest.raises(ConfigError, match="9 workers need 9 GPU, the cluster has 8") as caught:
-        check_room([replace(BIG_NODE, cpus=64)], GPUS, workers=9)
+        check_room([replace(BIG_NODE, cpus=64)], GPUS, [Gang("main", 9)])
     assert caught.value.exit_code == 2
 
 
 def test_enough_in_all_but_on_no_single_node_is_refused() -> None:
     with pytest.raises(ConfigError, match="0 of 2 fit"):
-        check_room([Room(f"n{i}", cpus=2, gpus=1) for i in range(8)], GPUS, workers=2)
+        check_room([Room(f"n{i}", cpus=2, gpus=1) for i in range(8)], GPUS, [Gang("main", 2)])
 
 
 def test_gpus_on_other_nodes_than_the_cpus_are_refused() -> None:
     with pytest.raises(ConfigError, match="0 of 1 fit"):
-        check_room([Room("cpu", 64, 0), Room("gpu", 1, 8)], GPUS, workers=1)
+        check_room([Room("cpu", 64, 0), Room("gpu", 1, 8)], GPUS, [Gang("main", 1)])
 
 
 def test_a_cluster_that_grows_is_waited_for() -> None:
-    check_room([], GPUS.model_copy(update={"grows": True}), workers=64)
+    check_room([], GPUS.model_copy(update={"grows": True}), [Gang("main", 64)])
 
 
 def test_thirds_of_a_cpu_fill_a_cpu() -> None:
-    check_room([Room("a", 1.0, 0)], ClusterConfig(cpus_per_worker=1 / 3), workers=3)
+    check_room([Room("a", 1.0, 0)], ClusterConfig(cpus_per_worker=1 / 3), [Gang("main", 3)])
+
+
+def test_every_pool_needs_room_beside_the_others() -> None:
+    gangs = [Gang("big", 8), Gang("small", 1)]
+    check_room([BIG_NODE, Room("b", 4, 1)], GPUS, gangs)
+    with pytest.raises(ConfigError, match="9 workers in 2 pools need 9 GPU, the cluster has 8"):
+        check_room([replace(BIG_NODE, cpus=64)], GPUS, gangs)
+
+
+def test_an_elastic_pool_needs_room_for_its_fewest() -> None:
+    check_room([BIG_NODE], GPUS, [Gang("main", 64, least=8)])
+    with pytest.raises(ConfigError, match="9 workers need 9 GPU"):
+        check_room([replace(BIG_NODE, cpus=64)], GPUS, [Gang("main", 64, least=9)])
+
+
+def test_a_pool_is_seated_on_nodes_with_its_labels_only() -> None:
+    """Whoever may sit anywhere leaves the labelled nodes to those who may not."""
+    spot, kept = Room("spot", 8, 2, {"market": "spot"}), Room("kept", 8, 2, {"market": "reserved"})
+    anywhere, picky = Gang("anywhere", 2), Gang("picky", 2, labels={"market": "reserved"})
+    check_room([kept, spot], GPUS, [anywhere, picky])
+    with pytest.raises(
+        ConfigError, match=r"pool picky needs .* with the labels market=reserved; 0 of 2 fit \(no node has them\)"
+    ):
+        check_room([spot, replace(spot, name="spot2")], GPUS, [anywhere, picky])
+    with pytest.raises(ConfigError, match="2 of 3 fit"):
+        check_room([kept, spot], GPUS, [Gang("picky", 3, labels={"market": "!spot"})])
+
+
+@pytest.mark.parametrize(
+    ("wanted", "fits"),
+    [
+        ({}, True),
+        ({"a": "1"}, True),
+        ({"a": "!1"}, False),
+        ({"a": "in(2,1)"}, True),
+        ({"a": "!in(2,3)"}, True),
+        ({"b": "1"}, False),
+        ({"b": "!1"}, True),
+        ({"a": "1", "b": "1"}, False),
+    ],
+)
+def test_label_selectors_mean_what_ray_says(wanted: dict[str, str], fits: bool) -> None:
+    assert has_labels({"a": "1"}, wanted) is fits
 
 
 def test_every_faulty_node_is_named() -> None:

@@ -129,3 +129,20 @@ def test_nonsense_is_refused_with_its_name() -> None:
         make_plan([sequence("")], COMMON)
     with pytest.raises(ConfigError, match="names a more than once"):
         make_plan([sequence("aba")], COMMON)
+
+
+def test_the_whole_bank_may_be_scored_now_and_then_only() -> None:
+    """Every second task and the last; each task right after it was learnt; what is scored keeps its key."""
+    spec = sequence("abcde", downstream="f")
+    every = make_plan([spec], COMMON)
+    seldom = make_plan([replace(spec, evaluate_every=2)], COMMON)
+    (all_cells,), (cells,) = ([s.evaluations for s in plan.sequences] for plan in (every, seldom))
+    rows = {i: [j for j in range(5) if (i, j) in cells] for i in range(5)}
+    assert rows == {0: [0], 1: [0, 1], 2: [2], 3: [0, 1, 2, 3], 4: [0, 1, 2, 3, 4]}
+    assert all(all_cells[at] == key for at, key in cells.items())
+    assert set(seldom.jobs) < set(every.jobs)
+    assert len(every.jobs) - len(seldom.jobs) == 2, "c alone is not scored on the bank of a, b and c"
+    assert make_plan([replace(spec, evaluate_every=99)], COMMON).sequences[0].evaluations.keys() == {
+        *((i, i) for i in range(5)),
+        *((4, j) for j in range(5)),
+    }

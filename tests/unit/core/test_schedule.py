@@ -24,7 +24,7 @@ from atlas_dist.core.schedule import (
     infeasible,
     next_actions,
 )
-from atlas_dist.core.types import Blob, FailureKind, JobKind
+from atlas_dist.core.types import Blob, FailureKind, Work
 from tests.chaos.plans import small_plan
 
 NOW = 1_000_000.0
@@ -88,12 +88,37 @@ def test_backfill_leaves_a_slot_for_a_chain_that_waits_for_its_retry() -> None:
 def test_backfill_prefers_a_pool_of_its_own() -> None:
     story = Story(small_plan(2))
     story.commit(by_label(story.plan, "seq0/1 task0 stage2"))
-    pools = (Pool("gang", 1, 1), Pool("small", 1, 1, kinds=frozenset({JobKind.EVAL})))
+    pools = (Pool("gang", 1, 1), Pool("small", 1, 1, takes=frozenset({Work.EVALUATION})))
     actions = next_actions(story.plan, story.state, Capacity(pools), NOW)
     assert [(story.plan.jobs[a.job].label, a.pool) for a in actions if isinstance(a, StartJob)] == [
         ("seq0/2 task1 stage1", "gang"),
         ("seq0/1 eval task0", "small"),
     ]
+
+
+def test_each_kind_of_work_goes_to_a_pool_that_takes_it() -> None:
+    """Also when that pool is busy: a stage never runs where its kind is not taken."""
+    story = Story(small_plan(1, downstream=1))
+    plan = story.plan
+    story.commit(by_label(plan, "seq0/1 task0 stage2"))
+
+    def decide(big: int, small: int) -> dict[str, str]:
+        pools = (
+            Pool("big", big, 1, gang=8, takes=frozenset({Work.UPSTREAM})),
+            Pool("small", small, 1, takes=frozenset({Work.EVALUATION, Work.TRANSFER})),
+        )
+        actions = next_actions(plan, story.state, Capacity(pools), NOW)
+        return {plan.jobs[a.job].label: a.pool for a in actions if isinstance(a, StartJob)}
+
+    assert decide(1, 1) == {"seq0/1 eval task0": "small"}
+    assert decide(1, 2) == {"seq0/1 eval task0": "small", "seq0/transfer down0 stage1": "small"}
+    assert decide(1, 0) == {}
+
+
+def test_a_pool_of_any_size_takes_work_while_it_sits_at_its_smaller_size() -> None:
+    story = Story(small_plan(1))
+    smaller = Capacity((Pool("main", 1, 1, gang=2, limit=8),))
+    assert [type(a) for a in next_actions(story.plan, story.state, smaller, NOW)] == [StartJob]
 
 
 def test_several_sequences_advance_in_step() -> None:
@@ -207,8 +232,8 @@ def test_gangs_that_can_never_fit_are_named() -> None:
     assert infeasible(plan, Capacity((Pool("main", 0, 0, gang=2),))) == []
     (first, *_) = infeasible(plan, Capacity((Pool("main", 1, 1, gang=8, limit=2),)))
     assert "needs 8 workers at once; the cluster can never give more than 2" in first
-    (only,) = infeasible(plan, Capacity((Pool("main", 1, 1, kinds=frozenset({JobKind.TRAIN})),)))
-    assert "eval" in only
+    (only,) = infeasible(plan, Capacity((Pool("main", 1, 1, takes=frozenset({Work.UPSTREAM})),)))
+    assert only == "no feasible pool takes evaluation jobs"
 
 
 @settings(max_examples=60, deadline=None)

@@ -129,3 +129,18 @@ def test_rows_average_over_seeds_and_orders(tmp_path: object) -> None:
 
 def written(folder: object, rows: object) -> Iterator[str]:
     yield from write_comparison(rows, folder).read_text().splitlines()  # type: ignore[arg-type]
+
+
+def test_measures_need_only_what_is_always_scored() -> None:
+    """Whole bank after the last task only: the values are those of the run that scores everything."""
+    whole = spec("abc", "ewc")
+    seldom = replace(whole, evaluate_every=9)
+    scores = {f"{i} eval {t}{star}": 40.0 + 7 * i + ord(t) % 5 for i in (1, 2, 3) for t in "abc" for star in ("", "*")}
+    scores |= {f"alone eval {t}": 50.0 for t in "abc"}
+    plans = [make_plan([s], COMMON) for s in (whole, seldom)]
+    (full,), (few,) = (measure(plan, state_of(plan, numbered(scores))) for plan in plans)
+    assert len(plans[1].jobs) < len(plans[0].jobs)
+    assert few == full
+    state = state_of(plans[1], numbered(scores))
+    lacking = {k: v for k, v in state.jobs.items() if k != plans[1].sequences[0].evaluations[2, 0]}
+    assert measure(plans[1], RunState(jobs=lacking)) == ()

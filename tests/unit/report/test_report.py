@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import html
 import io
 import json
@@ -252,3 +253,21 @@ def test_leave_one_out_and_growth_are_shown_where_they_were_measured(plan: Plan)
     assert ">30.0</td>" in page, "90 with all, 60 without the first"
     assert ">-1.5</td>" in page
     assert ">7.2</td>" in page or ">7.3</td>" in page
+
+
+def test_what_is_never_measured_is_told_from_what_is_missing() -> None:
+    spec = replace(sequence("abc"), evaluate_every=3)
+    found = facts(make_plan([spec], COMMON))
+    (got,) = found.sequences
+    assert got.matrix["latest"] == ((90.0,), (None, 90.0), (60.0, 60.0, 90.0))
+    assert got.skipped == ((1, 0),)
+    assert got.complete
+    assert got.summary()["backward transfer, latest view"] == pytest.approx(-30.0)
+    assert got.forgetting("latest")[0] == (None,)
+    page = render(found)
+    assert '<td title="not measured">·</td>' in page
+    assert "<td>–</td>" not in page
+    console = Console(record=True, width=120, file=io.StringIO())
+    show(found, console)
+    assert "· not measured (sequence.evaluate_every)" in console.export_text()
+    json.dumps(dataclasses.asdict(found))

@@ -41,10 +41,10 @@ def test_validations_are_spread_and_the_last_is_at_the_end(total: int, count: in
 
 
 @given(st.integers(1, 512), st.integers(0, 600))
-def test_micro_batches_divide_the_share(slots: int, wanted: int) -> None:
+def test_micro_batches_are_as_large_as_was_wanted_or_nearly(slots: int, wanted: int) -> None:
     size = micro_batch_for(slots, wanted)
-    assert slots % size == 0
-    assert size <= (wanted or slots) or wanted == 0
+    most = min(wanted or slots, slots)
+    assert most <= 2 * size <= 2 * most
 
 
 def test_pixels_are_normalised_on_the_device_and_shared_ones_stay_shared() -> None:
