@@ -13,12 +13,14 @@ from rich.console import Console
 from rich.table import Table
 
 from atlas_dist.bank.facts import SHORT, Bank, Learnt, read_bank, runs_of
+from atlas_dist.cli.bank_tidy import gc
 from atlas_dist.cli.words import Overrides, composed, console, hush, open_run_store, shards_if_there
 from atlas_dist.config import RunConfig
 from atlas_dist.errors import DataError
 from atlas_dist.store import ObjectStore
 
-bank_app = typer.Typer(help="What a run has learnt: list, show, check, export, import.", no_args_is_help=True)
+bank_app = typer.Typer(help="What a run has learnt: list, show, check, export, import, tidy.", no_args_is_help=True)
+bank_app.command("gc")(gc)
 
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document instead of a table.")]
 TaskWord = Annotated[str, typer.Argument(help="Task name, or the beginning of a key", show_default=False)]
