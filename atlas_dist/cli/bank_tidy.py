@@ -6,14 +6,15 @@ import json
 import uuid
 from dataclasses import asdict
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from atlas_dist.bank.facts import SHORT, runs_of
-from atlas_dist.cli.words import Overrides, composed, console, open_run_store
+from atlas_dist.bank.facts import SHORT, read_bank, runs_of
+from atlas_dist.cli.words import Overrides, composed, console, hush, open_run_store, shards_if_there
 from atlas_dist.clock import SystemClock
 from atlas_dist.coordinator.collect import Remains, Survey, collect, survey
 from atlas_dist.errors import ConfigError
@@ -54,6 +55,56 @@ def gc(
         typer.echo(json.dumps({**asdict(found), "deleted": yes, "bytes": found.size}, indent=1))
         return
     _tell(found, out, deleted=yes)
+
+
+def prune(
+    folder: Annotated[Path, typer.Argument(help="Folder to write the smaller bank to; must not exist yet", show_default=False)],
+    overrides: Overrides = None,
+    budget: Annotated[float, typer.Option(help="Points of accuracy that the average over tasks may lose.", min=0.0)] = 0.5,
+    worst: Annotated[float, typer.Option(help="Points of accuracy that any one task may lose.", min=0.0)] = 2.0,
+    task: Annotated[list[str] | None, typer.Option("--task", help="Only this one and what it sees; may be given again.")] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Score everything again; take nothing from the ledger.")] = False,
+) -> None:
+    """Find adapters that a bank could do without, by leave-one-out; write what is left as an exported bank. Alters nothing."""
+    from atlas_dist.bank.package import export_bank, require_new
+    from atlas_dist.bank.prune import Allowance, Scorer, Step, as_record, recorded_scores
+    from atlas_dist.bank.prune import prune as eliminate
+    from atlas_dist.bank.prune_page import PAGE_FILE, curve_files, curve_table
+    from atlas_dist.bank.verify import rescoring_context
+    from atlas_dist.bank.weights import load_weights
+
+    require_new(folder)
+    config = composed(overrides)
+    hush()
+    store, out = open_run_store(config), console()
+    bank = read_bank(store, config.run)
+    weights = load_weights(store, bank, task or [], shards=shards_if_there(config))
+    names = {key: t.learnt.name for key, t in weights.tasks.items()}
+    known = {} if fresh else recorded_scores(bank)
+    scorer = Scorer(rescoring_context(config, weights, weights.first), weights, known)
+    out.print(f"{len(names)} tasks, {len(names)} adapters, {_mb(weights.size)}: {', '.join(names.values())}", markup=False)
+
+    def tell(step: Step) -> None:
+        what = f"without {names[step.dropped]}" if step.dropped else "the whole bank"
+        verdict = "" if Allowance(budget, worst).allows(step) else ": not allowed by the budget"
+        out.print(
+            f"{what}: {len(step.kept)} adapters, mean {step.mean:.2f} % (lost {step.lost:+.2f}, worst task "
+            f"{step.worst:+.2f}){verdict}",
+            markup=False, soft_wrap=True,
+        )  # fmt: skip
+
+    with out.status("scoring") as status:
+
+        def count(done: int, of: int) -> None:
+            status.update(f"{done} of {of} candidates of this round; {scorer.evaluated} evaluations so far")
+
+        found = eliminate(weights, Allowance(budget, worst), scorer, tell, count)
+    record = as_record(found, weights, scorer)
+    export_bank(store, bank, weights.without(found.dropped, found.steps[-1].scores), folder, record, extra=curve_files(record))
+    out.print(curve_table(record))
+    left = ", ".join(record["dropped"]) or "nothing"
+    out.print(f"left out: {left}; {scorer.evaluated} evaluations, {scorer.reused} scores from the ledger", markup=False)
+    out.print(f"bank   {folder}\ncurve  {folder / PAGE_FILE}", markup=False, soft_wrap=True)
 
 
 def _tell(found: Survey, out: Console, *, deleted: bool) -> None:

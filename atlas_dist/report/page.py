@@ -9,9 +9,8 @@ from statistics import fmean
 
 from atlas_dist.report.facts import Cell, RunFacts, SequenceFacts, StageFacts, TaskFacts
 from atlas_dist.report.files import write_tables
+from atlas_dist.report.html import document, table
 from atlas_dist.report.svg import bars, heat_cell, line_chart, lineage
-
-_STYLE = (Path(__file__).parent / "templates" / "page.css").read_text(encoding="utf-8")
 
 
 def write_report(facts: RunFacts, folder: Path) -> Path:
@@ -25,17 +24,11 @@ def write_report(facts: RunFacts, folder: Path) -> Path:
 
 def render(facts: RunFacts) -> str:
     """The page as a string."""
-    title = f"atlas-dist run {escape(facts.run)}"
+    links = {f"s{number}": sequence.name for number, sequence in enumerate(facts.sequences)}
+    links |= {part: part for part in ("jobs", "timeline", "environment")}
     body = "".join(_sequence(s, number) for number, s in enumerate(facts.sequences))
-    links = "".join(f'<li><a href="#s{n}">{escape(s.name)}</a></li>' for n, s in enumerate(facts.sequences))
-    links += "".join(f'<li><a href="#{i}">{i}</a></li>' for i in ("jobs", "timeline", "environment"))
-    return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{_STYLE}</style></head><body>'
-        f"<header><h1>{title}</h1><p>{facts.committed} of {facts.total} jobs are committed facts.</p>"
-        f'<nav aria-label="Parts of this page"><ul>{links}</ul></nav></header>'
-        f"<main>{body}{_jobs(facts)}{_timeline(facts)}{_environment(facts)}</main></body></html>"
-    )
+    lede = f"{facts.committed} of {facts.total} jobs are committed facts."
+    return document(f"atlas-dist run {facts.run}", lede, links, body + _jobs(facts) + _timeline(facts) + _environment(facts))
 
 
 def _sequence(sequence: SequenceFacts, number: int) -> str:
@@ -67,7 +60,7 @@ def _matrix(caption: str, names: list[str], rows: tuple[tuple[Cell, ...], ...]) 
     for name, row in zip(names, rows, strict=True):
         cells = "".join(heat_cell(cell, 100.0, ".1f") for cell in row) + "<td></td>" * (len(names) - len(row))
         lines.append(f'<tr><th scope="row">after {escape(name)}</th>{cells}</tr>')
-    return _table(f"{escape(caption)} (score in %)", head, "".join(lines))
+    return table(f"{escape(caption)} (score in %)", head, "".join(lines))
 
 
 def _forgetting(sequence: SequenceFacts) -> str:
@@ -78,15 +71,7 @@ def _forgetting(sequence: SequenceFacts) -> str:
     for name, row in zip(names[1:], sequence.forgetting("latest"), strict=True):
         cells = "".join(heat_cell(cell, 100.0, ".1f") for cell in row) + "<td></td>" * (len(names) - 1 - len(row))
         lines.append(f'<tr><th scope="row">after {escape(name)}</th>{cells}</tr>')
-    return _table("Forgetting T<sub>F</sub> in the latest view (% of what was learnt above chance)", head, "".join(lines))
-
-
-def _table(caption: str, head: str, rows: str) -> str:
-    """A table that scrolls sideways by itself on a narrow screen, by keyboard too."""
-    return (
-        f'<div class="block"><p class="caption">{caption}</p><div class="wide" tabindex="0"><table>'
-        f"<thead><tr><td></td>{head}</tr></thead><tbody>{rows}</tbody></table></div></div>"
-    )
+    return table("Forgetting T<sub>F</sub> in the latest view (% of what was learnt above chance)", head, "".join(lines))
 
 
 def _verdict(sequence: SequenceFacts) -> str:
@@ -116,7 +101,7 @@ def _transfers(sequence: SequenceFacts) -> str:
         )
     head = "".join(f'<th scope="col">{h}</th>' for h in ("stage 1", "stage 2", "scored", "by chance"))
     return (
-        _table("Transfer: tasks that start from the final bank and stay out of it (score in %)", head, "".join(rows))
+        table("Transfer: tasks that start from the final bank and stay out of it (score in %)", head, "".join(rows))
         if rows
         else ""
     )
@@ -154,8 +139,8 @@ def _reuse(tasks: list[TaskFacts]) -> str:
         reuse = task.reuse()
         cells = "".join(heat_cell(reuse.get(name), max(means), ".3f", min(means)) for name in columns)
         rows.append(f'<tr><th scope="row">{escape(task.task)}</th>{cells}</tr>')
-    table = _table("What each task draws on: mean α of each adapter", head, "".join(rows))
-    return table + "".join(_reuse_by_site(task) for task in shown)
+    means_table = table("What each task draws on: mean α of each adapter", head, "".join(rows))
+    return means_table + "".join(_reuse_by_site(task) for task in shown)
 
 
 def _reuse_by_site(task: TaskFacts) -> str:
@@ -173,7 +158,7 @@ def _reuse_by_site(task: TaskFacts) -> str:
     caption = f"α × 100, mean over {escape(task.task)}’s validation samples; colours from {low:.2f} to {high:.2f}"
     return (
         f"<details><summary>{escape(task.task)}: by layer and site</summary>"
-        f'<div class="dense">{_table(caption, head, "".join(rows))}</div></details>'
+        f'<div class="dense">{table(caption, head, "".join(rows))}</div></details>'
     )
 
 
@@ -204,7 +189,7 @@ def _without(sequence: SequenceFacts) -> str:
         for name, row in lost.items()
     ]
     head = "".join(f'<th scope="col">{escape(column)}</th>' for column in columns)
-    return _table("Leave one out: points of score that a task loses without each adapter", head, "".join(rows))
+    return table("Leave one out: points of score that a task loses without each adapter", head, "".join(rows))
 
 
 def _breadth(sequence: SequenceFacts) -> str:
@@ -218,7 +203,7 @@ def _breadth(sequence: SequenceFacts) -> str:
         cells = "".join(heat_cell(cell, max(values), ".1f") for cell in row) + "<td></td>" * (len(names) - len(row))
         lines.append(f'<tr><th scope="row">after {escape(name)}</th>{cells}</tr>')
     head = "".join(f'<th scope="col">{escape(n)}</th>' for n in names)
-    return _table("Effective rank of the pooled outputs, latest view: does the representation grow?", head, "".join(lines))
+    return table("Effective rank of the pooled outputs, latest view: does the representation grow?", head, "".join(lines))
 
 
 def _curves(task: TaskFacts) -> str:
@@ -266,9 +251,7 @@ def _throughput(tasks: list[TaskFacts]) -> str:
     heads = ("samples/s", "data wait", "set-up s", "stepping s", "validating s", "checkpoints s", "workers", "peak MB")
     head = "".join(f'<th scope="col">{h}</th>' for h in heads)
     return (
-        f"<details><summary>Throughput and data wait</summary>{_table('Per stage', head, ''.join(rows))}</details>"
-        if rows
-        else ""
+        f"<details><summary>Throughput and data wait</summary>{table('Per stage', head, ''.join(rows))}</details>" if rows else ""
     )
 
 
@@ -280,7 +263,7 @@ def _jobs(facts: RunFacts) -> str:
         for j in facts.jobs
     )
     heads = "".join(f'<th scope="col">{h}</th>' for h in ("state", "score %", "seconds", "attempts", "key", "adopted from"))
-    return f'<section id="jobs"><h2>Jobs</h2>{_table("Every job of the plan", heads, rows)}{_failures(facts)}</section>'
+    return f'<section id="jobs"><h2>Jobs</h2>{table("Every job of the plan", heads, rows)}{_failures(facts)}</section>'
 
 
 def _failures(facts: RunFacts) -> str:

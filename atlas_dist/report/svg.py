@@ -18,8 +18,11 @@ def heat_cell(value: float | None, full: float, form: str, least: float = 0.0) -
     return f'<td class="heat" style="--share:{share:.3f}">{value:{form}}</td>'
 
 
-def line_chart(series: Mapping[str, Sequence[Point]], title: str, top: float = 100.0) -> str:
-    """Lines over a common x axis; y runs from 0 to `top` (percent, or a loss). Points far apart are marked."""
+def line_chart(series: Mapping[str, Sequence[Point]], title: str, top: float = 100.0, unit: str = "step {}") -> str:
+    """Lines over a common x axis; y runs from 0 to `top` (percent, or a loss). Points far apart are marked.
+
+    `unit`: how the end of the x axis is called, with {} for its number.
+    """
     points = [p for line in series.values() for p in line]
     if not points:
         return ""
@@ -29,9 +32,8 @@ def line_chart(series: Mapping[str, Sequence[Point]], title: str, top: float = 1
         at = _y(25.0 * quarter)
         parts.append(f'<line class="grid" x1="{_LEFT}" x2="{_W - _RIGHT}" y1="{at:.1f}" y2="{at:.1f}"/>')
         parts.append(f'<text x="{_LEFT - 4}" y="{at + 4:.1f}" text-anchor="end">{top * quarter / 4:.3g}</text>')
-    parts.append(
-        f'<text x="{_LEFT}" y="{_H - 6}">0</text><text x="{_W - _RIGHT}" y="{_H - 6}" text-anchor="end">step {last:.0f}</text>'
-    )
+    end = escape(unit.format(f"{last:.0f}"))
+    parts.append(f'<text x="{_LEFT}" y="{_H - 6}">0</text><text x="{_W - _RIGHT}" y="{_H - 6}" text-anchor="end">{end}</text>')
     for number, (name, line) in enumerate(series.items()):
         if not line:
             continue

@@ -119,6 +119,18 @@ def test_gc_says_what_it_would_free_and_frees_it_only_when_told(shell: Shell, tm
     judge(world.store, {"r": len(world.plan.jobs)})
 
 
+def test_prune_writes_a_smaller_bank_that_predict_and_verify_read(shell: Shell, tmp_path: Path) -> None:
+    words = toys().words
+    text = shell("bank", "prune", "small", "--budget", "6", "--worst", "20", *words)
+    assert "the whole bank: 4 adapters" in text
+    assert "scores from the ledger" in text
+    assert "pruned of the adapters of" in shell("bank", "verify", "--from", "small", *words)
+    text = shell("bank", "verify", "--from", "small", "--rescore", "--task", "toy_kin", *words)
+    assert "what pruning measured" in text
+    assert ": reproduced" in text
+    assert shell("predict", "--from", "small", "--task", "toy_kin", "--text", "what?", *(f"--choice={c}" for c in "abc"))
+
+
 def test_predict_answers_from_the_store_and_from_lines(shell: Shell, tmp_path: Path) -> None:
     words = toys().words
     Image.new("RGB", (40, 30), "red").save(tmp_path / "red.png")
