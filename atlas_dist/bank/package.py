@@ -203,8 +203,9 @@ def _named(weights: BankWeights) -> dict[str, Tensor]:
 
 
 def _fact(store: ObjectStore, learnt: Learnt) -> bytes:
-    """What the run recorded, without places: those are of the store it came from."""
-    ref = replace(learnt.ref, prefix=f"facts/{learnt.name}")
+    """What the run recorded, without places and hosts: those are of where it came from."""
+    metrics = {name: value for name, value in learnt.ref.metrics.items() if name != "nodes"}
+    ref = replace(learnt.ref, prefix=f"facts/{learnt.name}", metrics=metrics)
     known = {blob.name for blob in ref.blobs}
     return canonical_json(
         {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from html import escape
 from pathlib import Path
@@ -23,6 +24,11 @@ def document(title: str, lede: str, links: Mapping[str, str], body: str) -> str:
 def table(caption: str, head: str, rows: str) -> str:
     """A table that scrolls sideways by itself on a narrow screen, by keyboard too."""
     return (
-        f'<div class="block"><p class="caption">{caption}</p><div class="wide" tabindex="0"><table>'
-        f"<thead><tr><td></td>{head}</tr></thead><tbody>{rows}</tbody></table></div></div>"
+        f'<div class="block"><p class="caption">{caption}</p>'
+        f"{wide(f'<table><thead><tr><td></td>{head}</tr></thead><tbody>{rows}</tbody></table>', caption)}</div>"
     )
+
+
+def wide(content: str, name: str) -> str:
+    """A box that scrolls sideways by itself, by keyboard too; `name` (tags in it are left out) is what a screen reader says."""
+    return f'<div class="wide" tabindex="0" role="region" aria-label="{re.sub("<[^>]*>", "", name)}">{content}</div>'

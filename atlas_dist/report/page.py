@@ -9,8 +9,9 @@ from statistics import fmean
 
 from atlas_dist.report.facts import Cell, RunFacts, SequenceFacts, StageFacts, TaskFacts
 from atlas_dist.report.files import write_tables
-from atlas_dist.report.html import document, table
-from atlas_dist.report.svg import bars, heat_cell, line_chart, lineage
+from atlas_dist.report.html import document, table, wide
+from atlas_dist.report.svg import Bar, bars, heat_cell, line_chart, lineage
+from atlas_dist.report.timeline import Span
 
 
 def write_report(facts: RunFacts, folder: Path) -> Path:
@@ -37,10 +38,10 @@ def _sequence(sequence: SequenceFacts, number: int) -> str:
     parts.append(f"<p>Method {escape(sequence.method)}, seed {sequence.seed}.</p>")
     parts.append(_verdict(sequence))
     parts.append('<div class="side">')
-    parts.append(_matrix("Task view: each task read as it was learnt", names, sequence.matrix["task"]))
+    parts.append(matrix_table("Task view: each task read as it was learnt", names, sequence.matrix["task"]))
     differs = sequence.matrix["latest"] != sequence.matrix["task"]
     if differs:
-        parts.append(_matrix("Latest view: the newest queries and every adapter", names, sequence.matrix["latest"]))
+        parts.append(matrix_table("Latest view: the newest queries and every adapter", names, sequence.matrix["latest"]))
         parts.append(_forgetting(sequence))
     parts.append("</div>")
     parts.append(_summary(sequence))
@@ -54,7 +55,8 @@ def _sequence(sequence: SequenceFacts, number: int) -> str:
     return "".join(parts) + "</section>"
 
 
-def _matrix(caption: str, names: list[str], rows: tuple[tuple[Cell, ...], ...]) -> str:
+def matrix_table(caption: str, names: list[str], rows: tuple[tuple[Cell, ...], ...]) -> str:
+    """An accuracy matrix as a heat map: row = after which task, column = which task."""
     head = "".join(f'<th scope="col">{escape(n)}</th>' for n in names)
     lines = []
     for name, row in zip(names, rows, strict=True):
@@ -123,7 +125,7 @@ def _lineage(sequence: SequenceFacts) -> str:
     title = "; ".join(f"{tasks[b].task} draws on {tasks[a].task}" for a, b in edges)
     drawn = lineage([t.task for t in tasks], edges, beside, f"Lineage of the bank: {title}")
     note = "the wider an arc, the larger the mean α; hollow: not part of the bank"
-    return f'<h3>Lineage of the bank</h3><div class="wide" tabindex="0">{drawn}</div><p class="soft">{note}</p>'
+    return f'<h3>Lineage of the bank</h3>{wide(drawn, "Lineage of the bank")}<p class="soft">{note}</p>'
 
 
 def _reuse(tasks: list[TaskFacts]) -> str:
@@ -275,31 +277,44 @@ def _timeline(facts: RunFacts) -> str:
     line = facts.timeline
     if not line.spans:
         return '<section id="timeline"><h2>Timeline</h2><p>Nothing was dispatched.</p></section>'
-    rows = [
-        (
-            span.label,
-            span.begin,
-            span.end,
-            {"commit": "done", "fail": "failed"}.get(span.outcome, "open"),
-            f"{span.label}: {span.begin:.0f} to {span.end:.0f} s, {span.outcome or 'under way'} {span.reason}",
-        )
-        for span in line.spans
-    ]
+    rows = [_bar(span.label, span) for span in line.spans]
+    on_nodes = sorted(
+        (_bar(node, span) for span in line.spans for node in span.nodes or ("not known where",)), key=lambda b: b[0]
+    )
     moments = "".join(f"<li>{m.at:.0f} s: {escape(m.what)} {escape(m.reason)}</li>" for m in line.moments)
     done = [span.end - span.begin for span in line.spans if span.outcome == "commit"]
     pace = f", a committed attempt {fmean(done):.1f} s on average" if done else ""
     return (
         f'<section id="timeline"><h2>Timeline</h2><p>{len(line.spans)} attempts in {line.seconds:.0f} s, '
         f"{line.faults} of them failed{pace}.</p>"
-        f'<div class="wide" tabindex="0">{bars(rows, line.seconds, "Attempts over time")}</div>'
+        f"{wide(bars(rows, line.seconds, 'Attempts over time'), 'Attempts over time')}"
+        f"{_nodes(on_nodes, line.seconds)}"
         f"<details><summary>What happened to the run</summary><ul>{moments}</ul></details></section>"
     )
+
+
+def _bar(name: str, span: Span) -> Bar:
+    kind = {"commit": "done", "fail": "failed"}.get(span.outcome, "open")
+    where = f" on {', '.join(span.nodes)}" if span.nodes else ""
+    told = f"{span.label}: {span.begin:.0f} to {span.end:.0f} s{where}, {span.outcome or 'under way'} {span.reason}"
+    return name, span.begin, span.end, kind, told
+
+
+def _nodes(rows: list[Bar], seconds: float) -> str:
+    """Which node was busy when. Attempts that failed took their word with them: where they ran is not known."""
+    if all(kind != "done" or name == "not known where" for name, _, _, kind, _ in rows):
+        return ""
+    return f"<h3>By node</h3>{wide(bars(rows, seconds, 'Attempts by node over time'), 'Attempts by node')}"
 
 
 def _environment(facts: RunFacts) -> str:
     """Versions, settings, and the digest of everything that a result depends on."""
     text = escape(json.dumps(facts.spec, indent=1, sort_keys=True))
-    versions = "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in facts.environment.items())
+    told = facts.trained_on or (facts.environment,)
+    versions = "".join(
+        f"<dl>{''.join(f'<dt>{escape(k)}</dt><dd>{escape(v)}</dd>' for k, v in each.items())}</dl>" for each in told
+    )
+    whose = "What trained:" if facts.trained_on else "What made this report (the version that trained did not note its own):"
     hashes = []
     for sequence in facts.sequences:
         for task in (*sequence.upstream, *sequence.downstream):
@@ -309,7 +324,7 @@ def _environment(facts: RunFacts) -> str:
                 hashes += [f"    {name}  {digest}" for name, digest in stage.files.items()]
     listed = escape("\n".join(dict.fromkeys(hashes)))
     return (
-        f'<section id="environment"><h2>Environment and settings</h2><dl>{versions}</dl>'
+        f'<section id="environment"><h2>Environment and settings</h2><p>{whose}</p>{versions}'
         f"<details><summary>What every result depends on</summary><pre>{text}</pre></details>"
         f"<details><summary>Every hash: data, jobs, files</summary><pre>{listed}</pre></details></section>"
     )

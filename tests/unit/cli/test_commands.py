@@ -14,10 +14,11 @@ from atlas_dist.compose import compose_config, groups
 from atlas_dist.config import RunConfig
 from atlas_dist.core.types import TaskKind
 from atlas_dist.store.local import LocalStore
-from tests.bankkit import toys
+from tests.bankkit import copied, toys
 from tests.chaos.judge import judge, objects_of
 from tests.unit.coordinator.test_collect import crashed_before_cleaning
 from tests.unit.coordinator.test_coordinator import World
+from tests.unit.report.pages import check_page
 
 Shell = Callable[..., str]
 
@@ -129,6 +130,16 @@ def test_prune_writes_a_smaller_bank_that_predict_and_verify_read(shell: Shell, 
     assert "what pruning measured" in text
     assert ": reproduced" in text
     assert shell("predict", "--from", "small", "--task", "toy_kin", "--text", "what?", *(f"--choice={c}" for c in "abc"))
+
+
+def test_compare_puts_runs_of_several_stores_on_one_page(shell: Shell, tmp_path: Path) -> None:
+    words = toys().words
+    copied(toys(), tmp_path)
+    text = shell("compare", "toy", f"{tmp_path}/toys/store#", *words, "--out", "page")
+    assert "0 settings differ" in text
+    page = (tmp_path / "page" / "index.html").read_text()
+    check_page(page)
+    assert f"{tmp_path}/toys/store#: task view" in page, "runs of one name are told apart by their stores"
 
 
 def test_predict_answers_from_the_store_and_from_lines(shell: Shell, tmp_path: Path) -> None:
