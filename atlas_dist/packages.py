@@ -3,7 +3,9 @@ it must be able to speak on an image that lacks everything."""
 
 from __future__ import annotations
 
+import platform
 import sys
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 
@@ -41,6 +43,18 @@ def missing() -> list[str]:
 def versions() -> dict[str, str]:
     """Versions of Python and of what must be alike everywhere; "" for what is absent."""
     return {"python": f"{sys.version_info[0]}.{sys.version_info[1]}"} | {name: _version(name) for name in ALIKE}
+
+
+def environment() -> dict[str, str]:
+    """What numbers may depend on besides settings: Python, the kind of machine, versions of the libraries that compute."""
+    found = {"python": platform.python_version(), "machine": f"{platform.system()} {platform.machine()}"}
+    for package in ("atlas-dist", *_COMPUTE):
+        with suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
+
+
+_COMPUTE = ("torch", "deepspeed", "ray", "transformers", "webdataset", "numpy")
 
 
 def cpu_only() -> bool:

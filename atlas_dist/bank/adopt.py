@@ -31,9 +31,14 @@ def import_bank(store: ObjectStore, folder: Path, weights: BankWeights, run: str
         run: name of the new run.
 
     Raises:
-        ConfigError: there is a run of that name already.
+        ConfigError: there is a run of that name already, or the bank was pruned.
         DataError: the folder is damaged. StoreError: the store is in trouble; the same call again goes on.
     """
+    if weights.rescored:
+        raise ConfigError(
+            f"{folder} is a pruned bank: it is not what its run learnt, so no run may take it for that.",
+            fix="Import the whole bank that it was made from; use this one with `predict --from`.",
+        )
     clock = clock or SystemClock()
     log = RecordLog(store, paths.ledger(run), writer=f"import-{uuid.uuid4().hex}", clock=clock, new_id=lambda: uuid.uuid4().hex)
     if log.read_new():

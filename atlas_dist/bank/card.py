@@ -47,8 +47,7 @@ On a shell: `atlas-dist predict --from path/to/this/folder --task {first} --imag
 |---|---|---|---|---|---|---|
 {_rows(bank, tasks, names)}
 
-Scores are those that the run recorded on its validation splits, every task read as it was learnt. `atlas-dist bank import` and
-then `atlas-dist bank verify --rescore` measure them again where the data are.
+{_pruned(weights, names) or _WHOLE}
 
 ## Lineage
 
@@ -65,6 +64,29 @@ then `atlas-dist bank verify --rescore` measure them again where the data are.
 The scores hold for data like that of the validation splits and for nothing else. A small adapter inherits what its trunk and its
 data get wrong. The licences of the trunk and of the data sets apply.
 """
+
+
+_WHOLE = """Scores are those that the run recorded on its validation splits, every task read as it was learnt.
+`atlas-dist bank verify --from` this folder `--rescore` measures them again where the data are."""
+
+
+def _pruned(weights: BankWeights, names: dict[str, str]) -> str:
+    """What a pruned bank lacks, and what its tasks score without it."""
+    if not weights.rescored:
+        return ""
+    left_out = ", ".join(names[key] for key in names if key in weights.dropped) or "none"
+    lines = "\n".join(
+        f"| {names[key]} | {score:.2f} | {', '.join(names[seen] for seen in weights.view(key)) or 'the trunk alone'} |"
+        for key, score in weights.rescored.items()
+    )
+    return f"""The table is about the whole bank as its run learnt it. **This folder holds a pruned one**: the adapters of
+{left_out} are left out. What its tasks score on their validation splits with what is left (step by step in `prune.json`):
+
+| task | validation score (%) | reads the adapters of |
+|---|---|---|
+{lines}
+
+`atlas-dist bank verify --from` this folder `--rescore` measures them again where the data are."""
 
 
 def _version() -> str:

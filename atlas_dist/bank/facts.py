@@ -44,6 +44,8 @@ class Evaluation:
     loss: float
     samples: int
     predictions_sha256: str
+    without: tuple[float, ...] = ()
+    """The score without each adapter of the task's view in turn, in its order; () where it was not measured."""
 
 
 @dataclass(frozen=True)
@@ -188,9 +190,12 @@ def _evaluations(state: RunState, entries: list[Entry]) -> Iterator[tuple[str, E
         if isinstance(entry.record, Commit | Adopt) and View.TASK.value in entry.record.metrics.get("views", {}):
             found = entry.record.metrics["views"][View.TASK.value]
             about = str(entry.record.metrics.get("model_from", ""))
+            without = tuple(map(float, entry.record.metrics.get("without", ())))
             yield (
                 about,
-                Evaluation(float(found["score"]), float(found["loss"]), int(found["samples"]), str(found["predictions_sha256"])),
+                Evaluation(
+                    float(found["score"]), float(found["loss"]), int(found["samples"]), str(found["predictions_sha256"]), without
+                ),
             )
 
 

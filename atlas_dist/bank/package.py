@@ -4,6 +4,7 @@
     adapter_model.safetensors    all tensors: `<task>/{adapter,key,queries}/<site>…` and `<task>/head/…`
     facts/<task>.json            what its run recorded of a task: key, files with their hashes, scores; its curves and α
     README.md                    the model card
+    prune.json                   of a pruned bank: what was left out, what that cost, step by step
 
 Nothing in it is ever executed or unpickled. A reader checks sizes and hashes, the layout of the safetensors file, that values are
 finite, and that the names are exactly those that the configuration implies.
@@ -36,6 +37,7 @@ from atlas_dist.train.inputs import ADAPTER_FILE, DETAILS_FILE, TASK_FILE, pack_
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 CARD_FILE = "README.md"
+PRUNE_FILE = "prune.json"
 _JSON_LIMIT = 16 << 20
 _WEIGHTS_LIMIT = 16 << 30
 
@@ -63,6 +65,13 @@ class _Task(_Strict):
     score: float
 
 
+class _Pruned(_Strict):
+    dropped: tuple[Safe, ...]
+    """Names of the tasks whose adapters were left out. Their heads are here, and read what is left."""
+    scores: dict[Safe, float]
+    """Every task's validation score with what is left."""
+
+
 class _Package(_Strict):
     format: Literal["atlas-dist bank 1"] = "atlas-dist bank 1"
     library_name: Literal["atlas-dist"] = "atlas-dist"
@@ -76,29 +85,48 @@ class _Package(_Strict):
     run: Safe
     tasks: tuple[_Task, ...]
     files: dict[str, _File]
+    pruned: _Pruned | None = None
 
 
-def export_bank(store: ObjectStore, bank: Bank, weights: BankWeights, folder: Path) -> list[Path]:
+def export_bank(
+    store: ObjectStore,
+    bank: Bank,
+    weights: BankWeights,
+    folder: Path,
+    record: Mapping[str, Any] | None = None,
+    extra: Mapping[str, bytes] | None = None,
+) -> list[Path]:
     """Write the folder and return its files.
+
+    Args:
+        record: of a pruned bank: how it came about, for `prune.json`.
+        extra: further files for people, that nothing reads.
 
     Raises:
         DataError: `folder` holds something already, or a file of the store is damaged. StoreError: it cannot be written.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise DataError(f"{folder} is not an empty folder.", fix="Name one that does not exist yet.")
+    require_new(folder)
     files: dict[str, bytes] = {WEIGHTS_FILE: pack_tensors(_named(weights))}
     for task in weights.tasks.values():
         files[f"facts/{check_name(task.learnt.name, 'task')}.json"] = _fact(store, task.learnt)
+    if record is not None:
+        files[PRUNE_FILE] = json.dumps(record, indent=1).encode()
     package = _describe(weights, files)
-    files[CONFIG_FILE] = json.dumps(package.model_dump(mode="json"), indent=1).encode()
+    files[CONFIG_FILE] = json.dumps(package.model_dump(mode="json", exclude_none=True), indent=1).encode()
     files[CARD_FILE] = model_card(bank, weights, package.base_model_name_or_path).encode()
     try:
-        for name, data in files.items():
+        for name, data in {**files, **(extra or {})}.items():
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_bytes(data)
     except OSError as error:
         raise StoreError(f"Cannot write {folder}: {error}.", fix="Is the disk full, or the folder not yours?") from error
     return [folder / name for name in sorted(files)]
+
+
+def require_new(folder: Path) -> None:
+    """Raises DataError unless `folder` is empty or does not exist."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise DataError(f"{folder} is not an empty folder.", fix="Name one that does not exist yet.")
 
 
 def read_package(folder: Path) -> BankWeights:
@@ -113,12 +141,14 @@ def read_package(folder: Path) -> BankWeights:
     tensors: dict[str, Tensor] = parse_tensors(data[WEIGHTS_FILE])
     keys = {task.name: task.key for task in package.tasks}
     base = Base(digest=package.base_model_digest, **package.base_model)
+    dropped = frozenset(keys[name] for name in package.pruned.dropped) if package.pruned else frozenset()
     tasks: dict[str, LearntWeights] = {}
     for task in package.tasks:
         fact = _parse_fact(data[f"facts/{task.name}.json"], task.name)
         description = parse_description(canonical_json(fact["description"]), f"facts/{task.name}.json")
         sees = tuple(keys.get(name, "") for name in task.sees)
-        if (description.sees, description.base_model_digest, description.method) != (sees, base.digest, package.method):
+        seen = tuple(key for key in description.sees if key not in dropped)
+        if (seen, description.base_model_digest, description.method) != (sees, base.digest, package.method):
             raise DataError(f"facts/{task.name}.json is not about what {CONFIG_FILE} says.")
         ref = from_json(CommittedRef, fact["result"])
         learnt = Learnt(
@@ -128,7 +158,7 @@ def read_package(folder: Path) -> BankWeights:
             base,
             package.method,
             package.settings,
-            sees,
+            description.sees,
             ref,
             float(fact["at"]),
             package.run,
@@ -136,19 +166,20 @@ def read_package(folder: Path) -> BankWeights:
         mine = {name.removeprefix(f"{task.name}/"): t for name, t in tensors.items() if name.startswith(f"{task.name}/")}
         adapter = {n: t for n, t in mine.items() if n.startswith(("adapter/", "key/"))}
         own = {n: t for n, t in mine.items() if n.startswith(("queries/", "head/"))}
-        if len(adapter) + len(own) != len(mine) or ref.job != task.key:
+        if len(adapter) + len(own) != len(mine) or ref.job != task.key or (task.key in dropped and adapter):
             raise DataError(f"{folder}: the tensors or the key of {task.name} are not what they should be.")
         tasks[task.key] = LearntWeights(learnt, adapter, own, task.labels)
     if sum(len(t.adapter) + len(t.own) for t in tasks.values()) != len(tensors):
         raise DataError(f"{folder}/{WEIGHTS_FILE} holds tensors of tasks that {CONFIG_FILE} does not name.")
-    return BankWeights(package.run, package.precision, tasks)
+    scores = {keys[name]: score for name, score in package.pruned.scores.items()} if package.pruned else {}
+    return BankWeights(package.run, package.precision, tasks, dropped, scores)
 
 
 def original_files(folder: Path, task: LearntWeights) -> dict[str, bytes]:
     """The files of a learnt task as its run wrote them, to the last byte.
 
     Raises:
-        DataError: they cannot be made again: a hash that its run recorded is not met.
+        DataError: they cannot be made again: a hash that its run recorded is not met, as in a pruned bank.
     """
     fact = _parse_fact((folder / "facts" / f"{task.learnt.name}.json").read_bytes(), task.learnt.name)
     files = {
@@ -172,8 +203,9 @@ def _named(weights: BankWeights) -> dict[str, Tensor]:
 
 
 def _fact(store: ObjectStore, learnt: Learnt) -> bytes:
-    """What the run recorded, without places: those are of the store it came from."""
-    ref = replace(learnt.ref, prefix=f"facts/{learnt.name}")
+    """What the run recorded, without places and hosts: those are of where it came from."""
+    metrics = {name: value for name, value in learnt.ref.metrics.items() if name != "nodes"}
+    ref = replace(learnt.ref, prefix=f"facts/{learnt.name}", metrics=metrics)
     known = {blob.name for blob in ref.blobs}
     return canonical_json(
         {
@@ -204,7 +236,7 @@ def _describe(weights: BankWeights, files: Mapping[str, bytes]) -> _Package:
             _Task(
                 name=t.learnt.name,
                 key=t.learnt.key,
-                sees=tuple(names[key] for key in t.learnt.sees),
+                sees=tuple(names[key] for key in t.learnt.sees if key not in weights.dropped),
                 kind=t.learnt.task.kind.value,
                 classes=t.learnt.task.classes,
                 labels=t.labels,
@@ -213,6 +245,12 @@ def _describe(weights: BankWeights, files: Mapping[str, bytes]) -> _Package:
             for t in weights.tasks.values()
         ),
         files={name: _File(size=len(data), sha256=sha256_hex(data)) for name, data in sorted(files.items())},
+        pruned=_Pruned(
+            dropped=tuple(names[key] for key in names if key in weights.dropped),
+            scores={names[key]: score for key, score in weights.rescored.items()},
+        )
+        if weights.rescored
+        else None,
     )
 
 
@@ -227,11 +265,14 @@ def _read_config(folder: Path) -> _Package:
             f"{folder / CONFIG_FILE} is not an exported bank: {where}: {first['msg']}.",
             fix="Export it again: atlas-dist bank export.",
         ) from None
-    wanted = {WEIGHTS_FILE, *(f"facts/{task.name}.json" for task in package.tasks)}
+    wanted = {WEIGHTS_FILE, *(f"facts/{task.name}.json" for task in package.tasks)} | ({PRUNE_FILE} if package.pruned else set())
     if set(package.files) != wanted or set(package.base_model) != {"name", "source", "revision"}:
         raise DataError(f"{folder / CONFIG_FILE} names the files {sorted(package.files)}; it should name {sorted(wanted)}.")
     if len({t.name for t in package.tasks}) != len(package.tasks) or len({t.key for t in package.tasks}) != len(package.tasks):
         raise DataError(f"{folder / CONFIG_FILE} names a task twice.")
+    names = {task.name for task in package.tasks}
+    if package.pruned and (set(package.pruned.scores) != names or not names.issuperset(package.pruned.dropped)):
+        raise DataError(f"{folder / CONFIG_FILE} was pruned of tasks, or has scores of tasks, that are not here.")
     return package
 
 

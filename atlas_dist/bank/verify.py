@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from atlas_dist.bank.facts import Bank, Evaluation, Learnt
+from atlas_dist.bank.weights import BankWeights
 from atlas_dist.config import BackboneConfig, MethodConfig, Precision, RunConfig
 from atlas_dist.coordinator.status import load_run
 from atlas_dist.core.types import Assignment, CommittedRef, JobKind, StageJob, View
@@ -15,7 +16,8 @@ from atlas_dist.store import artifacts
 from atlas_dist.store.objects import ObjectStore
 from atlas_dist.train.context import RankContext
 from atlas_dist.train.engine import join_alone
-from atlas_dist.train.score import score
+from atlas_dist.train.inputs import head_of, queries_of
+from atlas_dist.train.score import reading_model, score, score_model
 
 NO_EVALUATION_TOLERANCE = 0.5
 """Percentage points by which a score may differ from the one that *training* measured. There the new adapter is a group of its
@@ -95,9 +97,18 @@ def rescore(config: RunConfig, bank: Bank, learnt: Learnt, context: RankContext 
     """
     context = context or rescoring_context(config, bank, learnt)
     require_base(context.trunk(), learnt)
+    refs: Mapping[str, CommittedRef] = {key: bank.learnt[key].ref for key in learnt.view}
+    job = rescoring_job(learnt)
+    _, metrics = score(context, Assignment(job, "rescore", "", refs), lambda _: False)
+    now = metrics["views"][View.TASK.value]
+    recorded = bank.evaluation_of(learnt.key) or _same_predictions(bank, now["predictions_sha256"])
+    return Rescored(learnt, float(now["score"]), str(now["predictions_sha256"]), recorded)
+
+
+def rescoring_job(learnt: Learnt) -> StageJob:
+    """The evaluation of a learnt task in its own view, as a job."""
     view = learnt.view
-    refs: Mapping[str, CommittedRef] = {key: bank.learnt[key].ref for key in view}
-    job = StageJob(
+    return StageJob(
         key="rescore",
         kind=JobKind.EVAL,
         task=learnt.task,
@@ -110,19 +121,61 @@ def rescore(config: RunConfig, bank: Bank, learnt: Learnt, context: RankContext 
         own_bank=len(view),
         settings=learnt.settings,
     )
-    _, metrics = score(context, Assignment(job, "rescore", "", refs), lambda _: False)
-    now = metrics["views"][View.TASK.value]
-    recorded = bank.evaluation_of(learnt.key) or _same_predictions(bank, now["predictions_sha256"])
-    return Rescored(learnt, float(now["score"]), str(now["predictions_sha256"]), recorded)
 
 
-def rescoring_context(config: RunConfig, bank: Bank, learnt: Learnt) -> RankContext:
+def rescoring_context(config: RunConfig, bank: Bank | BankWeights, learnt: Learnt) -> RankContext:
     """A rank of its own with the trunk, the method and the precision that a task was learnt with. Needs no Ray."""
     join_alone()
     train = config.train.model_copy(update={"precision": Precision(bank.precision), "zero_stage": 0, "leave_one_out": False})
     base = BackboneConfig(name=learnt.base.name, source=learnt.base.source, revision=learnt.base.revision)
     method = MethodConfig(name=learnt.method, settings=dict(learnt.settings))
     return RankContext(config.model_copy(update={"train": train, "backbone": base, "method": method}), 0, 1)
+
+
+def rescore_weights(context: RankContext, weights: BankWeights, key: str, view: Sequence[str] | None = None) -> float:
+    """Validation score in percent of a task that is read from memory: from an exported folder, or with fewer adapters.
+
+    Args:
+        context: of `rescoring_context` for the same bank.
+        view: some of the adapters that the task reads, in bank order; None = all of them.
+
+    Raises:
+        DataError: the trunk or the shards are not those that the task was learnt with, or a tensor does not fit.
+    """
+    task, has = weights.tasks[key], weights.view(key)
+    chosen = has if view is None else tuple(view)
+    rows = [has.index(seen) for seen in chosen]
+    require_base(context.trunk(), task.learnt)
+    job = rescoring_job(task.learnt)
+    queries = {name: tensor[rows] for name, tensor in queries_of(task.own).items()}
+    adapters = [weights.tasks[seen].adapter for seen in chosen]
+    with context.validation_stream(job) as stream, reading_model(context, job, adapters, queries, head_of(task.own)) as model:
+        return score_model(context, job, model, stream).score
+
+
+@dataclass(frozen=True)
+class Worth:
+    """A task of an exported bank, scored again."""
+
+    score: float
+    """Percent."""
+    expected: float
+    source: str
+    """Where the expected score stands."""
+    tolerance: float
+
+    @property
+    def reproduced(self) -> bool:
+        """Whether it is what was written down."""
+        return abs(self.score - self.expected) <= self.tolerance
+
+
+def worth(context: RankContext, weights: BankWeights, key: str) -> Worth:
+    """Score a task of an exported bank as it stands there. Errors as `rescore_weights`."""
+    score = rescore_weights(context, weights, key)
+    if key in weights.rescored:
+        return Worth(score, weights.rescored[key], "what pruning measured", 1e-9)
+    return Worth(score, weights.tasks[key].learnt.score, "what training measured", NO_EVALUATION_TOLERANCE)
 
 
 def require_base(trunk: Backbone, learnt: Learnt) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
@@ -35,11 +35,18 @@ class LearntWeights:
 
 @dataclass(frozen=True)
 class BankWeights:
-    """Some learnt tasks of one trunk and one method, with every adapter that they see. Keys are job keys, in bank order."""
+    """Some learnt tasks of one trunk and one method, with every adapter that they see. Keys are job keys, in bank order.
+
+    A task whose own adapter was left out (`dropped`) has an empty `adapter`, and queries for what is left of its view.
+    """
 
     run: str
     precision: str
     tasks: Mapping[str, LearntWeights]
+    dropped: frozenset[str] = frozenset()
+    """Keys of adapters that were left out by pruning: no task reads them any more."""
+    rescored: Mapping[str, float] = field(default_factory=dict)
+    """Of a pruned bank: key -> the task's validation score in percent with what is left."""
 
     def __post_init__(self) -> None:
         if not self.tasks:
@@ -74,9 +81,31 @@ class BankWeights:
         """The trunk they belong to."""
         return self.first.base
 
+    def view(self, key: str) -> tuple[str, ...]:
+        """Keys of the adapters that a task reads here, in bank order, its own last."""
+        return tuple(seen for seen in self.tasks[key].learnt.view if seen not in self.dropped)
+
+    def without(self, dropped: frozenset[str], rescored: Mapping[str, float]) -> BankWeights:
+        """A bank without some adapters: their tensors and every task's queries for them are left out; this one stays as it is."""
+        tasks = {key: _pruned(task, dropped) for key, task in self.tasks.items()}
+        return replace(self, tasks=tasks, dropped=dropped, rescored=dict(rescored))
+
+    @property
+    def size(self) -> int:
+        """Bytes of all tensors."""
+        return sum(t.nbytes for task in self.tasks.values() for part in (task.adapter, task.own) for t in part.values())
+
     def method(self) -> Method:
         """The method they were learnt with. Raises ConfigError when this version does not know it."""
         return make_method(self.first.method, self.first.settings)
+
+
+def _pruned(task: LearntWeights, dropped: frozenset[str]) -> LearntWeights:
+    kept = [row for row, key in enumerate(task.learnt.view) if key not in dropped]
+    own = {name: tensor[kept] if name.startswith("queries/") else tensor for name, tensor in task.own.items()}
+    if not kept:
+        own = {name: tensor for name, tensor in own.items() if not name.startswith("queries/")}
+    return replace(task, adapter={} if task.learnt.key in dropped else task.adapter, own=own)
 
 
 def load_weights(store: ObjectStore, bank: Bank, wanted: Sequence[str] = (), *, shards: ObjectStore | None = None) -> BankWeights:

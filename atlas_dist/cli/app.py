@@ -143,6 +143,20 @@ def report(overrides: Overrides = None) -> None:
     write_run_report(overrides or [], _console())
 
 
+@app.command()
+def compare(
+    runs: Annotated[
+        list[str],
+        typer.Argument(help="RUN of the store, or STORE#RUN of another one; key=value as everywhere", show_default=False),
+    ],
+    out: Annotated[Path, typer.Option("--out", help="Folder to write the page to.")] = Path("compare"),
+) -> None:
+    """Put several runs side by side on one page: measures, matrices, curves, and the settings that differ."""
+    from atlas_dist.cli.compare import compare_runs
+
+    compare_runs(runs, out, _console())
+
+
 def _request_command(name: str, about: str) -> Callable[..., None]:
     def command(
         overrides: Overrides = None, reason: Annotated[str, typer.Option(help="Kept in the ledger.")] = "asked for"

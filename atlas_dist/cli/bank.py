@@ -13,12 +13,15 @@ from rich.console import Console
 from rich.table import Table
 
 from atlas_dist.bank.facts import SHORT, Bank, Learnt, read_bank, runs_of
+from atlas_dist.cli.bank_tidy import gc, prune
 from atlas_dist.cli.words import Overrides, composed, console, hush, open_run_store, shards_if_there
 from atlas_dist.config import RunConfig
-from atlas_dist.errors import DataError
+from atlas_dist.errors import ConfigError, DataError
 from atlas_dist.store import ObjectStore
 
-bank_app = typer.Typer(help="What a run has learnt: list, show, check, export, import.", no_args_is_help=True)
+bank_app = typer.Typer(help="What a run has learnt: list, show, check, export, import, tidy.", no_args_is_help=True)
+bank_app.command("gc")(gc)
+bank_app.command("prune")(prune)
 
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document instead of a table.")]
 TaskWord = Annotated[str, typer.Argument(help="Task name, or the beginning of a key", show_default=False)]
@@ -103,10 +106,14 @@ def verify(
         bool, typer.Option("--rescore", help="Load each task and score it again on its validation split.")
     ] = False,
     task: Annotated[list[str] | None, typer.Option("--task", help="Rescore this one only; may be given again.")] = None,
+    folder: Annotated[Path | None, typer.Option("--from", help="Check an exported (or pruned) bank instead of a run.")] = None,
 ) -> None:
     """Re-read and re-hash every committed file of a run; with --rescore, reproduce its recorded validation scores."""
     from atlas_dist.bank.verify import verify_results
 
+    if folder:
+        _verify_folder(folder, overrides, rescore=rescore, wanted=task or [])
+        return
     config, store, bank = _open(overrides, whole=False)
     out = console()
     checked = list(verify_results(store, config.run))
@@ -125,6 +132,41 @@ def verify(
         _rescore(config, bank, task or [], out)
 
 
+def _verify_folder(folder: Path, overrides: list[str] | None, *, rescore: bool, wanted: Sequence[str]) -> None:
+    from atlas_dist.bank.package import read_package
+
+    weights, out = read_package(folder), console()
+    names = {key: task.learnt.name for key, task in weights.tasks.items()}
+    left_out = ", ".join(names[key] for key in names if key in weights.dropped)
+    out.print(
+        f"{len(names)} tasks of run {weights.run}, {weights.size / 1e6:.1f} MB: all whole"
+        + (f"; pruned of the adapters of {left_out}" if left_out else ""),
+        markup=False, soft_wrap=True,
+    )  # fmt: skip
+    if not rescore:
+        return
+    from atlas_dist.bank.verify import rescoring_context, worth
+
+    hush()
+    if unknown := sorted(set(wanted) - set(names.values())):
+        raise ConfigError(f"{folder} has no task {unknown[0]!r}.", fix=f"It has: {', '.join(names.values())}.")
+    context, missed = rescoring_context(composed(overrides), weights, weights.first), 0
+    for key in (key for key, name in names.items() if not wanted or name in wanted):
+        got = worth(context, weights, key)
+        missed += not got.reproduced
+        verdict = "reproduced" if got.reproduced else "NOT REPRODUCED"
+        out.print(f"{names[key]}: {got.score:.4f} %, {got.source} {got.expected:.4f} %: {verdict}", markup=False, soft_wrap=True)
+    _require(missed, len(wanted or names))
+
+
+def _require(missed: int, of: int) -> None:
+    if missed:
+        raise DataError(
+            f"{missed} of {of} tasks do not reproduce their recorded score.",
+            fix="Compare library versions and train.eval_batch with those of the run.",
+        )
+
+
 def _rescore(config: RunConfig, bank: Bank, wanted: Sequence[str], out: Console) -> None:
     from atlas_dist.bank.verify import rescore, rescoring_context
 
@@ -141,11 +183,7 @@ def _rescore(config: RunConfig, bank: Bank, wanted: Sequence[str], out: Console)
         out.print(
             f"{learnt.name}: {got.score:.4f} %, {against} {got.expected:.4f} %: {verdict}{bits}", markup=False, soft_wrap=True
         )
-    if missed:
-        raise DataError(
-            f"{missed} of {len(chosen)} tasks do not reproduce their recorded score.",
-            fix="Compare library versions and train.eval_batch with those of the run.",
-        )
+    _require(missed, len(chosen))
 
 
 @bank_app.command("export")

@@ -3,6 +3,7 @@ here, before any worker starts."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from atlas_dist.config import MethodConfig, RunConfig, TaskConfig
@@ -26,13 +27,22 @@ def expand(config: RunConfig) -> Plan:
         ConfigError: a setting does not fit the method, the trunk or the data.
         DataError: a shard set is missing or damaged.
     """
-    methods = {name: _method(config, variant) for name, variant in config.variants.items()}
-    references = References(**{what: _method(config, asked) for what, asked in config.references if asked is not None})
     trunk = configured_backbone(config)
     _check_texts(config, trunk.max_text_tokens)
     shards = open_shards(config)
-    used = {t for order in config.sequence.all_orders for t in order} | set(config.sequence.downstream)
-    tasks = {name: _planned(config, name, shards) for name in sorted(used)}
+    return lay_out(config, {name: packed_task(config, name, shards) for name in used_tasks(config)}, trunk.digest)
+
+
+def used_tasks(config: RunConfig) -> list[str]:
+    """Names of the tasks that the run learns, sorted."""
+    return sorted({t for order in config.sequence.all_orders for t in order} | set(config.sequence.downstream))
+
+
+def lay_out(config: RunConfig, specs: Mapping[str, TaskSpec], backbone_digest: str) -> Plan:
+    """The plan of a configuration on data and a trunk that are known by their digests. Raises ConfigError as `expand`."""
+    methods = {name: _method(config, variant) for name, variant in config.variants.items()}
+    references = References(**{what: _method(config, asked) for what, asked in config.references if asked is not None})
+    tasks = {name: PlannedTask(spec, config.tasks[name].budgets(config.train)) for name, spec in specs.items()}
     sequences = [
         SequenceSpec(
             name=f"{f'{variant}-' if config.compare else ''}order{number}-seed{seed}",
@@ -49,7 +59,7 @@ def expand(config: RunConfig) -> Plan:
         for number, order in enumerate(config.sequence.all_orders)
     ]
     numerics = {"version": NUMERICS_VERSION, "precision": config.train.precision.value}
-    return make_plan(sequences, Common(backbone_digest=trunk.digest, numerics=numerics))
+    return make_plan(sequences, Common(backbone_digest=backbone_digest, numerics=numerics))
 
 
 def specification(config: RunConfig) -> dict[str, Any]:
@@ -79,11 +89,12 @@ def _method(config: RunConfig, asked: MethodConfig) -> MethodSpec:
     return spec
 
 
-def _planned(config: RunConfig, name: str, shards: ObjectStore) -> PlannedTask:
+def packed_task(config: RunConfig, name: str, shards: ObjectStore) -> TaskSpec:
+    """A task as its packed data define it. Raises ConfigError, DataError: they are missing, or not what the task says."""
     task = config.tasks[name]
     train = _manifest(shards, name, task, task.data.train)
     val = _manifest(shards, name, task, task.data.val)
-    spec = TaskSpec(
+    return TaskSpec(
         name=name,
         kind=task.kind,
         classes=_classes(name, task, train, val),
@@ -95,7 +106,6 @@ def _planned(config: RunConfig, name: str, shards: ObjectStore) -> PlannedTask:
         val_digest=val.digest,
         shots=task.shots,
     )
-    return PlannedTask(spec=spec, budgets=task.budgets(config.train))
 
 
 def _manifest(shards: ObjectStore, name: str, task: TaskConfig, split: str) -> ShardManifest:

@@ -6,11 +6,8 @@ Nothing here is computed by training; what has no result yet is None and shown a
 from __future__ import annotations
 
 import json
-import platform
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from statistics import fmean
 from typing import Any
 
@@ -18,6 +15,7 @@ from atlas_dist.core.ledger import Entry, RunState
 from atlas_dist.core.metrics import average_accuracy, backward_transfer, final, forgetting, learnt
 from atlas_dist.core.plan import Plan, SequenceJobs, TaskJobs
 from atlas_dist.core.types import CommittedRef, JobKind, StageJob, View
+from atlas_dist.packages import environment
 from atlas_dist.report.timeline import Timeline, timeline
 from atlas_dist.store import artifacts
 from atlas_dist.store.objects import ObjectStore
@@ -138,6 +136,8 @@ class RunFacts:
     timeline: Timeline = field(default_factory=Timeline)
     environment: Mapping[str, str] = field(default_factory=dict)
     """What made the report: versions of the libraries, the machine's kind."""
+    trained_on: tuple[Mapping[str, str], ...] = ()
+    """The same of what trained, each that occurs once; () where an older version did not note it."""
 
 
 def gather(plan: Plan, state: RunState, store: ObjectStore | None = None, entries: Iterable[Entry] = ()) -> RunFacts:
@@ -154,16 +154,15 @@ def gather(plan: Plan, state: RunState, store: ObjectStore | None = None, entrie
         committed=sum(state.job(k).committed is not None for k in plan.jobs),
         total=len(plan.jobs),
         timeline=timeline(entries, {key: job.label for key, job in plan.jobs.items()}),
-        environment=_environment(),
+        environment=environment(),
+        trained_on=_environments(state),
     )
 
 
-def _environment() -> dict[str, str]:
-    found = {"python": platform.python_version(), "machine": f"{platform.system()} {platform.machine()}"}
-    for package in ("atlas-dist", "torch", "deepspeed", "ray", "transformers", "webdataset", "numpy"):
-        with suppress(PackageNotFoundError):
-            found[package] = version(package)
-    return found
+def _environments(state: RunState) -> tuple[Mapping[str, str], ...]:
+    refs = (job.committed for job in state.jobs.values())
+    found = (ref.metrics.get("environment") for ref in refs if ref is not None)
+    return tuple({json.dumps(each, sort_keys=True): each for each in found if each}.values())
 
 
 def _forgotten(own: Cell, later: Cell, random: float) -> Cell:

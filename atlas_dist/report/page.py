@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
 from html import escape
 from pathlib import Path
 from statistics import fmean
 
 from atlas_dist.report.facts import Cell, RunFacts, SequenceFacts, StageFacts, TaskFacts
 from atlas_dist.report.files import write_tables
-from atlas_dist.report.svg import bars, heat_cell, line_chart, lineage
-
-_STYLE = (Path(__file__).parent / "templates" / "page.css").read_text(encoding="utf-8")
+from atlas_dist.report.html import document, table, wide
+from atlas_dist.report.svg import Bar, bars, heat_cell, line_chart, lineage
+from atlas_dist.report.timeline import Span
 
 
 def write_report(facts: RunFacts, folder: Path) -> Path:
@@ -25,17 +26,11 @@ def write_report(facts: RunFacts, folder: Path) -> Path:
 
 def render(facts: RunFacts) -> str:
     """The page as a string."""
-    title = f"atlas-dist run {escape(facts.run)}"
+    links = {f"s{number}": sequence.name for number, sequence in enumerate(facts.sequences)}
+    links |= {part: part for part in ("jobs", "timeline", "environment")}
     body = "".join(_sequence(s, number) for number, s in enumerate(facts.sequences))
-    links = "".join(f'<li><a href="#s{n}">{escape(s.name)}</a></li>' for n, s in enumerate(facts.sequences))
-    links += "".join(f'<li><a href="#{i}">{i}</a></li>' for i in ("jobs", "timeline", "environment"))
-    return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{_STYLE}</style></head><body>'
-        f"<header><h1>{title}</h1><p>{facts.committed} of {facts.total} jobs are committed facts.</p>"
-        f'<nav aria-label="Parts of this page"><ul>{links}</ul></nav></header>'
-        f"<main>{body}{_jobs(facts)}{_timeline(facts)}{_environment(facts)}</main></body></html>"
-    )
+    lede = f"{facts.committed} of {facts.total} jobs are committed facts."
+    return document(f"atlas-dist run {facts.run}", lede, links, body + _jobs(facts) + _timeline(facts) + _environment(facts))
 
 
 def _sequence(sequence: SequenceFacts, number: int) -> str:
@@ -44,10 +39,11 @@ def _sequence(sequence: SequenceFacts, number: int) -> str:
     parts.append(f"<p>Method {escape(sequence.method)}, seed {sequence.seed}.</p>")
     parts.append(_verdict(sequence))
     parts.append('<div class="side">')
-    parts.append(_matrix("Task view: each task read as it was learnt", sequence, "task"))
+    parts.append(matrix_table("Task view: each task read as it was learnt", names, sequence.matrix["task"], sequence.skipped))
     differs = sequence.matrix["latest"] != sequence.matrix["task"]
     if differs:
-        parts.append(_matrix("Latest view: the newest queries and every adapter", sequence, "latest"))
+        latest = sequence.matrix["latest"]
+        parts.append(matrix_table("Latest view: the newest queries and every adapter", names, latest, sequence.skipped))
         parts.append(_forgetting(sequence))
     parts.append("</div>")
     if sequence.skipped:
@@ -63,19 +59,22 @@ def _sequence(sequence: SequenceFacts, number: int) -> str:
     return "".join(parts) + "</section>"
 
 
-def _matrix(caption: str, sequence: SequenceFacts, view: str) -> str:
-    return _table(f"{escape(caption)} (score in %)", *_triangle(sequence, sequence.matrix[view], len(sequence.upstream), 100.0))
+def matrix_table(
+    caption: str, names: list[str], rows: tuple[tuple[Cell, ...], ...], skipped: Collection[tuple[int, int]] = ()
+) -> str:
+    """An accuracy matrix as a heat map: row = after which task, column = which task; `skipped` cells were not measured."""
+    return table(f"{escape(caption)} (score in %)", *_triangle(names, rows, len(names), 100.0, skipped))
 
 
-def _triangle(sequence: SequenceFacts, rows: tuple[tuple[Cell, ...], ...], columns: int, full: float) -> tuple[str, str]:
+def _triangle(
+    names: list[str], rows: tuple[tuple[Cell, ...], ...], columns: int, full: float, skipped: Collection[tuple[int, int]]
+) -> tuple[str, str]:
     """Head and body of a table of task j after task i; `rows` are those of the last tasks."""
-    names = [t.task for t in sequence.upstream]
     head = "".join(f'<th scope="col">{escape(n)}</th>' for n in names[:columns])
     lines = []
     for i, row in enumerate(rows, start=len(names) - len(rows)):
         cells = [
-            '<td title="not measured">·</td>' if (i, j) in sequence.skipped else heat_cell(cell, full, ".1f")
-            for j, cell in enumerate(row)
+            '<td title="not measured">·</td>' if (i, j) in skipped else heat_cell(cell, full, ".1f") for j, cell in enumerate(row)
         ]
         filled = "".join(cells) + "<td></td>" * (columns - len(row))
         lines.append(f'<tr><th scope="row">after {escape(names[i])}</th>{filled}</tr>')
@@ -84,16 +83,9 @@ def _triangle(sequence: SequenceFacts, rows: tuple[tuple[Cell, ...], ...], colum
 
 def _forgetting(sequence: SequenceFacts) -> str:
     """T_F of every task after every later one, in the latest view (in the task view it is 0 by construction, and checked)."""
-    head, body = _triangle(sequence, sequence.forgetting("latest"), len(sequence.upstream) - 1, 100.0)
-    return _table("Forgetting T<sub>F</sub> in the latest view (% of what was learnt above chance)", head, body)
-
-
-def _table(caption: str, head: str, rows: str) -> str:
-    """A table that scrolls sideways by itself on a narrow screen, by keyboard too."""
-    return (
-        f'<div class="block"><p class="caption">{caption}</p><div class="wide" tabindex="0"><table>'
-        f"<thead><tr><td></td>{head}</tr></thead><tbody>{rows}</tbody></table></div></div>"
-    )
+    names = [t.task for t in sequence.upstream]
+    head, body = _triangle(names, sequence.forgetting("latest"), len(names) - 1, 100.0, sequence.skipped)
+    return table("Forgetting T<sub>F</sub> in the latest view (% of what was learnt above chance)", head, body)
 
 
 def _verdict(sequence: SequenceFacts) -> str:
@@ -123,7 +115,7 @@ def _transfers(sequence: SequenceFacts) -> str:
         )
     head = "".join(f'<th scope="col">{h}</th>' for h in ("stage 1", "stage 2", "scored", "by chance"))
     return (
-        _table("Transfer: tasks that start from the final bank and stay out of it (score in %)", head, "".join(rows))
+        table("Transfer: tasks that start from the final bank and stay out of it (score in %)", head, "".join(rows))
         if rows
         else ""
     )
@@ -145,7 +137,7 @@ def _lineage(sequence: SequenceFacts) -> str:
     title = "; ".join(f"{tasks[b].task} draws on {tasks[a].task}" for a, b in edges)
     drawn = lineage([t.task for t in tasks], edges, beside, f"Lineage of the bank: {title}")
     note = "the wider an arc, the larger the mean α; hollow: not part of the bank"
-    return f'<h3>Lineage of the bank</h3><div class="wide" tabindex="0">{drawn}</div><p class="soft">{note}</p>'
+    return f'<h3>Lineage of the bank</h3>{wide(drawn, "Lineage of the bank")}<p class="soft">{note}</p>'
 
 
 def _reuse(tasks: list[TaskFacts]) -> str:
@@ -161,8 +153,8 @@ def _reuse(tasks: list[TaskFacts]) -> str:
         reuse = task.reuse()
         cells = "".join(heat_cell(reuse.get(name), max(means), ".3f", min(means)) for name in columns)
         rows.append(f'<tr><th scope="row">{escape(task.task)}</th>{cells}</tr>')
-    table = _table("What each task draws on: mean α of each adapter", head, "".join(rows))
-    return table + "".join(_reuse_by_site(task) for task in shown)
+    means_table = table("What each task draws on: mean α of each adapter", head, "".join(rows))
+    return means_table + "".join(_reuse_by_site(task) for task in shown)
 
 
 def _reuse_by_site(task: TaskFacts) -> str:
@@ -180,7 +172,7 @@ def _reuse_by_site(task: TaskFacts) -> str:
     caption = f"α × 100, mean over {escape(task.task)}’s validation samples; colours from {low:.2f} to {high:.2f}"
     return (
         f"<details><summary>{escape(task.task)}: by layer and site</summary>"
-        f'<div class="dense">{_table(caption, head, "".join(rows))}</div></details>'
+        f'<div class="dense">{table(caption, head, "".join(rows))}</div></details>'
     )
 
 
@@ -211,7 +203,7 @@ def _without(sequence: SequenceFacts) -> str:
         for name, row in lost.items()
     ]
     head = "".join(f'<th scope="col">{escape(column)}</th>' for column in columns)
-    return _table("Leave one out: points of score that a task loses without each adapter", head, "".join(rows))
+    return table("Leave one out: points of score that a task loses without each adapter", head, "".join(rows))
 
 
 def _breadth(sequence: SequenceFacts) -> str:
@@ -219,8 +211,9 @@ def _breadth(sequence: SequenceFacts) -> str:
     values = [cell for row in sequence.breadth for cell in row if cell is not None]
     if not values:
         return ""
-    head, body = _triangle(sequence, sequence.breadth, len(sequence.upstream), max(values))
-    return _table("Effective rank of the pooled outputs, latest view: does the representation grow?", head, body)
+    names = [t.task for t in sequence.upstream]
+    head, body = _triangle(names, sequence.breadth, len(names), max(values), sequence.skipped)
+    return table("Effective rank of the pooled outputs, latest view: does the representation grow?", head, body)
 
 
 def _curves(task: TaskFacts) -> str:
@@ -268,9 +261,7 @@ def _throughput(tasks: list[TaskFacts]) -> str:
     heads = ("samples/s", "data wait", "set-up s", "stepping s", "validating s", "checkpoints s", "workers", "peak MB")
     head = "".join(f'<th scope="col">{h}</th>' for h in heads)
     return (
-        f"<details><summary>Throughput and data wait</summary>{_table('Per stage', head, ''.join(rows))}</details>"
-        if rows
-        else ""
+        f"<details><summary>Throughput and data wait</summary>{table('Per stage', head, ''.join(rows))}</details>" if rows else ""
     )
 
 
@@ -282,7 +273,7 @@ def _jobs(facts: RunFacts) -> str:
         for j in facts.jobs
     )
     heads = "".join(f'<th scope="col">{h}</th>' for h in ("state", "score %", "seconds", "attempts", "key", "adopted from"))
-    return f'<section id="jobs"><h2>Jobs</h2>{_table("Every job of the plan", heads, rows)}{_failures(facts)}</section>'
+    return f'<section id="jobs"><h2>Jobs</h2>{table("Every job of the plan", heads, rows)}{_failures(facts)}</section>'
 
 
 def _failures(facts: RunFacts) -> str:
@@ -294,31 +285,44 @@ def _timeline(facts: RunFacts) -> str:
     line = facts.timeline
     if not line.spans:
         return '<section id="timeline"><h2>Timeline</h2><p>Nothing was dispatched.</p></section>'
-    rows = [
-        (
-            span.label,
-            span.begin,
-            span.end,
-            {"commit": "done", "fail": "failed"}.get(span.outcome, "open"),
-            f"{span.label}: {span.begin:.0f} to {span.end:.0f} s, {span.outcome or 'under way'} {span.reason}",
-        )
-        for span in line.spans
-    ]
+    rows = [_bar(span.label, span) for span in line.spans]
+    on_nodes = sorted(
+        (_bar(node, span) for span in line.spans for node in span.nodes or ("not known where",)), key=lambda b: b[0]
+    )
     moments = "".join(f"<li>{m.at:.0f} s: {escape(m.what)} {escape(m.reason)}</li>" for m in line.moments)
     done = [span.end - span.begin for span in line.spans if span.outcome == "commit"]
     pace = f", a committed attempt {fmean(done):.1f} s on average" if done else ""
     return (
         f'<section id="timeline"><h2>Timeline</h2><p>{len(line.spans)} attempts in {line.seconds:.0f} s, '
         f"{line.faults} of them failed{pace}.</p>"
-        f'<div class="wide" tabindex="0">{bars(rows, line.seconds, "Attempts over time")}</div>'
+        f"{wide(bars(rows, line.seconds, 'Attempts over time'), 'Attempts over time')}"
+        f"{_nodes(on_nodes, line.seconds)}"
         f"<details><summary>What happened to the run</summary><ul>{moments}</ul></details></section>"
     )
+
+
+def _bar(name: str, span: Span) -> Bar:
+    kind = {"commit": "done", "fail": "failed"}.get(span.outcome, "open")
+    where = f" on {', '.join(span.nodes)}" if span.nodes else ""
+    told = f"{span.label}: {span.begin:.0f} to {span.end:.0f} s{where}, {span.outcome or 'under way'} {span.reason}"
+    return name, span.begin, span.end, kind, told
+
+
+def _nodes(rows: list[Bar], seconds: float) -> str:
+    """Which node was busy when. Attempts that failed took their word with them: where they ran is not known."""
+    if all(kind != "done" or name == "not known where" for name, _, _, kind, _ in rows):
+        return ""
+    return f"<h3>By node</h3>{wide(bars(rows, seconds, 'Attempts by node over time'), 'Attempts by node')}"
 
 
 def _environment(facts: RunFacts) -> str:
     """Versions, settings, and the digest of everything that a result depends on."""
     text = escape(json.dumps(facts.spec, indent=1, sort_keys=True))
-    versions = "".join(f"<dt>{escape(k)}</dt><dd>{escape(v)}</dd>" for k, v in facts.environment.items())
+    told = facts.trained_on or (facts.environment,)
+    versions = "".join(
+        f"<dl>{''.join(f'<dt>{escape(k)}</dt><dd>{escape(v)}</dd>' for k, v in each.items())}</dl>" for each in told
+    )
+    whose = "What trained:" if facts.trained_on else "What made this report (the version that trained did not note its own):"
     hashes = []
     for sequence in facts.sequences:
         for task in (*sequence.upstream, *sequence.downstream):
@@ -328,7 +332,7 @@ def _environment(facts: RunFacts) -> str:
                 hashes += [f"    {name}  {digest}" for name, digest in stage.files.items()]
     listed = escape("\n".join(dict.fromkeys(hashes)))
     return (
-        f'<section id="environment"><h2>Environment and settings</h2><dl>{versions}</dl>'
+        f'<section id="environment"><h2>Environment and settings</h2><p>{whose}</p>{versions}'
         f"<details><summary>What every result depends on</summary><pre>{text}</pre></details>"
         f"<details><summary>Every hash: data, jobs, files</summary><pre>{listed}</pre></details></section>"
     )

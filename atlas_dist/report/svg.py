@@ -7,7 +7,10 @@ from html import escape
 
 Point = tuple[float, float]
 
-_W, _H, _LEFT, _TOP, _RIGHT, _BOTTOM = 360, 180, 36, 8, 8, 24
+COLOURS = 6
+"""Lines of one chart that can be told apart."""
+
+_W, _H, _LEFT, _TOP, _RIGHT, _BOTTOM, _LINE = 360, 180, 36, 8, 8, 24, 15
 
 
 def heat_cell(value: float | None, full: float, form: str, least: float = 0.0) -> str:
@@ -18,32 +21,42 @@ def heat_cell(value: float | None, full: float, form: str, least: float = 0.0) -
     return f'<td class="heat" style="--share:{share:.3f}">{value:{form}}</td>'
 
 
-def line_chart(series: Mapping[str, Sequence[Point]], title: str, top: float = 100.0) -> str:
-    """Lines over a common x axis; y runs from 0 to `top` (percent, or a loss). Points far apart are marked."""
+def line_chart(series: Mapping[str, Sequence[Point]], title: str, top: float = 100.0, unit: str = "step {}") -> str:
+    """Lines over a common x axis; y runs from 0 to `top` (percent, or a loss). Points far apart are marked.
+
+    `unit`: how the end of the x axis is called, with {} for its number.
+    """
     points = [p for line in series.values() for p in line]
     if not points:
         return ""
     last = max(x for x, _ in points) or 1.0
-    parts = [f'<svg viewBox="0 0 {_W} {_H}" role="img" aria-label="{escape(title)}"><title>{escape(title)}</title>']
+    rows = (len(series) + 1) // 2
+    parts = [
+        f'<svg viewBox="0 0 {_W} {_H + _LINE * rows}" role="img" aria-label="{escape(title)}"><title>{escape(title)}</title>'
+    ]
     for quarter in range(5):
         at = _y(25.0 * quarter)
         parts.append(f'<line class="grid" x1="{_LEFT}" x2="{_W - _RIGHT}" y1="{at:.1f}" y2="{at:.1f}"/>')
         parts.append(f'<text x="{_LEFT - 4}" y="{at + 4:.1f}" text-anchor="end">{top * quarter / 4:.3g}</text>')
-    parts.append(
-        f'<text x="{_LEFT}" y="{_H - 6}">0</text><text x="{_W - _RIGHT}" y="{_H - 6}" text-anchor="end">step {last:.0f}</text>'
-    )
+    end = escape(unit.format(f"{last:.0f}"))
+    parts.append(f'<text x="{_LEFT}" y="{_H - 6}">0</text><text x="{_W - _RIGHT}" y="{_H - 6}" text-anchor="end">{end}</text>')
     for number, (name, line) in enumerate(series.items()):
-        if not line:
-            continue
         scaled = [(x, min(100.0, 100.0 * y / top)) for x, y in line]
         path = " ".join(f"{_x(x, last):.1f},{_y(y):.1f}" for x, y in scaled)
-        parts.append(f'<polyline class="line{number}" points="{path}"><title>{escape(name)}</title></polyline>')
+        parts.append(f'<polyline class="line{number}" points="{path}"><title>{escape(name)}</title></polyline>' if path else "")
         if len(line) <= 12:
             parts.extend(f'<circle class="dot{number}" cx="{_x(x, last):.1f}" cy="{_y(y):.1f}" r="3"/>' for x, y in scaled)
-        parts.append(
-            f'<text class="name{number}" x="{_W - _RIGHT}" y="{_TOP + 110 + 14 * number}" text-anchor="end">{escape(name)}</text>'
-        )
+        parts.append(_legend(number, name if line else f"{name} (nothing)"))
     return "".join(parts) + "</svg>"
+
+
+def _legend(number: int, name: str) -> str:
+    """Below the plot, two a row: a piece of the line and its name. Inside the plot it would lie on the lines."""
+    x, y = _LEFT + (_W - _LEFT) // 2 * (number % 2), _H + 4 + _LINE * (number // 2)
+    return (
+        f'<line class="line{number}" x1="{x}" x2="{x + 20}" y1="{y}" y2="{y}"/>'
+        f'<text x="{x + 25}" y="{y + 4}">{escape(name if len(name) <= 26 else name[:25] + "…")}</text>'
+    )
 
 
 def _x(value: float, last: float) -> float:
@@ -91,20 +104,21 @@ Bar = tuple[str, float, float, str, str]
 
 
 def bars(rows: Sequence[Bar], seconds: float, title: str) -> str:
-    """Spans of time, one below the other, from 0 to `seconds`."""
+    """Spans of time from 0 to `seconds`, one below the other; those of one name share a row."""
     left, right, line = 230, 770, 18
-    height = line * len(rows) + 26
+    places = {name: number for number, name in enumerate(dict.fromkeys(row[0] for row in rows))}
+    height = line * len(places) + 26
     scale = (right - left) / (seconds or 1.0)
     parts = [
         f'<svg viewBox="0 0 {right + 20} {height}" style="min-width:640px" role="img" aria-label="{escape(title)}">'
         f"<title>{escape(title)}</title>"
     ]
-    for number, (name, begin, end, kind, told) in enumerate(rows):
-        y = line * number
+    for name, number in places.items():
+        shown = escape(name if len(name) <= 36 else "…" + name[-35:])
+        parts.append(f'<text x="{left - 6}" y="{line * number + 13}" text-anchor="end">{shown}</text>')
+    for name, begin, end, kind, told in rows:
+        y = line * places[name]
         x, width = left + begin * scale, max(1.5, (end - begin) * scale)
-        parts.append(
-            f'<text x="{left - 6}" y="{y + 13}" text-anchor="end">{escape(name if len(name) <= 36 else "…" + name[-35:])}</text>'
-        )
         place = f'x="{x:.1f}" y="{y + 3}" width="{width:.1f}" height="{line - 6}"'
         parts.append(f'<rect class="{kind}" {place}><title>{escape(told)}</title></rect>')
     at = height - 8

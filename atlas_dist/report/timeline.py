@@ -20,6 +20,8 @@ class Span:
     end: float
     outcome: str
     reason: str = ""
+    nodes: tuple[str, ...] = ()
+    """Hosts that it ran on, as a committed one noted them; () where that is not known."""
 
 
 @dataclass(frozen=True)
@@ -58,9 +60,9 @@ def timeline(entries: Iterable[Entry], labels: Mapping[str, str]) -> Timeline:
     ended: dict[str, Span] = {}
     moments: list[Moment] = []
 
-    def close(job: str, attempt: str, at: float, outcome: str, reason: str = "") -> None:
+    def close(job: str, attempt: str, at: float, outcome: str, reason: str = "", nodes: Iterable[str] = ()) -> None:
         begin = open_spans.pop(attempt, (job, at))[1]
-        ended[attempt] = Span(labels.get(job, job[:12]), job, attempt, begin, at, outcome, reason)
+        ended[attempt] = Span(labels.get(job, job[:12]), job, attempt, begin, at, outcome, reason, tuple(nodes))
 
     for entry in listed:
         at, record = round(entry.at - began, 3), entry.record
@@ -69,7 +71,7 @@ def timeline(entries: Iterable[Entry], labels: Mapping[str, str]) -> Timeline:
                 open_spans[record.attempt] = (record.job, at)
                 order.append(record.attempt)
             case Commit():
-                close(record.job, record.attempt, at, "commit")
+                close(record.job, record.attempt, at, "commit", nodes=record.metrics.get("nodes", ()))
             case Fail():
                 close(record.job, record.attempt, at, "fail", f"{record.kind.value}: {record.reason}")
             case Adopt():

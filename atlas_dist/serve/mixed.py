@@ -132,10 +132,9 @@ class MixedModel:
         """Exactly what sites and head take, and nothing besides."""
         for key, task in weights.tasks.items():
             heads = {f"head/{name}" for name, _ in self.heads[key].named_parameters()}
-            wanted = (
-                {name for site in self.sites.values() for name in site.adapter_names},
-                heads | {name for site in self.sites.values() for name in site.query_names},
-            )
+            grown = {name for site in self.sites.values() for name in site.adapter_names}
+            queries = {name for site in self.sites.values() for name in site.query_names}
+            wanted = (set() if key in weights.dropped else grown, heads | (queries if weights.view(key) else set()))
             for have, want in zip((set(task.adapter), set(task.own)), wanted, strict=True):
                 if have != want:
                     odd = ", ".join(sorted(have ^ want)[:5])
@@ -145,25 +144,30 @@ class MixedModel:
 class _Site:
     """One place in the trunk: the adapters of the whole bank, stacked once, and each task's view of them.
 
-    `alphas` holds α of the last pass, one tensor a batch.
+    A task of a pruned bank may read no adapter at all: then it has no view, and the site is the identity. `alphas` holds α of the
+    last pass, one tensor a batch.
     """
 
     def __init__(self, place: AdapterSite, weights: BankWeights, mixing: MixingSpec, rule: MixRule, device: torch.device) -> None:
         self.place, self.rule, self.outer = place, rule, mixing.outer_residual
-        self.views: dict[str, Stack] = {}
+        self.views: dict[str, Stack | None] = {}
         self.alphas: list[Tensor] = []
         self.batches: list[tuple[str, int, int]] = []
         self.longest = 0
         shapes = _shapes(place, mixing)
         self.adapter_names = tuple(shapes)
         self.query_names = (f"queries/{place.name}",) if mixing.query_shape(place.width) else ()
-        order = {key: number for number, key in enumerate(weights.tasks)}
+        grown = {key: task for key, task in weights.tasks.items() if key not in weights.dropped}
+        order = {key: number for number, key in enumerate(grown)}
         bank = {
-            name: torch.stack([_checked(t.adapter, name, shape, t.learnt.name) for t in weights.tasks.values()]).to(device)
-            for name, shape in shapes.items()
+            name: torch.stack([_checked(t.adapter, name, shape, t.learnt.name) for t in grown.values()]).to(device)
+            for name, shape in (shapes.items() if grown else ())
         }
         for key, task in weights.tasks.items():
-            rows = [order[seen] for seen in task.learnt.view]
+            rows = [order[seen] for seen in weights.view(key)]
+            if not rows:
+                self.views[key] = None
+                continue
             down, down_bias, up, up_bias, *key_rows = (_select(stacked, rows) for stacked in bank.values())
             query = None
             if self.query_names:
@@ -182,9 +186,13 @@ class _Site:
         return torch.cat([self._mixed(key, part, length) for (key, _, length), part in zip(self.batches, parts, strict=True)])
 
     def _mixed(self, key: str, rows: Tensor, length: int) -> Tensor:
+        view = self.views[key]
+        if view is None:
+            self.alphas.append(rows.new_zeros(len(rows), 0))
+            return rows
         padded = length < self.longest
         x = torch.cat([rows[:, :length], rows[:, self.longest :]], dim=1) if padded else rows
-        mixed, alpha = mix(x, self.views[key], self.rule)
+        mixed, alpha = mix(x, view, self.rule)
         self.alphas.append(alpha)
         if self.outer:
             mixed = mixed + x

@@ -16,9 +16,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from atlas_dist.core.keys import check_key
-from atlas_dist.errors import AlreadyExists, AuthError, MissingObject, PreconditionFailed, StoreError, UnknownOutcome
+from atlas_dist.errors import AlreadyExists, AuthError, DataError, MissingObject, PreconditionFailed, StoreError, UnknownOutcome
 from atlas_dist.failpoints import failpoint
-from atlas_dist.store.objects import ObjectInfo, too_large
+from atlas_dist.store.objects import HalfWritten, ObjectInfo, too_large
 
 _TEMPORARY = ".tmp-"
 """Safe names never start with a dot: a temporary file can't be taken for an object, or for a key's folder."""
@@ -109,6 +109,24 @@ class LocalStore:
         """Remove; missing keys are fine. Empty folders are left: removing them could race with a writer."""
         with _explained(f"delete {key}"), suppress(FileNotFoundError):
             self._path(key).unlink()
+
+    def halves(self, prefix: str) -> Iterator[HalfWritten]:
+        """Temporary files below `prefix` (ends in '/') that are there now; a living writer's are among them."""
+        folder = self._path(prefix.rstrip("/"))
+        with _explained(f"look through {prefix}"):
+            found = sorted(folder.rglob(f"{_TEMPORARY}*"))
+        for path in found:
+            with suppress(FileNotFoundError):
+                stat = path.stat()
+                yield HalfWritten(str(path.relative_to(self._root)), stat.st_size, stat.st_mtime)
+
+    def drop_half(self, half: HalfWritten) -> None:
+        """Remove a temporary file. Raises StoreError, AuthError; DataError for anything else than a temporary file."""
+        folder, _, name = half.name.rpartition("/")
+        if not name.startswith(_TEMPORARY):
+            raise DataError(f"{half.name} is not a temporary file of this store.")
+        with _explained(f"delete {half.name}"):
+            (self._path(folder) / name).unlink(missing_ok=True)
 
     def _path(self, key: str) -> Path:
         return self._root / check_key(key)

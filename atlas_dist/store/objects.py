@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from atlas_dist.core.keys import check_key
 from atlas_dist.errors import AlreadyExists, DataError, MissingObject, PreconditionFailed
@@ -76,6 +76,31 @@ class ObjectStore(Protocol):
 
     def delete(self, key: str) -> None:
         """Remove; missing keys are fine. For garbage only: abandoned attempts, spent checkpoints, requests that were read."""
+        ...
+
+
+@dataclass(frozen=True)
+class HalfWritten:
+    """A file that was begun and never became an object. `at`: when it was last written to, seconds since 1970."""
+
+    name: str
+    size: int
+    at: float
+
+
+@runtime_checkable
+class LeavesHalves(Protocol):
+    """A store in which a process that dies while it writes leaves something that `list` does not show.
+
+    (S3 keeps the parts of an unfinished upload: a lifecycle rule of the bucket ends those, see docs/operations.md.)
+    """
+
+    def halves(self, prefix: str) -> Iterator[HalfWritten]:
+        """Such files below `prefix`, a folder that ends in '/'."""
+        ...
+
+    def drop_half(self, half: HalfWritten) -> None:
+        """Remove one; it may be gone already."""
         ...
 
 

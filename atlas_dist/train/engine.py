@@ -183,3 +183,9 @@ def device() -> torch.device:
     if torch.cuda.is_available():
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     return torch.device("cpu")
+
+
+def device_name() -> str:
+    """What it is called: `NVIDIA H100 80GB HBM3`, or `cpu`."""
+    where = device()
+    return torch.cuda.get_device_name(where) if where.type == "cuda" else where.type

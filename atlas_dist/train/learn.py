@@ -19,10 +19,11 @@ from atlas_dist.core.types import Assignment, Role
 from atlas_dist.data.stream import Stream
 from atlas_dist.model.heads import HeadSpec
 from atlas_dist.model.mixing import Weighting
+from atlas_dist.packages import environment
 from atlas_dist.train import checkpoint
 from atlas_dist.train.build import build_guests, build_mixture, build_model, build_teacher
 from atlas_dist.train.context import RankContext, Stopwatch
-from atlas_dist.train.engine import EngineSettings, StageModule, build_engine, device, gathered
+from atlas_dist.train.engine import EngineSettings, StageModule, build_engine, device, device_name, gathered
 from atlas_dist.train.feed import micro_batch_for
 from atlas_dist.train.inputs import (
     ADAPTER_FILE,
@@ -207,6 +208,7 @@ class Learner:
             "bytes_read": sum(s.bytes for s in stats),
             "bad_samples": [asdict(b) for s in stats for b in s.bad],
             "world": self.context.world,
+            "environment": environment() | {"device": device_name()},
             "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
         }
 

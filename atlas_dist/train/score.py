@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from hashlib import blake2b, sha256
 from typing import Any
 
@@ -29,7 +29,7 @@ from atlas_dist.train.inputs import (
     read_if_there,
     read_task,
 )
-from atlas_dist.train.loop import Progress, evaluate
+from atlas_dist.train.loop import Progress, Scores, evaluate
 
 
 class Predictions:
@@ -78,7 +78,7 @@ def score(
                     meter.look(index, logits)
 
             with _model_in_view(context, job, assignment.inputs, view) as model, breadth.attached(model):
-                scores = evaluate(_module(context, job, model), stream.validation(), context.feeder(), look)
+                scores = score_model(context, job, model, stream, look)
             parts = context.gather(predictions.rows)
             rank = breadth.effective_rank()
             if context.leader:
@@ -109,8 +109,19 @@ def _without_each(context: RankContext, assignment: Assignment, stream: Stream) 
     scores = []
     for left_out in range(job.own_bank):
         with _model_in_view(context, job, assignment.inputs, View.TASK, left_out) as model:
-            scores.append(evaluate(_module(context, job, model), stream.validation(), context.feeder()).score)
+            scores.append(score_model(context, job, model, stream).score)
     return scores
+
+
+def score_model(
+    context: RankContext,
+    job: StageJob,
+    model: AtlasModel,
+    stream: Stream,
+    look: Callable[[Tensor, Tensor], None] | None = None,
+) -> Scores:
+    """One pass of `model` over the job's validation split; `look` as in `evaluate`."""
+    return evaluate(_module(context, job, model), stream.validation(), context.feeder(), look)
 
 
 def _module(context: RankContext, job: StageJob, model: AtlasModel) -> StageModule:
@@ -122,7 +133,6 @@ def _model_in_view(
 ) -> AtlasModel:
     """The task as `view` reads it: the adapters, queries and trunk it had, or the newest of each; always its own head, in the
     state that goes with them. `left_out`: without one of the adapters and its query."""
-    method = context.method_of(job)
     latest = view is View.LATEST
     every = job.bank if latest else job.bank[: job.own_bank]
     kept = [number for number in range(len(every)) if number != left_out]
@@ -130,23 +140,55 @@ def _model_in_view(
     source = inputs[job.latest_from if latest else job.model_from]
     parts, own = read_task(context.store, source), read_task(context.store, inputs[job.model_from])
     trunk, fusion = read_if_there(context.store, source, TRUNK_FILE), fusion_of(parts)
+    queries = {name: rows[kept] for name, rows in queries_of(parts).items()}
+    return reading_model(
+        context,
+        job,
+        read_adapters(context.store, inputs, bank),
+        queries,
+        head_of(parts if has_guest(parts, job.task.name) else own, job.task.name),
+        trunk=trunk,
+        fusion=fusion,
+    )
+
+
+def reading_model(
+    context: RankContext,
+    job: StageJob,
+    adapters: Sequence[Mapping[str, Tensor]],
+    queries: Mapping[str, Tensor],
+    head: Mapping[str, Tensor],
+    *,
+    trunk: Mapping[str, Tensor] | None = None,
+    fusion: Mapping[str, Tensor] | None = None,
+) -> AtlasModel:
+    """A model of the job's task that reads `adapters` and learns nothing; close it after use.
+
+    Args:
+        queries: `queries/<site>` [T, …], a row for each of the T adapters; not looked at where there is nothing to weigh.
+        trunk: weights of a trunk that the method trained; None or {} = the frozen one.
+
+    Raises:
+        DataError: a tensor is not what such a model takes.
+    """
+    method = context.method_of(job)
     model = AtlasModel(
         context.own_trunk(trunk) if trunk else context.trunk().model,
         _head(job),
         method.mixing,
-        visible=len(bank),
+        visible=len(adapters),
         grows=False,
         seed=0,
         second_image_type=method.second_image_type,
         fuses=bool(fusion),
     )
     try:
-        model.load_adapters(read_adapters(context.store, inputs, bank))
-        model.load_head(head_of(parts if has_guest(parts, job.task.name) else own, job.task.name))
+        model.load_adapters(adapters)
+        model.load_head(head)
         if fusion:
             model.load_fusion(fusion)
-        if bank and method.mixing.weighting is not Weighting.PLAIN:
-            model.load_queries({name: rows[kept] for name, rows in queries_of(parts).items()})
+        if adapters and method.mixing.weighting is not Weighting.PLAIN:
+            model.load_queries(queries)
     except BaseException:
         model.close()
         raise

@@ -7,6 +7,7 @@ one rank leaves the others waiting in a collective; then the group must go, and 
 from __future__ import annotations
 
 import logging
+import socket
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -66,7 +67,9 @@ class StageWorker:
 
         try:
             files, metrics = self._do(assignment, noted)
+            nodes = self.context.gather(socket.gethostname())
             if self.context.leader:
+                metrics = metrics | {"nodes": sorted(set(nodes))}
                 store, job = self.context.store, assignment.job.key
                 artifacts.publish(store, assignment.prefix, job=job, attempt=assignment.attempt, files=files, metrics=metrics)
             self.context.barrier()

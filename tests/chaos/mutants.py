@@ -8,11 +8,13 @@ from typing import Any
 from unittest import mock
 
 from atlas_dist.coordinator import book, facts, leader
+from atlas_dist.coordinator.status import load_run
 from atlas_dist.core.ledger import Attempt, Entry
 from atlas_dist.core.records import Begin, Elect, Record
 from atlas_dist.core.types import Blob, CommittedRef
 from atlas_dist.errors import FencedError, UnknownOutcome
 from atlas_dist.store import artifacts, log
+from tests.chaos import sim
 from tests.chaos.world import World
 
 Prepare = Callable[[World], None]
@@ -196,6 +198,20 @@ def same_bytes_for_everybody() -> contextlib.AbstractContextManager[Prepare]:
     return _patched(mock.patch.object(Entry, "to_bytes", anonymous), mock.patch.object(book.RunBook, "__init__", init))
 
 
+def collector_that_does_not_lead() -> contextlib.AbstractContextManager[Prepare]:
+    """Every folder without a commit in the ledger that was just read is garbage, whoever leads and whatever is under way."""
+
+    def reckless(store: Any, run: str, clock: Any, *_: Any, tell: Any, **__: Any) -> None:
+        state, _entries = load_run(store, run)
+        kept = {job.committed.prefix for job in state.jobs.values() if job.committed is not None}
+        for info in store.list(f"runs/{run}/attempts/"):
+            if info.key.rpartition("/")[0] not in kept:
+                store.delete(info.key)
+                tell(info)
+
+    return _patched(mock.patch.object(sim, "collect", reckless), mock.patch("atlas_dist.coordinator.status.threaded", map))
+
+
 MUTANTS: tuple[Mutant, ...] = (
     records_deleted,
     outcome_guessed_as_success,
@@ -208,4 +224,5 @@ MUTANTS: tuple[Mutant, ...] = (
     non_atomic_store,
     pointer_before_commit,
     same_bytes_for_everybody,
+    collector_that_does_not_lead,
 )

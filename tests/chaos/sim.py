@@ -1,7 +1,8 @@
 """Deterministic simulation of the real protocol code: `python -m tests.chaos.sim --seeds 50000`, replay one with `--seed N`.
 
 Two runs of the same plan share a store, several coordinators work for one run, and people press pause now and then. Trainers
-upload through the real artifact code and outlive their coordinator at times (zombies). Every seed draws its own weather.
+upload through the real artifact code and outlive their coordinator at times (zombies). In some seeds somebody collects garbage
+all the time. Every seed draws its own weather.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from unittest import mock
 
+from atlas_dist.coordinator.collect import collect
 from atlas_dist.coordinator.coordinator import Coordinator, CoordinatorSettings
 from atlas_dist.coordinator.dispatch import Capacity, Event, Failed, Finished, Lost, Pool, Progress
 from atlas_dist.coordinator.inbox import RequestKind, ask
@@ -55,6 +57,8 @@ class Scenario:
     """Entries in a pack of the ledger."""
     patience: Patience
     """The impatient give up on the store, and their processes end, all the time."""
+    tidying: bool
+    """Whether somebody collects garbage all the time, as `bank gc --yes` does."""
 
 
 def scenario(seed: int) -> Scenario:
@@ -86,6 +90,7 @@ def scenario(seed: int) -> Scenario:
         misjudged=rng.choice([0.0, 0.0, 0.01, 0.05]),
         pack=rng.choice([3, 7, 500]),
         patience=Patience(first_s=0.2, longest_s=5.0, total_s=rng.choice([0.5, 60.0, 60.0])),
+        tidying=rng.random() < 0.3,
     )
 
 
@@ -269,6 +274,40 @@ def meddle(world: World, new_id: Callable[[], str]) -> Callable[[Actor], None]:
     return body
 
 
+class Tidying:
+    """Somebody who collects the garbage of run a now and then, and starts again when the process is killed."""
+
+    def __init__(self, world: World, scenario: Scenario, new_id: Callable[[], str]) -> None:
+        self.world, self.scenario, self.new_id = world, scenario, new_id
+        self.rounds = 6
+
+    def launch(self) -> None:
+        self.world.spawn("tidying", self._live)
+
+    def _live(self, actor: Actor) -> None:
+        try:
+            while self.rounds:
+                self.rounds -= 1
+                actor.sleep(self.world.rng.uniform(1.0, 40.0))
+                self._collect(actor)
+        except Crash:
+            if self.rounds and self.world.now < TIME_LIMIT_S:
+                self.launch()
+            raise
+
+    def _collect(self, actor: Actor) -> None:
+        def freed(_: object) -> None:
+            self.world.happened["garbage freed"] += 1
+
+        store = SimStore(self.world, actor)
+        try:
+            collect(store, "a", actor, self.new_id, tell=freed, patience=self.scenario.patience, read_many=map)
+        except FencedError:
+            self.world.happened["collector fenced"] += 1
+        except AtlasError:
+            self.world.happened["collector gave up"] += 1
+
+
 def simulate(seed: int, prepare: Callable[[World], None] = lambda _: None) -> Counter[str]:
     """Live through one seed. Raises Violation. Returns what happened, by kind."""
     story = scenario(seed)
@@ -284,6 +323,8 @@ def simulate(seed: int, prepare: Callable[[World], None] = lambda _: None) -> Co
             Process(world, story, f"coordinator {run}{i}", run, new_id).launch(world.rng.uniform(0.0, 5.0))
         if story.meddling:
             world.spawn("people", meddle(world, new_id))
+        if story.tidying:
+            Tidying(world, story, new_id).launch()
         world.run(until=TIME_LIMIT_S)
         if world.failure is not None:
             raise world.failure

@@ -13,7 +13,12 @@ from atlas_dist.cli import app
 from atlas_dist.compose import compose_config, groups
 from atlas_dist.config import RunConfig
 from atlas_dist.core.types import TaskKind
-from tests.bankkit import toys
+from atlas_dist.store.local import LocalStore
+from tests.bankkit import copied, toys
+from tests.chaos.judge import judge, objects_of
+from tests.unit.coordinator.test_collect import crashed_before_cleaning
+from tests.unit.coordinator.test_coordinator import World
+from tests.unit.report.pages import check_page
 
 Shell = Callable[..., str]
 
@@ -93,6 +98,48 @@ def test_bank_commands_tell_what_was_learnt(shell: Shell, tmp_path: Path) -> Non
     store = f"store.url={tmp_path}/other"
     assert "run taken" in shell("bank", "import", str(tmp_path / "out"), "--as", "taken", store)
     assert "toy_kin" in shell("bank", "ls", store, "run=taken")
+
+
+def test_gc_says_what_it_would_free_and_frees_it_only_when_told(shell: Shell, tmp_path: Path) -> None:
+    world = World()
+    world.store = LocalStore(tmp_path / "store")  # type: ignore[assignment]
+    crashed_before_cleaning(world)
+    words = (f"store.url={tmp_path}/store", "run=r")
+    before = objects_of(world.store)
+    text = shell("bank", "gc", *words)
+    assert "checkpoints of an attempt that is committed" in text
+    assert "Nothing was deleted; --yes does it." in text
+    assert objects_of(world.store) == before
+    assert json.loads(shell("bank", "gc", "--json", *words))["garbage"]
+    world.store.put("runs/r/attempts/mine/notes.txt", b"keep me")
+    text = shell("bank", "gc", "--yes", *words)
+    assert text.count("freed") >= 3
+    assert "no record speaks of" in text
+    assert not [key for key in objects_of(world.store) if "/checkpoints/" in key]
+    assert "nothing to free" in shell("bank", "gc", *words)
+    judge(world.store, {"r": len(world.plan.jobs)})
+
+
+def test_prune_writes_a_smaller_bank_that_predict_and_verify_read(shell: Shell, tmp_path: Path) -> None:
+    words = toys().words
+    text = shell("bank", "prune", "small", "--budget", "6", "--worst", "20", *words)
+    assert "the whole bank: 4 adapters" in text
+    assert "scores from the ledger" in text
+    assert "pruned of the adapters of" in shell("bank", "verify", "--from", "small", *words)
+    text = shell("bank", "verify", "--from", "small", "--rescore", "--task", "toy_kin", *words)
+    assert "what pruning measured" in text
+    assert ": reproduced" in text
+    assert shell("predict", "--from", "small", "--task", "toy_kin", "--text", "what?", *(f"--choice={c}" for c in "abc"))
+
+
+def test_compare_puts_runs_of_several_stores_on_one_page(shell: Shell, tmp_path: Path) -> None:
+    words = toys().words
+    copied(toys(), tmp_path)
+    text = shell("compare", "toy", f"{tmp_path}/toys/store#", *words, "--out", "page")
+    assert "0 settings differ" in text
+    page = (tmp_path / "page" / "index.html").read_text()
+    check_page(page)
+    assert f"{tmp_path}/toys/store#: task view" in page, "runs of one name are told apart by their stores"
 
 
 def test_predict_answers_from_the_store_and_from_lines(shell: Shell, tmp_path: Path) -> None:

@@ -11,10 +11,11 @@ import shutil
 import struct
 import subprocess
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 from rich.console import Console
 
 from atlas_dist.core.ledger import Entry, JobState, RunState
@@ -28,8 +29,7 @@ from atlas_dist.report.page import render, write_report
 from atlas_dist.report.tensorboard import FILE, Scalar, write_events
 from atlas_dist.report.timeline import timeline
 from tests.unit.core.test_plan import COMMON, sequence
-
-VOID = {"meta", "line", "circle", "polyline", "br", "path"}
+from tests.unit.report.pages import check_page
 
 
 def committed(plan: Plan, *, leave_out: str = "", drift: bool = False) -> RunState:
@@ -82,28 +82,9 @@ def test_predictions_that_changed_are_an_alarm(plan: Plan) -> None:
     assert 'role="alert"' in render(facts(plan, drift=True))
 
 
-class _Balance(HTMLParser):
-    def __init__(self) -> None:
-        super().__init__()
-        self.open: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: object) -> None:
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag not in VOID:
-            assert self.open.pop() == tag
-
-
 def test_the_page_is_whole_and_asks_for_nothing(plan: Plan, tmp_path: Path) -> None:
     page = write_report(facts(plan), tmp_path).read_text()
-    parser = _Balance()
-    parser.feed(page)
-    assert parser.open == []
-    assert not re.search(r"""src=|href=(?!"#)|url\(|@import|https?://""", page)
-    anchors = set(re.findall(r'href="#([^"]+)"', page))
-    assert anchors <= set(re.findall(r'id="([^"]+)"', page)), "every link of the page leads somewhere"
+    check_page(page)
     assert json.loads((tmp_path / "run.json").read_text())["run"] == "r"
     assert (tmp_path / "abc-task.csv").read_text().splitlines()[1] == "a,90.0000"
 
@@ -139,7 +120,7 @@ def entries(plan: Plan) -> list[Entry]:
         Dispatch(first, "a1", "p/a1", "pool", "ready"),
         Fail(first, "a1", FailureKind.POISON, "<it> broke", 3),
         Dispatch(first, "a2", "p/a2", "pool", "again"),
-        Commit(first, "a2", "p/a2", (), {}),
+        Commit(first, "a2", "p/a2", (), {"nodes": ["node<1>"]}),
         Dispatch(second, "a3", "p/a3", "pool", "ready"),
         Pause("q", "somebody asked"),
     ]
@@ -158,6 +139,9 @@ def test_the_timeline_is_the_ledgers(plan: Plan) -> None:
     assert [m.what for m in line.moments] == ["elect", "pause"]
     page = render(gather(plan, committed(plan), entries=entries(plan)))
     assert "3 attempts in 70 s, 1 of them failed" in page
+    check_page(page)
+    assert "on node&lt;1&gt;, commit" in page
+    assert "not known where" in page, "where the failed one ran is not known"
     assert "&lt;it&gt; broke" in page
     assert timeline([], {}).spans == ()
 
@@ -233,6 +217,20 @@ def test_no_page_is_wider_than_its_window(plan: Plan, tmp_path: Path, width: int
     found = re.findall(r"\[(\d+)/(\d+)\]", done.stdout)
     assert found, done.stdout[-500:]
     assert int(found[0][0]) <= int(found[0][1])
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs chromium")
+def test_the_page_is_light_by_day_and_dark_by_night(plan: Plan, tmp_path: Path) -> None:
+    """As pictures: paper of the wanted brightness, and ink on it."""
+    page = write_report(gather(plan, committed(plan), entries=entries(plan)), tmp_path)
+    for scheme, light in ((1, True), (0, False)):
+        picture = tmp_path / f"{scheme}.png"
+        command = ["chromium", "--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=700,900"]
+        command += [f"--blink-settings=preferredColorScheme={scheme}", f"--screenshot={picture}", page.as_uri()]
+        subprocess.run(command, capture_output=True, timeout=300, check=True)
+        grey = np.asarray(Image.open(picture).convert("L"))
+        assert (np.median(grey) > 200) == light
+        assert grey.max() - grey.min() > 150, "ink can be told from paper"
 
 
 def test_leave_one_out_and_growth_are_shown_where_they_were_measured(plan: Plan) -> None:

@@ -1,0 +1,169 @@
+"""`atlas-dist bank gc` and `bank prune`: what a run no longer needs, and what a bank could do without."""
+
+from __future__ import annotations
+
+import json
+import uuid
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from atlas_dist.bank.facts import SHORT, read_bank, runs_of
+from atlas_dist.cli.words import Overrides, composed, console, hush, open_run_store, shards_if_there
+from atlas_dist.clock import SystemClock
+from atlas_dist.coordinator.collect import Remains, Survey, collect, survey
+from atlas_dist.errors import ConfigError
+
+_LISTED = 20
+
+
+def gc(
+    overrides: Overrides = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Delete it; left out = only say what would be.")] = False,
+    older_than: Annotated[
+        float, typer.Option("--older-than", help="Hours since anything was recorded of an attempt.", min=0.0)
+    ] = 0.0,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON document instead of a table.")] = False,
+) -> None:
+    """Free what attempts left behind that nothing can use: failed or superseded ones, spent checkpoints, half-written files."""
+    config = composed(overrides)
+    store, clock = open_run_store(config), SystemClock()
+    if config.run not in (known := runs_of(store)):
+        raise ConfigError(
+            f"There is no run {config.run} in {store.url}.", fix=f"Set run=… to one of: {', '.join(known) or 'none'}."
+        )
+    out, patience = console(), older_than * 3600.0
+    if not yes:
+        found = survey(store, config.run, clock, older_than_s=patience)
+    else:
+        if not as_json:
+            out.print(f"Freeing what run {config.run} no longer needs; if its last coordinator crashed, this waits 15 s for it.")
+        found = collect(
+            store,
+            config.run,
+            clock,
+            lambda: uuid.uuid4().hex,
+            older_than_s=patience,
+            tell=lambda remains: None if as_json else out.print(f"freed {_line(remains)}", markup=False, soft_wrap=True),
+        )
+    if as_json:
+        typer.echo(json.dumps({**asdict(found), "deleted": yes, "bytes": found.size}, indent=1))
+        return
+    _tell(found, out, deleted=yes)
+
+
+def prune(
+    folder: Annotated[Path, typer.Argument(help="Folder to write the smaller bank to; must not exist yet", show_default=False)],
+    overrides: Overrides = None,
+    budget: Annotated[float, typer.Option(help="Points of accuracy that the average over tasks may lose.", min=0.0)] = 0.5,
+    worst: Annotated[float, typer.Option(help="Points of accuracy that any one task may lose.", min=0.0)] = 2.0,
+    task: Annotated[list[str] | None, typer.Option("--task", help="Only this one and what it sees; may be given again.")] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Score everything again; take nothing from the ledger.")] = False,
+) -> None:
+    """Find adapters that a bank could do without, by leave-one-out; write what is left as an exported bank. Alters nothing."""
+    from atlas_dist.bank.package import export_bank, require_new
+    from atlas_dist.bank.prune import Allowance, Scorer, Step, as_record, recorded_scores
+    from atlas_dist.bank.prune import prune as eliminate
+    from atlas_dist.bank.prune_page import PAGE_FILE, curve_files, curve_table
+    from atlas_dist.bank.verify import rescoring_context
+    from atlas_dist.bank.weights import load_weights
+
+    require_new(folder)
+    config = composed(overrides)
+    hush()
+    store, out = open_run_store(config), console()
+    bank = read_bank(store, config.run)
+    weights = load_weights(store, bank, task or [], shards=shards_if_there(config))
+    names = {key: t.learnt.name for key, t in weights.tasks.items()}
+    known = {} if fresh else recorded_scores(bank)
+    scorer = Scorer(rescoring_context(config, weights, weights.first), weights, known)
+    out.print(f"{len(names)} tasks, {len(names)} adapters, {_mb(weights.size)}: {', '.join(names.values())}", markup=False)
+
+    def tell(step: Step) -> None:
+        what = f"without {names[step.dropped]}" if step.dropped else "the whole bank"
+        verdict = "" if Allowance(budget, worst).allows(step) else ": not allowed by the budget"
+        out.print(
+            f"{what}: {len(step.kept)} adapters, mean {step.mean:.2f} % (lost {step.lost:+.2f}, worst task "
+            f"{step.worst:+.2f}){verdict}",
+            markup=False, soft_wrap=True,
+        )  # fmt: skip
+
+    with out.status("scoring") as status:
+
+        def count(done: int, of: int) -> None:
+            status.update(f"{done} of {of} candidates of this round; {scorer.evaluated} evaluations so far")
+
+        found = eliminate(weights, Allowance(budget, worst), scorer, tell, count)
+    record = as_record(found, weights, scorer)
+    export_bank(store, bank, weights.without(found.dropped, found.steps[-1].scores), folder, record, extra=curve_files(record))
+    out.print(curve_table(record))
+    left = ", ".join(record["dropped"]) or "nothing"
+    out.print(f"left out: {left}; {scorer.evaluated} evaluations, {scorer.reused} scores from the ledger", markup=False)
+    out.print(f"bank   {folder}\ncurve  {folder / PAGE_FILE}", markup=False, soft_wrap=True)
+
+
+def _tell(found: Survey, out: Console, *, deleted: bool) -> None:
+    if found.garbage and not deleted:
+        out.print(_table(found.garbage, "Nothing can use these any more"))
+    if found.halves:
+        size = sum(half.size for half in found.halves)
+        out.print(f"{len(found.halves)} half-written files of processes that died, {_mb(size)}", markup=False)
+    for title, pile in (
+        ("Garbage, but younger than --older-than", found.young),
+        ("Not committed, but a run that is started again may use it", found.kept),
+        ("Unknown: no record speaks of these folders; look at them and delete them yourself", found.unknown),
+    ):
+        if pile:
+            out.print(_table(pile, title))
+    if any("checkpoints" in each.why for each in found.kept):
+        out.print(
+            "To free those too, end the run for good: atlas-dist cancel, then run once more to have it recorded.", soft_wrap=True
+        )
+    count = len(found.garbage) + len(found.halves)
+    if not count:
+        out.print(f"run {found.run}: nothing to free; committed files are never touched", markup=False)
+    elif deleted:
+        out.print(f"run {found.run}: {_mb(found.size)} freed", markup=False)
+    else:
+        out.print(f"run {found.run}: {_mb(found.size)} would be freed. Nothing was deleted; --yes does it.", markup=False)
+
+
+def _table(pile: tuple[Remains, ...], title: str) -> Table:
+    table = Table(title=title, title_justify="left")
+    for column, side in (
+        ("attempt", "left"),
+        ("last record (UTC)", "left"),
+        ("why", "left"),
+        ("files", "right"),
+        ("MB", "right"),
+    ):
+        table.add_column(column, justify=side)  # type: ignore[arg-type]
+    for each in pile[:_LISTED]:
+        table.add_row(_short(each), _when(each.at), each.why, str(each.files), f"{each.size / 1e6:.2f}")
+    if len(pile) > _LISTED:
+        more = pile[_LISTED:]
+        size = sum(each.size for each in more)
+        table.add_row(f"and {len(more)} more", "", "", str(sum(each.files for each in more)), f"{size / 1e6:.2f}")
+    return table
+
+
+def _line(each: Remains) -> str:
+    return f"{_short(each)}: {each.files} files, {_mb(each.size)} ({each.why})"
+
+
+def _short(each: Remains) -> str:
+    """`1a2b3c4d…-e1-2`: which job, epoch and number; enough to tell attempts of one run apart."""
+    return each.attempt.replace(each.job, each.job[:SHORT], 1) if each.job else each.attempt
+
+
+def _mb(size: int) -> str:
+    return f"{size / 1e6:.2f} MB"
+
+
+def _when(at: float) -> Any:
+    return datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%d %H:%M") if at else "–"

@@ -1,0 +1,71 @@
+"""`atlas-dist compare`: runs of one store or several on one page, read from their ledgers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from atlas_dist.bank.facts import read_bank, runs_of
+from atlas_dist.cli.words import composed, hush, open_run_store, shards_if_there
+from atlas_dist.config import RunConfig
+from atlas_dist.core.types import TaskSpec
+from atlas_dist.errors import ConfigError
+from atlas_dist.report.side_by_side import Side, brief, differences, write_side_by_side
+from atlas_dist.store import ObjectStore, StoreOptions, open_store
+
+
+def compare_runs(words: Sequence[str], folder: Path, console: Console) -> None:
+    """Gather the runs that `words` name (those without `=`; the others are settings), write the page, print a summary.
+
+    Raises:
+        ConfigError: fewer than two runs, or one that is not there. DataError: a run cannot be laid out again.
+    """
+    named = [word for word in words if "=" not in word]
+    config = composed([word for word in words if "=" in word])
+    if len(named) < 2:
+        raise ConfigError(
+            f"compare needs two runs or more; it was given {len(named)}.",
+            fix="atlas-dist compare RUN RUN, or STORE#RUN for a run of another store (a folder or s3://…).",
+        )
+    hush()
+    sides = [_side(config, word) for word in named]
+    twice = {side.name for side in sides if sum(other.name == side.name for other in sides) > 1}
+    sides = [Side(word, s.facts, s.rows) if s.name in twice else s for word, s in zip(named, sides, strict=True)]
+    page = write_side_by_side(sides, folder)
+    out = Table()
+    for column in ("run", "method", "average accuracy", "forgetting T_F"):
+        out.add_column(column)
+    for row in brief(sides):
+        out.add_row(*row)
+    console.print(out)
+    console.print(f"{len(differences(sides))} settings differ\npage  {page}", markup=False, soft_wrap=True)
+
+
+def _side(config: RunConfig, word: str) -> Side:
+    from atlas_dist.coordinator.recall import recall
+    from atlas_dist.coordinator.status import load_run
+    from atlas_dist.report.facts import gather
+    from atlas_dist.report.measures import compare, measure
+
+    store, run = _found(config, word)
+    bank = read_bank(store, run)
+    state, entries = load_run(store, run)
+    known: dict[str, TaskSpec] = {learnt.task.name: learnt.task for learnt in bank.learnt.values()}
+    backbone = next((learnt.base.digest for learnt in bank.learnt.values()), "")
+    plan = recall(state, known, backbone, shards_if_there(config))
+    return Side(run, gather(plan, state, store, entries), compare(measure(plan, state)))
+
+
+def _found(config: RunConfig, word: str) -> tuple[ObjectStore, str]:
+    """`RUN` of the configured store; `STORE#RUN` of another one; `STORE#`, where it has one run only."""
+    url, separate, run = word.rpartition("#")
+    if not separate:
+        return open_run_store(config), word
+    store = open_store(url, options=StoreOptions(config.store.endpoint_url, config.store.region))
+    known = runs_of(store)
+    if not run and len(known) != 1:
+        raise ConfigError(f"{url} has {len(known)} runs.", fix=f"Say which: {', '.join(f'{url}#{r}' for r in known) or 'none'}.")
+    return store, run or known[0]

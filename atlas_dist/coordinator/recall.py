@@ -1,0 +1,60 @@
+"""The plan of a run from its ledger alone: made again from the recorded specification, and proved by the recorded digest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from atlas_dist.config import RunConfig, load_config
+from atlas_dist.coordinator.expand import lay_out, packed_task, used_tasks
+from atlas_dist.core.ledger import RunState
+from atlas_dist.core.plan import Plan
+from atlas_dist.core.types import TaskSpec
+from atlas_dist.errors import AtlasError, ConfigError, DataError
+from atlas_dist.store.objects import ObjectStore
+from atlas_dist.train.context import configured_backbone
+
+
+def recall(state: RunState, known: Mapping[str, TaskSpec], backbone_digest: str, shards: ObjectStore | None) -> Plan:
+    """The plan that a run began with.
+
+    Args:
+        known: tasks that it has learnt, as its results describe them. The others are looked up in the packed data.
+        backbone_digest: of the trunk, as its results say; "" = none yet, then the trunk itself is asked.
+        shards: the packed data, where they can be reached.
+
+    Raises:
+        ConfigError: the run is an imported bank, which has no plan.
+        DataError: a task that was not learnt yet has no data here, or this version would plan something else.
+    """
+    if "imported_from" in state.spec:
+        raise ConfigError(
+            f"Run {state.run} is an imported bank: it has results, but no plan.", fix="Name the run that learnt it."
+        )
+    config = _configured(state)
+    specs = {name: known.get(name) or _looked_up(config, name, shards, state.run) for name in used_tasks(config)}
+    plan = lay_out(config, specs, backbone_digest or configured_backbone(config).digest)
+    if plan.digest != state.plan_digest:
+        raise DataError(
+            f"Run {state.run} cannot be laid out again: its ledger says another plan than this version makes of its settings.",
+            fix="Another version of atlas-dist ran it, or its packed data have changed: use that version.",
+        )
+    return plan
+
+
+def _configured(state: RunState) -> RunConfig:
+    """The recorded settings as a configuration. Places and the number of workers are not recorded and mean nothing here."""
+    tree = {**state.spec, "run": state.run, "train": {**state.spec.get("train", {}), "workers": 1}}
+    try:
+        return load_config(tree)
+    except ConfigError as error:
+        raise DataError(f"The settings that run {state.run} recorded are not those of this version: {error.message}") from error
+
+
+def _looked_up(config: RunConfig, name: str, shards: ObjectStore | None, run: str) -> TaskSpec:
+    where = "its packed data cannot be reached"
+    if shards is not None:
+        try:
+            return packed_task(config, name, shards)
+        except AtlasError as error:
+            where = error.message
+    raise DataError(f"Run {run} has not learnt {name} yet, and {where}", fix="Set shards.url to where its data are packed.")
