@@ -81,9 +81,12 @@ class BackboneConfig(_Frozen):
     """`tiny` (ships with the package), `random-tiny` (tests), `vilt-b32-mlm` (the paper's, from the hub); with `source`, any
     name."""
     source: str = ""
-    """Hub repository or folder of another ViLT checkpoint; "" = the one that belongs to `name`."""
+    """Hub repository or folder of another checkpoint; "" = the one that belongs to `name`."""
     revision: str = ""
     """Full commit hash of a hub `source`."""
+    architecture: str = ""
+    """What a `source` is: `vilt` (taken for granted where it is left out); a checkpoint of another one is refused. A name
+    without a `source` brings its own."""
 
 
 class MethodConfig(_Frozen):

@@ -63,7 +63,7 @@ def _record(log: RecordLog, run: str, weights: BankWeights, refs: list[Committed
     base = weights.base
     spec = {
         "imported_from": weights.run,
-        "backbone": {"name": base.name, "source": base.source, "revision": base.revision},
+        "backbone": base.address,
         "method": {"name": weights.first.method, "settings": plain(weights.first.settings)},
         "train": {"precision": weights.precision},
     }

@@ -15,7 +15,7 @@ def model_card(bank: Bank, weights: BankWeights, base_model: str) -> str:
     tasks = [task.learnt for task in weights.tasks.values()]
     names = {learnt.key: learnt.name for learnt in tasks}
     listed = ", ".join(learnt.name for learnt in tasks)
-    first = tasks[0].name
+    first, base = tasks[0].name, weights.base
     return f"""---
 library_name: atlas-dist
 base_model: {json.dumps(base_model)}
@@ -25,7 +25,7 @@ tags: [atlas-dist, adapters, continual-learning, vision-language]
 
 # {bank.run}: a bank of {len(tasks)} learnt tasks
 
-One frozen vision-language transformer (`{weights.base.name}`) and, for each task, one small adapter with its key, queries and
+One frozen vision-language transformer (`{base.name}`) and, for each task, one small adapter with its key, queries and
 head (ATLAS, arXiv 2410.10923). Tasks: {listed}. They were learnt one after the other; what an earlier task uses has not changed
 since.
 
@@ -55,7 +55,7 @@ On a shell: `atlas-dist predict --from path/to/this/folder --task {first} --imag
 
 ## What it depends on
 
-- Trunk: `{base_model}`{f" at `{weights.base.revision}`" if weights.base.revision else ""}, digest `{weights.base.digest}`.
+- Trunk: `{base_model}`{f" at `{base.revision}`" if base.revision else ""} ({base.architecture}), digest `{base.digest}`.
 - Method: {weights.first.method} `{json.dumps(dict(weights.first.settings), sort_keys=True)}`; products in {weights.precision}.
 - Written by atlas-dist{_version()}. Files are safetensors and JSON; `adapter_config.json` has their sizes and sha256.
 

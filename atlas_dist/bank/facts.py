@@ -34,6 +34,13 @@ class Base:
     source: str
     revision: str
     digest: str
+    architecture: str = "vilt"
+    """Older versions wrote none: they knew no other."""
+
+    @property
+    def address(self) -> dict[str, str]:
+        """All but the digest: what finds the trunk again, under the names of the settings `backbone.*`."""
+        return {"name": self.name, "source": self.source, "revision": self.revision, "architecture": self.architecture}
 
 
 @dataclass(frozen=True)
@@ -132,9 +139,8 @@ def read_bank(store: ObjectStore, run: str) -> Bank:
         name = config.task.name if twice[config.task.name] == 1 else f"{config.task.name}-{key[:SHORT]}"
         job = state.job(key)
         assert job.committed is not None, "only committed results are described"
-        base = Base(
-            digest=config.base_model_digest, **{f: str(config.base_model.get(f, "")) for f in ("name", "source", "revision")}
-        )
+        address = {f: str(v) for f in ("name", "source", "revision", "architecture") if (v := config.base_model.get(f))}
+        base = Base(**{"name": "", "source": "", "revision": "", **address}, digest=config.base_model_digest)
         learnt[key] = Learnt(
             name, key, config.task, base, config.method, config.settings, config.sees, job.committed, when[key], job.adopted_from
         )

@@ -226,7 +226,7 @@ def _describe(weights: BankWeights, files: Mapping[str, bytes]) -> _Package:
         # A trunk that ships with this package has no address on the hub; its name is one that `load_backbone` knows.
         base_model_name_or_path=known.source if hub and known else base.source or base.name,
         revision=(known.revision or "") if hub and known else base.revision,
-        base_model={"name": base.name, "source": base.source, "revision": base.revision},
+        base_model=base.address,
         base_model_digest=base.digest,
         method=weights.first.method,
         settings=dict(plain(weights.first.settings)),
@@ -266,7 +266,8 @@ def _read_config(folder: Path) -> _Package:
             fix="Export it again: atlas-dist bank export.",
         ) from None
     wanted = {WEIGHTS_FILE, *(f"facts/{task.name}.json" for task in package.tasks)} | ({PRUNE_FILE} if package.pruned else set())
-    if set(package.files) != wanted or set(package.base_model) != {"name", "source", "revision"}:
+    about = set(package.base_model) - {"architecture"}  # which older versions did not write
+    if set(package.files) != wanted or about != {"name", "source", "revision"}:
         raise DataError(f"{folder / CONFIG_FILE} names the files {sorted(package.files)}; it should name {sorted(wanted)}.")
     if len({t.name for t in package.tasks}) != len(package.tasks) or len({t.key for t in package.tasks}) != len(package.tasks):
         raise DataError(f"{folder / CONFIG_FILE} names a task twice.")

@@ -127,7 +127,7 @@ def rescoring_context(config: RunConfig, bank: Bank | BankWeights, learnt: Learn
     """A rank of its own with the trunk, the method and the precision that a task was learnt with. Needs no Ray."""
     join_alone()
     train = config.train.model_copy(update={"precision": Precision(bank.precision), "zero_stage": 0, "leave_one_out": False})
-    base = BackboneConfig(name=learnt.base.name, source=learnt.base.source, revision=learnt.base.revision)
+    base = BackboneConfig.model_validate(learnt.base.address)
     method = MethodConfig(name=learnt.method, settings=dict(learnt.settings))
     return RankContext(config.model_copy(update={"train": train, "backbone": base, "method": method}), 0, 1)
 

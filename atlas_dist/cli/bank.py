@@ -255,7 +255,7 @@ def _as_json(bank: Bank, e: Learnt) -> dict[str, Any]:
         "method": e.method,
         "settings": dict(e.settings),
         "precision": bank.precision,
-        "base_model": {"name": e.base.name, "source": e.base.source, "revision": e.base.revision, "digest": e.base.digest},
+        "base_model": {**e.base.address, "digest": e.base.digest},
         "data": {"dataset": e.task.dataset, e.task.train: e.task.train_digest, e.task.val: e.task.val_digest},
         "committed": _when(e),
         "adopted_from": e.adopted_from,

@@ -67,6 +67,8 @@ def specification(config: RunConfig) -> dict[str, Any]:
     submissions."""
     tree = config.model_dump(mode="json")
     lasting = {name: tree[name] for name in ("seeds", "backbone", "method", "tasks", "sequence")}
+    if not lasting["backbone"]["architecture"]:
+        lasting["backbone"].pop("architecture")
     lasting["train"] = {name: tree["train"][name] for name in ("precision", "budget", "stage1", "stage2")}
     for task in lasting["tasks"].values():
         task.pop("raw")

@@ -12,8 +12,9 @@
     model.export_adapter(); model.export_queries(); model.export_head()         # flat dict[str, Tensor] on the CPU
     model.close()                                                               # unhook: the trunk is as before
 
-The trunk is an unmodified transformers `ViltModel`: a forward hook on each dense layer of METHOD.md ("Where adapters sit") passes
-the layer's output through its site, and `close` takes the hooks away again, so that one cached trunk serves job after job.
+The trunk is an unmodified model of transformers, of an architecture that `trunks/` knows: a forward hook on each dense layer of
+METHOD.md ("Where adapters sit") passes the layer's output through its site, and `close` takes the hooks away again, so that one
+cached trunk serves job after job.
 """
 
 from __future__ import annotations
@@ -26,16 +27,14 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
-from transformers import ViltModel
 
 from atlas_dist.core.types import Role
 from atlas_dist.errors import DataError, TrainingError
 from atlas_dist.model import tensors as named
-from atlas_dist.model.backbone import adapter_sites, bottom_parameters
 from atlas_dist.model.fusion import FusionSite
 from atlas_dist.model.heads import Head, HeadSpec
 from atlas_dist.model.mixing import AdapterGroup, MixingSite, MixingSpec, SiteOutput
-from atlas_dist.model.vilt import uniform_pixel_mask
+from atlas_dist.model.trunks import TrunkInput, architecture_of
 
 
 class AtlasOutput(NamedTuple):
@@ -54,24 +53,25 @@ class AtlasModel(nn.Module):
     """Trunk, sites and head of one job. See the module's docstring.
 
     Args:
-        backbone: the trunk (`Backbone.model`); shared between models, at most one open AtlasModel at a time. Fine-tuning
-            (`Role.BACKBONE`) changes it: give that job a copy of its own.
+        backbone: the trunk (`Backbone.model`), a model of one of `trunks.ARCHITECTURES`; shared between models, at most one open
+            AtlasModel at a time. Fine-tuning (`Role.BACKBONE`) changes it: give that job a copy of its own.
         head: the task's kind and number of classes.
         mixing: adapter rank, weighting and options.
         visible: how many earlier adapters of the bank this model sees (T >= 0).
         grows: add a new adapter (stage two, individual adapters).
         seed: of the new tensors (head, new adapter, fresh queries).
-        second_image_type: modality type of a pair's second image (1: as ATLAS; 2: as CLiMB).
+        second_image_type: modality type of a pair's second image (1: as ATLAS; 2: as CLiMB), where the trunk has such types.
         normalize_ortho: unit rows in the penalty (default: as the released code, no).
         fuses: the visible adapters are read through AdapterFusion (model/fusion.py) instead of being mixed.
 
     Raises:
         TrainingError: the trunk still carries the hooks of another model.
+        ConfigError: it is of no known architecture.
     """
 
     def __init__(
         self,
-        backbone: ViltModel,
+        backbone: nn.Module,
         head: HeadSpec,
         mixing: MixingSpec,
         *,
@@ -90,15 +90,14 @@ class AtlasModel(nn.Module):
         self.grows = grows
         self.image_types = (1, second_image_type)
         generator = torch.Generator().manual_seed(seed)
-        config = backbone.config
-        self.head = Head(head.images * config.hidden_size, head.outputs, generator)
+        self._architecture = architecture_of(backbone)
+        self.head = Head(head.images * self._architecture.limits(backbone).pooled, head.outputs, generator)
         self.sites = nn.ModuleDict()
         self._hooks: dict[str, _SiteHook] = {}
         self._handles: list[RemovableHandle] = []
         make = FusionSite if fuses else partial(MixingSite, normalize_ortho=normalize_ortho)
-        for place in adapter_sites(backbone):
-            heads = config.num_attention_heads
-            site = make(place.width, heads, mixing, visible=visible, grows=grows, generator=generator)
+        for place in self._architecture.sites(backbone):
+            site = make(place.width, place.heads, mixing, visible=visible, grows=grows, generator=generator)
             self.sites[_attribute(place.name)] = site
             self._hooks[place.name] = _SiteHook(site)
             self._attach(place.name, backbone.get_submodule(place.path))
@@ -123,7 +122,7 @@ class AtlasModel(nn.Module):
         return AtlasOutput(logits, self.penalty(like=logits))
 
     def features(self, batch: Mapping[str, Tensor], spec: HeadSpec) -> Tensor:
-        """What a head of kind `spec` reads, [B·K, I·D]: the pooled output of each text; of a sample's images, side by side.
+        """What a head of kind `spec` reads, [B·K, I·P]: the pooled output of each text; of a sample's images, side by side.
 
         Raises:
             DataError: K or I are not what the kind asks for.
@@ -142,19 +141,18 @@ class AtlasModel(nn.Module):
         return torch.cat([self._pooled(batch, image) for image in range(images)], dim=-1)
 
     def _pooled(self, batch: Mapping[str, Tensor], image: int) -> Tensor:
-        """One pass over every text of every sample with its `image`: [B·K, D]. Choices are folded into the batch."""
+        """One pass over every text of every sample with its `image`: [B·K, P]. Choices are folded into the batch."""
         texts = batch["input_ids"].shape[1]
         pixels = batch["pixel_values"][:, image]
-        mask = batch["pixel_mask"][:, image] if "pixel_mask" in batch else uniform_pixel_mask(pixels)
-        pooled: Tensor = self.backbone(
+        given = TrunkInput(
             input_ids=batch["input_ids"].flatten(0, 1),
             attention_mask=batch["attention_mask"].flatten(0, 1),
             token_type_ids=batch["token_type_ids"].flatten(0, 1),
             pixel_values=_repeat(pixels, texts),
-            pixel_mask=_repeat(mask, texts),
-            image_token_type_idx=self.image_types[image],
-        ).pooler_output
-        return pooled
+            pixel_mask=_repeat(batch["pixel_mask"][:, image], texts) if "pixel_mask" in batch else None,
+            image_type=self.image_types[image],
+        )
+        return self._architecture.encode(self.backbone, given).pooled
 
     def penalty(self, like: Tensor) -> Tensor:
         """Of one pass: a second pass has the same queries, and the released code's counting per pass is a known fault."""
@@ -173,10 +171,10 @@ class AtlasModel(nn.Module):
     def trainable_names(self, roles: Iterable[Role], *, frozen_layers: int = 0) -> tuple[str, ...]:
         """Names (as in `named_parameters`) of the parameters that these roles train, sorted.
 
-        `frozen_layers`: of a trunk that trains, this many layers at the bottom stay, with the embeddings below them. Raises
-        ConfigError when it has no more than that.
+        `frozen_layers`: of a trunk that trains, this many layers at the bottom (of each tower) stay, with the embeddings below
+        them. Raises ConfigError when it has no more than that.
         """
-        kept = bottom_parameters(self.backbone, frozen_layers)
+        kept = self._architecture.kept(self.backbone, frozen_layers)
         sites = [f"sites.{_attribute(name)}" for name in self._hooks]
         grown = self._groups("grown")
         names = {

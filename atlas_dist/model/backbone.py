@@ -1,35 +1,38 @@
-"""The frozen vision-language transformer everything else is hung on: names, strict loading, identity, adapter sites.
+"""The frozen vision-language transformer everything else is hung on: names, strict loading, identity.
 
 A backbone is chosen by name:
 
     tiny            our own small ViLT, weights committed in ``assets/tiny_vilt``: the demo and the tests learn with it
-    random-tiny     a few thousand random weights from a seed: tests of plumbing, never of learning
+    random-tiny     a few thousand random ViLT weights from a seed: tests of plumbing, never of learning
     vilt-b32-mlm    dandelin/vilt-b32-mlm from the Hugging Face hub, at a pinned revision: the paper's
 
-Any other folder or hub checkpoint of the ViLT architecture is reached with a ``BackboneRef`` of one's own.
+Any other folder or hub checkpoint is reached with a ``BackboneRef`` of one's own that says its architecture (``trunks/``).
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoTokenizer, PreTrainedTokenizerFast, ViltConfig, ViltModel
-from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
 from atlas_dist.errors import ConfigError, DataError
-from atlas_dist.model.vilt import accelerate_vilt, uniform_pixel_mask
+from atlas_dist.model.trunks import ARCHITECTURES, AdapterSite, Architecture, Encoded, TrunkInput, architecture_named
 
 TINY_FOLDER = Path(__file__).parent / "assets" / "tiny_vilt"
+
+DEFAULT_ARCHITECTURE = "vilt"
+"""Of a folder or repository that is given without one. It is said rather than read from the checkpoint, so that what a command
+means does not hang on a file; the file is asked whether it agrees."""
 
 # What ViltForMaskedLM adds on top of ViltModel. A checkpoint may bring exactly these and nothing else that we do not load.
 _MLM_HEAD = (
@@ -44,12 +47,6 @@ _MLM_HEAD = (
     "vilt.embeddings.text_embeddings.position_ids",
 )
 
-# The output of the attention projection and of the MLP's second linear layer, both before the residual is added (METHOD.md).
-_SITES_OF_LAYER = {"aftattn": "attention.output.dense", "aftmlp": "output.dense"}
-
-# Text is type 0, a picture type 1, the second picture of a pair type 2. Checkpoints made for one picture lack the last row.
-_IMAGE_TYPES = 3
-
 
 @dataclass(frozen=True)
 class BackboneRef:
@@ -60,12 +57,14 @@ class BackboneRef:
         source: a folder, or a repository id on the hub; "" for random weights.
         revision: the hub commit (full hash); None for folders.
         leftovers: checkpoint keys that we knowingly do not load. Any other surplus or missing key is an error.
+        architecture: a key of `trunks.ARCHITECTURES`.
     """
 
     name: str
     source: str
     revision: str | None = None
     leftovers: tuple[str, ...] = ()
+    architecture: str = DEFAULT_ARCHITECTURE
 
 
 BACKBONES: dict[str, BackboneRef] = {
@@ -79,137 +78,102 @@ BACKBONES: dict[str, BackboneRef] = {
 }
 
 
-@dataclass(frozen=True)
-class AdapterSite:
-    """A place for adapters: ``name`` such as "L0.aftattn", the module ``path`` of its linear layer, its output ``width`` D."""
-
-    name: str
-    path: str
-    width: int
-
-
 @dataclass(frozen=True, eq=False)
 class Backbone:
     """A frozen trunk with its tokenizer.
 
     Attributes:
         name: the name it was loaded by.
-        model: in evaluation mode, float32, no dropout, nothing requires a gradient; accelerated (see ``vilt.py``).
-        tokenizer: fast tokenizer with [PAD], [CLS], [SEP].
+        model: in evaluation mode, float32, no dropout, nothing requires a gradient; accelerated (see ``trunks/``).
+        tokenizer: fast tokenizer with a padding token, special tokens at both ends of a text.
         digest: sha256 (hex) of weights, tokenizer and configuration: equal digests compute equal results.
-        pixel_mean, pixel_std: per channel, for pixels in [0, 1].
+        architecture: what is known of its kind.
     """
 
     name: str
-    model: ViltModel
+    model: nn.Module
     tokenizer: PreTrainedTokenizerFast
     digest: str
-    pixel_mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    pixel_std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    architecture: Architecture
+
+    @property
+    def pixel_mean(self) -> tuple[float, float, float]:
+        """Per channel, for pixels in [0, 1]."""
+        return self.architecture.pixel_mean
+
+    @property
+    def pixel_std(self) -> tuple[float, float, float]:
+        """Per channel, for pixels in [0, 1]."""
+        return self.architecture.pixel_std
 
     @property
     def image_size(self) -> int:
         """Side in pixels of the square pictures it was trained on."""
-        return int(cast(int, self.model.config.image_size))
+        return self.architecture.limits(self.model).image_size
 
     @property
     def width(self) -> int:
-        """Hidden width D, which is also the width of the pooled output."""
-        return int(self.model.config.hidden_size)
+        """P, the width of the pooled output. A site's own width is `AdapterSite.width`, which need not be this."""
+        return self.architecture.limits(self.model).pooled
 
     @property
     def max_text_tokens(self) -> int:
-        """Most text tokens a sample may have, [CLS] and [SEP] included."""
-        return int(self.model.config.max_position_embeddings)
+        """Most text tokens a sample may have, those at its ends included."""
+        return self.architecture.limits(self.model).text_tokens
 
-    def encode(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor,
-        token_type_ids: Tensor | None,
-        pixel_values: Tensor,
-        pixel_mask: Tensor | None = None,
-        image_type: int = 1,
-    ) -> Tensor:
-        """Pooled output [B, D] of texts [B, T] with pictures [B, 3, H, W]; arguments as in ``encode_all``."""
-        _, pooled = self.encode_all(input_ids, attention_mask, token_type_ids, pixel_values, pixel_mask, image_type)
-        return pooled
+    @property
+    def sites(self) -> tuple[AdapterSite, ...]:
+        """All adapter sites in the order data flows."""
+        return self.architecture.sites(self.model)
 
-    def encode_all(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor,
-        token_type_ids: Tensor | None,
-        pixel_values: Tensor,
-        pixel_mask: Tensor | None = None,
-        image_type: int = 1,
-    ) -> tuple[Tensor, Tensor]:
-        """Last hidden states [B, T + 1 + patches, D] and pooled output [B, D].
+    def encode(self, **given: Any) -> Tensor:
+        """Pooled output [B, P]; arguments as in ``encode_all``."""
+        return self.encode_all(**given).pooled
 
-        Args:
-            input_ids, attention_mask, token_type_ids: int64 [B, T]; types None = all 0.
-            pixel_values: [B, 3, H, W], normalised with ``pixel_mean`` and ``pixel_std``.
-            pixel_mask: [B, H, W], 1 where a pixel is real; None = all are, which is also the fast path.
-            image_type: 1, or 2 for the second picture of a pair.
-        """
-        result = self.model(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            token_type_ids=token_type_ids,
-            pixel_values=pixel_values,
-            pixel_mask=uniform_pixel_mask(pixel_values) if pixel_mask is None else pixel_mask,
-            image_token_type_idx=image_type,
-            return_dict=True,
+    def encode_all(self, **given: Any) -> Encoded:
+        """Hidden states of each tower and the pooled output; arguments are the attributes of `trunks.TrunkInput`."""
+        return self.architecture.encode(self.model, TrunkInput(**given))
+
+
+def backbone_ref(name: str, source: str = "", revision: str = "", architecture: str = "") -> BackboneRef:
+    """What the settings `backbone.*` name: a row of ``BACKBONES``, or with a `source` a checkpoint of one's own.
+
+    Raises:
+        ConfigError: an unknown name or architecture, or an architecture that is not the named backbone's.
+    """
+    if source:
+        return BackboneRef(name, source, revision or None, architecture=architecture or DEFAULT_ARCHITECTURE)
+    ref = _look_up(name)
+    if architecture and architecture_named(architecture).name != ref.architecture:
+        raise ConfigError(
+            f"Backbone {name!r} is of the architecture {ref.architecture!r}, not {architecture!r}.",
+            fix="Leave backbone.architecture out, or name a checkpoint of that architecture with backbone.source.",
         )
-        result = cast(BaseModelOutputWithPooling, result)
-        return cast(Tensor, result.last_hidden_state), cast(Tensor, result.pooler_output)
+    return ref
 
 
 def load_backbone(which: str | BackboneRef, *, seed: int = 0) -> Backbone:
     """Load a backbone by name (a key of ``BACKBONES``) or by reference.
 
-    The global random state is left as it was. ``seed`` matters to "random-tiny" only.
+    The global random state is left as it was. ``seed`` matters to random weights only.
 
     Raises:
-        ConfigError: an unknown name.
+        ConfigError: an unknown name or architecture, or a checkpoint of another architecture.
         DataError: the checkpoint cannot be reached, or its keys or shapes are not exactly those of the model.
     """
     ref = which if isinstance(which, BackboneRef) else _look_up(which)
+    architecture = architecture_named(ref.architecture)
     with torch.random.fork_rng(devices=[]), _no_progress_bar():
-        model = _load_weights(ref) if ref.source else _random_model(seed)
-        _offer_image_types(model)
+        model = _load_weights(ref, architecture) if ref.source else _random_model(architecture, seed)
+        architecture.prepare(model)
     tokenizer = _load_tokenizer(ref if ref.source else BACKBONES["tiny"])
     _freeze(model)
     digest = backbone_digest(model, tokenizer)
-    return Backbone(ref.name, accelerate_vilt(model), tokenizer, digest)
+    architecture.accelerate(model)
+    return Backbone(ref.name, model, tokenizer, digest, architecture)
 
 
-def adapter_sites(model: ViltModel) -> tuple[AdapterSite, ...]:
-    """All adapter sites in the order data flows: L0.aftattn, L0.aftmlp, L1.aftattn, …"""
-    sites = []
-    for layer in range(len(model.encoder.layer)):
-        for name, module in _SITES_OF_LAYER.items():
-            path = f"encoder.layer.{layer}.{module}"
-            linear = cast(nn.Linear, model.get_submodule(path))
-            sites.append(AdapterSite(f"L{layer}.{name}", path, linear.out_features))
-    return tuple(sites)
-
-
-def bottom_parameters(model: ViltModel, layers: int) -> frozenset[str]:
-    """Names of the parameters of the lowest `layers` layers and of the embeddings below them; none for 0.
-
-    Raises:
-        ConfigError: the trunk would have no layer left.
-    """
-    if layers >= len(model.encoder.layer):
-        raise ConfigError(
-            f"The trunk has {len(model.encoder.layer)} layers; {layers} of them can't stay frozen below the others."
-        )
-    bottom = ("embeddings.", *(f"encoder.layer.{number}." for number in range(layers))) if layers else ()
-    return frozenset(name for name, _ in model.named_parameters() if name.startswith(bottom))
-
-
-def backbone_digest(model: ViltModel, tokenizer: PreTrainedTokenizerFast) -> str:
+def backbone_digest(model: Any, tokenizer: PreTrainedTokenizerFast) -> str:
     """sha256 (hex) over every weight (name, dtype, shape, bytes), the tokenizer's rules and the configuration."""
     digest = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
@@ -242,25 +206,41 @@ def _look_up(name: str) -> BackboneRef:
     return BACKBONES[name]
 
 
-def _load_weights(ref: BackboneRef) -> ViltModel:
+def _load_weights(ref: BackboneRef, architecture: Architecture) -> nn.Module:
+    wanted: str = architecture.model_class.__name__
     try:
-        model, report = ViltModel.from_pretrained(
+        _check_model_type(ref, architecture)
+        model, report = architecture.model_class.from_pretrained(
             ref.source, revision=ref.revision or "main", dtype=torch.float32, output_loading_info=True
         )
     except OSError as error:
         raise _unreachable(ref, error) from error
     except (RuntimeError, SafetensorError) as error:
         raise DataError(
-            f"The weights of backbone {ref.name!r} from {ref.source!r} do not fit a ViltModel: {error}",
-            fix="Point the backbone at an intact checkpoint of the ViLT architecture.",
+            f"The weights of backbone {ref.name!r} from {ref.source!r} do not fit a {wanted}: {error}",
+            fix=f"Point the backbone at an intact checkpoint of the architecture {architecture.name}.",
         ) from error
-    _check_keys(ref, report)
-    return cast(ViltModel, model)
+    _check_keys(ref, (*ref.leftovers, *architecture.leftovers), report)
+    loaded: nn.Module = model
+    return loaded
 
 
-def _check_keys(ref: BackboneRef, report: dict[str, Any]) -> None:
+def _check_model_type(ref: BackboneRef, architecture: Architecture) -> None:
+    """transformers would warn, make a model of the other kind and fill it with chance."""
+    config, _ = PreTrainedConfig.get_config_dict(ref.source, revision=ref.revision or "main")
+    found = str(config.get("model_type", ""))
+    if found in (architecture.name, ""):  # an empty folder has no type; its weights are missing next
+        return
+    known = ", ".join(sorted(ARCHITECTURES))
+    raise ConfigError(
+        f"Backbone {ref.name!r} from {ref.source!r} is a model of type {found!r}; {architecture.name!r} was asked for.",
+        fix=f"Set backbone.architecture={found}." if found in ARCHITECTURES else f"Use a checkpoint of one of: {known}.",
+    )
+
+
+def _check_keys(ref: BackboneRef, leftovers: tuple[str, ...], report: Mapping[str, Any]) -> None:
     missing = sorted(report["missing_keys"])
-    unexpected = sorted(set(report["unexpected_keys"]) - set(ref.leftovers))
+    unexpected = sorted(set(report["unexpected_keys"]) - set(leftovers))
     misshapen = sorted(str(key) for key in report.get("mismatched_keys", ()))
     faults = {"missing": missing, "unexpected": unexpected, "wrong shape": misshapen}
     if any(faults.values()):
@@ -299,48 +279,27 @@ def _unreachable(ref: BackboneRef, error: OSError) -> DataError:
     )
 
 
-def _random_model(seed: int) -> ViltModel:
+def _random_model(architecture: Architecture, seed: int) -> nn.Module:
     torch.manual_seed(seed)
-    vocabulary = len(_load_tokenizer(BACKBONES["tiny"]))
-    config = ViltConfig(
-        vocab_size=vocabulary,
-        max_position_embeddings=48,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=64,
-        image_size=32,
-        patch_size=8,
-        modality_type_vocab_size=_IMAGE_TYPES,
-        pad_token_id=0,
-    )
-    model = ViltModel(config)
-    with torch.no_grad():
-        # The stock start leaves positions at zero; tests should notice when they are dropped or permuted.
-        model.embeddings.position_embeddings.normal_(std=0.02)
-    return model
+    tokenizer = _load_tokenizer(BACKBONES["tiny"])
+    special = {"pad": tokenizer.pad_token_id, "bos": tokenizer.cls_token_id, "eos": tokenizer.sep_token_id}
+    return architecture.random(len(tokenizer), special)
 
 
-def _offer_image_types(model: ViltModel) -> None:
-    """Give a checkpoint made for single pictures the types it lacks, as copies of type 1: a second picture is a picture."""
-    old = model.embeddings.token_type_embeddings
-    if old.num_embeddings >= _IMAGE_TYPES:
-        return
-    wide = nn.Embedding(_IMAGE_TYPES, old.embedding_dim)
-    with torch.no_grad():
-        wide.weight.copy_(torch.cat([old.weight, old.weight[1:2].expand(_IMAGE_TYPES - old.num_embeddings, -1)]))
-    model.embeddings.token_type_embeddings = wide
-    model.config.modality_type_vocab_size = _IMAGE_TYPES
-
-
-def _freeze(model: ViltModel) -> None:
+def _freeze(model: nn.Module) -> None:
     model.eval().requires_grad_(False)
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0  # a caller's .train() must not bring it back
 
 
-def _lasting_config(config: ViltConfig) -> dict[str, Any]:
+def _lasting_config(config: Any) -> dict[str, Any]:
     """The settings that change results: not the library's version, nor where the files were."""
+    return _without_passing(config.to_diff_dict())
+
+
+def _without_passing(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Towers have configurations of their own inside the model's."""
     passing = {"_name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype", "tie_word_embeddings"}
-    return {key: value for key, value in config.to_diff_dict().items() if key not in passing}
+    kept = {key: value for key, value in settings.items() if key not in passing}
+    return {key: _without_passing(value) if isinstance(value, dict) else value for key, value in kept.items()}

@@ -16,16 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
-from transformers import ViltModel
 
 from atlas_dist.bank.weights import BankWeights
 from atlas_dist.errors import DataError
 from atlas_dist.model import tensors as named
-from atlas_dist.model.backbone import AdapterSite, adapter_sites
 from atlas_dist.model.heads import Head, HeadSpec
 from atlas_dist.model.mixing import MixingSpec
 from atlas_dist.model.mixing_op import MixRule, Stack, mix
-from atlas_dist.model.vilt import uniform_pixel_mask
+from atlas_dist.model.trunks import AdapterSite, TrunkInput, architecture_of
 
 
 @dataclass(frozen=True)
@@ -67,7 +65,7 @@ class MixedModel:
     """A trunk with the views of all tasks of a bank. Not a module: it holds weights and computes, and trains nothing.
 
     Args:
-        trunk: on its device, frozen.
+        trunk: on its device, frozen; of one of `trunks.ARCHITECTURES`.
         weights: the tasks; adapters that several tasks see are held once.
         second_image_type: modality type of a pair's second image.
 
@@ -75,13 +73,15 @@ class MixedModel:
         DataError: a tensor is missing, superfluous, misshapen or not finite.
     """
 
-    def __init__(self, trunk: ViltModel, weights: BankWeights, mixing: MixingSpec, second_image_type: int = 1) -> None:
+    def __init__(self, trunk: nn.Module, weights: BankWeights, mixing: MixingSpec, second_image_type: int = 1) -> None:
         self.trunk = trunk
         device = next(trunk.parameters()).device
-        width, heads = trunk.config.hidden_size, trunk.config.num_attention_heads
+        self.architecture = architecture_of(trunk)
+        width = self.architecture.limits(trunk).pooled
         self.specs = {key: HeadSpec(t.learnt.task.kind, t.learnt.task.classes) for key, t in weights.tasks.items()}
         self.heads = {key: _load_head(spec, width, weights.tasks[key].own, device) for key, spec in self.specs.items()}
-        self.sites = {place.name: _Site(place, weights, mixing, mixing.rule(heads), device) for place in adapter_sites(trunk)}
+        places = self.architecture.sites(trunk)
+        self.sites = {place.name: _Site(place, weights, mixing, mixing.rule(place.heads), device) for place in places}
         self._check_names(weights)
         self.image_types = (1, second_image_type)
 
@@ -95,10 +95,8 @@ class MixedModel:
         types = torch.cat([torch.tensor(self.image_types, device=pixels.device)[r["image"]] for r in rows])
         for site in self.sites.values():
             site.plan(batches, longest)
-        with self._hooked(types):
-            pooled: Tensor = self.trunk(
-                **text, pixel_values=pixels, pixel_mask=uniform_pixel_mask(pixels), image_token_type_idx=1
-            ).pooler_output
+        with self._hooked():
+            pooled = self.architecture.encode(self.trunk, TrunkInput(**text, pixel_values=pixels, image_type=types)).pooled
         parts = torch.split(pooled, [batch.rows for batch in batches])
         return [self._answer(number, batch, part) for number, (batch, part) in enumerate(zip(batches, parts, strict=True))]
 
@@ -115,12 +113,9 @@ class MixedModel:
         return TaskOutput(logits if logits.dtype is torch.float64 else logits.float(), alpha)
 
     @contextmanager
-    def _hooked(self, types: Tensor) -> Iterator[None]:
-        """The trunk with our sites, and with an image type a row; as before afterwards."""
+    def _hooked(self) -> Iterator[None]:
+        """The trunk with our sites; as before afterwards."""
         handles: list[RemovableHandle] = []
-        embedding = self.trunk.embeddings.token_type_embeddings
-        # The trunk asks for type 0 on text and for the one type it was given, 1, on pictures.
-        handles.append(embedding.register_forward_pre_hook(lambda _, inputs: (inputs[0] * types[:, None],)))
         try:
             handles += [self.trunk.get_submodule(s.place.path).register_forward_hook(s) for s in self.sites.values()]
             yield
@@ -181,7 +176,8 @@ class _Site:
         self.batches = [(batch.key, batch.rows, batch.length) for batch in batches]
 
     def __call__(self, _: nn.Module, __: tuple[Any, ...], output: Tensor) -> Tensor:
-        """Forward hook: the dense layer's output [rows, longest + patches, D], every task's slice through its own view."""
+        """Forward hook: the dense layer's output [rows, L, D], every task's slice through its own view. Of its L tokens the first
+        `longest` are the text's where the place has `text_first`, and none is otherwise."""
         parts = torch.split(output, [rows for _, rows, _ in self.batches])
         return torch.cat([self._mixed(key, part, length) for (key, _, length), part in zip(self.batches, parts, strict=True)])
 
@@ -190,7 +186,7 @@ class _Site:
         if view is None:
             self.alphas.append(rows.new_zeros(len(rows), 0))
             return rows
-        padded = length < self.longest
+        padded = self.place.text_first and length < self.longest
         x = torch.cat([rows[:, :length], rows[:, self.longest :]], dim=1) if padded else rows
         mixed, alpha = mix(x, view, self.rule)
         self.alphas.append(alpha)

@@ -28,7 +28,7 @@ from atlas_dist.config import Precision
 from atlas_dist.core.types import TaskKind
 from atlas_dist.data.decode import TextEncoder
 from atlas_dist.errors import ConfigError
-from atlas_dist.model.backbone import Backbone, BackboneRef, load_backbone
+from atlas_dist.model.backbone import Backbone, backbone_ref, load_backbone
 from atlas_dist.serve.inputs import Normalise, Picture, Text, pixels_of, texts_of
 from atlas_dist.serve.mixed import MixedModel, TaskBatch, TaskOutput
 from atlas_dist.train.context import store_products_in_bf16
@@ -112,8 +112,7 @@ class AtlasModel:
     @classmethod
     def from_weights(cls, weights: BankWeights, *, device: str | torch.device | None = None) -> AtlasModel:
         """With the trunk that the bank names. Errors as `from_pretrained`."""
-        base = weights.base
-        trunk = load_backbone(BackboneRef(base.name, base.source, base.revision or None) if base.source else base.name)
+        trunk = load_backbone(backbone_ref(**weights.base.address))
         return cls(weights, trunk, device=device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
     @property

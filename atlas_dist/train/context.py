@@ -15,8 +15,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
-from transformers import ViltModel
+from torch import Tensor, nn
 
 from atlas_dist.config import Precision, RunConfig
 from atlas_dist.core.keys import digest_of
@@ -28,7 +27,7 @@ from atlas_dist.data.manifest import read_manifest
 from atlas_dist.data.stream import Stream, open_stream
 from atlas_dist.errors import DataError
 from atlas_dist.methods import Method, make_method
-from atlas_dist.model.backbone import Backbone, BackboneRef, load_backbone
+from atlas_dist.model.backbone import Backbone, backbone_ref, load_backbone
 from atlas_dist.model.tensors import load as load_tensors
 from atlas_dist.store import ObjectStore, StoreOptions, open_store
 from atlas_dist.train.engine import device
@@ -49,7 +48,7 @@ class RankContext:
     method: Method = field(init=False)
     """The run's main method; a job's own is `method_of(job)`."""
     _trunk: Backbone | None = field(default=None, init=False)
-    _pretrained: ViltModel | None = field(default=None, init=False)
+    _pretrained: nn.Module | None = field(default=None, init=False)
     _methods: dict[str, Method] = field(default_factory=dict, init=False)
     _manifests: dict[tuple[str, str], ShardManifest] = field(default_factory=dict, init=False)
 
@@ -84,7 +83,7 @@ class RankContext:
             self._trunk = trunk
         return self._trunk
 
-    def own_trunk(self, weights: Mapping[str, Tensor]) -> ViltModel:
+    def own_trunk(self, weights: Mapping[str, Tensor]) -> nn.Module:
         """A copy of the pretrained trunk for one job to change, in float32, with `weights` (by parameter name) put into it.
 
         Raises:
@@ -214,7 +213,7 @@ def stream_limits(config: RunConfig) -> StreamLimits:
 def configured_backbone(config: RunConfig) -> Backbone:
     """The trunk that `backbone.*` names. Raises ConfigError or DataError."""
     named = config.backbone
-    return load_backbone(BackboneRef(named.name, named.source, named.revision or None) if named.source else named.name)
+    return load_backbone(backbone_ref(named.name, named.source, named.revision, named.architecture))
 
 
 def open_run_store(config: RunConfig) -> ObjectStore:

@@ -167,12 +167,13 @@ class Learner:
         if self.job.task.shots:
             files[SAMPLES_FILE] = pack_tensors({"train": torch.from_numpy(lesson.samples)})
         if self.stage.grows:
+            trunk = self.context.trunk()
             files[ADAPTER_FILE] = pack_tensors(model.export_adapter())
             files["adapter_config.json"] = canonical_json(
                 {
                     "format": "atlas-dist adapter 1",
-                    "base_model": self.context.config.backbone.model_dump(),
-                    "base_model_digest": self.context.trunk().digest,
+                    "base_model": self.context.config.backbone.model_dump() | {"architecture": trunk.architecture.name},
+                    "base_model_digest": trunk.digest,
                     "task": self.job.task,
                     "method": self.job.method,
                     "settings": self.method.spec.settings,

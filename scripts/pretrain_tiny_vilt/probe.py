@@ -25,7 +25,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedTokenizerFast, ViltModel
 
-from atlas_dist.model.backbone import adapter_sites, load_backbone
+from atlas_dist.model.backbone import load_backbone
+from atlas_dist.model.trunks.vilt import VILT
 from atlas_dist.model.vilt import accelerate_vilt
 from scripts.pretrain_tiny_vilt.augment import normalise
 from scripts.pretrain_tiny_vilt.trunk import run_trunk, tiny_config
@@ -172,7 +173,7 @@ def _adapters(model: ViltModel) -> Iterator[nn.ModuleList]:
     """Plain adapters behind every site while the block lasts."""
     adapters = nn.ModuleList()
     handles = []
-    for site in adapter_sites(model):
+    for site in VILT.sites(model):
         down, up = nn.Linear(site.width, WIDTH), nn.Linear(WIDTH, site.width)
         for layer in (down, up):
             nn.init.normal_(layer.weight, std=0.02)

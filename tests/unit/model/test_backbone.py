@@ -9,16 +9,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import ViltConfig, ViltForMaskedLM, ViltModel
+from transformers import PreTrainedConfig, ViltConfig, ViltForMaskedLM, ViltModel
 
 from atlas_dist.errors import ConfigError, DataError
-from atlas_dist.model import backbone as backbone_module
 from atlas_dist.model.backbone import (
     BACKBONES,
     TINY_FOLDER,
     Backbone,
     BackboneRef,
-    adapter_sites,
     backbone_digest,
     load_backbone,
 )
@@ -72,7 +70,8 @@ def test_an_unreachable_hub_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> 
     def no_network(*_: object, **__: object) -> None:
         raise OSError("We couldn't connect to 'https://huggingface.co'")
 
-    monkeypatch.setattr(backbone_module.ViltModel, "from_pretrained", no_network)
+    monkeypatch.setattr(ViltModel, "from_pretrained", no_network)
+    monkeypatch.setattr(PreTrainedConfig, "get_config_dict", no_network)
     with pytest.raises(DataError, match=r"hf download dandelin/vilt-b32-mlm --revision [0-9a-f]{40}.*backbone=tiny"):
         load_backbone("vilt-b32-mlm")
 
@@ -157,7 +156,7 @@ def test_encode_matches_a_plain_call_of_the_stock_model(small: Backbone) -> None
     stock = ViltModel(small.model.config).eval()
     stock.load_state_dict(small.model.state_dict())
     given = batch(small, ["what color is the shape?", "a photo of a dog."])
-    hidden, pooled = small.encode_all(**given)
+    (hidden,), pooled = small.encode_all(**given)
     torch.testing.assert_close(pooled, stock(**given).pooler_output, rtol=0, atol=1e-6)
     assert hidden.shape == (2, given["input_ids"].shape[1] + 1 + 16, small.width)
     assert torch.equal(small.encode(**given), pooled)
@@ -165,7 +164,7 @@ def test_encode_matches_a_plain_call_of_the_stock_model(small: Backbone) -> None
 
 
 def test_sites_are_found_in_the_order_data_flows(tiny: Backbone) -> None:
-    sites = adapter_sites(tiny.model)
+    sites = tiny.sites
     layers = tiny.model.config.num_hidden_layers
     assert [site.name for site in sites] == [f"L{layer}.{kind}" for layer in range(layers) for kind in ("aftattn", "aftmlp")]
     assert {site.width for site in sites} == {tiny.width}
@@ -191,9 +190,9 @@ def test_a_site_is_what_is_added_to_the_residual_stream(small: Backbone) -> None
         None,
         None,
     )[0]
-    modules = [small.model.get_submodule(site.path) for site in adapter_sites(small.model)]
+    modules = [small.model.get_submodule(site.path) for site in small.sites]
     hooks = [module.register_forward_hook(lambda _module, _inputs, output: output * 0) for module in modules]
-    hidden, _ = small.encode_all(**given)
+    (hidden,), _ = small.encode_all(**given)
     for hook in hooks:
         hook.remove()
     torch.testing.assert_close(hidden, small.model.layernorm(inputs), rtol=0, atol=1e-6)

@@ -1,0 +1,44 @@
+"""The architectures that a trunk can have, one row each. A further one is one file beside `vilt.py` and one row here
+(docs/method.md, Another backbone)."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from atlas_dist.errors import ConfigError
+from atlas_dist.model.trunks.base import AdapterSite, Architecture, Encoded, Limits, TrunkInput
+from atlas_dist.model.trunks.vilt import VILT
+
+__all__ = [
+    "ARCHITECTURES",
+    "AdapterSite",
+    "Architecture",
+    "Encoded",
+    "Limits",
+    "TrunkInput",
+    "architecture_named",
+    "architecture_of",
+]
+
+ARCHITECTURES: dict[str, Architecture] = {row.name: row for row in (VILT,)}
+
+
+def architecture_named(name: str) -> Architecture:
+    """By what `backbone.architecture` says. Raises ConfigError listing the valid ones."""
+    if name not in ARCHITECTURES:
+        raise ConfigError(
+            f"Unknown architecture {name!r}.", fix=f"Set backbone.architecture to one of: {', '.join(sorted(ARCHITECTURES))}."
+        )
+    return ARCHITECTURES[name]
+
+
+def architecture_of(model: nn.Module) -> Architecture:
+    """Of a model of transformers, by its class.
+
+    Raises:
+        ConfigError: a class that no architecture has.
+    """
+    for row in ARCHITECTURES.values():
+        if isinstance(model, row.model_class):
+            return row
+    raise ConfigError(f"A {type(model).__name__} is no trunk: there are {', '.join(sorted(ARCHITECTURES))}.")
