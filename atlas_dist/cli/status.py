@@ -33,6 +33,8 @@ class Standing:
     status: RunStatus
     tasks: list[TaskLine]
     jobs: list[dict[str, Any]]
+    pools: list[dict[str, Any]]
+    """Name, workers, of how many, standing; [] when nobody leads."""
     decisions: list[str]
     seconds_left: float | None
     """Estimated from what finished stages took; None when nothing comparable has finished."""
@@ -70,11 +72,13 @@ def look(config: RunConfig, plan: Plan, store: ObjectStore) -> Standing:
     if not entries:
         raise ConfigError(f"There is no run {config.run} in {store.url}.", fix="Start it with `atlas-dist run`.")
     labels = {key: job.label for key, job in plan.jobs.items()}
-    steps = _steps(store, config.run, state)
+    beat = _last_beat(store, config.run, state)
+    steps = _steps(beat)
     return Standing(
         status=status_of(plan, state, Frontier.of(plan, state), Role.FOLLOWER),
         tasks=task_lines(plan, state),
         jobs=[_job(plan, state, key, steps) for key in plan.jobs],
+        pools=_pools(beat),
         decisions=[line(entry, labels) for entry in entries[-LAST_DECISIONS:]],
         seconds_left=_seconds_left(plan, state),
     )
@@ -92,6 +96,7 @@ def as_document(standing: Standing) -> dict[str, Any]:
         "total": status.total,
         "seconds_left": standing.seconds_left,
         "tasks": [{"sequence": t.sequence, "task": t.task, "state": t.state.value} for t in standing.tasks],
+        "pools": standing.pools,
         "jobs": standing.jobs,
     }
 
@@ -107,6 +112,8 @@ def _print(standing: Standing, out: Console) -> None:
         out.print(f"reason: {status.reason}", markup=False)
     for task in standing.tasks:
         out.print(f"  {task.sequence}  {task.task}: {task.state.value}")
+    for pool in standing.pools if not status.done else ():
+        out.print(f"  pool {pool['name']}: {pool['workers']} of {pool['of']} workers, {pool['standing']}", markup=False)
     for job in standing.jobs:
         if job["state"] == "running":
             where = f"step {job['step']} of {job['steps']}" if job["steps"] else "starting"
@@ -137,13 +144,32 @@ def _job(plan: Plan, state: RunState, key: str, steps: Mapping[str, tuple[int, i
     }
 
 
-def _steps(store: ObjectStore, run: str, state: RunState) -> dict[str, tuple[int, int]]:
-    """attempt -> (step, of how many), as the leader's last heartbeat said; {} when it cannot be read: nothing depends on it."""
+def _last_beat(store: ObjectStore, run: str, state: RunState) -> Any:
+    """What the leader said last; None when it cannot be read: nothing depends on it."""
     try:
-        beat = read_json(store, paths.beat(run, state.epoch), limit=1 << 20)
+        return read_json(store, paths.beat(run, state.epoch), limit=1 << 20)
+    except AtlasError:
+        return None
+
+
+def _steps(beat: Any) -> dict[str, tuple[int, int]]:
+    """attempt -> (step, of how many); {} when the heartbeat does not say."""
+    try:
         return {str(a): (int(at), int(of)) for a, (at, of) in beat["running"].items()}
-    except (AtlasError, KeyError, TypeError, ValueError, AttributeError):
+    except (KeyError, TypeError, ValueError, AttributeError):
         return {}
+
+
+def _pools(beat: Any) -> list[dict[str, Any]]:
+    """The pools; [] when the heartbeat does not say, or its leader has left."""
+    try:
+        pools = {} if beat["released"] else beat["pools"]
+        return [
+            {"name": str(n), "workers": int(p["workers"]), "of": int(p["of"]), "standing": str(p["standing"])}
+            for n, p in pools.items()
+        ]
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return []
 
 
 def _seconds_left(plan: Plan, state: RunState) -> float | None:

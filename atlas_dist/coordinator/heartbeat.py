@@ -36,11 +36,14 @@ class Heart:
         """Whether it is time to beat."""
         return self.clock.monotonic() - self.last >= self.ttl_s / 5.0
 
-    def beat(self, epoch: int, running: Mapping[str, Any], *, released: bool = False) -> None:
-        """Say that this epoch's leader is alive, or (`released`) that it has left."""
+    def beat(
+        self, epoch: int, running: Mapping[str, Any], *, pools: Mapping[str, Any] | None = None, released: bool = False
+    ) -> None:
+        """Say that this epoch's leader is alive, or (`released`) that it has left; `running` and `pools` are for people."""
         self.last = self.clock.monotonic()
         self.beats += 1
-        body = {"epoch": epoch, "writer": self.writer, "beat": self.beats, "released": released, "running": running}
+        body = {"epoch": epoch, "writer": self.writer, "beat": self.beats, "released": released}
+        body |= {"running": running, "pools": pools or {}}
         try:
             self.store.put(paths.beat(self.run, epoch), canonical_json(body))
         except StoreError:

@@ -108,7 +108,8 @@ class Leader:
         if not self._heart.due():
             return
         running = {a: [self._progress[a].step, self._progress[a].total] for a in self._book.state.running if a in self._progress}
-        self._heart.beat(self._book.state.epoch, running)
+        pools = {p.name: {"workers": p.gang, "of": p.limit, "standing": p.standing} for p in self._dispatcher.capacity().pools}
+        self._heart.beat(self._book.state.epoch, running, pools=pools)
         try:
             deposed = self._book.overtaken()
         except StoreError:

@@ -36,6 +36,15 @@ class _Seat:
     """Why the group is being sent away to make room for another; "" = it is not."""
 
     @property
+    def standing(self) -> str:
+        """In words."""
+        if not self.group:
+            return "waits for workers"
+        if self.leaving:
+            return f"makes room for other workers: {self.leaving}"
+        return "works" if self.running else "idle"
+
+    @property
     def idle(self) -> bool:
         return bool(self.group) and not self.running and not self.leaving and self.waiting is None
 
@@ -73,6 +82,7 @@ class PoolDispatcher:
                         gang=seat.world,
                         limit=seat.gang.workers,
                         takes=seat.gang.takes,
+                        standing=seat.standing,
                     )
                     for name, seat in self._seats.items()
                 )

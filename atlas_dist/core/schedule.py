@@ -38,6 +38,8 @@ class Pool:
     """The largest gang that the cluster can ever form; 0 = not known, anything may come up."""
     takes: frozenset[Work] = frozenset(Work)
     """What the pool accepts."""
+    standing: str = ""
+    """For people: who sits there and what they do."""
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,15 @@ import pytest
 from PIL import Image
 
 from atlas_dist.cli import app
+from atlas_dist.cli.status import _last_beat, _pools, _steps
+from atlas_dist.clock import SystemClock
 from atlas_dist.compose import compose_config, groups
 from atlas_dist.config import RunConfig
+from atlas_dist.coordinator.heartbeat import Heart
+from atlas_dist.core.ledger import RunState
 from atlas_dist.core.types import TaskKind
 from atlas_dist.store.local import LocalStore
+from atlas_dist.store.objects import MemoryStore
 from tests.bankkit import copied, toys
 from tests.chaos.judge import judge, objects_of
 from tests.unit.coordinator.test_collect import crashed_before_cleaning
@@ -51,6 +56,24 @@ def test_status_tells_people_and_programs(shell: Shell) -> None:
     assert (about["phase"], about["committed"]) == ("complete", about["total"])
     assert {job["state"] for job in about["jobs"]} == {"committed"}
     assert all(job["score"] is not None for job in about["jobs"])
+
+
+def test_status_tells_of_the_pools_of_a_living_run() -> None:
+    store, state = MemoryStore("s"), RunState(run="r", epoch=2)
+    heart = Heart(store, "r", "w", SystemClock())
+    assert _pools(_last_beat(store, "r", state)) == []
+    pools = {"big": {"workers": 7, "of": 8, "standing": "works"}, "small": {"workers": 1, "of": 1, "standing": "idle"}}
+    heart.beat(2, {"a1": [3, 9]}, pools=pools)
+    beat = _last_beat(store, "r", state)
+    assert _steps(beat) == {"a1": (3, 9)}
+    assert [(p["name"], p["workers"], p["of"], p["standing"]) for p in _pools(beat)] == [
+        ("big", 7, 8, "works"),
+        ("small", 1, 1, "idle"),
+    ]
+    older = {"epoch": 2, "writer": "w", "beat": 1, "released": False, "running": {}}
+    assert _pools(older) == [], "a leader of an older version says nothing of pools"
+    heart.beat(2, {}, pools=pools, released=True)
+    assert _pools(_last_beat(store, "r", state)) == []
 
 
 def test_plan_tells_facts_from_work_and_what_the_work_costs(shell: Shell) -> None:

@@ -154,3 +154,17 @@ def test_a_waiting_group_leaves_at_once_and_a_closed_desk_expects_nobody(desk: P
     assert leases[0].go_home
     desk.close()
     assert not desk.comes_back("main")
+
+
+def test_a_pool_says_what_it_does(desk: PoolDispatcher) -> None:
+    def standing() -> str:
+        return desk.capacity().pools[0].standing
+
+    assert standing() == "waits for workers"
+    desk.lease("main", "g1", 0.0)
+    assert standing() == "idle"
+    desk.start(assignment())
+    desk.lease("main", "g1", 0.0)
+    assert standing() == "works"
+    desk.leave("main", "g1", "its node is drained")
+    assert standing() == "makes room for other workers: its node is drained"
