@@ -32,7 +32,7 @@ def render(facts: RunFacts, notes: Sequence[str] = ()) -> str:
     links = {f"s{number}": sequence.name for number, sequence in enumerate(facts.sequences)}
     links |= {part: part for part in ("jobs", "timeline", "environment")}
     body = "".join(_sequence(s, number) for number, s in enumerate(facts.sequences))
-    lede = " ".join([f"{facts.committed} of {facts.total} jobs are committed facts.", *notes])
+    lede = " ".join([f"{facts.committed} of {facts.total} jobs are committed facts.", *map(escape, notes)])
     return document(f"atlas-dist run {facts.run}", lede, links, body + _jobs(facts) + _timeline(facts) + _environment(facts))
 
 
