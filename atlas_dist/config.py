@@ -38,6 +38,25 @@ class Isolation(StrEnum):
     PER_JOB = "per_job"
 
 
+class PackOn(StrEnum):
+    """`here`: threads of this process. `ray`: every core of the Ray that `cluster` names."""
+
+    HERE = "here"
+    RAY = "ray"
+
+
+class PackConfig(_Frozen):
+    """How `atlas-dist shards pack` works; the shards are the same however it does."""
+
+    on: PackOn = PackOn.HERE
+    """`here`: threads of this process. `ray`: every core of the Ray that `cluster` names; every node must see source and
+    shards."""
+    threads: int = Field(default=2, ge=1)
+    """Shards that are made at a time, with `here`."""
+    max_unreadable: float = Field(default=0.01, ge=0, le=1)
+    """Share of the records that may be unreadable; beyond it no manifest is written."""
+
+
 class StoreConfig(_Frozen):
     """Where durable state lies."""
 
@@ -228,6 +247,12 @@ class TrainConfig(_Frozen):
     """Of the matrix products; parameters, optimizer state and statistics stay in float32."""
     zero_stage: Literal[0, 1, 2, 3] = 0
     """DeepSpeed ZeRO stage. Adapters are small: 0 unless the trunk does not fit."""
+    activation_checkpointing: bool = False
+    """Compute each layer of the trunk again in backward instead of remembering it: about a third more arithmetic, memory for one
+    layer's activations instead of all. The same numbers."""
+    compile: bool = False
+    """Run the trunk's layers through torch.compile while training: the first steps take minutes, results may differ in the last
+    bits (they are facts of their own then, never mixed with those of a run without it)."""
     isolation: Isolation = Isolation.POOL
     """`pool`: one long-lived group of workers pulls jobs. `per_job`: a fresh group a job, 20 s each."""
     checkpoint_every: int = Field(default=200, ge=0)
@@ -306,6 +331,8 @@ class RunConfig(_Frozen):
     """Where what was learnt lies, with the ledger."""
     shards: ShardsConfig = ShardsConfig()
     """Where the packed data lie."""
+    pack: PackConfig = PackConfig()
+    """How raw data become shards."""
     raw_root: str = "."
     """Folder of the data sets as distributed, for `atlas-dist shards pack`."""
     backbone: BackboneConfig = BackboneConfig()

@@ -72,9 +72,14 @@ class Watcher:
         m: Any = progress.metrics
         return (
             f"{job.label if job else progress.attempt} step {progress.step}/{progress.total} loss {m['loss']:.3f} "
-            f"score {m['score']:.1f}% {m['samples_per_s']:.0f} samples/s data wait {m['data_wait']:.0%}"
+            f"score {m['score']:.1f}% {m['samples_per_s']:.0f} samples/s data wait {m['data_wait']:.0%}{_mfu(m.get('mfu'))}"
         )
 
     def _print(self, text: str) -> None:
         seconds = time.monotonic() - self.began
         self.console.print(f"[{int(seconds) // 60:02d}:{int(seconds) % 60:02d}] {text}", markup=False, soft_wrap=True)
+
+
+def _mfu(known: float | None) -> str:
+    """Said where it is known: on a CPU it never is."""
+    return "" if known is None else f" MFU {known:.0%}"

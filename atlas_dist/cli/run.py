@@ -111,7 +111,7 @@ def _report(config: RunConfig, plan: Plan, console: Console) -> RunFacts:
     from atlas_dist.coordinator.status import load_run
     from atlas_dist.report.comparison import show_comparison, write_comparison
     from atlas_dist.report.console import show
-    from atlas_dist.report.measures import compare, measure
+    from atlas_dist.report.measures import compare, measure, notes
     from atlas_dist.report.page import write_report
     from atlas_dist.train.context import open_run_store
 
@@ -119,7 +119,8 @@ def _report(config: RunConfig, plan: Plan, console: Console) -> RunFacts:
     state, entries = load_run(store, config.run)
     facts = gather(plan, state, store, entries)
     folder = Path(config.report) if config.report else _report_folder(config.run, config.store.url)
-    page = write_report(facts, folder)
+    about = notes(plan, state)
+    page = write_report(facts, folder, about)
     places = [("bank  ", store.url), ("report", str(page))]
     rows = compare(measure(plan, state))
     if config.compare:
@@ -128,8 +129,10 @@ def _report(config: RunConfig, plan: Plan, console: Console) -> RunFacts:
         show(replace(facts, sequences=()), console, places)
         return facts
     show(facts, console, places)
-    if config.references != ReferencesConfig():
+    if about or config.references != ReferencesConfig():
         show_comparison(rows, console)
+    for note in about:
+        console.print(note, markup=False, soft_wrap=True)
     return facts
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from atlas_dist.config import MethodConfig, RunConfig, TaskConfig
+from atlas_dist.config import MethodConfig, Precision, RunConfig, TaskConfig, TrainConfig
 from atlas_dist.core.manifest import ShardManifest
 from atlas_dist.core.plan import Common, Plan, PlannedTask, References, SequenceSpec, make_plan
 from atlas_dist.core.types import MethodSpec, TaskSpec
@@ -58,8 +58,16 @@ def lay_out(config: RunConfig, specs: Mapping[str, TaskSpec], backbone_digest: s
         for seed in config.seeds
         for number, order in enumerate(config.sequence.all_orders)
     ]
-    numerics = {"version": NUMERICS_VERSION, "precision": config.train.precision.value}
-    return make_plan(sequences, Common(backbone_digest=backbone_digest, numerics=numerics))
+    return make_plan(sequences, Common(backbone_digest=backbone_digest, numerics=numerics_of(config.train)))
+
+
+def numerics_of(train: TrainConfig) -> dict[str, Any]:
+    """What of `train` may change a result at equal budgets. What is off is not named: older results stay facts."""
+    numerics: dict[str, Any] = {"version": NUMERICS_VERSION, "precision": train.precision.value}
+    if train.precision is Precision.BF16:
+        # Scores of attention are rounded alike whether or not a batch happens to have padding; once they were not.
+        numerics["bf16"] = 2
+    return numerics | ({"compile": True} if train.compile else {})
 
 
 def specification(config: RunConfig) -> dict[str, Any]:
@@ -70,6 +78,8 @@ def specification(config: RunConfig) -> dict[str, Any]:
     if not lasting["backbone"]["architecture"]:
         lasting["backbone"].pop("architecture")
     lasting["train"] = {name: tree["train"][name] for name in ("precision", "budget", "stage1", "stage2")}
+    if config.train.compile:
+        lasting["train"]["compile"] = True
     for task in lasting["tasks"].values():
         task.pop("raw")
     # What a run may be asked for in addition is named where it is: older runs keep the specification that they began with.

@@ -325,6 +325,7 @@ class _Reporter:
                 "score": progress.score,
                 "samples_per_s": progress.samples_per_s,
                 "data_wait": progress.data_wait,
+                "mfu": progress.mfu,
             }
             self.pending = self.actor.progress.remote(Progress(self.attempt, progress.step, progress.total, metrics))
             self.sent = now

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,6 +20,7 @@ GAUGES: Mapping[str, str] = {
     "atlas_step": "optimizer step of the attempt under way",
     "atlas_samples_per_second": "samples trained on a second, all workers together",
     "atlas_data_wait_ratio": "share of the time that workers waited for data",
+    "atlas_mfu_ratio": "model FLOPs utilisation, 0 to 1; not a number where the device's peak is unknown",
     "atlas_loss": "training loss",
 }
 FAILURES = "atlas_attempt_failures"
@@ -45,6 +47,8 @@ class RunMetrics:
         ):
             if metrics.get(key) is not None:
                 self._set(name, metrics[key])
+        known = metrics.get("mfu")
+        self._set("atlas_mfu_ratio", math.nan if known is None else known)
 
     def failed(self, kind: str) -> None:
         """One more attempt ended without a result."""

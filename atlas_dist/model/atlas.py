@@ -19,7 +19,8 @@ cached trunk serves job after job.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from types import TracebackType
 from typing import Any, NamedTuple, Self
@@ -33,6 +34,7 @@ from atlas_dist.errors import DataError, TrainingError
 from atlas_dist.model import tensors as named
 from atlas_dist.model.fusion import FusionSite
 from atlas_dist.model.heads import Head, HeadSpec
+from atlas_dist.model.layers import AS_THEY_ARE, LayerRuns, run_layers
 from atlas_dist.model.mixing import AdapterGroup, MixingSite, MixingSpec, SiteOutput
 from atlas_dist.model.trunks import TrunkInput, architecture_of
 
@@ -63,6 +65,7 @@ class AtlasModel(nn.Module):
         second_image_type: modality type of a pair's second image (1: as ATLAS; 2: as CLiMB), where the trunk has such types.
         normalize_ortho: unit rows in the penalty (default: as the released code, no).
         fuses: the visible adapters are read through AdapterFusion (model/fusion.py) instead of being mixed.
+        runs: how the trunk's layers run (model/layers.py).
 
     Raises:
         TrainingError: the trunk still carries the hooks of another model.
@@ -81,6 +84,7 @@ class AtlasModel(nn.Module):
         second_image_type: int = 1,
         normalize_ortho: bool = False,
         fuses: bool = False,
+        runs: LayerRuns = AS_THEY_ARE,
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -95,12 +99,14 @@ class AtlasModel(nn.Module):
         self.sites = nn.ModuleDict()
         self._hooks: dict[str, _SiteHook] = {}
         self._handles: list[RemovableHandle] = []
+        self._undo_runs: Callable[[], None] = lambda: None
         make = FusionSite if fuses else partial(MixingSite, normalize_ortho=normalize_ortho)
         for place in self._architecture.sites(backbone):
             site = make(place.width, place.heads, mixing, visible=visible, grows=grows, generator=generator)
             self.sites[_attribute(place.name)] = site
             self._hooks[place.name] = _SiteHook(site)
             self._attach(place.name, backbone.get_submodule(place.path))
+        self._undo_runs = run_layers(list(backbone.encoder.layer), runs, self._unheard)
         like = next(backbone.parameters())
         for module in (self.head, self.sites):
             module.to(device=like.device, dtype=like.dtype)
@@ -345,8 +351,20 @@ class AtlasModel(nn.Module):
         """Remove every hook; the trunk computes as before. Safe to call twice; also the exit of a `with` block."""
         while self._handles:
             self._handles.pop().remove()
+        self._undo_runs()
         for hook in self._hooks.values():
             hook.outputs.clear()
+
+    @contextmanager
+    def _unheard(self) -> Iterator[None]:
+        """While it lasts the sites compute and note nothing: what they say was noted when it was said first."""
+        for hook in self._hooks.values():
+            hook.listens = False
+        try:
+            yield
+        finally:
+            for hook in self._hooks.values():
+                hook.listens = True
 
     def __enter__(self) -> Self:
         return self
@@ -369,11 +387,13 @@ class _SiteHook:
     def __init__(self, site: MixingSite | FusionSite) -> None:
         self.site = site
         self.outputs: list[SiteOutput] = []
+        self.listens = True
 
     def __call__(self, _: nn.Module, __: tuple[Any, ...], output: Tensor) -> Tensor:
         result: SiteOutput = self.site(output)
-        # Without the mixture: keeping it would hold a [B, L, D] tensor a site until the next step.
-        self.outputs.append(SiteOutput(mixed=output.new_empty(0), alpha=result.alpha, penalty=result.penalty))
+        if self.listens:
+            # Without the mixture: keeping it would hold a [B, L, D] tensor a site until the next step.
+            self.outputs.append(SiteOutput(mixed=output.new_empty(0), alpha=result.alpha, penalty=result.penalty))
         return result.mixed
 
 

@@ -188,6 +188,13 @@ def backbone_digest(model: Any, tokenizer: PreTrainedTokenizerFast) -> str:
     return digest.hexdigest()
 
 
+def store_products_in_bf16(model: nn.Module) -> None:
+    """Keep the frozen matrices in the precision they are used in: autocast would convert them anew in every pass."""
+    for module in model.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            module.to(torch.bfloat16)
+
+
 @contextmanager
 def _no_progress_bar() -> Iterator[None]:
     """Every rank of a cluster would otherwise draw "Loading weights" into the log."""

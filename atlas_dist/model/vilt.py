@@ -1,11 +1,13 @@
 """Speed surgery on an unmodified transformers ``ViltModel``.
 
-``accelerate_vilt`` replaces two methods *on the instance* and leaves classes, parameters and state-dict names alone:
+``accelerate_vilt`` replaces three methods *on the instance* and leaves classes, parameters and state-dict names alone:
 
 - the visual embedding. The stock one loops over the samples in Python and draws the patch order (and the padding) from the
   global random generator, so it is slow and disturbs every seeded computation around it. Ours is vectorised and draws
   nothing: valid patches come in row-major order and the rest is padded with the first invalid patch. A transformer without
   causal masks does not see the order of its tokens, hence hidden states agree up to that permutation and pooled outputs agree.
+- the embeddings' own call, which hands on the finished attention mask. From the plain one the stock model makes it anew, and asks
+  the device first whether anything is masked at all: the host would wait there once a pass.
 - self-attention, which runs through ``scaled_dot_product_attention`` instead of forming the probabilities.
 
 Both are exact in the sense of the tests: equal to rounding, in value and gradient, ragged pixel masks included.
@@ -21,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import ViltModel
+from transformers.models.vilt import modeling_vilt
 from transformers.models.vilt.modeling_vilt import ViltEmbeddings, ViltSelfAttention
 
 VisualEmbedding = tuple[Tensor, Tensor, tuple[Tensor, tuple[int, int]]]
@@ -34,6 +37,8 @@ def accelerate_vilt(model: ViltModel) -> ViltModel:
     for module in model.modules():
         if isinstance(module, ViltEmbeddings):
             _override(module, "visual_embed", visual_embed)
+            if hasattr(modeling_vilt, "create_bidirectional_mask"):  # older ones make the mask without asking
+                _override(module, "forward", embed)
         elif isinstance(module, ViltSelfAttention):
             _override(module, "forward", fused_self_attention)
     return model
@@ -46,6 +51,13 @@ def uniform_pixel_mask(pixel_values: Tensor) -> Tensor:
     no patch is padding without reading a value back from the device (a full-size mask must be looked at).
     """
     return pixel_values.new_ones((pixel_values.shape[0], 1, 1))
+
+
+def embed(embeddings: ViltEmbeddings, *args: object, **kwargs: object) -> tuple[Tensor, Tensor]:
+    """Stand-in for ``ViltEmbeddings.forward``: tokens [B, L, D], and what attention adds to its scores, [B, 1, 1, L]."""
+    tokens, valid = type(embeddings).forward(embeddings, *args, **kwargs)
+    shut = torch.finfo(tokens.dtype).min
+    return tokens, torch.where(valid[:, None, None].bool(), tokens.new_zeros(()), shut)
 
 
 def visual_embed(

@@ -128,6 +128,36 @@ def _mean(values: Sequence[float]) -> float:
 
 
 @dataclass(frozen=True)
+class Sharing:
+    """Tasks that a run has learnt, from its ledger, against the places they have in its sequences."""
+
+    places: int
+    learnt: int
+
+    def __str__(self) -> str:
+        return f"{self.learnt} tasks learnt for {self.places} places in the orders."
+
+
+def sharing(plan: Plan, state: RunState) -> Sharing:
+    """Each task counts once for each last stage that was committed: orders with a common beginning share it."""
+    finals = [task.final for sequence in plan.sequences for task in sequence.upstream]
+    return Sharing(len(finals), len({key for key in finals if state.job(key).committed is not None}))
+
+
+def notes(plan: Plan, state: RunState) -> tuple[str, ...]:
+    """Sentences about a run of several sequences; () for one."""
+    if len(plan.sequences) < 2:
+        return ()
+    rows = compare(measure(plan, state))
+    sensitive = [
+        f"Order sensitivity of {row.variant}: {row.order_sensitivity:.1f} points (deviation of a task's final score over orders)."
+        for row in rows
+        if row.order_sensitivity is not None
+    ]
+    return (f"{sharing(plan, state)}", *sensitive)
+
+
+@dataclass(frozen=True)
 class Row:
     """One method in a comparison: its measures over all its seeds and orders."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from html import escape
 from pathlib import Path
 from statistics import fmean
@@ -15,21 +15,24 @@ from atlas_dist.report.svg import Bar, bars, heat_cell, line_chart, lineage
 from atlas_dist.report.timeline import Span
 
 
-def write_report(facts: RunFacts, folder: Path) -> Path:
-    """Write `index.html`, and beside it the same as JSON, CSV and TensorBoard events; return the page's path. Raises OSError."""
+def write_report(facts: RunFacts, folder: Path, notes: Sequence[str] = ()) -> Path:
+    """Write `index.html`, and beside it the same as JSON, CSV and TensorBoard events; return the page's path. Raises OSError.
+
+    `notes`: sentences about the run as a whole.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     write_tables(facts, folder)
     page = folder / "index.html"
-    page.write_text(render(facts), encoding="utf-8")
+    page.write_text(render(facts, notes), encoding="utf-8")
     return page
 
 
-def render(facts: RunFacts) -> str:
+def render(facts: RunFacts, notes: Sequence[str] = ()) -> str:
     """The page as a string."""
     links = {f"s{number}": sequence.name for number, sequence in enumerate(facts.sequences)}
     links |= {part: part for part in ("jobs", "timeline", "environment")}
     body = "".join(_sequence(s, number) for number, s in enumerate(facts.sequences))
-    lede = f"{facts.committed} of {facts.total} jobs are committed facts."
+    lede = " ".join([f"{facts.committed} of {facts.total} jobs are committed facts.", *map(escape, notes)])
     return document(f"atlas-dist run {facts.run}", lede, links, body + _jobs(facts) + _timeline(facts) + _environment(facts))
 
 

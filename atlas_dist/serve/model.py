@@ -28,10 +28,9 @@ from atlas_dist.config import Precision
 from atlas_dist.core.types import TaskKind
 from atlas_dist.data.decode import TextEncoder
 from atlas_dist.errors import ConfigError
-from atlas_dist.model.backbone import Backbone, backbone_ref, load_backbone
+from atlas_dist.model.backbone import Backbone, backbone_ref, load_backbone, store_products_in_bf16
 from atlas_dist.serve.inputs import Normalise, Picture, Text, pixels_of, texts_of
 from atlas_dist.serve.mixed import MixedModel, TaskBatch, TaskOutput
-from atlas_dist.train.context import store_products_in_bf16
 
 Coefficients = Mapping[str, Mapping[str, float]]
 """{adapter: {site: α}}, α in [0, 1]; of `dimension` weighting the mean over features."""

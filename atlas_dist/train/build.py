@@ -14,6 +14,7 @@ from atlas_dist.core.types import Budget, CommittedRef, Guest, Role, StageJob
 from atlas_dist.data.stream import Stream
 from atlas_dist.model.atlas import AtlasModel
 from atlas_dist.model.heads import Head, HeadSpec
+from atlas_dist.model.layers import LayerRuns
 from atlas_dist.model.mixing import Weighting
 from atlas_dist.model.tensors import load as load_tensors
 from atlas_dist.train.context import RankContext, seed_of
@@ -48,6 +49,7 @@ def build_model(context: RankContext, job: StageJob, inputs: Inputs) -> AtlasMod
         second_image_type=method.second_image_type,
         normalize_ortho=method.normalize_ortho,
         fuses=method.fuses and bool(job.bank),
+        runs=LayerRuns(recompute=context.config.train.activation_checkpointing, compiled=context.config.train.compile),
     )
     try:
         model.load_adapters(read_adapters(context.store, inputs, job.bank))

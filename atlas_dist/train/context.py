@@ -27,7 +27,7 @@ from atlas_dist.data.manifest import read_manifest
 from atlas_dist.data.stream import Stream, open_stream
 from atlas_dist.errors import DataError
 from atlas_dist.methods import Method, make_method
-from atlas_dist.model.backbone import Backbone, backbone_ref, load_backbone
+from atlas_dist.model.backbone import Backbone, backbone_ref, load_backbone, store_products_in_bf16
 from atlas_dist.model.tensors import load as load_tensors
 from atlas_dist.store import ObjectStore, StoreOptions, open_store
 from atlas_dist.train.engine import device
@@ -224,10 +224,3 @@ def open_run_store(config: RunConfig) -> ObjectStore:
 def open_shards(config: RunConfig) -> ObjectStore:
     """The store of packed data."""
     return open_store(config.shards.url, options=StoreOptions(config.shards.endpoint_url, config.shards.region))
-
-
-def store_products_in_bf16(model: torch.nn.Module) -> None:
-    """Keep the frozen matrices in the precision they are used in: autocast would convert them anew in every pass."""
-    for module in model.modules():
-        if isinstance(module, torch.nn.Linear | torch.nn.Conv2d):
-            module.to(torch.bfloat16)

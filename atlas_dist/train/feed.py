@@ -26,6 +26,10 @@ class ModelBatch:
 class Feeder:
     """Moves batches to the device and normalises pixels there: bytes cross the bus, not floats.
 
+    On a GPU copies go through a queue of their own, beside the step before: the host may be far ahead of the device, and a copy
+    that waited its turn there would find its buffer filled again (RankBatch says for how long it stays). For the same reason a
+    batch is not begun before the last one's copies are done; by then they are, and nothing waits.
+
     Args:
         mean, std: of the trunk's pixels, per channel, for values in [0, 1].
     """
@@ -35,32 +39,54 @@ class Feeder:
         shape = (1, 1, 3, 1, 1)
         self._scale = (1.0 / (255.0 * torch.tensor(std))).view(shape).to(device)
         self._shift = (torch.tensor(mean) / torch.tensor(std)).view(shape).to(device)
+        self._queue = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._copied = torch.cuda.Event() if device.type == "cuda" else None
 
     def __call__(self, batch: RankBatch, micro_batch: int = 0) -> Iterator[ModelBatch]:
         """Yield `batch` in pieces of `micro_batch` slots (0 = whole)."""
+        if self._copied is not None:
+            self._copied.synchronize()
         slots = len(batch.mask)
         size = micro_batch or slots
         target = batch.labels if batch.labels is not None else batch.targets
         assert target is not None, "a batch carries labels or targets"
         for start in range(0, slots, size):
             part = slice(start, start + size)
+            pixels = batch.pixels[part]
+            shared = pixels.stride(0) == 0  # one image for all samples stays one
+            ids, attention, types, raw, wanted, mask = self._move(
+                batch.input_ids[part],
+                batch.attention_mask[part],
+                batch.token_type_ids[part],
+                pixels[:1] if shared else pixels,
+                target[part],
+                batch.mask[part],
+            )
+            values = self._normalised(raw)
             inputs = {
-                "input_ids": self._move(batch.input_ids[part]),
-                "attention_mask": self._move(batch.attention_mask[part]),
-                "token_type_ids": self._move(batch.token_type_ids[part]),
-                "pixel_values": self._pixels(batch.pixels[part]),
+                "input_ids": ids,
+                "attention_mask": attention,
+                "token_type_ids": types,
+                "pixel_values": values.expand(len(pixels), -1, -1, -1, -1) if shared else values,
             }
-            yield ModelBatch(inputs, self._move(target[part]), self._move(batch.mask[part]), batch.index[part])
+            yield ModelBatch(inputs, wanted, mask, batch.index[part])
 
-    def _move(self, tensor: Tensor) -> Tensor:
-        return tensor.to(self.device, non_blocking=True)
+    def _move(self, *tensors: Tensor) -> list[Tensor]:
+        """Copies on the device; the step that asks for them waits for them there, not the host."""
+        if self._queue is None or self._copied is None:
+            return [tensor.to(self.device) for tensor in tensors]
+        step = torch.cuda.current_stream(self.device)
+        with torch.cuda.stream(self._queue):
+            moved = [tensor.to(self.device, non_blocking=True) for tensor in tensors]
+            self._copied.record(self._queue)
+        step.wait_event(self._copied)
+        for tensor in moved:
+            tensor.record_stream(step)
+        return moved
 
-    def _pixels(self, pixels: Tensor) -> Tensor:
-        """uint8 [b, I, H, W, 3] -> float32 [b, I, 3, H, W], normalised. One shared image stays shared."""
-        shared = pixels.stride(0) == 0
-        one = pixels[:1] if shared else pixels
-        values = self._move(one).permute(0, 1, 4, 2, 3).float().mul_(self._scale).sub_(self._shift)
-        return values.expand(len(pixels), -1, -1, -1, -1) if shared else values
+    def _normalised(self, pixels: Tensor) -> Tensor:
+        """uint8 [b, I, H, W, 3] -> float32 [b, I, 3, H, W]."""
+        return pixels.permute(0, 1, 4, 2, 3).float().mul_(self._scale).sub_(self._shift)
 
 
 def micro_batch_for(slots: int, wanted: int) -> int:

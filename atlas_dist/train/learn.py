@@ -17,6 +17,7 @@ from atlas_dist.core.keys import canonical_json
 from atlas_dist.core.sampling import slots
 from atlas_dist.core.types import Assignment, Role
 from atlas_dist.data.stream import Stream
+from atlas_dist.model.flops import peak_flops, sample_flops
 from atlas_dist.model.heads import HeadSpec
 from atlas_dist.model.mixing import Weighting
 from atlas_dist.packages import environment
@@ -88,7 +89,7 @@ class Learner:
             earlier = opened.enter_context(build_teacher(context, job, self.inputs)) if remembers else None
             lesson = StageLesson(job, module, own, context.feeder(), memory, earlier)
             module.term = method.term(lesson) if method.term is not None and remembers else None
-            settings = self._loop_settings(mixture)
+            settings = self._loop_settings(mixture, sample_flops(model, job.task.max_text).total)
             engine = build_engine(module, self._groups(module), self._engine_settings(settings))
             inside = (*(f"model.{name}" for name in names), *(f"guests.{n}" for n, _ in module.guests.named_parameters()))
             try:
@@ -142,7 +143,7 @@ class Learner:
             files = self._files(module, left, lesson) if context.leader else {}
         if context.leader:
             files[DETAILS_FILE] = canonical_json({"curve": state.curve, "validation": state.validation, "alpha": alpha})
-        metrics = self._metrics(module, inside, state, settings, timing, mixture, final)
+        metrics = self._metrics(module, inside, state, settings, timing, mixture, final, resumed_at)
         metrics["seconds"] |= {"setup": round(setup, 3), "training": round(watch.lap(), 3)}
         return files, metrics | {"resumed_at": resumed_at}
 
@@ -195,9 +196,11 @@ class Learner:
         timing: Timing,
         mixture: Mixture,
         final: Scores,
+        begun: int,
     ) -> dict[str, Any]:
         stats = [source.stream.stats() for source in mixture.sources]
         parameters = dict(module.named_parameters())
+        learnt = (settings.total_steps - begun) * self.job.budget.global_batch
         return {
             "score": final.score,
             "loss": final.loss,
@@ -210,10 +213,11 @@ class Learner:
             "bad_samples": [asdict(b) for s in stats for b in s.bad],
             "world": self.context.world,
             "environment": environment() | {"device": device_name()},
+            "mfu": settings.mfu(learnt / max(1e-9, timing.stepping + timing.waiting)),
             "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
         }
 
-    def _loop_settings(self, mixture: Mixture) -> LoopSettings:
+    def _loop_settings(self, mixture: Mixture, flops: float) -> LoopSettings:
         budget, config = self.job.budget, self.context.config.train
         # What cannot be shared evenly is padded with masked slots: any number of workers takes the same steps.
         share = slots(budget.global_batch, self.context.world)
@@ -227,6 +231,8 @@ class Learner:
             micro_batch=micro,
             accumulation=math.ceil(share / micro),
             penalty_weight=self.method.penalty_weight,
+            sample_flops=flops,
+            peak_flops=self.context.world * (peak_flops(device(), bf16=config.precision is Precision.BF16) or 0.0),
         )
 
     def _engine_settings(self, settings: LoopSettings) -> EngineSettings:

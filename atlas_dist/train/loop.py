@@ -49,6 +49,9 @@ class Progress:
     data_wait: float
     """Share of the time spent waiting for data, 0..1."""
     lr: float
+    mfu: float | None = None
+    """Model FLOPs utilisation, 0..1: what the samples needed (model/flops.py) of what all devices could do; None = unknown. Other
+    tasks' steps of a stage count as the task's own."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,14 @@ class LoopSettings:
     micro_batch: int
     accumulation: int
     penalty_weight: float
+    sample_flops: float = 0.0
+    """FLOPs that one sample's step needs."""
+    peak_flops: float = 0.0
+    """FLOP/s of all ranks' devices together at best; 0 = unknown."""
+
+    def mfu(self, samples_per_s: float) -> float | None:
+        """Utilisation at this pace; None = unknown."""
+        return samples_per_s * self.sample_flops / self.peak_flops if self.peak_flops else None
 
     def validation_steps(self) -> frozenset[int]:
         """Steps after which to validate: evenly spaced, the last at the end."""
@@ -142,7 +153,7 @@ def train(
         began = time.perf_counter()
         guest, batch = next(batches)
         arrived = time.perf_counter()
-        loss, score = _step(engine, guest, batch, feed, settings)
+        loss, score = train_step(engine, guest, batch, feed, settings)
         window.add(loss, score, batch, arrived - began)
         state.step += 1
         timing.waiting += arrived - began
@@ -162,7 +173,7 @@ def train(
     return timing
 
 
-def _step(engine: Any, guest: int, batch: RankBatch, feed: Feeder, settings: LoopSettings) -> tuple[Tensor, Tensor]:
+def train_step(engine: Any, guest: int, batch: RankBatch, feed: Feeder, settings: LoopSettings) -> tuple[Tensor, Tensor]:
     """One optimizer step on this rank's slice of a batch of one task; its share of the step's loss and score, on the device."""
     # DeepSpeed averages over ranks and over accumulated passes; undo both, so that what remains is a sum over valid slots.
     scale = dist.get_world_size() * settings.accumulation / max(1, batch.valid)
@@ -186,6 +197,7 @@ class _Window:
     """The steps since the last report, kept on the device so that nothing waits for the GPU in between."""
 
     def __init__(self, settings: LoopSettings, step: int, device: torch.device) -> None:
+        self.settings = settings
         self.device = device
         self.first = step
         self.sums: list[Tensor] = []
@@ -209,7 +221,8 @@ class _Window:
         samples = sum(self.valid)
         seconds = time.perf_counter() - self.began
         loss, score = (sums.sum(0) / max(1, samples)).tolist()
-        progress = Progress(step, total, loss, 100 * score, samples / seconds, self.waited / seconds, lr)
+        pace = samples / seconds
+        progress = Progress(step, total, loss, 100 * score, pace, self.waited / seconds, lr, self.settings.mfu(pace))
         self.first, self.sums, self.valid, self.waited = step, [], [], 0.0
         self.began = time.perf_counter()
         return progress

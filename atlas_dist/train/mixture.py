@@ -10,9 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from typing import TYPE_CHECKING
 
 from atlas_dist.data.batch import RankBatch
-from atlas_dist.data.stream import Stream
+
+if TYPE_CHECKING:  # a step can be measured where no stream can be read
+    from atlas_dist.data.stream import Stream
 
 OWN = -1
 """The task that the job belongs to; guests are counted from 0."""

@@ -7,6 +7,7 @@ from itertools import permutations
 
 import pytest
 
+from atlas_dist.compose import compose_config
 from atlas_dist.core.plan import Common, Plan, PlannedTask, SequenceSpec, make_plan
 from atlas_dist.core.types import Budget, JobKind, Stage, TaskKind, TaskSpec, View
 from atlas_dist.errors import ConfigError
@@ -65,6 +66,16 @@ def test_all_24_orders_of_four_tasks_cost_64_task_trainings_not_96() -> None:
     assert sum(len(s.upstream) for s in plan.sequences) == 96
     assert len(finals) == 64
     assert sum(job.stage.stage is Stage.TWO for job in plan.jobs.values() if job.stage) == 64
+
+
+def test_the_toy_orders_are_all_24_and_cost_64_tasks() -> None:
+    sequence_of = compose_config(["experiment=orders_toy"]).sequence
+    orders = sequence_of.all_orders
+    assert sorted(orders) == sorted(map(list, permutations(orders[0])))
+    letters = dict(zip(orders[0], "abcd", strict=True))
+    plan = make_plan([sequence("".join(letters[t] for t in order)) for order in orders], COMMON)
+    stages = [job.stage.stage for job in plan.jobs.values() if job.stage]
+    assert (len(plan.jobs), stages.count(Stage.ONE), stages.count(Stage.TWO)) == (320, 60, 64)
 
 
 def test_orders_share_their_common_prefix_and_nothing_else() -> None:

@@ -25,6 +25,8 @@ from atlas_dist.report.measures import (
     UPSTREAM,
     compare,
     measure,
+    notes,
+    sharing,
 )
 from tests.unit.core.test_plan import COMMON, sequence
 
@@ -125,6 +127,18 @@ def test_rows_average_over_seeds_and_orders(tmp_path: object) -> None:
     assert "66.0 ± 2.3" in console.export_text()
     lines = list(written(tmp_path, rows))
     assert "atlas,average accuracy,66,2.3094,4" in lines
+
+
+def test_what_orders_share_is_counted_once_and_only_when_it_is_a_fact() -> None:
+    plan = make_plan([replace(spec(order, "atlas"), name=order) for order in ("abc", "acb")], COMMON)
+    state = state_of(plan, lambda job, view: 50.0 + len(job.bank))
+    assert str(sharing(plan, state)) == "5 tasks learnt for 6 places in the orders."
+    about = notes(plan, state)
+    assert about[0] == str(sharing(plan, state))
+    assert about[1].startswith("Order sensitivity of atlas: ")
+    jobs = {k: v for k, v in state.jobs.items() if k != plan.sequences[0].upstream[0].final}
+    assert sharing(plan, RunState(jobs=jobs)).learnt == 4
+    assert notes(make_plan([spec("ab", "atlas")], COMMON), state) == ()
 
 
 def written(folder: object, rows: object) -> Iterator[str]:

@@ -1,0 +1,147 @@
+"""How much arithmetic a training step needs, counted on paper, and how much a device could do at best: their ratio is the MFU.
+
+*Model* FLOPs (a multiply and an add are two): what forward and backward need if nothing is computed twice. Recomputation, of
+the mixing sites or of checkpointed layers, is work but not progress and is left out, as is usual for MFU (Chowdhery et al. 2022,
+PaLM, arXiv 2204.02311, appendix B). Only matrix products count. Notation as in METHOD.md: L tokens, D hidden width, r adapter
+width, T adapters. `tests/unit/model/test_flops.py` holds these sums against what torch counts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from atlas_dist.model.atlas import AtlasModel
+from atlas_dist.model.mixing import AdapterGroup
+
+PEAKS: dict[str, tuple[float, float]] = {
+    "NVIDIA B200": (2250.0, 75.0),
+    "NVIDIA GH200": (989.0, 67.0),
+    "NVIDIA H200": (989.0, 67.0),
+    "NVIDIA H100 PCIe": (756.0, 51.0),
+    "NVIDIA H100 NVL": (835.0, 60.0),
+    "NVIDIA H100": (989.0, 67.0),
+    "NVIDIA A100": (312.0, 19.5),
+    "NVIDIA A30": (165.0, 10.3),
+    "NVIDIA A10G": (0.0, 0.0),
+    "NVIDIA A10": (125.0, 31.2),
+    "NVIDIA L40S": (362.0, 91.6),
+    "NVIDIA L40": (181.0, 90.5),
+    "NVIDIA L4": (121.0, 30.3),
+}
+"""Beginning of a CUDA device's name -> dense (bfloat16, float32 without TF32) TFLOP/s of its data sheet; the first that fits
+counts. 0: no figure is known."""
+
+
+def peak_flops(device: torch.device, *, bf16: bool) -> float | None:
+    """Most FLOP/s of one device in the precision of the products; None where nobody knows (CPUs, GPUs that are not listed)."""
+    return _peak(torch.cuda.get_device_name(device), bf16=bf16) if device.type == "cuda" else None
+
+
+def _peak(name: str, *, bf16: bool) -> float | None:
+    """
+    >>> _peak("NVIDIA H100 80GB HBM3", bf16=True), _peak("NVIDIA H100 PCIe", bf16=True), _peak("Tesla T4", bf16=True)
+    (989000000000000.0, 756000000000000.0, None)
+    """
+    figures = next((both for start, both in PEAKS.items() if name.startswith(start)), (0.0, 0.0))
+    return figures[0 if bf16 else 1] * 1e12 or None
+
+
+@dataclass(frozen=True)
+class StepFlops:
+    """Of one sample. `total` is what a training step needs."""
+
+    forward: float
+    backward: float
+
+    @property
+    def total(self) -> float:
+        """Forward and backward."""
+        return self.forward + self.backward
+
+
+def sample_flops(model: AtlasModel, text: int) -> StepFlops:
+    """What one sample of the model's task costs, with whatever requires gradients now.
+
+    Args:
+        text: tokens of one text, padding included.
+
+    Passes that a sample takes (texts, images) are counted; under ZeRO-3, call it before the parameters are taken apart.
+    """
+    spec, config = model.head_spec, model.backbone.config
+    passes = spec.texts * spec.images
+    patches = (config.image_size // config.patch_size) ** 2
+    if config.max_image_length is not None and config.max_image_length > 0:
+        patches = min(patches, config.max_image_length)
+    trunk = _Trunk(
+        tokens=text + 1 + patches,
+        width=config.hidden_size,
+        inner=config.intermediate_size,
+        layers=config.num_hidden_layers,
+        embedding=2.0 * patches * config.num_channels * config.patch_size**2 * config.hidden_size,
+    )
+    groups = [g for site in model.sites.values() for g in site.modules() if isinstance(g, AdapterGroup)]
+    fusions = [m for name, m in model.named_modules() if name.endswith(".fusion")]
+    sites = [_group_flops(g, trunk.tokens, config.num_attention_heads) for g in groups]
+    trained = sum(p.numel() for p in model.backbone.encoder.parameters() if p.requires_grad and p.dim() == 2)
+    deep = trained > 0 or any(p.requires_grad for p in model.sites.parameters())
+    fused = 2.0 * trunk.tokens * sum(p.numel() for m in fusions for p in m.parameters() if p.dim() == 2)
+    head = 2.0 * sum(p.numel() for p in model.head.parameters() if p.dim() == 2)
+    forward = trunk.forward() + sum(s.forward for s in sites) + fused
+    backward = (trunk.backward(whole=trained > 0) + sum(s.backward for s in sites) + 2 * fused) if deep else 0.0
+    backward += 2.0 * trunk.tokens * trained
+    if model.backbone.embeddings.patch_embeddings.projection.weight.requires_grad:
+        backward += trunk.embedding
+    # The head reads all images of a text at once. Its weights get gradients, and its input where anything below it does.
+    return StepFlops(passes * forward + spec.texts * head, passes * backward + spec.texts * head * (2 if deep else 1))
+
+
+@dataclass(frozen=True)
+class _Trunk:
+    """One pass of one sample through the frozen transformer. `embedding`: FLOPs of the patches' projection."""
+
+    tokens: int
+    width: int
+    inner: int
+    layers: int
+    embedding: float
+
+    @property
+    def _attention(self) -> float:
+        """Scores and weighted sum, all heads of one layer."""
+        return 4.0 * self.tokens**2 * self.width
+
+    @property
+    def _projections(self) -> float:
+        """Query, key, value and output of one layer."""
+        return 8.0 * self.tokens * self.width**2
+
+    @property
+    def _mlp(self) -> float:
+        return 4.0 * self.tokens * self.width * self.inner
+
+    @property
+    def _pooler(self) -> float:
+        return 2.0 * self.width**2
+
+    def forward(self) -> float:
+        return self.embedding + self.layers * (self._projections + self._attention + self._mlp) + self._pooler
+
+    def backward(self, *, whole: bool) -> float:
+        """To the inputs of each product, weights left out. A frozen trunk's gradient ends at its lowest site, above the first
+        layer's attention; with `whole`, it goes through that as well."""
+        layers = self.layers * (self._projections + 2 * self._attention + self._mlp)
+        return layers + self._pooler - (0.0 if whole else self._projections + 2 * self._attention)
+
+
+def _group_flops(group: AdapterGroup, tokens: int, heads: int) -> StepFlops:
+    """One group of adapters at one site: down, up, and each query row's attention over tokens and bottleneck."""
+    count, rank, width = group.down.shape
+    product = 2.0 * tokens * width * rank * count
+    rows = 0 if group.query is None else group.query[0].numel() // width
+    attention = 4.0 * tokens * (width + (heads * rank if group.rule.over_output else 0)) * rows * count
+    weights = sum(product for p in (group.down, group.up) if p.requires_grad)
+    # Scores and sums, each with a gradient to both of their factors; the queries' own is as large as one more score.
+    asks = group.query is not None and group.query.requires_grad
+    return StepFlops(2 * product + attention, 2 * product + weights + attention * (2.0 if asks else 1.5))

@@ -1,0 +1,82 @@
+"""How a trunk's layers are run: as they are, computed again on the way back instead of remembered, or compiled.
+
+Both are set on the layers of a trunk *in place*, for the time that one job has it, and taken away again: the trunk is shared by
+the jobs of a process. Neither touches parameters, their names, or what a layer means.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from atlas_dist.errors import TrainingError
+
+
+@dataclass(frozen=True)
+class LayerRuns:
+    """How layers run while a job trains. Evaluations without gradients remember nothing anyway.
+
+    Args:
+        recompute: keep a layer's input only and compute the layer again in backward (activation checkpointing; Chen et al. 2016,
+            arXiv 1604.06174). About a third more arithmetic, a layer's activations instead of the trunk's. The same numbers.
+        compiled: run each layer through `torch.compile`. Fused kernels round differently: results may differ in the last bits.
+    """
+
+    recompute: bool = False
+    compiled: bool = False
+
+
+AS_THEY_ARE = LayerRuns()
+
+
+def run_layers(
+    layers: Sequence[nn.Module], runs: LayerRuns, second_time: Callable[[], AbstractContextManager[Any]]
+) -> Callable[[], None]:
+    """Make `layers` run so; returns what undoes it.
+
+    Args:
+        second_time: entered while a layer is computed again, so that whoever listens in (the sites) does not hear it twice.
+
+    Raises:
+        TrainingError: a layer's way of running was changed already: another model has the trunk.
+    """
+    if any("forward" in vars(layer) for layer in layers):
+        raise TrainingError("The trunk is in use: its layers run as another model asked.", fix="Close that model first.")
+    if runs == AS_THEY_ARE:
+        return lambda: None
+    for layer in layers:
+        forward: Callable[..., Any] = layer.forward
+        if runs.compiled:
+            forward = torch.compile(forward)
+        if runs.recompute:
+            forward = functools.partial(_recomputed, forward, second_time)
+        layer.forward = forward
+
+    def undo() -> None:
+        for layer in layers:
+            vars(layer).pop("forward", None)
+
+    return undo
+
+
+def _recomputed(
+    forward: Callable[..., Any], second_time: Callable[[], AbstractContextManager[Any]], *args: Any, **kwargs: Any
+) -> Any:
+    if not torch.is_grad_enabled():
+        return forward(*args, **kwargs)
+    return checkpoint(
+        forward,
+        *args,
+        use_reentrant=False,
+        preserve_rng_state=False,  # the trunk draws nothing: its dropout is 0
+        determinism_check="none",  # it would compare shapes that ZeRO-3 takes away
+        context_fn=lambda: (nullcontext(), second_time()),
+        **kwargs,
+    )

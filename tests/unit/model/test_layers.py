@@ -1,0 +1,81 @@
+"""How layers are run: computed again they give the same bits, compiled they go through the compiler; then all is as before."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from atlas_dist.errors import TrainingError
+from atlas_dist.model.layers import LayerRuns
+from tests.stepkit import ONE, SIZES, TWO, new_feeder, open_model, random_batches, random_trunk
+
+SIZE, CPU = SIZES["tiny"], torch.device("cpu")
+
+
+def step(trunk: Any, runs: LayerRuns, roles: Any) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """Outputs and coefficients, and gradients, of one forward and backward."""
+    (batch,) = random_batches(SIZE, 3, 1)
+    (fed,) = new_feeder(CPU)(batch)
+    with open_model(trunk, SIZE, 2, roles, runs=runs) as model:
+        model.train()
+        logits, penalty = model(fed.inputs)
+        (logits.square().sum() + 0.1 * penalty).backward()
+        seen = {"logits": logits, "penalty": penalty, **model.alpha_report()}
+        return seen, {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("roles", [ONE, TWO], ids=["stage one", "stage two"])
+def test_recomputed_layers_give_the_same_bits(roles: Any) -> None:
+    trunk = random_trunk(SIZE, CPU)
+    for ours, theirs in zip(step(trunk, LayerRuns(recompute=True), roles), step(trunk, LayerRuns(), roles), strict=True):
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[name], theirs[name]) for name in theirs), "and nothing was noted twice"
+
+
+def test_recomputed_layers_remember_less() -> None:
+    trunk = random_trunk(SIZE, CPU)
+    (batch,) = random_batches(SIZE, 3, 1)
+    (fed,) = new_feeder(CPU)(batch)
+    kept = {}
+    for recompute in (False, True):
+        storages: dict[int, int] = {}
+
+        def pack(tensor: torch.Tensor, storages: dict[int, int] = storages) -> torch.Tensor:
+            storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with (
+            open_model(trunk, SIZE, 2, TWO, runs=LayerRuns(recompute=recompute)) as model,
+            torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
+        ):
+            output = model.train()(fed.inputs)
+        kept[recompute] = sum(storages.values())
+        del output
+    assert kept[True] < 0.5 * kept[False]
+
+
+def test_layers_run_as_before_when_the_model_is_closed() -> None:
+    trunk = random_trunk(SIZE, CPU)
+    with open_model(trunk, SIZE, 0, TWO, runs=LayerRuns(recompute=True)):
+        assert all("forward" in vars(layer) for layer in trunk.encoder.layer)
+        with pytest.raises(TrainingError, match="in use"):
+            open_model(trunk, SIZE, 0, TWO)
+    assert not any("forward" in vars(layer) for layer in trunk.encoder.layer)
+
+
+def test_compiled_layers_go_through_the_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether the compiler's numbers are right is a slow test (tests/gpu)."""
+    calls: list[int] = []
+
+    def compile_(function: Any) -> Any:
+        def compiled(*args: Any, **kwargs: Any) -> Any:
+            calls.append(1)
+            return function(*args, **kwargs)
+
+        return compiled
+
+    monkeypatch.setattr(torch, "compile", compile_)
+    step(random_trunk(SIZE, CPU), LayerRuns(compiled=True), TWO)
+    assert len(calls) == SIZE.layers
