@@ -295,6 +295,20 @@ def _equal_pools(count: int) -> dict[str, Any]:
     return {name: PoolConfig() for name in ("main", *(f"pool-{number}" for number in range(2, count + 1)))}
 
 
+class TrackConfig(_Frozen):
+    """Where curves go while a run learns. The store and TensorBoard's files beside the report always have them."""
+
+    every_s: float = Field(default=5.0, gt=0)
+    """Seconds between two writings of a stage's curve to the store, at least; a tenth of the stage's age where that is more, two
+    minutes at most."""
+    mlflow: str = ""
+    """Address of an MLflow server (`https://…`) or a folder (`file:///…`); "" = not to MLflow. Needs `atlas-dist[mlflow]`."""
+    mlflow_experiment: str = "atlas-dist"
+    """Name of the experiment in MLflow."""
+    wandb: str = ""
+    """Project in Weights & Biases, as `project` or `entity/project`; "" = not to W&B. Needs `atlas-dist[wandb]`."""
+
+
 class RunConfig(_Frozen):
     """Everything one run is told. See `configs/` for the groups it is composed from."""
 
@@ -326,6 +340,8 @@ class RunConfig(_Frozen):
     """How the engine steps, and for how long."""
     cluster: ClusterConfig = ClusterConfig()
     """Where workers run."""
+    track: TrackConfig = TrackConfig()
+    """Where curves go while the run learns."""
     report: str = ""
     """Folder for the report; "" = `<store>/…` beside a local store, else ./report-<run>."""
 

@@ -94,6 +94,17 @@ def logs(
 
 
 @app.command()
+def track(
+    overrides: Overrides = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the run is over.")] = False,
+) -> None:
+    """Bring a run's curves from its store to TensorBoard's files here, and to MLflow or W&B where track.* names them."""
+    from atlas_dist.cli.track import show_track
+
+    show_track(overrides, follow=follow)
+
+
+@app.command()
 def predict(
     overrides: Overrides = None,
     task: Annotated[str, typer.Option(help="Which task answers.")] = "",

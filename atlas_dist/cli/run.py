@@ -6,12 +6,11 @@ import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import yaml
 from rich.console import Console
 
-from atlas_dist.cli.words import hush
+from atlas_dist.cli.words import hush, report_folder
 from atlas_dist.compose import compose_config, groups
 from atlas_dist.config import ReferencesConfig, RunConfig
 from atlas_dist.core.ledger import RunState
@@ -25,28 +24,39 @@ def run_experiment(overrides: Sequence[str], console: Console, *, quiet: bool = 
     config = compose_config(overrides)
     hush()
     from atlas_dist.cli.live import Watcher
+    from atlas_dist.cli.track import make_teller
     from atlas_dist.coordinator.expand import expand, specification
     from atlas_dist.coordinator.preflight import check_before_cluster
     from atlas_dist.coordinator.ray_env import before_ray
+    from atlas_dist.report.tracking import Beside
 
     plan = expand(config)
     if _finished(config):
         console.print(f"run {config.run} is complete; nothing to do")
         _report(config, plan, console)
         return
+    teller = make_teller(config, plan, lambda text: console.print(text, markup=False, soft_wrap=True))
     check_before_cluster(config, plan)
     if not quiet:
         workers = " + ".join(str(gang.workers) for gang in config.gangs)
         console.print(
             f"run {config.run}: {len(plan.jobs)} jobs ({plan.training_jobs} train) on {workers} workers, store {config.store.url}"
         )
+        console.print(f"curves: tensorboard --logdir {report_folder(config) / 'tensorboard'}", markup=False, soft_wrap=True)
     if config.train.zero_stage and config.train.checkpoint_every:
         console.print(f"ZeRO stage {config.train.zero_stage}: no checkpoints within a stage; an interrupted stage starts over.")
     before_ray(config.cluster)
     from atlas_dist.coordinator.drive import drive
+    from atlas_dist.coordinator.service import Snapshot
+    from atlas_dist.coordinator.status import Role
 
-    with Watcher(plan, console, quiet=quiet) as watcher:
-        drive(config, plan, specification(config), watcher)
+    with Beside(teller, config.track.every_s), Watcher(plan, console, quiet=quiet) as watcher:
+
+        def see(snapshot: Snapshot) -> None:
+            watcher(snapshot)
+            teller.leads = snapshot.status is not None and snapshot.status.role is Role.LEADER
+
+        drive(config, plan, specification(config), see)
     facts = _report(config, plan, console)
     _say_where_time_went(facts, time.monotonic() - began, console)
 
@@ -118,7 +128,7 @@ def _report(config: RunConfig, plan: Plan, console: Console) -> RunFacts:
     store = open_run_store(config)
     state, entries = load_run(store, config.run)
     facts = gather(plan, state, store, entries)
-    folder = Path(config.report) if config.report else _report_folder(config.run, config.store.url)
+    folder = report_folder(config)
     page = write_report(facts, folder)
     places = [("bank  ", store.url), ("report", str(page))]
     rows = compare(measure(plan, state))
@@ -131,13 +141,6 @@ def _report(config: RunConfig, plan: Plan, console: Console) -> RunFacts:
     if config.references != ReferencesConfig():
         show_comparison(rows, console)
     return facts
-
-
-def _report_folder(run: str, store_url: str) -> Path:
-    """Beside a local store, else in the working folder."""
-    if "://" in store_url:
-        return Path(f"report-{run}")
-    return Path(store_url).parent / f"report-{run}"
 
 
 def _say_where_time_went(facts: RunFacts, wall: float, console: Console) -> None:

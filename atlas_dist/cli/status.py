@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,7 @@ from atlas_dist.core.schedule import Frontier
 from atlas_dist.core.types import JobKind, View
 from atlas_dist.errors import AtlasError, ConfigError
 from atlas_dist.store.artifacts import read_json
+from atlas_dist.store.curves import TRAIN, CurveReader
 from atlas_dist.store.objects import ObjectStore
 
 LAST_DECISIONS = 3
@@ -71,10 +73,11 @@ def look(config: RunConfig, plan: Plan, store: ObjectStore) -> Standing:
         raise ConfigError(f"There is no run {config.run} in {store.url}.", fix="Start it with `atlas-dist run`.")
     labels = {key: job.label for key, job in plan.jobs.items()}
     steps = _steps(store, config.run, state)
+    told = _told(store, state)
     return Standing(
         status=status_of(plan, state, Frontier.of(plan, state), Role.FOLLOWER),
         tasks=task_lines(plan, state),
-        jobs=[_job(plan, state, key, steps) for key in plan.jobs],
+        jobs=[_job(plan, state, key, steps, told) for key in plan.jobs],
         decisions=[line(entry, labels) for entry in entries[-LAST_DECISIONS:]],
         seconds_left=_seconds_left(plan, state),
     )
@@ -110,14 +113,22 @@ def _print(standing: Standing, out: Console) -> None:
     for job in standing.jobs:
         if job["state"] == "running":
             where = f"step {job['step']} of {job['steps']}" if job["steps"] else "starting"
-            out.print(f"  {job['label']}: attempt {job['attempts']}, {where}", markup=False)
+            out.print(f"  {job['label']}: attempt {job['attempts']}, {where}{_curve(job['curve'])}", markup=False)
         elif job["failure"] and job["state"] != "committed":
             out.print(f"  {job['label']}: {job['attempts']} attempts, last failed: {job['failure']}", markup=False)
     for decision in standing.decisions:
         out.print(f"  {decision}", markup=False, soft_wrap=True)
 
 
-def _job(plan: Plan, state: RunState, key: str, steps: Mapping[str, tuple[int, int]]) -> dict[str, Any]:
+def _curve(point: Mapping[str, float]) -> str:
+    if not point:
+        return ""
+    return f", at step {point['step']} loss {point['loss']:.3f}, score {point['score']:.1f} %"
+
+
+def _job(
+    plan: Plan, state: RunState, key: str, steps: Mapping[str, tuple[int, int]], told: Mapping[str, Mapping[str, float]]
+) -> dict[str, Any]:
     now, job = state.job(key), plan.jobs[key]
     metrics = now.committed.metrics if now.committed else {}
     score = metrics.get("score", metrics.get("views", {}).get(View.TASK.value, {}).get("score"))
@@ -129,6 +140,7 @@ def _job(plan: Plan, state: RunState, key: str, steps: Mapping[str, tuple[int, i
         "attempts": len(now.attempts),
         "step": step,
         "steps": total,
+        "curve": told.get(now.running.id, {}) if now.running else {},
         "score": score,
         "adopted_from": now.adopted_from,
         "waits_for": [plan.jobs[p].label for p in job.parents if p in plan.jobs and state.job(p).committed is None],
@@ -144,6 +156,17 @@ def _steps(store: ObjectStore, run: str, state: RunState) -> dict[str, tuple[int
         return {str(a): (int(at), int(of)) for a, (at, of) in beat["running"].items()}
     except (AtlasError, KeyError, TypeError, ValueError, AttributeError):
         return {}
+
+
+def _told(store: ObjectStore, state: RunState) -> dict[str, dict[str, float]]:
+    """attempt under way -> the newest training point of its curve; nothing where it has none yet or it can't be read."""
+    reader, found = CurveReader(store), {}
+    for attempt in state.running:
+        with suppress(AtlasError):
+            points = [p for p in reader.points(state.attempt(attempt).prefix) if p.split == TRAIN and "loss" in p.values]
+            if points:
+                found[attempt] = {"step": points[-1].step, **points[-1].values}
+    return found
 
 
 def _seconds_left(plan: Plan, state: RunState) -> float | None:

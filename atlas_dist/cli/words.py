@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 import warnings
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -46,6 +47,14 @@ def composed(overrides: list[str] | None) -> RunConfig:
 def open_run_store(config: RunConfig) -> ObjectStore:
     """The store of durable state, without importing what trains."""
     return open_store(config.store.url, options=StoreOptions(config.store.endpoint_url, config.store.region))
+
+
+def report_folder(config: RunConfig) -> Path:
+    """Where the report of a run goes: beside a local store, else in the working folder."""
+    if config.report:
+        return Path(config.report)
+    url = config.store.url
+    return Path(f"report-{config.run}") if "://" in url else Path(url).parent / f"report-{config.run}"
 
 
 def shards_if_there(config: RunConfig) -> ObjectStore | None:
