@@ -12,7 +12,7 @@ from typing import Any
 import typer
 from rich.console import Console
 
-from atlas_dist.cli.words import composed, console, hush, open_run_store
+from atlas_dist.cli.words import asked, console, hush, no_such_run, open_run_store
 from atlas_dist.config import RunConfig
 from atlas_dist.coordinator import paths
 from atlas_dist.coordinator.status import Role, RunStatus, TaskLine, load_run, status_of, task_lines
@@ -20,7 +20,7 @@ from atlas_dist.core.ledger import RunState
 from atlas_dist.core.plan import Plan
 from atlas_dist.core.schedule import Frontier
 from atlas_dist.core.types import JobKind, View
-from atlas_dist.errors import AtlasError, ConfigError
+from atlas_dist.errors import AtlasError
 from atlas_dist.store.artifacts import read_json
 from atlas_dist.store.curves import TRAIN, CurveReader
 from atlas_dist.store.objects import ObjectStore
@@ -40,17 +40,16 @@ class Standing:
     """Estimated from what finished stages took; None when nothing comparable has finished."""
 
 
-def show_status(overrides: list[str] | None, *, watch: float, as_json: bool) -> None:
+def show_status(overrides: list[str] | None, *, watch: float, as_json: bool, many: bool = False) -> None:
     """Print how a run stands; with `watch`, every so many seconds until it is over.
 
     Raises:
         ConfigError: there is no such run. DataError, StoreError: as `load_run`.
     """
-    from atlas_dist.coordinator.expand import expand
-
-    config = composed(overrides)
+    asked_for = asked(overrides, many=many)
+    config = asked_for.config
     hush()
-    plan, store, out = expand(config), open_run_store(config), console()
+    plan, store, out = asked_for.plan(), open_run_store(config), console()
     while True:
         standing = look(config, plan, store)
         if as_json:
@@ -70,7 +69,7 @@ def look(config: RunConfig, plan: Plan, store: ObjectStore) -> Standing:
 
     state, entries = load_run(store, config.run)
     if not entries:
-        raise ConfigError(f"There is no run {config.run} in {store.url}.", fix="Start it with `atlas-dist run`.")
+        raise no_such_run(config)
     labels = {key: job.label for key, job in plan.jobs.items()}
     steps = _steps(store, config.run, state)
     told = _told(store, state)

@@ -6,27 +6,25 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from atlas_dist.cli.words import composed, console, hush, open_run_store, report_folder
+from atlas_dist.cli.words import asked, console, hush, no_such_run, open_run_store, report_folder
 from atlas_dist.config import RunConfig
 from atlas_dist.coordinator import paths
 from atlas_dist.core.plan import Plan
-from atlas_dist.errors import ConfigError
 from atlas_dist.report.track_mlflow import MLflow
 from atlas_dist.report.track_wandb import WandB
 from atlas_dist.report.tracking import Teller, TensorBoard, Tracker
 
 
-def show_track(overrides: list[str] | None, *, follow: bool) -> None:
+def show_track(overrides: list[str] | None, *, follow: bool, many: bool = False) -> None:
     """Tell everything that the store has, once or until the run is over. Raises ConfigError: there is no such run."""
-    from atlas_dist.coordinator.expand import expand
-
-    config = composed(overrides)
+    asked_for = asked(overrides, many=many)
+    config = asked_for.config
     hush()
     out = console()
-    teller = make_teller(config, expand(config), lambda text: out.print(text, markup=False))
+    teller = make_teller(config, asked_for.plan(), lambda text: out.print(text, markup=False))
     teller.look(last=True)
     if not teller.begun:
-        raise ConfigError(f"There is no run {config.run} in {config.store.url}.", fix="Start it with `atlas-dist run`.")
+        raise no_such_run(config)
     out.print(f"tensorboard --logdir {report_folder(config) / 'tensorboard'}", markup=False, soft_wrap=True)
     while follow and not teller.over:
         time.sleep(config.track.every_s)

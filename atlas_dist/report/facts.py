@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import fmean
 from typing import Any
 
-from atlas_dist.core.ledger import Entry, JobState, RunState
+from atlas_dist.core.ledger import Entry, JobState, JobStatus, RunState
 from atlas_dist.core.metrics import average_accuracy, backward_transfer, final, forgetting, learnt
 from atlas_dist.core.plan import Plan, SequenceJobs, TaskJobs
 from atlas_dist.core.types import CommittedRef, JobKind, StageJob, View
@@ -170,6 +170,22 @@ def _environments(state: RunState) -> tuple[Mapping[str, str], ...]:
     refs = (job.committed for job in state.jobs.values())
     found = (ref.metrics.get("environment") for ref in refs if ref is not None)
     return tuple({json.dumps(each, sort_keys=True): each for each in found if each}.values())
+
+
+def of_row(facts: RunFacts, plan: Plan, row: str) -> RunFacts:
+    """What a run's facts say of one row of a sweep: its sequences, and the jobs behind them."""
+    mine = [s for s in plan.sequences if s.variant == row or s.variant.startswith(f"{row}-")]
+    names, keys = {s.name for s in mine}, {key for s in mine for key in plan.behind(s)}
+    jobs = tuple(job for job in facts.jobs if job["job"] in keys)
+    return replace(
+        facts,
+        sequences=tuple(s for s in facts.sequences if s.name in names),
+        jobs=jobs,
+        spec=facts.spec.get("rows", {}).get(row, facts.spec),
+        committed=sum(job["status"] == JobStatus.COMMITTED.value for job in jobs),
+        total=len(jobs),
+        timeline=replace(facts.timeline, spans=tuple(span for span in facts.timeline.spans if span.job in keys)),
+    )
 
 
 def _forgotten(own: Cell, later: Cell, random: float) -> Cell:
