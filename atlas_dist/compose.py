@@ -7,7 +7,7 @@ import itertools
 import math
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -98,13 +98,17 @@ def _rows(overrides: Sequence[str]) -> dict[str, list[str]]:
     short = _shortened([axis.key for axis in axes if axis.varies])
     rows: dict[str, list[str]] = {}
     for combination in itertools.product(*(axis.values for axis in axes)):
-        said = [(axis.key, word.partition("=")[2]) for axis, word in zip(axes, combination, strict=True) if axis.varies]
-        # The name becomes part of paths; what is left of a list is its items.
-        name = re.sub(r"[^A-Za-z0-9._=,+-]", "", ",".join(f"{short[key]}={value}" for key, value in said))
+        varying = [(axis, word) for axis, word in zip(axes, combination, strict=True) if axis.varies]
+        name = row_name((short[axis.key], word.partition("=")[2]) for axis, word in varying)
         if name in rows:
             raise ConfigError(f"Two rows of the sweep would both be called {name}.", fix="Leave out the value that stands twice.")
         rows[name] = list(combination)
     return rows
+
+
+def row_name(settings: Iterable[tuple[str, str]]) -> str:
+    """`lr=0.001,seeds=0` of key and value: part of paths, so of a list only its items are left."""
+    return re.sub(r"[^A-Za-z0-9._=,+-]", "", ",".join(f"{key}={value}" for key, value in settings))
 
 
 def _axis(word: str) -> _Axis:

@@ -46,6 +46,22 @@ def run(overrides: Overrides = None, quiet: Quiet = False, many: Many = False) -
 
 
 @app.command()
+def search(
+    overrides: Overrides = None,
+    task: Annotated[str, typer.Option(help="Whose validation score decides.")] = "",
+    stage: Annotated[int, typer.Option(help="Which of its stages is tried.", min=1, max=2)] = 2,
+    trials: Annotated[int, typer.Option(help="Candidates of the first rung.", min=2, max=1000)] = 9,
+    factor: Annotated[int, typer.Option(help="Of so many candidates one goes on, for so many times as long.", min=2)] = 3,
+    seed: Annotated[int, typer.Option(help="Of the draw; the same one finds what was learnt before.")] = 0,
+    dry: Annotated[bool, typer.Option("--dry", help="Show the candidates and the first rung; start nothing.")] = False,
+) -> None:
+    """Look for good settings of one stage by successive halving: "tasks.NAME.stage2.lr=log(1e-4,1e-2)" --task NAME."""
+    from atlas_dist.cli.search import search as look_for
+
+    look_for(overrides or [], _console(), task=task, stage=stage, trials=trials, factor=factor, seed=seed, dry=dry)
+
+
+@app.command()
 def demo(overrides: Overrides = None) -> None:
     """Pack small data, learn three tasks, transfer to a fourth, and show what happened: minutes on a laptop."""
     from atlas_dist.cli.pack import pack_experiment

@@ -21,7 +21,16 @@ def run_experiment(overrides: Sequence[str], console: Console, *, quiet: bool = 
     """Plan, run, report. Raises whatever ended the run."""
     began = time.monotonic()
     asked_for = asked(overrides, many=many)
-    config = asked_for.config
+    hush()
+    plan = asked_for.plan()
+    learnt = learn(asked_for, plan, console, quiet=quiet)
+    facts = _report(asked_for, plan, console)
+    if learnt:
+        _say_where_time_went(facts, time.monotonic() - began, console)
+
+
+def learn(asked_for: Asked, plan: Plan, console: Console, *, quiet: bool = False) -> bool:
+    """Run a plan to its end; False when there was nothing left to do. Raises whatever ended the run."""
     hush()
     from atlas_dist.cli.live import Watcher
     from atlas_dist.cli.track import make_teller
@@ -29,11 +38,10 @@ def run_experiment(overrides: Sequence[str], console: Console, *, quiet: bool = 
     from atlas_dist.coordinator.ray_env import before_ray
     from atlas_dist.report.tracking import Beside
 
-    plan = asked_for.plan()
+    config = asked_for.config
     if _finished(asked_for):
         console.print(f"run {config.run} is complete; nothing to do")
-        _report(asked_for, plan, console)
-        return
+        return False
     teller = make_teller(config, plan, lambda text: console.print(text, markup=False, soft_wrap=True))
     check_before_cluster(config, plan)
     if not quiet:
@@ -58,8 +66,7 @@ def run_experiment(overrides: Sequence[str], console: Console, *, quiet: bool = 
             teller.leads = snapshot.status is not None and snapshot.status.role is Role.LEADER
 
         drive(config, plan, asked_for.specification(), see)
-    facts = _report(asked_for, plan, console)
-    _say_where_time_went(facts, time.monotonic() - began, console)
+    return True
 
 
 def write_run_report(overrides: Sequence[str], console: Console, *, many: bool = False) -> None:
