@@ -8,7 +8,7 @@ export DS_ACCELERATOR ?= cpu
 export RAY_TRAIN_ENABLE_PREEMPTION_WATCHER ?= 0
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test test-slow lint sim install clean help
+.PHONY: demo test test-slow wheel lint sim install clean help
 
 help:  ## what can be done here
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -31,6 +31,9 @@ test: install  ## every test that needs no GPU
 
 test-slow: install  ## the long ones
 	$(BIN)/python -m pytest -m "slow and not gpu"
+
+wheel: install  ## build dist/*.whl and dist/*.tar.gz
+	$(BIN)/python -m build --no-isolation
 
 SEEDS ?= 50000
 sim: install  ## simulate the ledger protocol under faults: make sim SEEDS=50000

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+import itertools
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import ConfigCompositionException, HydraException
 from omegaconf import OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from atlas_dist.config import RunConfig, load_config
+from atlas_dist.config import RunConfig, check_rows, load_config
 from atlas_dist.errors import ConfigError
 
 
@@ -51,6 +57,79 @@ def compose_config(overrides: Sequence[str]) -> RunConfig:
         ConfigError: unknown key, unknown choice, a value left open (`???`), or what RunConfig finds.
     """
     return load_config(compose_tree(overrides)).at(Path.cwd())
+
+
+def compose_rows(overrides: Sequence[str]) -> dict[str, RunConfig]:
+    """Each combination of a sweep, composed and validated, by the name of its row; {"": …} when nothing varies.
+
+    Args:
+        overrides: as for `compose_config`; several values of a key in Hydra's words: `train.budget.lr=1e-3,5e-4`,
+            `seeds=[0],[1]`, `method=atlas,ewc`, `tasks.x.shots=range(1,4)`.
+
+    Raises:
+        ConfigError: as `compose_config`; a sweep without an end; rows that differ in what one run has only once.
+    """
+    rows = {name: compose_config(words) for name, words in _rows(overrides).items()}
+    check_rows(rows)
+    return rows
+
+
+_MOST_ROWS = 1000
+
+
+@dataclass(frozen=True)
+class _Axis:
+    """A word of the command line: the key it sets and the values it gives it; a word that is no sweep has one, itself."""
+
+    key: str
+    values: tuple[str, ...]
+
+    @property
+    def varies(self) -> bool:
+        return len(self.values) > 1
+
+
+def _rows(overrides: Sequence[str]) -> dict[str, list[str]]:
+    """Name of the row -> the words of its combination."""
+    _check_words(overrides)
+    axes = [_axis(word) for word in overrides]
+    if math.prod(len(axis.values) for axis in axes) > _MOST_ROWS:
+        raise ConfigError(f"The sweep has more than {_MOST_ROWS} combinations.", fix="Give fewer values.")
+    short = _shortened([axis.key for axis in axes if axis.varies])
+    rows: dict[str, list[str]] = {}
+    for combination in itertools.product(*(axis.values for axis in axes)):
+        varying = [(axis, word) for axis, word in zip(axes, combination, strict=True) if axis.varies]
+        name = row_name((short[axis.key], word.partition("=")[2]) for axis, word in varying)
+        if name in rows:
+            raise ConfigError(f"Two rows of the sweep would both be called {name}.", fix="Leave out the value that stands twice.")
+        rows[name] = list(combination)
+    return rows
+
+
+def row_name(settings: Iterable[tuple[str, str]]) -> str:
+    """`lr=0.001,seeds=0` of key and value: part of paths, so of a list only its items are left."""
+    return re.sub(r"[^A-Za-z0-9._=,+-]", "", ",".join(f"{key}={value}" for key, value in settings))
+
+
+def _axis(word: str) -> _Axis:
+    """Raises ConfigError: a sweep without an end, or what Hydra cannot read."""
+    try:
+        parsed = OverridesParser.create().parse_override(word)
+        key = parsed.get_key_element()
+        if not parsed.is_sweep_override():
+            return _Axis(key, (word,))
+        if not parsed.is_discrete_sweep():
+            raise ConfigError(f"{word!r} does not say which values.", fix="Write them out: key=a,b,c or key=range(1,5).")
+        return _Axis(key, tuple(f"{key}={value}" for value in parsed.sweep_string_iterator()))
+    except (HydraException, OmegaConfBaseException):
+        fix = "Write key=value, or with -m key=a,b,c; quote what has spaces, commas or brackets."
+        raise ConfigError(f"{word!r} can't be read as a setting.", fix=fix) from None
+
+
+def _shortened(keys: Sequence[str]) -> dict[str, str]:
+    """Each key by its last part, where no other ends so."""
+    ends = Counter(key.rpartition(".")[2] for key in keys)
+    return {key: end if ends[end := key.rpartition(".")[2]] == 1 else key for key in keys}
 
 
 def compose_tree(overrides: Sequence[str]) -> dict[str, Any]:
@@ -118,4 +197,9 @@ def _explained(error: Exception) -> ConfigError:
     if "Missing mandatory value" in text:
         key = text.partition("full_key: ")[2].partition(" ")[0]
         return ConfigError(f"{key or 'A value'} is left open.", fix=f"Give it on the command line: {key or 'key'}=value.")
+    if "To sweep over it" in text:
+        word = text.partition("'")[2].partition("'")[0].lstrip("+")
+        return ConfigError(
+            f"{word} gives several values.", fix="A row for each: -m. A list: key=[a,b]. A text with a comma: \"key='a,b'\"."
+        )
     return ConfigError(text, fix="`atlas-dist config` shows the groups, their choices and every key.")

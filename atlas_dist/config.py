@@ -7,7 +7,7 @@ anything starts, with the valid ones listed.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -320,6 +320,20 @@ def _equal_pools(count: int) -> dict[str, Any]:
     return {name: PoolConfig() for name in ("main", *(f"pool-{number}" for number in range(2, count + 1)))}
 
 
+class TrackConfig(_Frozen):
+    """Where curves go while a run learns. The store and TensorBoard's files beside the report always have them."""
+
+    every_s: float = Field(default=5.0, gt=0)
+    """Seconds between two writings of a stage's curve to the store, at least; a tenth of the stage's age where that is more, two
+    minutes at most."""
+    mlflow: str = ""
+    """Address of an MLflow server (`https://…`) or a folder (`file:///…`); "" = not to MLflow. Needs `atlas-dist[mlflow]`."""
+    mlflow_experiment: str = "atlas-dist"
+    """Name of the experiment in MLflow."""
+    wandb: str = ""
+    """Project in Weights & Biases, as `project` or `entity/project`; "" = not to W&B. Needs `atlas-dist[wandb]`."""
+
+
 class RunConfig(_Frozen):
     """Everything one run is told. See `configs/` for the groups it is composed from."""
 
@@ -353,6 +367,8 @@ class RunConfig(_Frozen):
     """How the engine steps, and for how long."""
     cluster: ClusterConfig = ClusterConfig()
     """Where workers run."""
+    track: TrackConfig = TrackConfig()
+    """Where curves go while the run learns."""
     report: str = ""
     """Folder for the report; "" = `<store>/…` beside a local store, else ./report-<run>."""
 
@@ -441,6 +457,44 @@ class RunConfig(_Frozen):
                         f"{most} workers: a worker without a sample only costs; lower train.workers, or those of the pool"
                     )
         return self
+
+
+def check_rows(rows: Mapping[str, RunConfig]) -> None:
+    """Whether these can be rows of one run: one store, one cluster, one trunk, one engine.
+
+    Raises:
+        ConfigError: naming the first keys that differ although one run has them only once.
+    """
+    first, *others = (dict(_flat(_once(config))) for config in rows.values())
+    differing = sorted({key for other in others for key in first.keys() | other.keys() if first.get(key) != other.get(key)})
+    if differing:
+        shown = "; ".join(
+            f"{key} ({', '.join(dict.fromkeys(str(c.get(key)) for c in (first, *others)))})" for key in differing[:4]
+        )
+        raise ConfigError(
+            f"One run has only one value of: {shown}.",
+            fix="Give each value a run of its own (run=NAME): what is equal is trained once all the same.",
+        )
+
+
+_PER_ROW = ("seeds", "method", "compare", "only", "references", "sequence")
+_PER_ROW_OF_TRAIN = ("budget", "stage1", "stage2")
+
+
+def _once(config: RunConfig) -> dict[str, Any]:
+    """What a run has only once: everything but what job keys are made from."""
+    tree = config.model_dump(mode="json", exclude=set(_PER_ROW))
+    tree["train"] = {name: value for name, value in tree["train"].items() if name not in _PER_ROW_OF_TRAIN}
+    tree["tasks"] = {name: {"raw": task["raw"]} for name, task in tree["tasks"].items()}
+    return tree
+
+
+def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping) and value:
+        for name, inner in value.items():
+            yield from _flat(inner, f"{prefix}.{name}" if prefix else str(name))
+    else:
+        yield prefix, value
 
 
 def load_config(tree: Mapping[str, Any]) -> RunConfig:

@@ -6,9 +6,11 @@ import atexit
 import itertools
 import shutil
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from atlas_dist.bank.facts import Bank, read_bank
 from atlas_dist.clock import SystemClock
@@ -69,11 +71,13 @@ def copied(learnt: Toys, folder: Path) -> tuple[str, ...]:
     return tuple(word.replace(str(learnt.folder), str(folder / "toys")) for word in learnt.words)
 
 
-def write_ledger(store: ObjectStore, config: RunConfig, plan: Plan, done: dict[str, CommittedRef]) -> None:
+def write_ledger(
+    store: ObjectStore, config: RunConfig, plan: Plan, done: Mapping[str, CommittedRef], spec: Mapping[str, Any] | None = None
+) -> None:
     """What a coordinator would have recorded."""
     ids = itertools.count()
     log = RecordLog(store, paths.ledger(config.run), writer="w", clock=SystemClock(), new_id=lambda: str(next(ids)))
-    spec = specification(config)
+    spec = spec or specification(config)
     log.append(0, Begin(config.run, digest_of(spec), plan.digest, spec))
     log.append(1, Elect("first"))
     for ref in done.values():

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from atlas_dist import __version__
 from atlas_dist.cli.bank import bank_app
-from atlas_dist.cli.words import Overrides
+from atlas_dist.cli.words import Many, Overrides
 from atlas_dist.cli.words import console as _console
 from atlas_dist.core.types import TaskKind
 from atlas_dist.errors import AtlasError, StoreError
@@ -38,11 +38,27 @@ INTERRUPTED = 130
 
 
 @app.command()
-def run(overrides: Overrides = None, quiet: Quiet = False) -> None:
+def run(overrides: Overrides = None, quiet: Quiet = False, many: Many = False) -> None:
     """Learn a sequence; the same command again attaches or resumes."""
     from atlas_dist.cli.run import run_experiment
 
-    run_experiment(overrides or [], _console(), quiet=quiet)
+    run_experiment(overrides or [], _console(), quiet=quiet, many=many)
+
+
+@app.command()
+def search(
+    overrides: Overrides = None,
+    task: Annotated[str, typer.Option(help="Whose validation score decides.")] = "",
+    stage: Annotated[int, typer.Option(help="Which of its stages is tried.", min=1, max=2)] = 2,
+    trials: Annotated[int, typer.Option(help="Candidates of the first rung.", min=2, max=1000)] = 9,
+    factor: Annotated[int, typer.Option(help="Of so many candidates one goes on, for so many times as long.", min=2)] = 3,
+    seed: Annotated[int, typer.Option(help="Of the draw; the same one finds what was learnt before.")] = 0,
+    dry: Annotated[bool, typer.Option("--dry", help="Show the candidates and the first rung; start nothing.")] = False,
+) -> None:
+    """Look for good settings of one stage by successive halving: "tasks.NAME.stage2.lr=log(1e-4,1e-2)" --task NAME."""
+    from atlas_dist.cli.search import search as look_for
+
+    look_for(overrides or [], _console(), task=task, stage=stage, trials=trials, factor=factor, seed=seed, dry=dry)
 
 
 @app.command()
@@ -60,11 +76,12 @@ def demo(overrides: Overrides = None) -> None:
 def plan(
     overrides: Overrides = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document instead of a tree.")] = False,
+    many: Many = False,
 ) -> None:
     """Show which jobs a run would do, which are already facts, and about what the rest costs; start nothing."""
     from atlas_dist.cli.plan import show_plan
 
-    show_plan(overrides, as_json=as_json)
+    show_plan(overrides, as_json=as_json, many=many)
 
 
 @app.command()
@@ -73,11 +90,12 @@ def status(
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Look again and again, until the run is over.")] = False,
     interval: Annotated[float, typer.Option(help="Seconds between looks.")] = 5.0,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document a look.")] = False,
+    many: Many = False,
 ) -> None:
     """How a run stands, read from its store; needs no cluster."""
     from atlas_dist.cli.status import show_status
 
-    show_status(overrides, watch=max(interval, 0.1) if watch else 0.0, as_json=as_json)
+    show_status(overrides, watch=max(interval, 0.1) if watch else 0.0, as_json=as_json, many=many)
 
 
 @app.command()
@@ -86,11 +104,24 @@ def logs(
     last: Annotated[int, typer.Option("--last", "-n", help="The newest so many; 0 = all.", min=0)] = 0,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what comes.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="The ledger's own JSON, an entry a line.")] = False,
+    many: Many = False,
 ) -> None:
     """What was decided in a run, and why: its ledger in words, from the store."""
     from atlas_dist.cli.logs import show_logs
 
-    show_logs(overrides, last=last, follow=follow, as_json=as_json)
+    show_logs(overrides, last=last, follow=follow, as_json=as_json, many=many)
+
+
+@app.command()
+def track(
+    overrides: Overrides = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the run is over.")] = False,
+    many: Many = False,
+) -> None:
+    """Bring a run's curves from its store to TensorBoard's files here, and to MLflow or W&B where track.* names them."""
+    from atlas_dist.cli.track import show_track
+
+    show_track(overrides, follow=follow, many=many)
 
 
 @app.command()
@@ -136,11 +167,11 @@ def init(
 
 
 @app.command()
-def report(overrides: Overrides = None) -> None:
+def report(overrides: Overrides = None, many: Many = False) -> None:
     """Write the report of a run again, from its store."""
     from atlas_dist.cli.run import write_run_report
 
-    write_run_report(overrides or [], _console())
+    write_run_report(overrides or [], _console(), many=many)
 
 
 @app.command()
@@ -159,11 +190,13 @@ def compare(
 
 def _request_command(name: str, about: str) -> Callable[..., None]:
     def command(
-        overrides: Overrides = None, reason: Annotated[str, typer.Option(help="Kept in the ledger.")] = "asked for"
+        overrides: Overrides = None,
+        reason: Annotated[str, typer.Option(help="Kept in the ledger.")] = "asked for",
+        many: Many = False,
     ) -> None:
         from atlas_dist.cli.run import send_request
 
-        send_request(overrides or [], name, reason, _console())
+        send_request(overrides or [], name, reason, _console(), many=many)
 
     command.__doc__ = about
     return command

@@ -9,7 +9,7 @@ import typer
 from rich.text import Text
 from rich.tree import Tree
 
-from atlas_dist.cli.words import composed, console, hush, open_run_store
+from atlas_dist.cli.words import asked, console, hush, open_run_store
 from atlas_dist.config import RunConfig
 from atlas_dist.core.plan import Plan, SequenceJobs
 from atlas_dist.core.types import CommittedRef
@@ -18,16 +18,16 @@ from atlas_dist.report.outlook import JobOutlook, Outlook, foresee
 from atlas_dist.store.objects import ObjectStore
 
 
-def show_plan(overrides: list[str] | None, *, as_json: bool) -> None:
+def show_plan(overrides: list[str] | None, *, as_json: bool, many: bool = False) -> None:
     """Print the tree and the sums. Raises ConfigError, DataError, StoreError: whatever a run would trip over."""
-    from atlas_dist.coordinator.expand import expand
     from atlas_dist.coordinator.status import load_run
     from atlas_dist.data.manifest import read_manifest
     from atlas_dist.train.context import open_shards
 
-    config = composed(overrides)
+    asked_for = asked(overrides, many=many)
+    config = asked_for.config
     hush()
-    plan, store, shards = expand(config), open_run_store(config), open_shards(config)
+    plan, store, shards = asked_for.plan(), open_run_store(config), open_shards(config)
     state, _ = load_run(store, config.run)
     splits = {(j.task.dataset, split) for j in plan.jobs.values() for split in (j.task.train, j.task.val)}
     manifests = {(dataset, split): read_manifest(shards, dataset, split) for dataset, split in splits}

@@ -6,64 +6,88 @@ import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import yaml
 from rich.console import Console
 
-from atlas_dist.cli.words import hush
+from atlas_dist.cli.words import Asked, asked, hush, no_such_run, open_run_store, report_folder
 from atlas_dist.compose import compose_config, groups
-from atlas_dist.config import ReferencesConfig, RunConfig
-from atlas_dist.core.ledger import RunState
+from atlas_dist.config import ReferencesConfig
 from atlas_dist.core.plan import Plan
-from atlas_dist.report.facts import RunFacts, gather
+from atlas_dist.report.facts import RunFacts, gather, of_row
 
 
-def run_experiment(overrides: Sequence[str], console: Console, *, quiet: bool = False) -> None:
+def run_experiment(overrides: Sequence[str], console: Console, *, quiet: bool = False, many: bool = False) -> None:
     """Plan, run, report. Raises whatever ended the run."""
     began = time.monotonic()
-    config = compose_config(overrides)
+    asked_for = asked(overrides, many=many)
+    hush()
+    plan = asked_for.plan()
+    learnt = learn(asked_for, plan, console, quiet=quiet)
+    facts = _report(asked_for, plan, console)
+    if learnt:
+        _say_where_time_went(facts, time.monotonic() - began, console)
+
+
+def learn(asked_for: Asked, plan: Plan, console: Console, *, quiet: bool = False) -> bool:
+    """Run a plan to its end; False when there was nothing left to do. Raises whatever ended the run."""
     hush()
     from atlas_dist.cli.live import Watcher
-    from atlas_dist.coordinator.expand import expand, specification
+    from atlas_dist.cli.track import make_teller
     from atlas_dist.coordinator.preflight import check_before_cluster
     from atlas_dist.coordinator.ray_env import before_ray
+    from atlas_dist.report.tracking import Beside
 
-    plan = expand(config)
-    if _finished(config):
+    config = asked_for.config
+    if _finished(asked_for):
         console.print(f"run {config.run} is complete; nothing to do")
-        _report(config, plan, console)
-        return
+        return False
+    teller = make_teller(config, plan, lambda text: console.print(text, markup=False, soft_wrap=True))
     check_before_cluster(config, plan)
     if not quiet:
         workers = " + ".join(str(gang.workers) for gang in config.gangs)
+        rows = f"{len(asked_for.rows)} rows, " if asked_for.swept else ""
         console.print(
-            f"run {config.run}: {len(plan.jobs)} jobs ({plan.training_jobs} train) on {workers} workers, store {config.store.url}"
+            f"run {config.run}: {rows}{len(plan.jobs)} jobs ({plan.training_jobs} train) on {workers} workers, "
+            f"store {config.store.url}"
         )
+        console.print(f"curves: tensorboard --logdir {report_folder(config) / 'tensorboard'}", markup=False, soft_wrap=True)
     if config.train.zero_stage and config.train.checkpoint_every:
         console.print(f"ZeRO stage {config.train.zero_stage}: no checkpoints within a stage; an interrupted stage starts over.")
     before_ray(config.cluster)
     from atlas_dist.coordinator.drive import drive
+    from atlas_dist.coordinator.service import Snapshot
+    from atlas_dist.coordinator.status import Role
 
-    with Watcher(plan, console, quiet=quiet) as watcher:
-        drive(config, plan, specification(config), watcher)
-    facts = _report(config, plan, console)
-    _say_where_time_went(facts, time.monotonic() - began, console)
+    with Beside(teller, config.track.every_s), Watcher(plan, console, quiet=quiet) as watcher:
+
+        def see(snapshot: Snapshot) -> None:
+            watcher(snapshot)
+            teller.leads = snapshot.status is not None and snapshot.status.role is Role.LEADER
+
+        drive(config, plan, asked_for.specification(), see)
+    return True
 
 
-def write_run_report(overrides: Sequence[str], console: Console) -> None:
-    """Gather and show a run's results again."""
-    config, plan, _ = _planned(overrides)
-    _report(config, plan, console)
+def write_run_report(overrides: Sequence[str], console: Console, *, many: bool = False) -> None:
+    """Gather and show a run's results again. Raises ConfigError: there is no such run."""
+    from atlas_dist.coordinator.status import load_run
+
+    asked_for = asked(overrides, many=many)
+    hush()
+    plan = asked_for.plan()
+    state, _ = load_run(open_run_store(asked_for.config), asked_for.config.run)
+    if not state.next_seq:
+        raise no_such_run(asked_for.config)
+    _report(asked_for, plan, console)
 
 
-def send_request(overrides: Sequence[str], kind: str, reason: str, console: Console) -> None:
+def send_request(overrides: Sequence[str], kind: str, reason: str, console: Console, *, many: bool = False) -> None:
     """Leave a request in the run's inbox."""
     from atlas_dist.clock import SystemClock
     from atlas_dist.coordinator.inbox import RequestKind, ask
-    from atlas_dist.train.context import open_run_store
 
-    config = compose_config(overrides)
+    config = asked(overrides, many=many).config
     ask(open_run_store(config), config.run, RequestKind(kind), reason, clock=SystemClock(), new_id=lambda: uuid.uuid4().hex)
     console.print(f"asked run {config.run} to {kind}")
 
@@ -85,47 +109,37 @@ def check_store(url: str, endpoint_url: str, console: Console) -> None:
     console.print(str(report), markup=False)
 
 
-def _planned(overrides: Sequence[str]) -> tuple[RunConfig, Plan, RunState]:
-    from atlas_dist.coordinator.expand import expand
-    from atlas_dist.coordinator.status import load_run
-    from atlas_dist.train.context import open_run_store
-
-    config = compose_config(overrides)
-    hush()
-    plan = expand(config)
-    state, _ = load_run(open_run_store(config), config.run)
-    return config, plan, state
-
-
-def _finished(config: RunConfig) -> bool:
+def _finished(asked_for: Asked) -> bool:
     """Whether the ledger says that exactly this run is complete: then no cluster needs to be started."""
-    from atlas_dist.coordinator.expand import specification
     from atlas_dist.coordinator.status import load_run
-    from atlas_dist.train.context import open_run_store
 
-    state, _ = load_run(open_run_store(config), config.run)
-    return bool(state.finished) and state.spec == specification(config)
+    state, _ = load_run(open_run_store(asked_for.config), asked_for.config.run)
+    return bool(state.finished) and state.spec == asked_for.specification()
 
 
-def _report(config: RunConfig, plan: Plan, console: Console) -> RunFacts:
+def _report(asked_for: Asked, plan: Plan, console: Console) -> RunFacts:
+    """Everything that is known, as a page, tables and lines; of a sweep also a page a row."""
     from atlas_dist.coordinator.status import load_run
     from atlas_dist.report.comparison import show_comparison, write_comparison
     from atlas_dist.report.console import show
     from atlas_dist.report.measures import compare, measure, notes
     from atlas_dist.report.page import write_report
-    from atlas_dist.train.context import open_run_store
 
+    config = asked_for.config
     store = open_run_store(config)
     state, entries = load_run(store, config.run)
     facts = gather(plan, state, store, entries)
-    folder = Path(config.report) if config.report else _report_folder(config.run, config.store.url)
+    folder = report_folder(config)
     about = notes(plan, state)
     page = write_report(facts, folder, about)
     places = [("bank  ", store.url), ("report", str(page))]
     rows = compare(measure(plan, state))
-    if config.compare:
+    if asked_for.swept:
+        for row in asked_for.rows:
+            write_report(of_row(facts, plan, row), folder / row)
+    if asked_for.swept or config.compare:
         places.append(("table ", str(write_comparison(rows, folder))))
-        show_comparison(rows, console)
+        show_comparison(rows, console, title="Rows of the sweep" if asked_for.swept else "Methods on the same tasks")
         show(replace(facts, sequences=()), console, places)
         return facts
     show(facts, console, places)
@@ -134,13 +148,6 @@ def _report(config: RunConfig, plan: Plan, console: Console) -> RunFacts:
     for note in about:
         console.print(note, markup=False, soft_wrap=True)
     return facts
-
-
-def _report_folder(run: str, store_url: str) -> Path:
-    """Beside a local store, else in the working folder."""
-    if "://" in store_url:
-        return Path(f"report-{run}")
-    return Path(store_url).parent / f"report-{run}"
 
 
 def _say_where_time_went(facts: RunFacts, wall: float, console: Console) -> None:

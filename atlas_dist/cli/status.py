@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import typer
 from rich.console import Console
 
-from atlas_dist.cli.words import composed, console, hush, open_run_store
+from atlas_dist.cli.words import asked, console, hush, no_such_run, open_run_store
 from atlas_dist.config import RunConfig
 from atlas_dist.coordinator import paths
 from atlas_dist.coordinator.status import Role, RunStatus, TaskLine, load_run, status_of, task_lines
@@ -19,8 +20,9 @@ from atlas_dist.core.ledger import RunState
 from atlas_dist.core.plan import Plan
 from atlas_dist.core.schedule import Frontier
 from atlas_dist.core.types import JobKind, View
-from atlas_dist.errors import AtlasError, ConfigError
+from atlas_dist.errors import AtlasError
 from atlas_dist.store.artifacts import read_json
+from atlas_dist.store.curves import TRAIN, CurveReader
 from atlas_dist.store.objects import ObjectStore
 
 LAST_DECISIONS = 3
@@ -40,17 +42,16 @@ class Standing:
     """Estimated from what finished stages took; None when nothing comparable has finished."""
 
 
-def show_status(overrides: list[str] | None, *, watch: float, as_json: bool) -> None:
+def show_status(overrides: list[str] | None, *, watch: float, as_json: bool, many: bool = False) -> None:
     """Print how a run stands; with `watch`, every so many seconds until it is over.
 
     Raises:
         ConfigError: there is no such run. DataError, StoreError: as `load_run`.
     """
-    from atlas_dist.coordinator.expand import expand
-
-    config = composed(overrides)
+    asked_for = asked(overrides, many=many)
+    config = asked_for.config
     hush()
-    plan, store, out = expand(config), open_run_store(config), console()
+    plan, store, out = asked_for.plan(), open_run_store(config), console()
     while True:
         standing = look(config, plan, store)
         if as_json:
@@ -70,14 +71,14 @@ def look(config: RunConfig, plan: Plan, store: ObjectStore) -> Standing:
 
     state, entries = load_run(store, config.run)
     if not entries:
-        raise ConfigError(f"There is no run {config.run} in {store.url}.", fix="Start it with `atlas-dist run`.")
+        raise no_such_run(config)
     labels = {key: job.label for key, job in plan.jobs.items()}
     beat = _last_beat(store, config.run, state)
-    steps = _steps(beat)
+    steps, told = _steps(beat), _told(store, state)
     return Standing(
         status=status_of(plan, state, Frontier.of(plan, state), Role.FOLLOWER),
         tasks=task_lines(plan, state),
-        jobs=[_job(plan, state, key, steps) for key in plan.jobs],
+        jobs=[_job(plan, state, key, steps, told) for key in plan.jobs],
         pools=_pools(beat),
         decisions=[line(entry, labels) for entry in entries[-LAST_DECISIONS:]],
         seconds_left=_seconds_left(plan, state),
@@ -117,14 +118,22 @@ def _print(standing: Standing, out: Console) -> None:
     for job in standing.jobs:
         if job["state"] == "running":
             where = f"step {job['step']} of {job['steps']}" if job["steps"] else "starting"
-            out.print(f"  {job['label']}: attempt {job['attempts']}, {where}", markup=False)
+            out.print(f"  {job['label']}: attempt {job['attempts']}, {where}{_curve(job['curve'])}", markup=False)
         elif job["failure"] and job["state"] != "committed":
             out.print(f"  {job['label']}: {job['attempts']} attempts, last failed: {job['failure']}", markup=False)
     for decision in standing.decisions:
         out.print(f"  {decision}", markup=False, soft_wrap=True)
 
 
-def _job(plan: Plan, state: RunState, key: str, steps: Mapping[str, tuple[int, int]]) -> dict[str, Any]:
+def _curve(point: Mapping[str, float]) -> str:
+    if not point:
+        return ""
+    return f", at step {point['step']} loss {point['loss']:.3f}, score {point['score']:.1f} %"
+
+
+def _job(
+    plan: Plan, state: RunState, key: str, steps: Mapping[str, tuple[int, int]], told: Mapping[str, Mapping[str, float]]
+) -> dict[str, Any]:
     now, job = state.job(key), plan.jobs[key]
     metrics = now.committed.metrics if now.committed else {}
     score = metrics.get("score", metrics.get("views", {}).get(View.TASK.value, {}).get("score"))
@@ -136,6 +145,7 @@ def _job(plan: Plan, state: RunState, key: str, steps: Mapping[str, tuple[int, i
         "attempts": len(now.attempts),
         "step": step,
         "steps": total,
+        "curve": told.get(now.running.id, {}) if now.running else {},
         "score": score,
         "adopted_from": now.adopted_from,
         "waits_for": [plan.jobs[p].label for p in job.parents if p in plan.jobs and state.job(p).committed is None],
@@ -170,6 +180,17 @@ def _pools(beat: Any) -> list[dict[str, Any]]:
         ]
     except (KeyError, TypeError, ValueError, AttributeError):
         return []
+
+
+def _told(store: ObjectStore, state: RunState) -> dict[str, dict[str, float]]:
+    """attempt under way -> the newest training point of its curve; nothing where it has none yet or it can't be read."""
+    reader, found = CurveReader(store), {}
+    for attempt in state.running:
+        with suppress(AtlasError):
+            points = [p for p in reader.points(state.attempt(attempt).prefix) if p.split == TRAIN and "loss" in p.values]
+            if points:
+                found[attempt] = {"step": points[-1].step, **points[-1].values}
+    return found
 
 
 def _seconds_left(plan: Plan, state: RunState) -> float | None:

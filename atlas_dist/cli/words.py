@@ -6,18 +6,66 @@ import logging
 import os
 import sys
 import warnings
-from typing import Annotated
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
 from atlas_dist.config import RunConfig
-from atlas_dist.errors import AtlasError
+from atlas_dist.core.plan import Plan
+from atlas_dist.errors import AtlasError, ConfigError
 from atlas_dist.store import ObjectStore, StoreOptions, open_store
 
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="key=value, as in experiment=demo train.workers=4", show_default=False)
 ]
+
+
+Many = Annotated[
+    bool, typer.Option("--multirun", "-m", help="key=a,b gives several values: a row for each combination, in one run.")
+]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the words of a command mean: one configuration, or with -m the rows of a sweep, which share all that a run has
+    once."""
+
+    rows: Mapping[str, RunConfig]
+    """Name of the row ("" for the only one) -> its configuration."""
+
+    @property
+    def config(self) -> RunConfig:
+        """Where the run lies, what it is called and how it computes: the same for every row."""
+        return next(iter(self.rows.values()))
+
+    @property
+    def swept(self) -> bool:
+        """Several rows."""
+        return list(self.rows) != [""]
+
+    def plan(self) -> Plan:
+        """All jobs. Raises ConfigError, DataError."""
+        from atlas_dist.coordinator.expand import expand_rows
+
+        return expand_rows(self.rows)
+
+    def specification(self) -> dict[str, Any]:
+        """For the ledger's first entry."""
+        from atlas_dist.coordinator.expand import specification_of_rows
+
+        return specification_of_rows(self.rows)
+
+
+def asked(overrides: Sequence[str] | None, *, many: bool) -> Asked:
+    """Compose what was asked for; `many`: with Hydra's sweeps. Raises ConfigError."""
+    from atlas_dist.compose import compose_config, compose_rows
+
+    words = list(overrides or [])
+    return Asked(compose_rows(words) if many else {"": compose_config(words)})
 
 
 def console() -> Console:
@@ -46,6 +94,19 @@ def composed(overrides: list[str] | None) -> RunConfig:
 def open_run_store(config: RunConfig) -> ObjectStore:
     """The store of durable state, without importing what trains."""
     return open_store(config.store.url, options=StoreOptions(config.store.endpoint_url, config.store.region))
+
+
+def no_such_run(config: RunConfig) -> ConfigError:
+    """For commands that look at a run."""
+    return ConfigError(f"There is no run {config.run} in {config.store.url}.", fix="Start it with `atlas-dist run`.")
+
+
+def report_folder(config: RunConfig) -> Path:
+    """Where the report of a run goes: beside a local store, else in the working folder."""
+    if config.report:
+        return Path(config.report)
+    url = config.store.url
+    return Path(f"report-{config.run}") if "://" in url else Path(url).parent / f"report-{config.run}"
 
 
 def shards_if_there(config: RunConfig) -> ObjectStore | None:

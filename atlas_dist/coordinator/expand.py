@@ -3,7 +3,8 @@ here, before any worker starts."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import cache, partial
 from typing import Any
 
 from atlas_dist.config import MethodConfig, Precision, RunConfig, TaskConfig, TrainConfig
@@ -13,7 +14,6 @@ from atlas_dist.core.types import MethodSpec, TaskSpec
 from atlas_dist.data.manifest import read_manifest
 from atlas_dist.errors import ConfigError, DataError
 from atlas_dist.methods import make_method
-from atlas_dist.store import ObjectStore
 from atlas_dist.train.context import configured_backbone, open_shards
 
 NUMERICS_VERSION = 1
@@ -27,10 +27,24 @@ def expand(config: RunConfig) -> Plan:
         ConfigError: a setting does not fit the method, the trunk or the data.
         DataError: a shard set is missing or damaged.
     """
-    trunk = configured_backbone(config)
-    _check_texts(config, trunk.max_text_tokens)
-    shards = open_shards(config)
-    return lay_out(config, {name: packed_task(config, name, shards) for name in used_tasks(config)}, trunk.digest)
+    return expand_rows({"": config})
+
+
+def expand_rows(rows: Mapping[str, RunConfig]) -> Plan:
+    """One plan for every row of a sweep: jobs with equal keys merge, so what rows have in common is trained once.
+
+    Args:
+        rows: name of the row ("" for the only one) -> its configuration; they passed `config.check_rows`.
+
+    Raises:
+        As `expand`.
+    """
+    base = next(iter(rows.values()))
+    trunk, read = configured_backbone(base), cache(partial(read_manifest, open_shards(base)))
+    for config in rows.values():
+        _check_texts(config, trunk.max_text_tokens)
+    specs = {row: {name: packed_task(config, name, read) for name in used_tasks(config)} for row, config in rows.items()}
+    return lay_out(rows, specs, trunk.digest)
 
 
 def used_tasks(config: RunConfig) -> list[str]:
@@ -38,27 +52,37 @@ def used_tasks(config: RunConfig) -> list[str]:
     return sorted({t for order in config.sequence.all_orders for t in order} | set(config.sequence.downstream))
 
 
-def lay_out(config: RunConfig, specs: Mapping[str, TaskSpec], backbone_digest: str) -> Plan:
-    """The plan of a configuration on data and a trunk that are known by their digests. Raises ConfigError as `expand`."""
+def lay_out(rows: Mapping[str, RunConfig], specs: Mapping[str, Mapping[str, TaskSpec]], backbone_digest: str) -> Plan:
+    """The plan of rows on data and a trunk that are known by their digests.
+
+    Args:
+        specs: row -> name of each task that it uses -> what the task is.
+
+    Raises:
+        ConfigError: as `expand`.
+    """
+    common = Common(backbone_digest, numerics=numerics_of(next(iter(rows.values())).train))
+    return make_plan([spec for row, config in rows.items() for spec in _sequences(row, config, specs[row])], common)
+
+
+def _sequences(row: str, config: RunConfig, specs: Mapping[str, TaskSpec]) -> Iterator[SequenceSpec]:
     methods = {name: _method(config, variant) for name, variant in config.variants.items()}
     references = References(**{what: _method(config, asked) for what, asked in config.references if asked is not None})
     tasks = {name: PlannedTask(spec, config.tasks[name].budgets(config.train)) for name, spec in specs.items()}
-    sequences = [
-        SequenceSpec(
-            name=f"{f'{variant}-' if config.compare else ''}order{number}-seed{seed}",
-            method=method,
-            seed=seed,
-            upstream=tuple(tasks[t] for t in order),
-            downstream=tuple(tasks[t] for t in config.sequence.downstream),
-            references=references,
-            variant=variant,
-            evaluate_every=config.sequence.evaluate_every,
-        )
-        for variant, method in methods.items()
-        for seed in config.seeds
-        for number, order in enumerate(config.sequence.all_orders)
-    ]
-    return make_plan(sequences, Common(backbone_digest=backbone_digest, numerics=numerics_of(config.train)))
+    for variant, method in methods.items():
+        called = "-".join(part for part in (row, variant if config.compare else "") if part)
+        for seed in config.seeds:
+            for number, order in enumerate(config.sequence.all_orders):
+                yield SequenceSpec(
+                    name=f"{called}-order{number}-seed{seed}".removeprefix("-"),
+                    method=method,
+                    seed=seed,
+                    upstream=tuple(tasks[t] for t in order),
+                    downstream=tuple(tasks[t] for t in config.sequence.downstream),
+                    references=references,
+                    variant=called or variant,
+                    evaluate_every=config.sequence.evaluate_every,
+                )
 
 
 def numerics_of(train: TrainConfig) -> dict[str, Any]:
@@ -90,6 +114,15 @@ def specification(config: RunConfig) -> dict[str, Any]:
     return lasting
 
 
+def specification_of_rows(rows: Mapping[str, RunConfig]) -> dict[str, Any]:
+    """The same of a sweep: that of every row, and what readers of any run look for at the top."""
+    if list(rows) == [""]:
+        return specification(rows[""])
+    each = {row: specification(config) for row, config in rows.items()}
+    first = next(iter(each.values()))
+    return {"rows": each, "backbone": first["backbone"], "train": {"precision": first["train"]["precision"]}}
+
+
 def _method(config: RunConfig, asked: MethodConfig) -> MethodSpec:
     """The plan's view of a method. Raises ConfigError for settings that do not fit it, or the engine."""
     spec = make_method(asked.name, asked.settings).spec
@@ -101,11 +134,15 @@ def _method(config: RunConfig, asked: MethodConfig) -> MethodSpec:
     return spec
 
 
-def packed_task(config: RunConfig, name: str, shards: ObjectStore) -> TaskSpec:
+Read = Callable[[str, str], ShardManifest]
+"""(data set, split) -> its manifest."""
+
+
+def packed_task(config: RunConfig, name: str, read: Read) -> TaskSpec:
     """A task as its packed data define it. Raises ConfigError, DataError: they are missing, or not what the task says."""
     task = config.tasks[name]
-    train = _manifest(shards, name, task, task.data.train)
-    val = _manifest(shards, name, task, task.data.val)
+    train = _manifest(read, name, task, task.data.train)
+    val = _manifest(read, name, task, task.data.val)
     return TaskSpec(
         name=name,
         kind=task.kind,
@@ -120,9 +157,9 @@ def packed_task(config: RunConfig, name: str, shards: ObjectStore) -> TaskSpec:
     )
 
 
-def _manifest(shards: ObjectStore, name: str, task: TaskConfig, split: str) -> ShardManifest:
+def _manifest(read: Read, name: str, task: TaskConfig, split: str) -> ShardManifest:
     try:
-        manifest = read_manifest(shards, task.data.dataset, split)
+        manifest = read(task.data.dataset, split)
     except DataError as error:
         raise DataError(
             f"Task {name}: {error.message}", fix=error.fix or "Pack it: atlas-dist shards pack experiment=…"

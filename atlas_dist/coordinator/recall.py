@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
+from typing import Any
 
 from atlas_dist.config import RunConfig, load_config
 from atlas_dist.coordinator.expand import lay_out, packed_task, used_tasks
 from atlas_dist.core.ledger import RunState
 from atlas_dist.core.plan import Plan
 from atlas_dist.core.types import TaskSpec
+from atlas_dist.data.manifest import read_manifest
 from atlas_dist.errors import AtlasError, ConfigError, DataError
 from atlas_dist.store.objects import ObjectStore
 from atlas_dist.train.context import configured_backbone
@@ -30,9 +33,13 @@ def recall(state: RunState, known: Mapping[str, TaskSpec], backbone_digest: str,
         raise ConfigError(
             f"Run {state.run} is an imported bank: it has results, but no plan.", fix="Name the run that learnt it."
         )
-    config = _configured(state)
-    specs = {name: known.get(name) or _looked_up(config, name, shards, state.run) for name in used_tasks(config)}
-    plan = lay_out(config, specs, backbone_digest or configured_backbone(config).digest)
+    # A sweep recorded the settings of each of its rows.
+    rows = {row: _configured(spec, state.run) for row, spec in state.spec.get("rows", {"": state.spec}).items()}
+    specs = {
+        row: {name: known.get(name) or _looked_up(config, name, shards, state.run) for name in used_tasks(config)}
+        for row, config in rows.items()
+    }
+    plan = lay_out(rows, specs, backbone_digest or configured_backbone(next(iter(rows.values()))).digest)
     if plan.digest != state.plan_digest:
         raise DataError(
             f"Run {state.run} cannot be laid out again: its ledger says another plan than this version makes of its settings.",
@@ -41,20 +48,20 @@ def recall(state: RunState, known: Mapping[str, TaskSpec], backbone_digest: str,
     return plan
 
 
-def _configured(state: RunState) -> RunConfig:
+def _configured(spec: Mapping[str, Any], run: str) -> RunConfig:
     """The recorded settings as a configuration. Places and the number of workers are not recorded and mean nothing here."""
-    tree = {**state.spec, "run": state.run, "train": {**state.spec.get("train", {}), "workers": 1}}
+    tree = {**spec, "run": run, "train": {**spec.get("train", {}), "workers": 1}}
     try:
         return load_config(tree)
     except ConfigError as error:
-        raise DataError(f"The settings that run {state.run} recorded are not those of this version: {error.message}") from error
+        raise DataError(f"The settings that run {run} recorded are not those of this version: {error.message}") from error
 
 
 def _looked_up(config: RunConfig, name: str, shards: ObjectStore | None, run: str) -> TaskSpec:
     where = "its packed data cannot be reached"
     if shards is not None:
         try:
-            return packed_task(config, name, shards)
+            return packed_task(config, name, partial(read_manifest, shards))
         except AtlasError as error:
             where = error.message
     raise DataError(f"Run {run} has not learnt {name} yet, and {where}", fix="Set shards.url to where its data are packed.")

@@ -165,6 +165,10 @@ class JobState:
         """The attempt that is under way."""
         return next((a for a in self.attempts if a.status is AttemptStatus.RUNNING), None)
 
+    def number(self, attempt: str) -> int:
+        """Which of the job's attempts it is, from 1; 0 = none of them (adopted from another run)."""
+        return next((n for n, known in enumerate(self.attempts, 1) if known.id == attempt), 0)
+
     @property
     def failure(self) -> Failure | None:
         """How the newest ended attempt failed."""

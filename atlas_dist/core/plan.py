@@ -130,6 +130,16 @@ class Plan:
         known = {guest.task.name: guest.task for job in self.jobs.values() for guest in job.guests}
         return known | {job.task.name: job.task for job in self.jobs.values()}
 
+    def behind(self, sequence: SequenceJobs) -> set[str]:
+        """Every job that a sequence needs: its own scores and stages, and what they build on."""
+        stages = {key for task in (*sequence.upstream, *sequence.downstream) for key in task.stages}
+        scores = (sequence.evaluations, sequence.transfers, sequence.alone, sequence.pretrained)
+        found, open_keys = set[str](), stages | {key for part in scores for key in part.values()}
+        while open_keys:
+            found |= open_keys
+            open_keys = {parent for key in open_keys for parent in self.jobs[key].parents} - found
+        return found
+
     @property
     def training_jobs(self) -> int:
         """How many jobs train; shared ones count once."""

@@ -36,7 +36,7 @@ _HEADINGS = {
 _COUNTS = (PARAMETERS, STEPS, SECONDS)
 
 
-def show_comparison(rows: Sequence[Row], console: Console) -> None:
+def show_comparison(rows: Sequence[Row], console: Console, *, title: str = "Methods on the same tasks") -> None:
     """Print the table. Accuracy in percent; forgetting and transfer in percent of what is above chance; parameters a job."""
     known = [name for name in _HEADINGS if any(name in row.measures for row in rows)]
     table = Table()
@@ -50,7 +50,7 @@ def show_comparison(rows: Sequence[Row], console: Console) -> None:
         cells = [_cell(name, row.measures.get(name)) for name in known]
         cells += [f"{row.order_sensitivity or 0.0:.1f}"] if sensitive else []
         table.add_row(row.variant, *cells)
-    console.print("[bold]Methods on the same tasks[/bold]")
+    console.print(f"[bold]{title}[/bold]")
     console.print(table)
     for row in rows:
         for reason in row.refused:

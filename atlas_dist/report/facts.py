@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import fmean
 from typing import Any
 
-from atlas_dist.core.ledger import Entry, RunState
+from atlas_dist.core.ledger import Entry, JobState, JobStatus, RunState
 from atlas_dist.core.metrics import average_accuracy, backward_transfer, final, forgetting, learnt
 from atlas_dist.core.plan import Plan, SequenceJobs, TaskJobs
 from atlas_dist.core.types import CommittedRef, JobKind, StageJob, View
+from atlas_dist.errors import DataError
 from atlas_dist.packages import environment
 from atlas_dist.report.timeline import Timeline, timeline
 from atlas_dist.store import artifacts
+from atlas_dist.store.curves import CurveReader, Point
 from atlas_dist.store.objects import ObjectStore
 
 DETAILS = "details.json"
@@ -42,6 +44,10 @@ class StageFacts:
     """Share of that time, 0..1."""
     files: Mapping[str, str] = field(default_factory=dict)
     """Name of each file -> its sha256."""
+    attempt: int = 0
+    """Which of this run's attempts it was, from 1; 0 = adopted from another run."""
+    points: tuple[Point, ...] = ()
+    """What the attempt told while it learnt (store/curves.py): more than `curve` and with times, but for people only."""
 
 
 @dataclass(frozen=True)
@@ -146,9 +152,10 @@ def gather(plan: Plan, state: RunState, store: ObjectStore | None = None, entrie
     Raises:
         DataError: a file is damaged.
     """
+    reader = None if store is None else CurveReader(store)
     return RunFacts(
         run=state.run,
-        sequences=tuple(_sequence(plan, state, s, store) for s in plan.sequences),
+        sequences=tuple(_sequence(plan, state, s, reader) for s in plan.sequences),
         jobs=tuple(_job_row(job, state) for job in plan.jobs.values()),
         spec=state.spec,
         committed=sum(state.job(k).committed is not None for k in plan.jobs),
@@ -165,11 +172,27 @@ def _environments(state: RunState) -> tuple[Mapping[str, str], ...]:
     return tuple({json.dumps(each, sort_keys=True): each for each in found if each}.values())
 
 
+def of_row(facts: RunFacts, plan: Plan, row: str) -> RunFacts:
+    """What a run's facts say of one row of a sweep: its sequences, and the jobs behind them."""
+    mine = [s for s in plan.sequences if s.variant == row or s.variant.startswith(f"{row}-")]
+    names, keys = {s.name for s in mine}, {key for s in mine for key in plan.behind(s)}
+    jobs = tuple(job for job in facts.jobs if job["job"] in keys)
+    return replace(
+        facts,
+        sequences=tuple(s for s in facts.sequences if s.name in names),
+        jobs=jobs,
+        spec=facts.spec.get("rows", {}).get(row, facts.spec),
+        committed=sum(job["status"] == JobStatus.COMMITTED.value for job in jobs),
+        total=len(jobs),
+        timeline=replace(facts.timeline, spans=tuple(span for span in facts.timeline.spans if span.job in keys)),
+    )
+
+
 def _forgotten(own: Cell, later: Cell, random: float) -> Cell:
     return None if own is None or later is None else forgetting(own, later, random)
 
 
-def _sequence(plan: Plan, state: RunState, jobs: SequenceJobs, store: ObjectStore | None) -> SequenceFacts:
+def _sequence(plan: Plan, state: RunState, jobs: SequenceJobs, reader: CurveReader | None) -> SequenceFacts:
     count = len(jobs.upstream)
     every = [(i, j) for i in range(count) for j in range(i + 1)]
     cells = {at: _views(state, jobs.evaluations[at]) if at in jobs.evaluations else {} for at in every}
@@ -187,8 +210,8 @@ def _sequence(plan: Plan, state: RunState, jobs: SequenceJobs, store: ObjectStor
         name=jobs.name,
         method=jobs.method,
         seed=jobs.seed,
-        upstream=tuple(_task(plan, state, t, store) for t in jobs.upstream),
-        downstream=tuple(_task(plan, state, t, store) for t in jobs.downstream),
+        upstream=tuple(_task(plan, state, t, reader) for t in jobs.upstream),
+        downstream=tuple(_task(plan, state, t, reader) for t in jobs.downstream),
         matrix=matrix,
         fingerprints=prints,
         transfers={task: _score(_views(state, key), View.TASK) for task, key in jobs.transfers.items()},
@@ -220,9 +243,9 @@ def _score(views: Mapping[str, Any], view: View) -> Cell:
     return float(found["score"]) if found else None
 
 
-def _task(plan: Plan, state: RunState, jobs: TaskJobs, store: ObjectStore | None) -> TaskFacts:
+def _task(plan: Plan, state: RunState, jobs: TaskJobs, reader: CurveReader | None) -> TaskFacts:
     spec = plan.tasks[jobs.task]
-    stages = tuple(_stage(plan.jobs[key], ref, store) for key in jobs.stages if (ref := state.job(key).committed) is not None)
+    stages = tuple(_stage(plan.jobs[key], state.job(key), reader) for key in jobs.stages if state.job(key).committed is not None)
     return TaskFacts(
         task=jobs.task,
         random_score=spec.random_score,
@@ -232,8 +255,10 @@ def _task(plan: Plan, state: RunState, jobs: TaskJobs, store: ObjectStore | None
     )
 
 
-def _stage(job: StageJob, ref: CommittedRef, store: ObjectStore | None) -> StageFacts:
-    details = json.loads(artifacts.load(store, ref, DETAILS)) if store is not None else {}
+def _stage(job: StageJob, now: JobState, reader: CurveReader | None) -> StageFacts:
+    ref = now.committed
+    assert ref is not None, "only committed stages have results"
+    details = json.loads(artifacts.load(reader.store, ref, DETAILS)) if reader is not None else {}
     seconds = ref.metrics.get("seconds", {})
     busy = float(seconds.get("stepping", 0.0)) + float(seconds.get("waiting", 0.0))
     samples = float(ref.metrics.get("steps", 0) * job.budget.global_batch)
@@ -249,7 +274,17 @@ def _stage(job: StageJob, ref: CommittedRef, store: ObjectStore | None) -> Stage
         samples_per_s=samples / busy if busy else 0.0,
         data_wait=float(seconds.get("waiting", 0.0)) / busy if busy else 0.0,
         files={blob.name: blob.sha256 for blob in ref.blobs},
+        attempt=now.number(ref.attempt),
+        points=_points(reader, ref),
     )
+
+
+def _points(reader: CurveReader | None, ref: CommittedRef) -> tuple[Point, ...]:
+    """What the attempt told; () where it told nothing, or that is damaged: the result itself has the curve that counts."""
+    try:
+        return reader.points(ref.prefix, whole=True) if reader is not None else ()
+    except DataError:
+        return ()
 
 
 def _job_row(job: StageJob, state: RunState) -> dict[str, Any]:

@@ -10,7 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from atlas_dist.report.facts import Cell, RunFacts, SequenceFacts, StageFacts
-from atlas_dist.report.tensorboard import Scalar, write_events
+from atlas_dist.report.tensorboard import Scalar, event_file, scalars, write_events
+
+ALPHA = 999_999
+"""Number of the event file behind every attempt's."""
 
 
 def write_tables(facts: RunFacts, folder: Path) -> None:
@@ -23,7 +26,7 @@ def write_tables(facts: RunFacts, folder: Path) -> None:
         _write(folder / f"{sequence.name}-curves.csv", ("task", "stage", "split", "step", "loss", "score"), _points(stages))
         _write(folder / f"{sequence.name}-reuse.csv", ("task", "stage", "site", "adapter", "mean", "std"), _alphas(sequence))
         for task, stage in stages:
-            write_events(folder / "tensorboard" / sequence.name / f"{task}-{stage.stage}", _scalars(stage))
+            _write_stage_events(folder / "tensorboard" / sequence.name / f"{task}-{stage.stage}", stage)
     heads = ("label", "job", "status", "score", "seconds", "attempts", "adopted_from", "failure")
     _write(folder / "jobs.csv", heads, ([job[h] for h in heads] for job in facts.jobs))
 
@@ -57,14 +60,21 @@ def _alphas(sequence: SequenceFacts) -> Iterable[Sequence[Any]]:
                     yield task.task, stage.stage, site, name, mean, std
 
 
-def _scalars(stage: StageFacts) -> Iterable[Scalar]:
-    """Curves of one stage, and α of each adapter (averaged over sites) at its last step."""
+def _write_stage_events(folder: Path, stage: StageFacts) -> None:
+    """The curves, where they were not written while the stage learnt; and α of each adapter (averaged over sites) at its last
+    step, in a file behind those of all attempts."""
+    write_events(event_file(folder, stage.attempt), scalars(stage.points) if stage.points else _curves(stage))
+    if stage.reuse:
+        last = int(stage.metrics.get("steps", 0))
+        columns = enumerate(zip(*(site["mean"] for site in stage.reuse.values()), strict=True), 1)
+        alphas = [Scalar(f"alpha/adapter{number}", last, sum(column) / len(column)) for number, column in columns]
+        write_events(event_file(folder, ALPHA), alphas, purge=False)
+
+
+def _curves(stage: StageFacts) -> Iterable[Scalar]:
+    """Of a result whose attempt told nothing on its way (an older version's, an imported one)."""
     for split, points in (("train", stage.curve), ("validation", stage.validation)):
         for p in points:
             for what in ("loss", "score"):
                 if what in p:
                     yield Scalar(f"{split}/{what}", int(p["step"]), float(p[what]))
-    if stage.reuse:
-        last = int(stage.metrics.get("steps", 0))
-        for number, column in enumerate(zip(*(v["mean"] for v in stage.reuse.values()), strict=True)):
-            yield Scalar(f"alpha/adapter{number + 1}", last, sum(column) / len(column))

@@ -50,10 +50,11 @@ MEASURES = (AVERAGE, FORGETTING, BACKWARD, FORWARD, UPSTREAM, LOW_SHOT, PARAMETE
 
 def measure(plan: Plan, state: RunState) -> tuple[SequenceMeasures, ...]:
     """The measures of every complete sequence of the plan."""
-    return tuple(m for jobs in plan.sequences if (m := _of_sequence(plan, state, jobs)) is not None)
+    return tuple(m for jobs in plan.sequences if (m := measure_sequence(plan, state, jobs)) is not None)
 
 
-def _of_sequence(plan: Plan, state: RunState, jobs: SequenceJobs) -> SequenceMeasures | None:
+def measure_sequence(plan: Plan, state: RunState, jobs: SequenceJobs) -> SequenceMeasures | None:
+    """The measures of one sequence; None while a score is missing."""
     count = len(jobs.upstream)
     cells = {at: _score(state, key, jobs.reads) for at, key in jobs.evaluations.items()}
     if None in cells.values():

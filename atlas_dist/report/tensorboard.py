@@ -1,22 +1,28 @@
 """TensorBoard's event files, written without TensorBoard: the only file that knows their format.
 
 A file is a sequence of TFRecords (length, masked CRC-32C of the length, data, masked CRC-32C of the data), each one `Event`:
-wall_time = 1 (double), step = 2 (int64), file_version = 3 (string), summary = 5 { value = 1 { tag = 1, simple_value = 2 } }. That
-has been stable since 2015, and three types of field are all that scalars need: no reason to depend on a package with a web server
-inside. `tensorboard --logdir <report>/tensorboard` shows them.
+wall_time = 1 (double), step = 2 (int64), file_version = 3 (string), summary = 5 { value = 1 { tag = 1, simple_value = 2 } },
+session_log = 7. That has been stable since 2015, and three types of field are all that scalars need: no reason to depend on a
+package with a web server inside. `tensorboard --logdir <report>/tensorboard` shows them, also while the run learns.
+
+A folder is a stage. Each attempt has a file of its own, which holds the whole curve so far and begins with a session start at
+step 0: TensorBoard then drops what the files before it said (its `purge_step`), so a stage that was resumed has each point once.
+A file is a function of its points, and points only come: writing it again, after a crash in the middle of a record or by another
+process, adds what is missing and changes nothing.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from atlas_dist.data.crc import crc32c
+from atlas_dist.store.curves import Point
 
-FILE = "events.out.tfevents.0.atlas-dist"
-"""TensorBoard looks for `tfevents` in the name; a fixed one, because writing again replaces."""
+_START = b"\x08\x01"
+"""SessionLog { status = 1: START = 1 }."""
 
 
 @dataclass(frozen=True)
@@ -29,16 +35,40 @@ class Scalar:
     at: float = 0.0
 
 
-def write_events(folder: Path, scalars: Iterable[Scalar]) -> Path:
-    """Write one event file into `folder`, replacing the one of an earlier call. Raises OSError."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / FILE
-    with path.open("wb") as file:
-        file.write(_record(_double(1, 0.0) + _bytes(3, b"brain.Event:2")))
-        for scalar in scalars:
-            value = _bytes(1, scalar.tag.encode()) + _float(2, scalar.value)
-            file.write(_record(_double(1, scalar.at) + _varint(2, scalar.step) + _bytes(5, _bytes(1, value))))
+def scalars(points: Iterable[Point]) -> Iterator[Scalar]:
+    """Each value of each point, under `<split>/<value>`: train/loss, validation/score, train/samples_per_s, …"""
+    for point in points:
+        for name, value in point.values.items():
+            yield Scalar(f"{point.split}/{name}", point.step, value, point.at)
+
+
+def event_file(folder: Path, number: int) -> Path:
+    """The event file of a stage's attempt `number`. TensorBoard looks for `tfevents` in the name, and reads in order of names."""
+    return folder / f"events.out.tfevents.{number:06d}.atlas-dist"
+
+
+def write_events(path: Path, scalars: Iterable[Scalar], *, purge: bool = True) -> Path:
+    """Make the file at `path` hold exactly these; what is there already and right is left alone. Raises OSError.
+
+    Args:
+        purge: what earlier files of the folder say is void.
+    """
+    head = _record(_double(1, 0.0) + _bytes(3, b"brain.Event:2"))
+    start = _record(_double(1, 0.0) + _bytes(7, _START)) if purge else b""
+    data = head + start + b"".join(map(_event, scalars))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    there = path.read_bytes() if path.exists() else b""
+    if data.startswith(there):
+        with path.open("ab") as file:
+            file.write(data[len(there) :])
+    else:
+        path.write_bytes(data)
     return path
+
+
+def _event(scalar: Scalar) -> bytes:
+    value = _bytes(1, scalar.tag.encode()) + _float(2, scalar.value)
+    return _record(_double(1, scalar.at) + _varint(2, scalar.step) + _bytes(5, _bytes(1, value)))
 
 
 def _record(data: bytes) -> bytes:

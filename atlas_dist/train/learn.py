@@ -43,6 +43,7 @@ from atlas_dist.train.mixture import OWN, Mixture
 from atlas_dist.train.reuse import ReuseMeter
 
 Report = Callable[[Progress], bool]
+Validated = Callable[[int, Scores], None]
 Save = Callable[[int, Mapping[str, bytes]], None]
 
 
@@ -50,18 +51,26 @@ class Learner:
     """One training job on one rank. `run()` returns the files of the result (rank 0; {} elsewhere) and its metrics.
 
     Args:
+        report: hears of progress, says whether to stop; called on rank 0 only.
+        validated: hears of each validation (step, scores); called on every rank.
         save: stores a mid-stage checkpoint (step, files); called on rank 0 only.
         resume: the files of the checkpoint to go on from, or {}.
     """
 
     def __init__(
-        self, context: RankContext, assignment: Assignment, report: Report, save: Save, resume: Mapping[str, bytes]
+        self,
+        context: RankContext,
+        assignment: Assignment,
+        report: Report,
+        validated: Validated,
+        save: Save,
+        resume: Mapping[str, bytes],
     ) -> None:
         self.context, self.job, self.inputs = context, assignment.job, assignment.inputs
         assert self.job.stage is not None, "a training job has a stage"
         self.stage = self.job.stage
         self.method = context.method_of(self.job)
-        self.report, self.save, self.resume = report, save, resume
+        self.report, self.validated, self.save, self.resume = report, validated, save, resume
 
     def run(self) -> tuple[dict[str, bytes], dict[str, Any]]:
         """Train the stage. Raises what `loop.train` raises, and DataError for inputs that do not fit."""
@@ -126,7 +135,9 @@ class Learner:
                 context.barrier()
 
         def validate() -> Scores:
-            return mean_scores([evaluate(module, split.validation(), feed, guest=guest) for guest, split in validations])
+            scores = mean_scores([evaluate(module, split.validation(), feed, guest=guest) for guest, split in validations])
+            self.validated(state.step, scores)
+            return scores
 
         callbacks = Callbacks(
             report=lambda progress: self.report(progress) if context.leader else False,

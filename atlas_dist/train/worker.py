@@ -21,9 +21,10 @@ import torch.distributed as dist
 from atlas_dist.core.types import Assignment, Failure, FailureKind, JobKind
 from atlas_dist.errors import AuthError, ConfigError, DataError, Paused, StoreError
 from atlas_dist.store import artifacts
+from atlas_dist.store.curves import TRAIN, VALIDATION, CurveWriter, history
 from atlas_dist.train.context import RankContext
 from atlas_dist.train.learn import Learner
-from atlas_dist.train.loop import NonFiniteLoss, Progress
+from atlas_dist.train.loop import NonFiniteLoss, Progress, Scores
 from atlas_dist.train.score import score
 
 log = logging.getLogger(__name__)
@@ -85,10 +86,26 @@ class StageWorker:
         if assignment.job.kind is JobKind.EVAL:
             return score(self.context, assignment, report)
 
-        def save(step: int, files: Mapping[str, bytes]) -> None:
-            artifacts.save_checkpoint(self.context.store, assignment.prefix, step, files)
+        store, prefix = self.context.store, assignment.prefix
+        before = history(store, assignment.resume_from) if self.context.leader and assignment.resume_from else ()
+        curve = CurveWriter(store, prefix, self.context.config.track.every_s, history=before)
 
-        return Learner(self.context, assignment, report, save, self._resume_files(assignment)).run()
+        def reported(progress: Progress) -> bool:
+            curve.add(TRAIN, progress.step, _measured(progress))
+            return report(progress)
+
+        def validated(step: int, scores: Scores) -> None:
+            if self.context.leader:
+                curve.add(VALIDATION, step, {"loss": scores.loss, "score": scores.score})
+
+        def save(step: int, files: Mapping[str, bytes]) -> None:
+            curve.flush()  # whoever goes on from this checkpoint finds the points up to it
+            artifacts.save_checkpoint(store, prefix, step, files)
+
+        try:
+            return Learner(self.context, assignment, reported, validated, save, self._resume_files(assignment)).run()
+        finally:
+            curve.flush()
 
     def _resume_files(self, assignment: Assignment) -> dict[str, bytes]:
         """The checkpoint to go on from, every file against its hash; {} when there is none."""
@@ -109,6 +126,16 @@ class StageWorker:
 @dataclass
 class _Position:
     step: int = 0
+
+
+def _measured(progress: Progress) -> dict[str, float]:
+    return {
+        "loss": progress.loss,
+        "score": progress.score,
+        "lr": progress.lr,
+        "samples_per_s": progress.samples_per_s,
+        "data_wait": progress.data_wait,
+    }
 
 
 def failure_of(error: Exception, step: int) -> Failure:

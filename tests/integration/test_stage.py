@@ -10,6 +10,7 @@ from safetensors.torch import load
 
 from atlas_dist.core.types import FailureKind, Stage
 from atlas_dist.store import artifacts
+from atlas_dist.store.curves import TRAIN, VALIDATION, CurveReader
 from atlas_dist.train.inputs import ADAPTER_FILE, TASK_FILE
 from atlas_dist.train.loop import Progress
 from tests.integration.stagekit import Bench, pack_toys, toy_config
@@ -110,6 +111,13 @@ def test_a_resumed_stage_equals_the_uninterrupted_one_bit_for_bit(folder: Path, 
     assert [p.step for p in seen] == [6, 8], "only the steps that were missing were done"
     files = [artifacts.read_result(bench.context.store, a.prefix).blobs for a in (whole, second)]
     assert files[0] == files[1], "adapters, queries, head, curves and statistics: every byte"
+    told = [CurveReader(bench.context.store).points(a.prefix) for a in (whole, first, second)]
+    steps = [[(p.split, p.step) for p in points] for points in told]
+    assert steps[0] == [(TRAIN, 2), (TRAIN, 4), (VALIDATION, 4), (TRAIN, 6), (TRAIN, 8), (VALIDATION, 8)]
+    assert steps[1] == steps[0][:3], "a stage that is stopped has told what it did"
+    assert steps[2] == steps[0], "the one that goes on has the whole history, each step once"
+    assert [p.values["loss"] for p in told[2]] == [p.values["loss"] for p in told[0]]
+    assert set(told[2][0].values) == {"loss", "score", "lr", "samples_per_s", "data_wait"}
 
 
 def test_a_loss_that_is_not_finite_names_its_step(folder: Path, learnt: Bench) -> None:

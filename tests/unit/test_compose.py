@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from atlas_dist.compose import compose_config, groups
+from atlas_dist.compose import compose_config, compose_rows, groups
 from atlas_dist.config import RunConfig, load_config
 from atlas_dist.core.types import Stage
 from atlas_dist.errors import ConfigError
@@ -90,3 +90,45 @@ def test_pools_are_a_number_or_have_names() -> None:
     assert gangs("train.min_workers=1", "cluster.pools=2") == [("main", 2, 1), ("pool-2", 2, 1)]
     named = "cluster.pools={big:{workers:8,min_workers:4,takes:[upstream]},small:{workers:1,takes:[evaluation,transfer]}}"
     assert gangs(named, "train.min_workers=2") == [("big", 8, 4), ("small", 1, 1)]
+
+
+# ------------------------------------------------------------------------------------------------------------- sweeps
+
+
+def test_a_sweep_is_a_row_for_each_combination() -> None:
+    rows = compose_rows(["experiment=toy", "train.budget.lr=1e-3,5e-4", "seeds=[0],[1,2]", "method=choice(atlas,ewc)"])
+    assert list(rows)[:3] == ["lr=0.001,seeds=0,method=atlas", "lr=0.001,seeds=0,method=ewc", "lr=0.001,seeds=1,2,method=atlas"]
+    assert len(rows) == 8
+    last = rows["lr=0.0005,seeds=1,2,method=ewc"]
+    assert (last.train.budget.lr, last.seeds, last.method.name) == (5e-4, [1, 2], "ewc")
+
+
+def test_rows_are_called_by_what_differs_and_by_whole_keys_where_ends_are_equal() -> None:
+    assert list(compose_rows(["experiment=toy"])) == [""]
+    both = compose_rows(["experiment=toy", "train.stage1.lr=1e-3,1e-4", "train.stage2.lr=1e-2,1e-3"])
+    assert next(iter(both)) == "train.stage1.lr=0.001,train.stage2.lr=0.01"
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["train.workers=1,2"], r"only one value of: train.workers \(1, 2\)"),
+        (["store.url=a,b"], "store.url"),
+        (["run=a,b", "backbone=tiny,random_tiny"], "backbone.name.*run"),
+        (["train.budget.lr=interval(0,1)"], "which values"),
+        (["method=glob(*)"], "no such method"),
+        (["train.budget.lr=1e-3,0.001"], "stands twice"),
+        (["train.budget.lr=1e-3,"], "can't be read"),
+        (["method=atlas,ewk"], "Did you mean ewc"),
+        (["train.budget.lr=1e-3,-1"], "train.budget.lr"),
+        (["seeds=range(0,40)", "train.budget.lr=range(1,40)"], "more than 1000"),
+    ],
+)
+def test_what_cannot_be_swept_in_one_run_is_refused_by_name(words: list[str], says: str) -> None:
+    with pytest.raises(ConfigError, match=says):
+        compose_rows(["experiment=toy", *words])
+
+
+def test_several_values_without_m_say_what_m_is_for() -> None:
+    with pytest.raises(ConfigError, match="-m"):
+        compose_config(["experiment=toy", "train.budget.lr=1e-3,5e-4"])

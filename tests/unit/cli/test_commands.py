@@ -11,15 +11,16 @@ from PIL import Image
 
 from atlas_dist.cli import app
 from atlas_dist.cli.status import _last_beat, _pools, _steps
+from atlas_dist.cli.words import Asked, open_run_store
 from atlas_dist.clock import SystemClock
-from atlas_dist.compose import compose_config, groups
+from atlas_dist.compose import compose_config, compose_rows, groups
 from atlas_dist.config import RunConfig
 from atlas_dist.coordinator.heartbeat import Heart
 from atlas_dist.core.ledger import RunState
 from atlas_dist.core.types import TaskKind
 from atlas_dist.store.local import LocalStore
 from atlas_dist.store.objects import MemoryStore
-from tests.bankkit import copied, toys
+from tests.bankkit import copied, toys, write_ledger
 from tests.chaos.judge import judge, objects_of
 from tests.unit.coordinator.test_collect import crashed_before_cleaning
 from tests.unit.coordinator.test_coordinator import World
@@ -183,6 +184,44 @@ def test_predict_answers_from_the_store_and_from_lines(shell: Shell, tmp_path: P
     assert answers[1]["index"] == answer["index"]
     human = shell("predict", "--task", "toy_kin", "--text", "what?", *(f"--choice={c}" for c in "abc"), *words)
     assert "%)" in human.splitlines()[0]
+
+
+# ------------------------------------------------------------------------------------------------------------ sweeps
+
+
+def test_a_sweep_shares_what_is_equal_and_adopts_what_is_known(shell: Shell) -> None:
+    words = toys().words
+    single = len(toys().plan_keys)
+    both = json.loads(shell("plan", "-m", "--json", "run=swept", "tasks.toy_ask.stage2.lr=1e-3,7e-4", *words))
+    standing = [job["standing"] for job in both["jobs"]]
+    assert single < len(standing) < 2 * single
+    shared = {job["label"].partition("/")[2] for job in both["jobs"] if job["orders"] == 2}
+    assert {"1 toy_shape stage2", "2 toy_kin stage2", "3 toy_ask stage1", "2 eval toy_kin"} <= shared
+    assert "3 toy_ask stage2" not in shared
+    assert all(job["standing"] == "fact of toy" for job in both["jobs"] if job["orders"] == 2), "what a row has is known already"
+
+
+def test_a_swept_run_has_a_table_a_page_a_row_and_all_the_commands(shell: Shell, tmp_path: Path) -> None:
+    words = (*copied(toys(), tmp_path), "run=swept", "sequence.downstream=[],[toy_pair]", "report=out")
+    asked = Asked(compose_rows(list(words)))
+    plan = asked.plan()
+    done = {key: toys().bench.done[key] for key in plan.jobs}
+    write_ledger(open_run_store(asked.config), asked.config, plan, done, asked.specification())
+    assert "run swept: complete" in shell("status", "-m", *words)
+    assert "order0-seed0/1 toy_shape stage2" in shell("logs", "-m", *words)
+    assert "run swept is complete; nothing to do" in shell("run", "-m", *words)
+    text = shell("report", "-m", *words)
+    assert "Rows of the sweep" in text
+    assert all(f"│ {row} " in text for row in ("downstream=", "downstream=toy_pair"))
+    about = [json.loads((tmp_path / "out" / row / "run.json").read_text()) for row in asked.rows]
+    assert [any("transfer" in job["label"] for job in row["jobs"]) for row in about] == [False, True]
+    assert [row["committed"] == row["total"] == len(row["jobs"]) for row in about] == [True, True]
+    assert all((tmp_path / "out" / row / "index.html").exists() for row in asked.rows)
+    assert (tmp_path / "out" / "comparison.csv").read_text().count("downstream=toy_pair,average accuracy") == 1
+    assert [e["task"] for e in json.loads(shell("bank", "ls", "--json", *words[:-3], "run=swept"))][:2] == [
+        "toy_shape",
+        "toy_kin",
+    ]
 
 
 # ------------------------------------------------------------------------------------------------------------ explain

@@ -26,7 +26,7 @@ from atlas_dist.data.crc import crc32c
 from atlas_dist.report.console import show
 from atlas_dist.report.facts import RunFacts, gather
 from atlas_dist.report.page import render, write_report
-from atlas_dist.report.tensorboard import FILE, Scalar, write_events
+from atlas_dist.report.tensorboard import Scalar, event_file, write_events
 from atlas_dist.report.timeline import timeline
 from tests.unit.core.test_plan import COMMON, sequence
 from tests.unit.report.pages import check_page
@@ -164,21 +164,21 @@ def test_programs_get_the_same_numbers_as_csv(plan: Plan, tmp_path: Path) -> Non
     assert "a,stage2,L0.aftmlp,a,0.25,0.1" in (tmp_path / "abc-reuse.csv").read_text()
     assert len((tmp_path / "jobs.csv").read_text().splitlines()) == got.total + 1
     assert "α × 100" in page
-    assert (tmp_path / "tensorboard" / "abc" / "a-stage2" / FILE).exists()
+    assert (tmp_path / "tensorboard" / "abc" / "a-stage2").is_dir()
 
 
 def test_tensorboard_reads_what_is_written(tmp_path: Path) -> None:
     loader = pytest.importorskip("tensorboard.backend.event_processing.event_file_loader")
     given = [Scalar("train/loss", 300, 0.5, 12.5), Scalar("validation/score", 1 << 40, -2.0)]
-    path = write_events(tmp_path, given)
-    _, *read = list(loader.LegacyEventFileLoader(str(path)).Load())
+    path = write_events(event_file(tmp_path, 1), given)
+    _, _, *read = list(loader.LegacyEventFileLoader(str(path)).Load())
     values = [(e.summary.value[0].tag, e.step, e.summary.value[0].simple_value, e.wall_time) for e in read]
     assert values == [("train/loss", 300, 0.5, 12.5), ("validation/score", 1 << 40, -2.0, 0.0)]
 
 
 def test_event_records_carry_their_checksums(tmp_path: Path) -> None:
     """By the definition of TFRecord, without any reader: masked CRC-32C of length and data."""
-    data = write_events(tmp_path, [Scalar("a", 1, 2.0)]).read_bytes()
+    data = write_events(event_file(tmp_path, 1), [Scalar("a", 1, 2.0)], purge=False).read_bytes()
 
     def masked(part: bytes) -> bytes:
         crc = crc32c(part)

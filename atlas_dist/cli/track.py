@@ -1,0 +1,55 @@
+"""`atlas-dist track`, and the same beside a run: curves from the store to TensorBoard, MLflow and W&B."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from atlas_dist.cli.words import asked, console, hush, no_such_run, open_run_store, report_folder
+from atlas_dist.config import RunConfig
+from atlas_dist.coordinator import paths
+from atlas_dist.core.plan import Plan
+from atlas_dist.report.track_mlflow import MLflow
+from atlas_dist.report.track_wandb import WandB
+from atlas_dist.report.tracking import Teller, TensorBoard, Tracker
+
+
+def show_track(overrides: list[str] | None, *, follow: bool, many: bool = False) -> None:
+    """Tell everything that the store has, once or until the run is over. Raises ConfigError: there is no such run."""
+    asked_for = asked(overrides, many=many)
+    config = asked_for.config
+    hush()
+    out = console()
+    teller = make_teller(config, asked_for.plan(), lambda text: out.print(text, markup=False))
+    teller.look(last=True)
+    if not teller.begun:
+        raise no_such_run(config)
+    out.print(f"tensorboard --logdir {report_folder(config) / 'tensorboard'}", markup=False, soft_wrap=True)
+    while follow and not teller.over:
+        time.sleep(config.track.every_s)
+        teller.look()
+    teller.close()
+
+
+def make_teller(config: RunConfig, plan: Plan, warn: Callable[[str], None]) -> Teller:
+    """Everything that `track.*` asks for. Raises ConfigError: an extra is not installed."""
+    return Teller(
+        plan,
+        open_run_store(config),
+        config.run,
+        paths.ledger(config.run),
+        trackers(config, report_folder(config)),
+        config.track.every_s,
+        warn,
+    )
+
+
+def trackers(config: RunConfig, folder: Path) -> list[Tracker]:
+    """TensorBoard's files in `folder`, and what `track.*` names."""
+    found: list[Tracker] = [TensorBoard(folder)]
+    if config.track.mlflow:
+        found.append(MLflow(config.track.mlflow, config.track.mlflow_experiment))
+    if config.track.wandb:
+        found.append(WandB(config.track.wandb, folder))
+    return found
