@@ -31,7 +31,7 @@ def packers(config: RunConfig) -> Iterator[MapFn]:
     Raises:
         ConfigError: the cluster cannot be reached.
     """
-    with cluster(config.cluster, 1):
+    with cluster(config.cluster, ()):
         yield _map
 
 

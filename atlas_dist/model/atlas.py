@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -106,7 +106,7 @@ class AtlasModel(nn.Module):
             self.sites[_attribute(place.name)] = site
             self._hooks[place.name] = _SiteHook(site)
             self._attach(place.name, backbone.get_submodule(place.path))
-        self._undo_runs = run_layers(list(backbone.encoder.layer), runs, self._unheard)
+        self._undo_runs = run_layers(list(cast(Any, backbone).encoder.layer), runs, self._unheard)
         like = next(backbone.parameters())
         for module in (self.head, self.sites):
             module.to(device=like.device, dtype=like.dtype)

@@ -9,6 +9,7 @@ width, T adapters. `tests/unit/model/test_flops.py` holds these sums against wha
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 
@@ -69,7 +70,8 @@ def sample_flops(model: AtlasModel, text: int) -> StepFlops:
 
     Passes that a sample takes (texts, images) are counted; under ZeRO-3, call it before the parameters are taken apart.
     """
-    spec, config = model.head_spec, model.backbone.config
+    spec, trunk_model = model.head_spec, cast(Any, model.backbone)
+    config = trunk_model.config
     passes = spec.texts * spec.images
     patches = (config.image_size // config.patch_size) ** 2
     if config.max_image_length is not None and config.max_image_length > 0:
@@ -84,14 +86,14 @@ def sample_flops(model: AtlasModel, text: int) -> StepFlops:
     groups = [g for site in model.sites.values() for g in site.modules() if isinstance(g, AdapterGroup)]
     fusions = [m for name, m in model.named_modules() if name.endswith(".fusion")]
     sites = [_group_flops(g, trunk.tokens, config.num_attention_heads) for g in groups]
-    trained = sum(p.numel() for p in model.backbone.encoder.parameters() if p.requires_grad and p.dim() == 2)
+    trained = sum(p.numel() for p in trunk_model.encoder.parameters() if p.requires_grad and p.dim() == 2)
     deep = trained > 0 or any(p.requires_grad for p in model.sites.parameters())
     fused = 2.0 * trunk.tokens * sum(p.numel() for m in fusions for p in m.parameters() if p.dim() == 2)
     head = 2.0 * sum(p.numel() for p in model.head.parameters() if p.dim() == 2)
     forward = trunk.forward() + sum(s.forward for s in sites) + fused
     backward = (trunk.backward(whole=trained > 0) + sum(s.backward for s in sites) + 2 * fused) if deep else 0.0
     backward += 2.0 * trunk.tokens * trained
-    if model.backbone.embeddings.patch_embeddings.projection.weight.requires_grad:
+    if trunk_model.embeddings.patch_embeddings.projection.weight.requires_grad:
         backward += trunk.embedding
     # The head reads all images of a text at once. Its weights get gradients, and its input where anything below it does.
     return StepFlops(passes * forward + spec.texts * head, passes * backward + spec.texts * head * (2 if deep else 1))

@@ -39,8 +39,8 @@ class Feeder:
         shape = (1, 1, 3, 1, 1)
         self._scale = (1.0 / (255.0 * torch.tensor(std))).view(shape).to(device)
         self._shift = (torch.tensor(mean) / torch.tensor(std)).view(shape).to(device)
-        self._queue = torch.cuda.Stream(device) if device.type == "cuda" else None
-        self._copied = torch.cuda.Event() if device.type == "cuda" else None
+        self._queue = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+        self._copied = torch.cuda.Event() if device.type == "cuda" else None  # type: ignore[no-untyped-call]
 
     def __call__(self, batch: RankBatch, micro_batch: int = 0) -> Iterator[ModelBatch]:
         """Yield `batch` in pieces of `micro_batch` slots (0 = whole)."""
