@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from types import TracebackType
-from typing import Any, NamedTuple, Self, cast
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +36,7 @@ from atlas_dist.model.fusion import FusionSite
 from atlas_dist.model.heads import Head, HeadSpec
 from atlas_dist.model.layers import AS_THEY_ARE, LayerRuns, run_layers
 from atlas_dist.model.mixing import AdapterGroup, MixingSite, MixingSpec, SiteOutput
-from atlas_dist.model.trunks import TrunkInput, architecture_of
+from atlas_dist.model.trunks import Tower, TrunkInput, architecture_of, layers_of
 
 
 class AtlasOutput(NamedTuple):
@@ -101,12 +101,13 @@ class AtlasModel(nn.Module):
         self._handles: list[RemovableHandle] = []
         self._undo_runs: Callable[[], None] = lambda: None
         make = FusionSite if fuses else partial(MixingSite, normalize_ortho=normalize_ortho)
-        for place in self._architecture.sites(backbone):
+        places = self._architecture.sites(backbone)
+        for place in places:
             site = make(place.width, place.heads, mixing, visible=visible, grows=grows, generator=generator)
             self.sites[_attribute(place.name)] = site
             self._hooks[place.name] = _SiteHook(site)
             self._attach(place.name, backbone.get_submodule(place.path))
-        self._undo_runs = run_layers(list(cast(Any, backbone).encoder.layer), runs, self._unheard)
+        self._undo_runs = run_layers(layers_of(backbone, places), runs, self._unheard)
         like = next(backbone.parameters())
         for module in (self.head, self.sites):
             module.to(device=like.device, dtype=like.dtype)
@@ -159,6 +160,11 @@ class AtlasModel(nn.Module):
             image_type=self.image_types[image],
         )
         return self._architecture.encode(self.backbone, given).pooled
+
+    def tower(self, text: int) -> Tower | None:
+        """What one pass with `text` text tokens goes through; None where the trunk's architecture does not say."""
+        count = self._architecture.tower
+        return None if count is None else count(self.backbone, text)
 
     def penalty(self, like: Tensor) -> Tensor:
         """Of one pass: a second pass has the same queries, and the released code's counting per pass is a known fault."""

@@ -8,13 +8,15 @@ width, T adapters. `tests/unit/model/test_flops.py` holds these sums against wha
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, cast
 
 import torch
+from torch import nn
 
 from atlas_dist.model.atlas import AtlasModel
 from atlas_dist.model.mixing import AdapterGroup
+from atlas_dist.model.trunks import Tower
 
 PEAKS: dict[str, tuple[float, float]] = {
     "NVIDIA B200": (2250.0, 75.0),
@@ -62,87 +64,82 @@ class StepFlops:
         return self.forward + self.backward
 
 
-def sample_flops(model: AtlasModel, text: int) -> StepFlops:
-    """What one sample of the model's task costs, with whatever requires gradients now.
+def sample_flops(model: AtlasModel, text: int) -> StepFlops | None:
+    """What one sample of the model's task costs, with whatever requires gradients now; None where the trunk does not say.
 
     Args:
         text: tokens of one text, padding included.
 
     Passes that a sample takes (texts, images) are counted; under ZeRO-3, call it before the parameters are taken apart.
     """
-    spec, trunk_model = model.head_spec, cast(Any, model.backbone)
-    config = trunk_model.config
+    tower = model.tower(text)
+    if tower is None:
+        return None
+    spec, trunk = model.head_spec, _Trunk(tower)
     passes = spec.texts * spec.images
-    patches = (config.image_size // config.patch_size) ** 2
-    if config.max_image_length is not None and config.max_image_length > 0:
-        patches = min(patches, config.max_image_length)
-    trunk = _Trunk(
-        tokens=text + 1 + patches,
-        width=config.hidden_size,
-        inner=config.intermediate_size,
-        layers=config.num_hidden_layers,
-        embedding=2.0 * patches * config.num_channels * config.patch_size**2 * config.hidden_size,
-    )
     groups = [g for site in model.sites.values() for g in site.modules() if isinstance(g, AdapterGroup)]
     fusions = [m for name, m in model.named_modules() if name.endswith(".fusion")]
-    sites = [_group_flops(g, trunk.tokens, config.num_attention_heads) for g in groups]
-    trained = sum(p.numel() for p in trunk_model.encoder.parameters() if p.requires_grad and p.dim() == 2)
+    sites = [_group_flops(g, tower.tokens) for g in groups]
+    trained = sum(p.numel() for p in _products(model.backbone) if p.requires_grad and p.dim() == 2)
     deep = trained > 0 or any(p.requires_grad for p in model.sites.parameters())
-    fused = 2.0 * trunk.tokens * sum(p.numel() for m in fusions for p in m.parameters() if p.dim() == 2)
+    fused = 2.0 * tower.tokens * sum(p.numel() for m in fusions for p in m.parameters() if p.dim() == 2)
     head = 2.0 * sum(p.numel() for p in model.head.parameters() if p.dim() == 2)
     forward = trunk.forward() + sum(s.forward for s in sites) + fused
     backward = (trunk.backward(whole=trained > 0) + sum(s.backward for s in sites) + 2 * fused) if deep else 0.0
-    backward += 2.0 * trunk.tokens * trained
-    if trunk_model.embeddings.patch_embeddings.projection.weight.requires_grad:
-        backward += trunk.embedding
+    backward += 2.0 * tower.tokens * trained
+    if any(p.requires_grad for p in _products(model.backbone) if p.dim() == 4):
+        backward += tower.embedding
     # The head reads all images of a text at once. Its weights get gradients, and its input where anything below it does.
     return StepFlops(passes * forward + spec.texts * head, passes * backward + spec.texts * head * (2 if deep else 1))
 
 
+def _products(trunk: nn.Module) -> Iterator[nn.Parameter]:
+    """The matrices that every token, or every patch, is multiplied with."""
+    for module in trunk.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            yield module.weight
+
+
 @dataclass(frozen=True)
 class _Trunk:
-    """One pass of one sample through the frozen transformer. `embedding`: FLOPs of the patches' projection."""
+    """One pass of one sample through the transformer."""
 
-    tokens: int
-    width: int
-    inner: int
-    layers: int
-    embedding: float
+    tower: Tower
 
     @property
     def _attention(self) -> float:
         """Scores and weighted sum, all heads of one layer."""
-        return 4.0 * self.tokens**2 * self.width
+        return 4.0 * self.tower.tokens**2 * self.tower.width
 
     @property
     def _projections(self) -> float:
         """Query, key, value and output of one layer."""
-        return 8.0 * self.tokens * self.width**2
+        return 8.0 * self.tower.tokens * self.tower.width**2
 
     @property
     def _mlp(self) -> float:
-        return 4.0 * self.tokens * self.width * self.inner
+        return 4.0 * self.tower.tokens * self.tower.width * self.tower.inner
 
     @property
     def _pooler(self) -> float:
-        return 2.0 * self.width**2
+        return 2.0 * self.tower.width**2
 
     def forward(self) -> float:
-        return self.embedding + self.layers * (self._projections + self._attention + self._mlp) + self._pooler
+        return self.tower.embedding + self.tower.layers * (self._projections + self._attention + self._mlp) + self._pooler
 
     def backward(self, *, whole: bool) -> float:
         """To the inputs of each product, weights left out. A frozen trunk's gradient ends at its lowest site, above the first
         layer's attention; with `whole`, it goes through that as well."""
-        layers = self.layers * (self._projections + 2 * self._attention + self._mlp)
+        layers = self.tower.layers * (self._projections + 2 * self._attention + self._mlp)
         return layers + self._pooler - (0.0 if whole else self._projections + 2 * self._attention)
 
 
-def _group_flops(group: AdapterGroup, tokens: int, heads: int) -> StepFlops:
+def _group_flops(group: AdapterGroup, tokens: int) -> StepFlops:
     """One group of adapters at one site: down, up, and each query row's attention over tokens and bottleneck."""
     count, rank, width = group.down.shape
     product = 2.0 * tokens * width * rank * count
     rows = 0 if group.query is None else group.query[0].numel() // width
-    attention = 4.0 * tokens * (width + (heads * rank if group.rule.over_output else 0)) * rows * count
+    attention = 4.0 * tokens * (width + (group.rule.heads * rank if group.rule.over_output else 0)) * rows * count
     weights = sum(product for p in (group.down, group.up) if p.requires_grad)
     # Scores and sums, each with a gradient to both of their factors; the queries' own is as large as one more score.
     asks = group.query is not None and group.query.requires_grad

@@ -17,7 +17,7 @@ from atlas_dist.core.keys import canonical_json
 from atlas_dist.core.sampling import slots
 from atlas_dist.core.types import Assignment, Role
 from atlas_dist.data.stream import Stream
-from atlas_dist.model.flops import peak_flops, sample_flops
+from atlas_dist.model.flops import StepFlops, peak_flops, sample_flops
 from atlas_dist.model.heads import HeadSpec
 from atlas_dist.model.mixing import Weighting
 from atlas_dist.packages import environment
@@ -98,7 +98,7 @@ class Learner:
             earlier = opened.enter_context(build_teacher(context, job, self.inputs)) if remembers else None
             lesson = StageLesson(job, module, own, context.feeder(), memory, earlier)
             module.term = method.term(lesson) if method.term is not None and remembers else None
-            settings = self._loop_settings(mixture, sample_flops(model, job.task.max_text).total)
+            settings = self._loop_settings(mixture, sample_flops(model, job.task.max_text))
             engine = build_engine(module, self._groups(module), self._engine_settings(settings))
             inside = (*(f"model.{name}" for name in names), *(f"guests.{n}" for n, _ in module.guests.named_parameters()))
             try:
@@ -228,11 +228,12 @@ class Learner:
             "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
         }
 
-    def _loop_settings(self, mixture: Mixture, flops: float) -> LoopSettings:
+    def _loop_settings(self, mixture: Mixture, needed: StepFlops | None) -> LoopSettings:
         budget, config = self.job.budget, self.context.config.train
         # What cannot be shared evenly is padded with masked slots: any number of workers takes the same steps.
         share = slots(budget.global_batch, self.context.world)
         micro = micro_batch_for(share, config.micro_batch)
+        peak = peak_flops(device(), bf16=config.precision is Precision.BF16)
         return LoopSettings(
             total_steps=len(mixture),
             # Without the head a stage does not move the score: there is no best state to choose but the last.
@@ -242,8 +243,8 @@ class Learner:
             micro_batch=micro,
             accumulation=math.ceil(share / micro),
             penalty_weight=self.method.penalty_weight,
-            sample_flops=flops,
-            peak_flops=self.context.world * (peak_flops(device(), bf16=config.precision is Precision.BF16) or 0.0),
+            sample_flops=needed.total if needed else 0.0,
+            peak_flops=self.context.world * peak if needed and peak else 0.0,
         )
 
     def _engine_settings(self, settings: LoopSettings) -> EngineSettings:

@@ -41,7 +41,7 @@ from naive_mixing import NaiveAdapter, naive_site  # noqa: E402
 
 from atlas_dist.core.types import Budget  # noqa: E402
 from atlas_dist.model.atlas import AtlasModel  # noqa: E402
-from atlas_dist.model.flops import peak_flops, sample_flops  # noqa: E402
+from atlas_dist.model.flops import StepFlops, peak_flops, sample_flops  # noqa: E402
 from atlas_dist.model.layers import LayerRuns  # noqa: E402
 from atlas_dist.model.mixing import MixingSite, SiteOutput  # noqa: E402
 from atlas_dist.model.vilt import uniform_pixel_mask  # noqa: E402
@@ -172,11 +172,11 @@ class Bench:
             trunk = random_trunk(self.size, self.device, bf16=self.bf16, fast=name != "stock")
             if name in ("ours", "naive"):
                 steps[name], model = self.training(trunk, stage, adapters, naive=name == "naive")
-                flops[name] = sample_flops(model, self.size.text).total
+                flops[name] = needs(model, self.size).total
             else:
                 steps[name] = self.forward(trunk)
                 with open_model(trunk, self.size, 0, TWO) as bare:
-                    flops[name] = sample_flops(bare, self.size.text).forward
+                    flops[name] = needs(bare, self.size).forward
             before = torch.cuda.memory_allocated() if self.device.type == "cuda" else 0
             steps[name]()
             peaks[name] = self.memory(steps[name]) - before / 2**20
@@ -225,6 +225,13 @@ class Bench:
         }
         print(", ".join(f"{what}: {times}" for what, times in counted.items()))
         return {"stage": stage, "T": adapters, **counted}
+
+
+def needs(model: AtlasModel, size: Size) -> StepFlops:
+    """Of one sample; ViLT says what it goes through."""
+    found = sample_flops(model, size.text)
+    assert found is not None
+    return found
 
 
 def show(rows: list[dict[str, Any]]) -> None:

@@ -34,6 +34,7 @@ def test_every_choice_of_a_group_composes(group: str) -> None:
         ("trian.workers=3", r"trian: there is no such key; did you mean train"),
         ("train.precision=fp8", r"train.precision.*'fp32' or 'bf16' \(it is 'fp8'\)"),
         ("train.zero_stage=4", r"train.zero_stage"),
+        ("pack.on=slurm", r"pack.on.*'here' or 'ray'"),
         ("train.workers=300", r"too few for 300 workers: a worker without a sample only costs"),
         ("sequence.upstream=[digits,zap]", r"sequence names zap; the tasks of this configuration are digits"),
         ("tasks.digits.kind=film", r"'single', 'choice', 'pair' or 'answers'"),

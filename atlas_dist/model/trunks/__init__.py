@@ -6,7 +6,7 @@ from __future__ import annotations
 from torch import nn
 
 from atlas_dist.errors import ConfigError
-from atlas_dist.model.trunks.base import AdapterSite, Architecture, Encoded, Limits, TrunkInput
+from atlas_dist.model.trunks.base import AdapterSite, Architecture, Encoded, Limits, Tower, TrunkInput, layers_of
 from atlas_dist.model.trunks.vilt import VILT
 
 __all__ = [
@@ -15,9 +15,11 @@ __all__ = [
     "Architecture",
     "Encoded",
     "Limits",
+    "Tower",
     "TrunkInput",
     "architecture_named",
     "architecture_of",
+    "layers_of",
 ]
 
 ARCHITECTURES: dict[str, Architecture] = {row.name: row for row in (VILT,)}

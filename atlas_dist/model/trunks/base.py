@@ -7,7 +7,7 @@ asks here and knows no architecture by name.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -72,6 +72,18 @@ class Limits:
     text_tokens: int
 
 
+@dataclass(frozen=True)
+class Tower:
+    """What one pass of one sample goes through, for counting its arithmetic (model/flops.py): L tokens of width D through
+    `layers` layers with an MLP of width `inner`; `embedding`: FLOPs of the patches' projection."""
+
+    tokens: int
+    width: int
+    inner: int
+    layers: int
+    embedding: float
+
+
 @dataclass(frozen=True, eq=False)
 class Architecture:
     """One architecture. Functions take a model of its own kind, `model_class`.
@@ -91,6 +103,7 @@ class Architecture:
         encode: one pass; gradients flow.
         pixel_mean, pixel_std: per channel, for pixels in [0, 1].
         image_types: how many pictures of a sample it can tell apart.
+        tower: text tokens -> the one tower that they and the picture's patches go through; None = its FLOPs are not counted.
     """
 
     name: str
@@ -106,6 +119,17 @@ class Architecture:
     accelerate: Callable[[Any], None] = lambda _: None
     leftovers: tuple[str, ...] = ()
     image_types: int = 1
+    tower: Callable[[Any, int], Tower] | None = None
+
+
+def layers_of(model: nn.Module, sites: Sequence[AdapterSite]) -> list[nn.Module]:
+    """The layers that hold the sites, each once, in order: a site's path up to its first number."""
+    paths = []
+    for site in sites:
+        parts = site.path.split(".")
+        number = next(i for i, part in enumerate(parts) if part.isdigit())
+        paths.append(".".join(parts[: number + 1]))
+    return [model.get_submodule(path) for path in dict.fromkeys(paths)]
 
 
 def tower_sites(

@@ -15,6 +15,7 @@ from atlas_dist.model.trunks.base import (
     Architecture,
     Encoded,
     Limits,
+    Tower,
     TrunkInput,
     check_layers_left,
     named_below,
@@ -64,6 +65,20 @@ def _offer_image_types(model: ViltModel) -> None:
 def _limits(model: ViltModel) -> Limits:
     config = model.config
     return Limits(int(config.hidden_size), int(config.image_size), int(config.max_position_embeddings))
+
+
+def _tower(model: ViltModel, text: int) -> Tower:
+    config = model.config
+    patches = (config.image_size // config.patch_size) ** 2
+    if config.max_image_length is not None and config.max_image_length > 0:
+        patches = min(patches, config.max_image_length)
+    return Tower(
+        tokens=text + 1 + patches,
+        width=config.hidden_size,
+        inner=config.intermediate_size,
+        layers=config.num_hidden_layers,
+        embedding=2.0 * patches * config.num_channels * config.patch_size**2 * config.hidden_size,
+    )
 
 
 def _sites(model: ViltModel) -> tuple[AdapterSite, ...]:
@@ -121,4 +136,5 @@ VILT = Architecture(
     pixel_mean=(0.5, 0.5, 0.5),
     pixel_std=(0.5, 0.5, 0.5),
     image_types=_TOKEN_TYPES - 1,
+    tower=_tower,
 )
