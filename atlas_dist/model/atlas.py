@@ -101,13 +101,12 @@ class AtlasModel(nn.Module):
         self._handles: list[RemovableHandle] = []
         self._undo_runs: Callable[[], None] = lambda: None
         make = FusionSite if fuses else partial(MixingSite, normalize_ortho=normalize_ortho)
-        places = self._architecture.sites(backbone)
-        for place in places:
+        for place in self._architecture.sites(backbone):
             site = make(place.width, place.heads, mixing, visible=visible, grows=grows, generator=generator)
             self.sites[_attribute(place.name)] = site
             self._hooks[place.name] = _SiteHook(site)
             self._attach(place.name, backbone.get_submodule(place.path))
-        self._undo_runs = run_layers(layers_of(backbone, places), runs, self._unheard)
+        self._undo_runs = run_layers(self.layers(), runs, self._unheard)
         like = next(backbone.parameters())
         for module in (self.head, self.sites):
             module.to(device=like.device, dtype=like.dtype)
@@ -160,6 +159,10 @@ class AtlasModel(nn.Module):
             image_type=self.image_types[image],
         )
         return self._architecture.encode(self.backbone, given).pooled
+
+    def layers(self) -> list[nn.Module]:
+        """The trunk's layers, in order."""
+        return layers_of(self.backbone, self._architecture.sites(self.backbone))
 
     def tower(self, text: int) -> Tower | None:
         """What one pass with `text` text tokens goes through; None where the trunk's architecture does not say."""

@@ -80,23 +80,23 @@ def sample_flops(model: AtlasModel, text: int) -> StepFlops | None:
     groups = [g for site in model.sites.values() for g in site.modules() if isinstance(g, AdapterGroup)]
     fusions = [m for name, m in model.named_modules() if name.endswith(".fusion")]
     sites = [_group_flops(g, tower.tokens) for g in groups]
-    trained = sum(p.numel() for p in _products(model.backbone) if p.requires_grad and p.dim() == 2)
+    trained = sum(p.numel() for layer in model.layers() for p in _products(layer, nn.Linear))
     deep = trained > 0 or any(p.requires_grad for p in model.sites.parameters())
     fused = 2.0 * tower.tokens * sum(p.numel() for m in fusions for p in m.parameters() if p.dim() == 2)
     head = 2.0 * sum(p.numel() for p in model.head.parameters() if p.dim() == 2)
     forward = trunk.forward() + sum(s.forward for s in sites) + fused
     backward = (trunk.backward(whole=trained > 0) + sum(s.backward for s in sites) + 2 * fused) if deep else 0.0
     backward += 2.0 * tower.tokens * trained
-    if any(p.requires_grad for p in _products(model.backbone) if p.dim() == 4):
+    if any(True for _ in _products(model.backbone, nn.Conv2d)):
         backward += tower.embedding
     # The head reads all images of a text at once. Its weights get gradients, and its input where anything below it does.
     return StepFlops(passes * forward + spec.texts * head, passes * backward + spec.texts * head * (2 if deep else 1))
 
 
-def _products(trunk: nn.Module) -> Iterator[nn.Parameter]:
-    """The matrices that every token, or every patch, is multiplied with."""
-    for module in trunk.modules():
-        if isinstance(module, nn.Linear | nn.Conv2d):
+def _products(part: nn.Module, kind: type[nn.Linear | nn.Conv2d]) -> Iterator[torch.Tensor]:
+    """The matrices of a kind that train, below a part of the trunk."""
+    for module in part.modules():
+        if isinstance(module, kind) and module.weight.requires_grad:
             yield module.weight
 
 
