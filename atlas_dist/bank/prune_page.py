@@ -11,7 +11,7 @@ from typing import Any
 from rich.table import Table
 
 from atlas_dist.report.html import document, table
-from atlas_dist.report.svg import heat_cell, line_chart
+from atlas_dist.report.svg import COLOURS, heat_cell, line_chart
 
 PAGE_FILE, TABLE_FILE = "prune.html", "prune.csv"
 
@@ -60,7 +60,10 @@ def _csv(record: Mapping[str, Any]) -> str:
 def _page(record: Mapping[str, Any]) -> str:
     tasks = list(record["keys"])
     steps = [step for _, step in _named(record)]
-    lines = {task: [(step["adapters"], step["scores"][task]) for step in reversed(steps)] for task in tasks}
+    first, last = steps[0]["scores"], steps[-1]["scores"]
+    drawn = sorted(tasks, key=lambda task: last[task] - first[task])[: COLOURS - 1]
+    lines = {task: [(step["adapters"], step["scores"][task]) for step in reversed(steps)] for task in tasks if task in drawn}
+    which = "Every task" if len(drawn) == len(tasks) else f"The {len(drawn)} tasks that lost most, and the mean of all,"
     chart = line_chart(
         {"mean": [(step["adapters"], step["mean"]) for step in reversed(steps)]} | lines,
         "Validation score in % by the number of adapters that are left",
@@ -79,7 +82,5 @@ def _page(record: Mapping[str, Any]) -> str:
         f"{left['adapters']} of {len(tasks)} adapters are left: {escape(', '.join(left['kept']) or 'none')}. The budget was "
         f"{budget['mean']:g} points of the average and {budget['worst']:g} points of any one task."
     )
-    figure = (
-        f"<figure>{chart}<figcaption>Every task with what is left of its view, on its validation split.</figcaption></figure>"
-    )
+    figure = f"<figure>{chart}<figcaption>{which} with what is left of its view, on its validation split.</figcaption></figure>"
     return document(f"Pruned bank of run {record['run']}", lede, {}, figure + table("Step by step (score in %)", head, rows))

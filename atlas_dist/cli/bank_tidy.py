@@ -82,7 +82,7 @@ def prune(
     names = {key: t.learnt.name for key, t in weights.tasks.items()}
     known = {} if fresh else recorded_scores(bank)
     scorer = Scorer(rescoring_context(config, weights, weights.first), weights, known)
-    out.print(f"{len(names)} tasks, {len(names)} adapters, {_mb(weights.size)}: {', '.join(names.values())}", markup=False)
+    out.print(f"{len(names)} tasks, {len(names)} adapters, {_size(weights.size)}: {', '.join(names.values())}", markup=False)
 
     def tell(step: Step) -> None:
         what = f"without {names[step.dropped]}" if step.dropped else "the whole bank"
@@ -109,51 +109,48 @@ def prune(
 
 def _tell(found: Survey, out: Console, *, deleted: bool) -> None:
     if found.garbage and not deleted:
-        out.print(_table(found.garbage, "Nothing can use these any more"))
+        _show("Nothing can use these any more", found.garbage, out)
     if found.halves:
         size = sum(half.size for half in found.halves)
-        out.print(f"{len(found.halves)} half-written files of processes that died, {_mb(size)}", markup=False)
+        out.print(f"{len(found.halves)} half-written files of processes that died, {_size(size)}", markup=False)
     for title, pile in (
         ("Garbage, but younger than --older-than", found.young),
         ("Not committed, but a run that is started again may use it", found.kept),
         ("Unknown: no record speaks of these folders; look at them and delete them yourself", found.unknown),
     ):
         if pile:
-            out.print(_table(pile, title))
-    if any("checkpoints" in each.why for each in found.kept):
+            _show(title, pile, out)
+    if found.kept:
         out.print(
-            "To free those too, end the run for good: atlas-dist cancel, then run once more to have it recorded.", soft_wrap=True
+            "What a run may still use is freed once it is over for good: atlas-dist cancel, then run again to have it recorded.",
+            soft_wrap=True,
         )
     count = len(found.garbage) + len(found.halves)
     if not count:
         out.print(f"run {found.run}: nothing to free; committed files are never touched", markup=False)
     elif deleted:
-        out.print(f"run {found.run}: {_mb(found.size)} freed", markup=False)
+        out.print(f"run {found.run}: {_size(found.size)} freed", markup=False)
     else:
-        out.print(f"run {found.run}: {_mb(found.size)} would be freed. Nothing was deleted; --yes does it.", markup=False)
+        out.print(f"run {found.run}: {_size(found.size)} would be freed. Nothing was deleted; --yes does it.", markup=False)
 
 
-def _table(pile: tuple[Remains, ...], title: str) -> Table:
-    table = Table(title=title, title_justify="left")
-    for column, side in (
-        ("attempt", "left"),
-        ("last record (UTC)", "left"),
-        ("why", "left"),
-        ("files", "right"),
-        ("MB", "right"),
-    ):
-        table.add_column(column, justify=side)  # type: ignore[arg-type]
+def _show(title: str, pile: tuple[Remains, ...], out: Console) -> None:
+    """A title of its own: rich would fold it to the table's width."""
+    table = Table()
+    for column in ("attempt", "last record (UTC)", "why", "files", "size"):
+        table.add_column(column, justify="right" if column in ("files", "size") else "left")
     for each in pile[:_LISTED]:
-        table.add_row(_short(each), _when(each.at), each.why, str(each.files), f"{each.size / 1e6:.2f}")
+        table.add_row(_short(each), _when(each.at), each.why, str(each.files), _size(each.size))
     if len(pile) > _LISTED:
         more = pile[_LISTED:]
         size = sum(each.size for each in more)
-        table.add_row(f"and {len(more)} more", "", "", str(sum(each.files for each in more)), f"{size / 1e6:.2f}")
-    return table
+        table.add_row(f"and {len(more)} more", "", "", str(sum(each.files for each in more)), _size(size))
+    out.print(title, style="bold")
+    out.print(table)
 
 
 def _line(each: Remains) -> str:
-    return f"{_short(each)}: {each.files} files, {_mb(each.size)} ({each.why})"
+    return f"{_short(each)}: {each.files} files, {_size(each.size)} ({each.why})"
 
 
 def _short(each: Remains) -> str:
@@ -161,8 +158,8 @@ def _short(each: Remains) -> str:
     return each.attempt.replace(each.job, each.job[:SHORT], 1) if each.job else each.attempt
 
 
-def _mb(size: int) -> str:
-    return f"{size / 1e6:.2f} MB"
+def _size(size: int) -> str:
+    return f"{size / 1e6:.1f} MB" if size >= 1e5 else f"{size / 1e3:.1f} kB"
 
 
 def _when(at: float) -> Any:

@@ -16,9 +16,11 @@ from atlas_dist.bank.prune_page import curve_files
 from atlas_dist.bank.verify import rescore_weights, rescoring_context, worth
 from atlas_dist.bank.weights import load_weights
 from atlas_dist.errors import ConfigError, DataError
+from atlas_dist.report.svg import COLOURS
 from atlas_dist.serve import AtlasModel
 from atlas_dist.store.objects import MemoryStore
 from tests.bankkit import Toys, toys
+from tests.unit.report.pages import check_page
 
 VIEWS: Mapping[str, View] = {"A": ("a",), "B": ("a", "b"), "C": ("a", "b", "c"), "D": ("a", "b", "c", "d")}
 """Four tasks in a row, each with its own adapter and all before it."""
@@ -77,6 +79,21 @@ def test_no_view_is_scored_twice() -> None:
     worths = Worths(a=1, b=1, c=1, d=1)
     way(worths, mean=100.0)
     assert len(worths.calls) == len(set(worths.calls))
+
+
+def test_a_curve_of_many_tasks_draws_those_that_lost_most() -> None:
+    names = [f"task{number}" for number in range(9)]
+    first = {"dropped": "", "kept": names, "adapters": 9, "bytes": 9, "mean": 50.0, "lost": 0.0, "worst": 0.0}
+    steps = [
+        {**first, "scores": dict.fromkeys(names, 50.0)},
+        {**first, "dropped": "task3", "adapters": 8, "scores": {name: 50.0 - number for number, name in enumerate(names)}},
+    ]
+    budget = {"mean": 1.0, "worst": 2.0}
+    page = curve_files({"run": "r", "keys": dict.fromkeys(names, "k"), "budget": budget, "steps": steps, "refused": None})
+    text = page["prune.html"].decode()
+    check_page(text)
+    assert text.count("<polyline") == COLOURS
+    assert "The 5 tasks that lost most" in text
 
 
 # ------------------------------------------------------------------------------------------------------------ a real bank
@@ -138,7 +155,9 @@ def test_the_budget_holds_and_the_way_is_written_down(pruned: tuple[Path, Prunin
     assert str(learnt.folder) not in (folder / "prune.json").read_text()
     rows = (folder / "prune.csv").read_text().splitlines()
     assert len(rows) == 1 + len(record["steps"]) + (record["refused"] is not None)
-    assert "<svg" in (folder / "prune.html").read_text()
+    page = (folder / "prune.html").read_text()
+    check_page(page)
+    assert "Every task with what is left" in page
     assert "pruned" in (folder / "README.md").read_text()
 
 

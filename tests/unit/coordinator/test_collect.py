@@ -62,9 +62,10 @@ def halted(world: World, run: str = "r") -> None:
     world.outcome = outcome
     coordinator = world.coordinator(run)
     coordinator.open()
-    while len(world.dispatchers[-1].started) < 3:
+    for _ in range(50):
         coordinator.tick()
         world.clock.sleep(10.0)
+    assert len(world.dispatchers[-1].started) == 3
     world.outcome = lambda _: None
 
 
