@@ -110,7 +110,9 @@ def _print(standing: Standing, out: Console) -> None:
         f"coordinator epoch {status.epoch}{left}"
     )
     if status.reason:
-        out.print(f"reason: {status.reason}", markup=False)
+        out.print(f"reason: {status.reason}", markup=False, soft_wrap=True)
+    if (ended := status.error()) is not None:
+        out.print(f"next: {ended.fix}", markup=False, soft_wrap=True)
     for task in standing.tasks:
         out.print(f"  {task.sequence}  {task.task}: {task.state.value}")
     for pool in standing.pools if not status.done else ():

@@ -65,7 +65,7 @@ class RunStatus:
     def error(self) -> AtlasError | None:
         """What a command should end with; None while running and when complete."""
         again = (
-            f"See why with `atlas-dist status {self.run}`; when it is mended, `atlas-dist resume {self.run}` and run it again."
+            "`atlas-dist logs` has why. When it is mended: `atlas-dist resume`, then the run again, each with the run's settings."
         )
         if self.phase is Phase.PAUSED:
             return Paused(f"Run {self.run} is paused: {self.reason}.", fix="The same command resumes it.")
