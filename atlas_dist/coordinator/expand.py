@@ -14,6 +14,7 @@ from atlas_dist.core.types import MethodSpec, TaskSpec
 from atlas_dist.data.manifest import read_manifest
 from atlas_dist.errors import ConfigError, DataError
 from atlas_dist.methods import make_method
+from atlas_dist.model.trunks import Architecture
 from atlas_dist.train.context import configured_backbone, open_shards
 
 NUMERICS_VERSION = 1
@@ -43,6 +44,7 @@ def expand_rows(rows: Mapping[str, RunConfig]) -> Plan:
     trunk, read = configured_backbone(base), cache(partial(read_manifest, open_shards(base)))
     for config in rows.values():
         _check_texts(config, trunk.max_text_tokens)
+        _check_image_types(config, trunk.architecture)
     specs = {row: {name: packed_task(config, name, read) for name in used_tasks(config)} for row, config in rows.items()}
     return lay_out(rows, specs, trunk.digest)
 
@@ -132,6 +134,17 @@ def _method(config: RunConfig, asked: MethodConfig) -> MethodSpec:
             fix="Set train.zero_stage to 0.",
         )
     return spec
+
+
+def _check_image_types(config: RunConfig, architecture: Architecture) -> None:
+    """A setting that the trunk cannot follow is refused, not passed over."""
+    for asked in filter(None, (*config.variants.values(), config.references.alone, config.references.pretrained)):
+        wanted = make_method(asked.name, asked.settings).second_image_type
+        if wanted > architecture.image_types:
+            raise ConfigError(
+                f"{asked.name}: second_image_type is {wanted}, but {architecture.name} trunks know {architecture.image_types}.",
+                fix="Leave method.settings.second_image_type at 1.",
+            )
 
 
 Read = Callable[[str, str], ShardManifest]

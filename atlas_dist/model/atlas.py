@@ -36,7 +36,7 @@ from atlas_dist.model.fusion import FusionSite
 from atlas_dist.model.heads import Head, HeadSpec
 from atlas_dist.model.layers import AS_THEY_ARE, LayerRuns, run_layers
 from atlas_dist.model.mixing import AdapterGroup, MixingSite, MixingSpec, SiteOutput
-from atlas_dist.model.trunks import Tower, TrunkInput, architecture_of, layers_of
+from atlas_dist.model.trunks import TrunkInput, architecture_of
 
 
 class AtlasOutput(NamedTuple):
@@ -106,7 +106,7 @@ class AtlasModel(nn.Module):
             self.sites[_attribute(place.name)] = site
             self._hooks[place.name] = _SiteHook(site)
             self._attach(place.name, backbone.get_submodule(place.path))
-        self._undo_runs = run_layers(self.layers(), runs, self._unheard)
+        self._undo_runs = run_layers(self._architecture.layers(backbone), runs, self._unheard)
         like = next(backbone.parameters())
         for module in (self.head, self.sites):
             module.to(device=like.device, dtype=like.dtype)
@@ -159,15 +159,6 @@ class AtlasModel(nn.Module):
             image_type=self.image_types[image],
         )
         return self._architecture.encode(self.backbone, given).pooled
-
-    def layers(self) -> list[nn.Module]:
-        """The trunk's layers, in order."""
-        return layers_of(self.backbone, self._architecture.sites(self.backbone))
-
-    def tower(self, text: int) -> Tower | None:
-        """What one pass with `text` text tokens goes through; None where the trunk's architecture does not say."""
-        count = self._architecture.tower
-        return None if count is None else count(self.backbone, text)
 
     def penalty(self, like: Tensor) -> Tensor:
         """Of one pass: a second pass has the same queries, and the released code's counting per pass is a known fault."""

@@ -4,7 +4,9 @@ A backbone is chosen by name:
 
     tiny            our own small ViLT, weights committed in ``assets/tiny_vilt``: the demo and the tests learn with it
     random-tiny     a few thousand random ViLT weights from a seed: tests of plumbing, never of learning
+    random-clip     the same of CLIP, whose two towers differ in depth and width
     vilt-b32-mlm    dandelin/vilt-b32-mlm from the Hugging Face hub, at a pinned revision: the paper's
+    clip-vit-b32    openai/clip-vit-base-patch32 from the hub, at a pinned revision
 
 Any other folder or hub checkpoint is reached with a ``BackboneRef`` of one's own that says its architecture (``trunks/``).
 """
@@ -72,8 +74,12 @@ BACKBONES: dict[str, BackboneRef] = {
     for ref in (
         BackboneRef("tiny", str(TINY_FOLDER)),
         BackboneRef("random-tiny", ""),
+        BackboneRef("random-clip", "", architecture="clip"),
         # The first commit with weights, config and fixed tokenizer; later ones change the README and a length we set ourselves.
         BackboneRef("vilt-b32-mlm", "dandelin/vilt-b32-mlm", "6acc83f152113edb2d3b503e2ea4b107ed592a49", _MLM_HEAD),
+        BackboneRef(
+            "clip-vit-b32", "openai/clip-vit-base-patch32", "3d74acf9a28c67741b2f4f2ea7635f0aaf6f0268", architecture="clip"
+        ),
     )
 }
 
@@ -86,7 +92,8 @@ class Backbone:
         name: the name it was loaded by.
         model: in evaluation mode, float32, no dropout, nothing requires a gradient; accelerated (see ``trunks/``).
         tokenizer: fast tokenizer with a padding token, special tokens at both ends of a text.
-        digest: sha256 (hex) of weights, tokenizer and configuration: equal digests compute equal results.
+        digest: sha256 (hex) of weights, tokenizer and configuration: equal digests compute equal results,
+            to the last bit where the weights also come from the same file (products depend on where it puts them in memory).
         architecture: what is known of its kind.
     """
 

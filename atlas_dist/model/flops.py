@@ -8,15 +8,15 @@ width, T adapters. `tests/unit/model/test_flops.py` holds these sums against wha
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import cast
 
 import torch
-from torch import nn
+from torch import Tensor
 
 from atlas_dist.model.atlas import AtlasModel
 from atlas_dist.model.mixing import AdapterGroup
-from atlas_dist.model.trunks import Tower
+from atlas_dist.model.trunks import Tower, architecture_of, stack
 
 PEAKS: dict[str, tuple[float, float]] = {
     "NVIDIA B200": (2250.0, 75.0),
@@ -64,82 +64,88 @@ class StepFlops:
         return self.forward + self.backward
 
 
-def sample_flops(model: AtlasModel, text: int) -> StepFlops | None:
-    """What one sample of the model's task costs, with whatever requires gradients now; None where the trunk does not say.
+def sample_flops(model: AtlasModel, text: int) -> StepFlops:
+    """What one sample of the model's task costs, with whatever requires gradients now.
 
     Args:
         text: tokens of one text, padding included.
 
     Passes that a sample takes (texts, images) are counted; under ZeRO-3, call it before the parameters are taken apart.
     """
-    tower = model.tower(text)
-    if tower is None:
-        return None
-    spec, trunk = model.head_spec, _Trunk(tower)
+    spec, trunk = model.head_spec, model.backbone
     passes = spec.texts * spec.images
-    groups = [g for site in model.sites.values() for g in site.modules() if isinstance(g, AdapterGroup)]
-    fusions = [m for name, m in model.named_modules() if name.endswith(".fusion")]
-    sites = [_group_flops(g, tower.tokens) for g in groups]
-    trained = sum(p.numel() for layer in model.layers() for p in _products(layer, nn.Linear))
-    deep = trained > 0 or any(p.requires_grad for p in model.sites.parameters())
-    fused = 2.0 * tower.tokens * sum(p.numel() for m in fusions for p in m.parameters() if p.dim() == 2)
+    towers = [_tower_flops(model, tower, text) for tower in architecture_of(trunk).towers(trunk)]
     head = 2.0 * sum(p.numel() for p in model.head.parameters() if p.dim() == 2)
-    forward = trunk.forward() + sum(s.forward for s in sites) + fused
-    backward = (trunk.backward(whole=trained > 0) + sum(s.backward for s in sites) + 2 * fused) if deep else 0.0
-    backward += 2.0 * tower.tokens * trained
-    if any(True for _ in _products(model.backbone, nn.Conv2d)):
-        backward += tower.embedding
+    deep = any(p.requires_grad for part in (trunk, model.sites) for p in part.parameters())
+    forward, backward = (sum(getattr(t, way) for t in towers) for way in ("forward", "backward"))
     # The head reads all images of a text at once. Its weights get gradients, and its input where anything below it does.
     return StepFlops(passes * forward + spec.texts * head, passes * backward + spec.texts * head * (2 if deep else 1))
 
 
-def _products(part: nn.Module, kind: type[nn.Linear | nn.Conv2d]) -> Iterator[torch.Tensor]:
-    """The matrices of a kind that train, below a part of the trunk."""
-    for module in part.modules():
-        if isinstance(module, kind) and module.weight.requires_grad:
-            yield module.weight
+def _tower_flops(model: AtlasModel, tower: Tower, text: int) -> StepFlops:
+    """One pass of one sample through one stack of layers with its sites."""
+    layers = stack(model.backbone, tower)
+    tokens = tower.own_tokens + text * tower.reads_text
+    patches = model.backbone.get_submodule(tower.patches) if tower.patches else None
+    # One of the picture's tokens is its class token.
+    embedding = 2.0 * (tower.own_tokens - 1) * cast(Tensor, patches.weight).numel() if patches is not None else 0.0
+    frozen = _Trunk(tokens, tower.width, tower.inner, len(layers), embedding, 2.0 * tower.width * tower.pooled)
+    parts = [part for name, part in model.sites.items() if name.startswith(tower.letter)]
+    groups = [g for site in parts for g in site.modules() if isinstance(g, AdapterGroup)]
+    fusions = [m for site in parts for name, m in site.named_modules() if name == "fusion"]
+    sites = [_group_flops(g, tokens, tower.heads) for g in groups]
+    trained = sum(p.numel() for p in layers.parameters() if p.requires_grad and p.dim() == 2)
+    deep = trained > 0 or any(p.requires_grad for site in parts for p in site.parameters())
+    fused = 2.0 * tokens * sum(p.numel() for m in fusions for p in m.parameters() if p.dim() == 2)
+    forward = frozen.forward() + sum(s.forward for s in sites) + fused
+    backward = (frozen.backward(whole=trained > 0) + sum(s.backward for s in sites) + 2 * fused) if deep else 0.0
+    backward += 2.0 * tokens * trained
+    if patches is not None and cast(Tensor, patches.weight).requires_grad:
+        backward += embedding
+    return StepFlops(forward, backward)
 
 
 @dataclass(frozen=True)
 class _Trunk:
-    """One pass of one sample through the transformer."""
+    """One pass of one sample through frozen layers. FLOPs of the patches' projection (`embedding`) and of the pooled token's."""
 
-    tower: Tower
+    tokens: int
+    width: int
+    inner: int
+    layers: int
+    embedding: float
+    pooler: float
 
     @property
     def _attention(self) -> float:
         """Scores and weighted sum, all heads of one layer."""
-        return 4.0 * self.tower.tokens**2 * self.tower.width
+        return 4.0 * self.tokens**2 * self.width
 
     @property
     def _projections(self) -> float:
         """Query, key, value and output of one layer."""
-        return 8.0 * self.tower.tokens * self.tower.width**2
+        return 8.0 * self.tokens * self.width**2
 
     @property
     def _mlp(self) -> float:
-        return 4.0 * self.tower.tokens * self.tower.width * self.tower.inner
-
-    @property
-    def _pooler(self) -> float:
-        return 2.0 * self.tower.width**2
+        return 4.0 * self.tokens * self.width * self.inner
 
     def forward(self) -> float:
-        return self.tower.embedding + self.tower.layers * (self._projections + self._attention + self._mlp) + self._pooler
+        return self.embedding + self.layers * (self._projections + self._attention + self._mlp) + self.pooler
 
     def backward(self, *, whole: bool) -> float:
         """To the inputs of each product, weights left out. A frozen trunk's gradient ends at its lowest site, above the first
         layer's attention; with `whole`, it goes through that as well."""
-        layers = self.tower.layers * (self._projections + 2 * self._attention + self._mlp)
-        return layers + self._pooler - (0.0 if whole else self._projections + 2 * self._attention)
+        layers = self.layers * (self._projections + 2 * self._attention + self._mlp)
+        return layers + self.pooler - (0.0 if whole else self._projections + 2 * self._attention)
 
 
-def _group_flops(group: AdapterGroup, tokens: int) -> StepFlops:
+def _group_flops(group: AdapterGroup, tokens: int, heads: int) -> StepFlops:
     """One group of adapters at one site: down, up, and each query row's attention over tokens and bottleneck."""
     count, rank, width = group.down.shape
     product = 2.0 * tokens * width * rank * count
     rows = 0 if group.query is None else group.query[0].numel() // width
-    attention = 4.0 * tokens * (width + (group.rule.heads * rank if group.rule.over_output else 0)) * rows * count
+    attention = 4.0 * tokens * (width + (heads * rank if group.rule.over_output else 0)) * rows * count
     weights = sum(product for p in (group.down, group.up) if p.requires_grad)
     # Scores and sums, each with a gradient to both of their factors; the queries' own is as large as one more score.
     asks = group.query is not None and group.query.requires_grad

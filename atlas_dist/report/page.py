@@ -179,10 +179,10 @@ def _reuse_by_site(task: TaskFacts) -> str:
     )
 
 
-def _in_depth(site: str) -> tuple[int, str]:
-    """L2.aftattn before L10.aftattn."""
+def _in_depth(site: str) -> tuple[str, int, str]:
+    """L2.aftattn before L10.aftattn; a trunk's towers, which have a letter each, one after the other."""
     layer, _, rest = site.partition(".")
-    return (int(layer[1:]) if layer[1:].isdigit() else 0, rest)
+    return (layer[:1], int(layer[1:]) if layer[1:].isdigit() else 0, rest)
 
 
 def _without(sequence: SequenceFacts) -> str:

@@ -6,7 +6,8 @@ from __future__ import annotations
 from torch import nn
 
 from atlas_dist.errors import ConfigError
-from atlas_dist.model.trunks.base import AdapterSite, Architecture, Encoded, Limits, Tower, TrunkInput, layers_of
+from atlas_dist.model.trunks.base import AdapterSite, Architecture, Encoded, Limits, Tower, TrunkInput, stack
+from atlas_dist.model.trunks.clip import CLIP
 from atlas_dist.model.trunks.vilt import VILT
 
 __all__ = [
@@ -19,10 +20,10 @@ __all__ = [
     "TrunkInput",
     "architecture_named",
     "architecture_of",
-    "layers_of",
+    "stack",
 ]
 
-ARCHITECTURES: dict[str, Architecture] = {row.name: row for row in (VILT,)}
+ARCHITECTURES: dict[str, Architecture] = {row.name: row for row in (VILT, CLIP)}
 
 
 def architecture_named(name: str) -> Architecture:

@@ -7,9 +7,9 @@ asks here and knows no architecture by name.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from torch import Tensor, nn
 
@@ -74,14 +74,27 @@ class Limits:
 
 @dataclass(frozen=True)
 class Tower:
-    """What one pass of one sample goes through, for counting its arithmetic (model/flops.py): L tokens of width D through
-    `layers` layers with an MLP of width `inner`; `embedding`: FLOPs of the patches' projection."""
+    """One stack of transformer layers of a model.
 
-    tokens: int
+    Attributes:
+        letter: what the names of its sites begin with.
+        layers: path of its `nn.ModuleList`.
+        width, inner, heads: D, the width inside its MLPs, H.
+        reads_text: its tokens begin with the text's.
+        own_tokens: how many tokens it has besides.
+        pooled: width of the product that its pooled token goes through.
+        patches: path of the convolution that makes its tokens of patches; "" = it sees no picture.
+    """
+
+    letter: str
+    layers: str
     width: int
     inner: int
-    layers: int
-    embedding: float
+    heads: int
+    reads_text: bool
+    own_tokens: int
+    pooled: int
+    patches: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,27 +104,27 @@ class Architecture:
     Attributes:
         name: `model_type` in a checkpoint's config.json, and the value of `backbone.architecture`.
         model_class: the class of transformers, with `from_pretrained`.
-        leftovers: keys that checkpoints of any model of this kind may bring and we do not load.
         random: vocabulary size and ids of the special tokens ("pad", "bos", "eos") -> a tiny model of random weights, from
             torch's global generator.
-        prepare: gives a loaded model what its checkpoint lacks; what it does is part of the digest.
-        accelerate: makes a model faster in place and changes no result but by rounding.
         limits: see `Limits`.
-        sites: all adapter sites in the order data flows.
-        kept: names of the parameters that a method which trains the trunk leaves alone when the lowest k layers (and the
-            embeddings below them) stay; for k = 0 those that nothing of ours reads. ConfigError: no layer would be left.
+        towers: all stacks of layers, in the order they run.
+        site_kinds: what sites are called -> path of their linear layer below a transformer layer, in the order data flows.
+        embeddings: what the names of the parameters below the lowest layers begin with.
         encode: one pass; gradients flow.
         pixel_mean, pixel_std: per channel, for pixels in [0, 1].
+        prepare: gives a loaded model what its checkpoint lacks; what it does is part of the digest.
+        accelerate: makes a model faster in place and changes no result but by rounding.
+        leftovers: keys that checkpoints of any model of this kind may bring and we do not load.
         image_types: how many pictures of a sample it can tell apart.
-        tower: text tokens -> the one tower that they and the picture's patches go through; None = its FLOPs are not counted.
     """
 
     name: str
     model_class: Any
     random: Callable[[int, Mapping[str, int]], nn.Module]
     limits: Callable[[Any], Limits]
-    sites: Callable[[Any], tuple[AdapterSite, ...]]
-    kept: Callable[[Any, int], frozenset[str]]
+    towers: Callable[[Any], tuple[Tower, ...]]
+    site_kinds: Mapping[str, str]
+    embeddings: tuple[str, ...]
     encode: Callable[[Any, TrunkInput], Encoded]
     pixel_mean: tuple[float, float, float]
     pixel_std: tuple[float, float, float]
@@ -119,38 +132,35 @@ class Architecture:
     accelerate: Callable[[Any], None] = lambda _: None
     leftovers: tuple[str, ...] = ()
     image_types: int = 1
-    tower: Callable[[Any, int], Tower] | None = None
+
+    def layers(self, model: nn.Module) -> list[nn.Module]:
+        """All transformer layers, tower by tower."""
+        return [layer for tower in self.towers(model) for layer in stack(model, tower)]
+
+    def sites(self, model: nn.Module) -> tuple[AdapterSite, ...]:
+        """All adapter sites in the order data flows."""
+        return tuple(
+            AdapterSite(f"{t.letter}{n}.{kind}", f"{t.layers}.{n}.{below}", t.width, t.heads, t.reads_text)
+            for t in self.towers(model)
+            for n in range(len(stack(model, t)))
+            for kind, below in self.site_kinds.items()
+        )
+
+    def kept(self, model: nn.Module, layers: int) -> frozenset[str]:
+        """Names of the parameters of the lowest `layers` layers of each tower and of the embeddings below them; none for 0.
+
+        Raises:
+            ConfigError: a tower would have no layer left.
+        """
+        for tower in self.towers(model):
+            depth = len(stack(model, tower))
+            if layers >= depth:
+                raise ConfigError(f"The trunk has {depth} layers; {layers} of them can't stay frozen below the others.")
+        lowest = tuple(f"{tower.layers}.{number}." for tower in self.towers(model) for number in range(layers))
+        below = (*self.embeddings, *lowest) if layers else ()
+        return frozenset(name for name, _ in model.named_parameters() if name.startswith(below))
 
 
-def layers_of(model: nn.Module, sites: Sequence[AdapterSite]) -> list[nn.Module]:
-    """The layers that hold the sites, each once, in order: a site's path up to its first number."""
-    paths = []
-    for site in sites:
-        parts = site.path.split(".")
-        number = next(i for i, part in enumerate(parts) if part.isdigit())
-        paths.append(".".join(parts[: number + 1]))
-    return [model.get_submodule(path) for path in dict.fromkeys(paths)]
-
-
-def tower_sites(
-    model: Any, letter: str, layers: str, kinds: Mapping[str, str], *, heads: int, text_first: bool
-) -> list[AdapterSite]:
-    """The sites of one stack of layers: `kinds` (name -> path below a layer), layer by layer, of the modules below `layers`."""
-    sites = []
-    for layer in range(len(model.get_submodule(layers))):
-        for kind, below in kinds.items():
-            path = f"{layers}.{layer}.{below}"
-            width = int(model.get_submodule(path).out_features)
-            sites.append(AdapterSite(f"{letter}{layer}.{kind}", path, width, heads, text_first))
-    return sites
-
-
-def named_below(model: nn.Module, prefixes: tuple[str, ...]) -> frozenset[str]:
-    """Names of the parameters that begin with one of `prefixes`."""
-    return frozenset(name for name, _ in model.named_parameters() if name.startswith(prefixes))
-
-
-def check_layers_left(depth: int, frozen: int) -> None:
-    """Raises ConfigError unless a tower of `depth` layers has some left above its `frozen` lowest."""
-    if frozen >= depth:
-        raise ConfigError(f"The trunk has {depth} layers; {frozen} of them can't stay frozen below the others.")
+def stack(model: nn.Module, tower: Tower) -> nn.ModuleList:
+    """The layers of one tower."""
+    return cast(nn.ModuleList, model.get_submodule(tower.layers))

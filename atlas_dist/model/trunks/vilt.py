@@ -10,21 +10,8 @@ import torch
 from torch import Tensor, nn
 from transformers import ViltConfig, ViltModel
 
-from atlas_dist.model.trunks.base import (
-    AdapterSite,
-    Architecture,
-    Encoded,
-    Limits,
-    Tower,
-    TrunkInput,
-    check_layers_left,
-    named_below,
-    tower_sites,
-)
+from atlas_dist.model.trunks.base import Architecture, Encoded, Limits, Tower, TrunkInput
 from atlas_dist.model.vilt import accelerate_vilt, uniform_pixel_mask
-
-# The output of the attention projection and of the MLP's second linear layer, both before the residual is added (METHOD.md).
-_SITES_OF_LAYER = {"aftattn": "attention.output.dense", "aftmlp": "output.dense"}
 
 # Text is type 0, a picture type 1, the second picture of a pair type 2. Checkpoints made for one picture lack the last row.
 _TOKEN_TYPES = 3
@@ -67,30 +54,25 @@ def _limits(model: ViltModel) -> Limits:
     return Limits(int(config.hidden_size), int(config.image_size), int(config.max_position_embeddings))
 
 
-def _tower(model: ViltModel, text: int) -> Tower:
+def _towers(model: ViltModel) -> tuple[Tower, ...]:
+    """One, over text and picture; its sites are L0.aftattn, L0.aftmlp, L1.aftattn, …"""
     config = model.config
     patches = (config.image_size // config.patch_size) ** 2
     if config.max_image_length is not None and config.max_image_length > 0:
         patches = min(patches, config.max_image_length)
-    return Tower(
-        tokens=text + 1 + patches,
-        width=config.hidden_size,
-        inner=config.intermediate_size,
-        layers=config.num_hidden_layers,
-        embedding=2.0 * patches * config.num_channels * config.patch_size**2 * config.hidden_size,
+    return (
+        Tower(
+            "L",
+            "encoder.layer",
+            width=config.hidden_size,
+            inner=config.intermediate_size,
+            heads=config.num_attention_heads,
+            reads_text=True,
+            own_tokens=1 + patches,
+            pooled=config.hidden_size,
+            patches="embeddings.patch_embeddings.projection",
+        ),
     )
-
-
-def _sites(model: ViltModel) -> tuple[AdapterSite, ...]:
-    """L0.aftattn, L0.aftmlp, L1.aftattn, …"""
-    heads = model.config.num_attention_heads
-    return tuple(tower_sites(model, "L", "encoder.layer", _SITES_OF_LAYER, heads=heads, text_first=True))
-
-
-def _kept(model: ViltModel, layers: int) -> frozenset[str]:
-    check_layers_left(len(model.encoder.layer), layers)
-    below = ("embeddings.", *(f"encoder.layer.{number}." for number in range(layers))) if layers else ()
-    return named_below(model, below)
 
 
 def _encode(model: ViltModel, given: TrunkInput) -> Encoded:
@@ -130,11 +112,12 @@ VILT = Architecture(
     prepare=_offer_image_types,
     accelerate=accelerate_vilt,
     limits=_limits,
-    sites=_sites,
-    kept=_kept,
+    towers=_towers,
+    # The output of the attention projection and of the MLP's second linear layer, both before the residual is added (METHOD.md).
+    site_kinds={"aftattn": "attention.output.dense", "aftmlp": "output.dense"},
+    embeddings=("embeddings.",),
     encode=_encode,
     pixel_mean=(0.5, 0.5, 0.5),
     pixel_std=(0.5, 0.5, 0.5),
     image_types=_TOKEN_TYPES - 1,
-    tower=_tower,
 )

@@ -152,6 +152,11 @@ def test_the_digest_is_stable_and_sees_weights_tokenizer_and_config(small: Backb
     assert backbone_digest(spoken.model, spoken.tokenizer) != small.digest
 
 
+def test_the_committed_trunk_keeps_its_digest(tiny: Backbone) -> None:
+    """It is part of every job's key: another one, and nothing that was learnt would be found again."""
+    assert tiny.digest == "b7ea3329fd37fc0063b4cc81bf197d0b9b0b7d2570344ba8560adcfd8eb2212a"
+
+
 def test_encode_matches_a_plain_call_of_the_stock_model(small: Backbone) -> None:
     stock = ViltModel(small.model.config).eval()
     stock.load_state_dict(small.model.state_dict())

@@ -53,11 +53,12 @@ def counted(model: AtlasModel, batch: Mapping[str, Tensor]) -> tuple[float, floa
     return forward.get_total_flops(), backward.get_total_flops()
 
 
+@pytest.mark.parametrize("name", ["random-tiny", "random-clip"])
 @pytest.mark.parametrize("case", CASES)
-def test_the_sums_are_what_torch_counts(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_sums_are_what_torch_counts(case: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     kind, visible, grows, weighting, roles = CASES[case]
     monkeypatch.setattr("atlas_dist.model.vilt.functional.scaled_dot_product_attention", by_the_book)
-    trunk, spec = load_backbone("random-tiny"), HeadSpec(kind, 4)
+    trunk, spec = load_backbone(name), HeadSpec(kind, 4)
     mixing = MixingSpec(rank=8, weighting=weighting)
     with AtlasModel(trunk.model, spec, mixing, visible=visible, grows=grows, seed=0) as model:
         for group in model.modules():
@@ -73,7 +74,7 @@ def test_the_sums_are_what_torch_counts(case: str, monkeypatch: pytest.MonkeyPat
     assert 0.98 <= backward / BATCH / ours.backward <= 1.12
 
 
-def by_the_book(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, dropout_p: float) -> Tensor:
+def by_the_book(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, dropout_p: float, **_: object) -> Tensor:
     scores = query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5
     return (scores if attn_mask is None else scores + attn_mask).softmax(dim=-1) @ value
 
