@@ -211,7 +211,7 @@ def test_inputs_are_those_of_the_data_plane(learnt: Toys) -> None:
     pixels = pixels_of(spec, [PICTURE], 32)
     mean, std = (0.5, 0.4, 0.3), (0.5, 0.6, 0.7)
     ours = Normalise(mean, std, torch.device("cpu"))(pixels)
-    theirs = Feeder(mean, std, torch.device("cpu"))._pixels(torch.from_numpy(pixels)[None])
+    theirs = Feeder(mean, std, torch.device("cpu"))._normalised(torch.from_numpy(pixels)[None])
     assert torch.equal(ours, theirs[0])
     assert texts_of(spec, None, ()) == [("This is an image.",)]
     buffer = io.BytesIO()
