@@ -44,17 +44,17 @@ def carry_out(worker: StageWorker, plan: Any, order: dict[str, Any]) -> dict[str
         resume_digest=resume.digest if resume else "",
     )
     seen: list[Any] = []
-    step = loop._step
+    step = loop.train_step
 
     def noted(engine: Any, guest: int, batch: Any, feed: Any, settings: Any) -> Any:
         seen.append([batch.step, batch.epoch, [i for i in batch.index.tolist() if i >= 0]])
         return step(engine, guest, batch, feed, settings)
 
-    loop._step = noted
+    loop.train_step = noted
     try:
         outcome = worker.run(assignment, lambda progress: progress.step >= order.get("stop_at", 10**9))
     finally:
-        loop._step = step
+        loop.train_step = step
     return {
         "attempt": order["attempt"],
         "world": worker.context.world,
