@@ -7,6 +7,9 @@ import secrets
 
 from atlas_dist.config import ClusterConfig
 
+_TOKEN = secrets.token_hex(32)
+"""One for the whole life of this process: Ray reads it once, and a search starts a Ray a rung."""
+
 
 def before_ray(cluster: ClusterConfig) -> None:
     """Prepare this process's environment for importing Ray.
@@ -21,4 +24,4 @@ def before_ray(cluster: ClusterConfig) -> None:
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "30")
     if cluster.address == "local":
         os.environ["RAY_AUTH_MODE"] = "token"
-        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+        os.environ["RAY_AUTH_TOKEN"] = _TOKEN
