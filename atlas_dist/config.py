@@ -302,6 +302,9 @@ class ClusterConfig(_Frozen):
     """Start Ray's dashboard with a local Ray."""
     grows: bool = False
     """An autoscaler adds nodes: wait for room that is not there yet instead of refusing."""
+    grow_every_s: float = Field(default=60.0, gt=0)
+    """Seconds between two looks whether an elastic pool has room for more workers; growing costs it the steps since the last
+    checkpoint."""
     heartbeat_ttl_s: float = Field(default=15.0, gt=0)
     """Seconds without a heartbeat after which another coordinator may take over."""
 

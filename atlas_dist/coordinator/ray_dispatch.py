@@ -44,8 +44,6 @@ log = logging.getLogger(__name__)
 
 LEASE_WAIT_S = 2.0
 DRAIN_LOOK_S = 2.0
-GROW_LOOK_S = 60.0
-"""Seconds between looks whether an elastic pool has room for more workers; growing costs the steps since the last checkpoint."""
 FIT_TRIES = 5
 """Times a pool's trainer is started again after its controller died; restarts of workers alone are Ray Train's and not
 counted."""
@@ -233,7 +231,7 @@ class PoolRunner:
                 use_gpu=bool(gpus),
                 resources_per_worker=resources,
                 label_selector=dict(gang.labels) or None,
-                elastic_resize_monitor_interval_s=GROW_LOOK_S,
+                elastic_resize_monitor_interval_s=cluster_config.grow_every_s,
             ),
             torch_config=TorchConfig(backend="nccl" if gpus else "gloo", timeout_s=1800),
             run_config=RayRunConfig(

@@ -84,7 +84,8 @@ def test_an_elastic_pool_goes_on_smaller_and_grows_again(folder: Path, cluster: 
     long = ["train.budget.max_steps=600", "sequence.upstream=[toy_shape]"]
     for _ in range(2):
         cluster.add_node(num_cpus=1)
-    mine = words(folder, "elastic", *long, "train.min_workers=1", f"cluster.address={cluster.address}")
+    elastic = ["train.min_workers=1", "cluster.grow_every_s=3", f"cluster.address={cluster.address}"]
+    mine = words(folder, "elastic", *long, *elastic)
     run = Running(mine, folder / "elastic.txt")
     saved(folder / "elastic")
     began = time.monotonic()

@@ -131,14 +131,30 @@ class Cluster:
             time.sleep(1.0)
         return state
 
-    def sweep(self, signal_number: int = signal.SIGKILL) -> None:
-        """End every process that carries the tag."""
-        mark = f"{TAG}={self.tag}".encode()
+    def kill_driver(self, word: str) -> None:
+        """SIGKILL to the one process that runs `atlas_dist run` with `word`."""
+        commands: dict[int, list[str]] = {}
+        for pid in self.family():
+            with contextlib.suppress(OSError):  # it has just ended
+                commands[pid] = Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
+        (driver,) = [pid for pid, command in commands.items() if "atlas_dist" in command and word in command]
+        os.kill(driver, signal.SIGKILL)
+
+    def family(self) -> list[int]:
+        """Every process that carries the tag."""
+        mark, found = f"{TAG}={self.tag}".encode(), []
         for entry in Path("/proc").iterdir():
             if entry.name.isdigit() and int(entry.name) != os.getpid():
                 with contextlib.suppress(OSError):
                     if mark in (entry / "environ").read_bytes():
-                        os.kill(int(entry.name), signal_number)
+                        found.append(int(entry.name))
+        return found
+
+    def sweep(self) -> None:
+        """End them all."""
+        for pid in self.family():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
 
 @pytest.fixture(scope="module")
@@ -326,6 +342,18 @@ def test_two_hosts_survive_the_loss_of_one(folder: Path, joined: TwoHosts, undis
     kill_all_in(joined.names[1])
     joined.join()
     lost = ended_well(joined, job, mine, undisturbed)
+    assert len(lost) <= 2, lost
+
+
+def test_two_hosts_survive_the_loss_of_the_driver(folder: Path, joined: TwoHosts, undisturbed: dict[str, dict[str, str]]) -> None:
+    """The driver on the head is killed in the middle of a stage: its job fails, the same job submitted again goes on."""
+    mine = words(folder, "two-hosts-driver")
+    job = joined.begun(mine)
+    joined.cluster.kill_driver(f"store.url={folder}/two-hosts-driver")
+    assert joined.cluster.ended(job)["status"] == "FAILED"
+    before = left_by(mine)
+    assert before.state.committed < len(before.plan.jobs)
+    lost = ended_well(joined, joined.cluster.submit(mine), mine, undisturbed)
     assert len(lost) <= 2, lost
 
 
