@@ -52,13 +52,17 @@ def search(
     stage: Annotated[int, typer.Option(help="Which of its stages is tried.", min=1, max=2)] = 2,
     trials: Annotated[int, typer.Option(help="Candidates of the first rung.", min=2, max=1000)] = 9,
     factor: Annotated[int, typer.Option(help="Of so many candidates one goes on, for so many times as long.", min=2)] = 3,
+    rounds: Annotated[
+        int, typer.Option(help="Further rounds look where earlier ones did well (Optuna: atlas-dist[optuna]).", min=1, max=100)
+    ] = 1,
     seed: Annotated[int, typer.Option(help="Of the draw; the same one finds what was learnt before.")] = 0,
     dry: Annotated[bool, typer.Option("--dry", help="Show the candidates and the first rung; start nothing.")] = False,
 ) -> None:
     """Look for good settings of one stage by successive halving: "tasks.NAME.stage2.lr=log(1e-4,1e-2)" --task NAME."""
     from atlas_dist.cli.search import search as look_for
 
-    look_for(overrides or [], _console(), task=task, stage=stage, trials=trials, factor=factor, seed=seed, dry=dry)
+    words = overrides or []
+    look_for(words, _console(), task=task, stage=stage, trials=trials, factor=factor, rounds=rounds, seed=seed, dry=dry)
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""`atlas-dist search`: settings of one task's stage, by successive halving; every rung is a run, every trial a fact."""
+"""`atlas-dist search`: settings of one task's stage, by rounds of successive halving; every rung is a run, every trial a fact."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.table import Table
 
+from atlas_dist.cli.proposals import check_installed, propose
 from atlas_dist.cli.run import learn
 from atlas_dist.cli.words import Asked, asked, open_run_store, report_folder
 from atlas_dist.compose import compose_config, row_name
 from atlas_dist.config import RunConfig, check_rows
 from atlas_dist.core.keys import digest_of
 from atlas_dist.core.plan import Plan
-from atlas_dist.core.search import KINDS, Rung, Space, draw, rungs, space_of, survivors
+from atlas_dist.core.search import KINDS, Rung, Space, Trial, draw, ranked, rungs, space_of, survivors
 from atlas_dist.core.types import Stage
 from atlas_dist.errors import ConfigError, TrainingError
 
@@ -47,16 +48,15 @@ class Search:
         ]
         return f"{self.base.run[:40]}-search-{digest_of(asked_for)[:6]}"
 
-    def candidates(self) -> dict[str, dict[str, str]]:
-        """Name -> key -> value, in the order in which they were drawn."""
+    def named(self, drawn: Sequence[Mapping[str, str]]) -> dict[str, Mapping[str, str]]:
+        """Name of a row -> key -> value, in the order in which they were drawn."""
         ends = [space.key.rpartition(".")[2] for space in self.spaces]
         short = {s.key: end if ends.count(end) == 1 else s.key for s, end in zip(self.spaces, ends, strict=True)}
-        drawn = draw(self.spaces, self.trials, self.seed)
         return {row_name((short[key], value) for key, value in candidate.items()): candidate for candidate in drawn}
 
-    def rows(self, candidates: Mapping[str, Mapping[str, str]], rung: Rung, number: int) -> Asked:
+    def rows(self, candidates: Mapping[str, Mapping[str, str]], rung: Rung, run: str) -> Asked:
         """One rung: a row a candidate, the sequence up to the task, the stage as long as the rung says. Raises ConfigError."""
-        settled = [*self.words, *self._up_to_the_task(), *self._as_long_as(rung), f"run={self.name}-{number}"]
+        settled = [*self.words, *self._up_to_the_task(), *self._as_long_as(rung), f"run={run}"]
         found = {
             name: compose_config([*settled, *(f"{key}={value}" for key, value in candidate.items())])
             for name, candidate in candidates.items()
@@ -106,31 +106,72 @@ class Search:
 
 
 def search(
-    overrides: Sequence[str], console: Console, *, task: str, stage: int, trials: int, factor: int, seed: int, dry: bool
+    overrides: Sequence[str],
+    console: Console,
+    *,
+    task: str,
+    stage: int,
+    trials: int,
+    factor: int,
+    rounds: int,
+    seed: int,
+    dry: bool,
 ) -> None:
     """Try, halve, and say what was best. Raises whatever ended a rung; the same command goes on from there."""
+    if rounds > 1:
+        check_installed()
     looked_for = _asked(overrides, task, stage, trials, factor, seed)
-    candidates = looked_for.candidates()
-    steps = rungs(len(candidates), factor)
-    first = looked_for.rows(candidates, steps[0], 0)
-    _announce(looked_for, steps, candidates, console)
+    drawn = draw(looked_for.spaces, trials, seed)
+    _announce(looked_for, rungs(len(drawn), factor), rounds, looked_for.named(drawn), console)
     if dry:
-        plan = first.plan()
+        first = Round(looked_for, looked_for.name, drawn)
+        plan = looked_for.rows(first.candidates, first.rungs[0], first.run(0)).plan()
         console.print(f"the first rung: {len(plan.jobs)} jobs, {plan.training_jobs} train")
         return
-    told: dict[str, list[float]] = {name: [] for name in candidates}
-    alive = list(candidates)
-    for number, rung in enumerate(steps):
-        asked_for = looked_for.rows({name: candidates[name] for name in alive}, rung, number)
-        plan = asked_for.plan()
-        learn(asked_for, plan, console)
-        scores = looked_for.scores(asked_for, plan)
-        for name, score in scores.items():
-            told[name].append(score)
-        if number + 1 < len(steps):
-            alive = survivors(scores, steps[number + 1].count)
-            console.print(f"rung {number}: {', '.join(alive)} go on", markup=False, soft_wrap=True)
-    _conclude(looked_for, steps, candidates, told, alive[0], console)
+    tried = Round(looked_for, looked_for.name, drawn).learn(console)
+    for number in range(1, rounds):
+        drawn = propose(looked_for.spaces, tried, trials, seed + number)
+        if len(drawn) < 2:
+            console.print(f"round {number}: nothing new is left to try")
+            break
+        # Another version of Optuna may propose otherwise: that is another round, not another meaning of this one.
+        this = Round(looked_for, f"{looked_for.name}-{digest_of(drawn)[:4]}", drawn)
+        console.print(f"round {number}: {' '.join(this.candidates)}", markup=False, soft_wrap=True)
+        tried += this.learn(console)
+    _conclude(looked_for, tried, console)
+
+
+class Round:
+    """Candidates from the first rung to the last.
+
+    Args:
+        name: of its runs; a number is added for each rung. drawn: key -> value of each candidate.
+    """
+
+    def __init__(self, looked_for: Search, name: str, drawn: Sequence[Mapping[str, str]]) -> None:
+        self.looked_for, self.name = looked_for, name
+        self.candidates = looked_for.named(drawn)
+        self.rungs = rungs(len(drawn), looked_for.factor)
+
+    def run(self, number: int) -> str:
+        """Name of a rung's run."""
+        return f"{self.name}-{number}"
+
+    def learn(self, console: Console) -> list[Trial]:
+        """Climb; how far each candidate came, in the order in which they were drawn."""
+        scores: dict[str, dict[float, float]] = {name: {} for name in self.candidates}
+        alive = list(self.candidates)
+        for number, rung in enumerate(self.rungs):
+            rows = self.looked_for.rows({name: self.candidates[name] for name in alive}, rung, self.run(number))
+            plan = rows.plan()
+            learn(rows, plan, console)
+            found = self.looked_for.scores(rows, plan)
+            for name, score in found.items():
+                scores[name][rung.share] = score
+            if number + 1 < len(self.rungs):
+                alive = survivors(found, self.rungs[number + 1].count)
+                console.print(f"rung {number}: {', '.join(alive)} go on", markup=False, soft_wrap=True)
+        return [Trial(candidate, scores[name]) for name, candidate in self.candidates.items()]
 
 
 def _asked(overrides: Sequence[str], task: str, stage: int, trials: int, factor: int, seed: int) -> Search:
@@ -150,33 +191,32 @@ def _asked(overrides: Sequence[str], task: str, stage: int, trials: int, factor:
     return Search(words, spaces, base, task, Stage(f"stage{stage}"), trials, factor, seed)
 
 
-def _announce(looked_for: Search, steps: Sequence[Rung], candidates: Mapping[str, object], console: Console) -> None:
+def _announce(looked_for: Search, steps: Sequence[Rung], rounds: int, candidates: Mapping[str, object], console: Console) -> None:
     ladder = ", then ".join(f"{rung.count} for {rung.share:.0%}" for rung in steps)
-    console.print(f"search {looked_for.name}: {looked_for.task} {looked_for.stage.value}, {ladder} of its length", markup=False)
+    often = f", {rounds} rounds" if rounds > 1 else ""
+    console.print(
+        f"search {looked_for.name}: {looked_for.task} {looked_for.stage.value}, {ladder} of its length{often}", markup=False
+    )
     console.print(f"candidates: {' '.join(candidates)}", markup=False, soft_wrap=True)
 
 
-def _conclude(
-    looked_for: Search,
-    steps: Sequence[Rung],
-    candidates: Mapping[str, Mapping[str, str]],
-    told: Mapping[str, list[float]],
-    best: str,
-    console: Console,
-) -> None:
+def _conclude(looked_for: Search, tried: Sequence[Trial], console: Console) -> None:
+    best_first = ranked(tried)
+    names = {id(trial): name for trial in tried for name in looked_for.named([trial.candidate])}
+    shares = sorted({share for trial in tried for share in trial.scores})
     table = Table()
-    for heading in ("candidate", *(f"after {rung.share:.0%}" for rung in steps)):
+    for heading in ("candidate", *(f"after {share:.0%}" for share in shares)):
         table.add_column(heading, justify="left" if heading == "candidate" else "right")
-    for name in sorted(told, key=lambda n: (-len(told[n]), -told[n][-1])):
-        table.add_row(name, *(f"{score:.1f}" for score in told[name]), *[""] * (len(steps) - len(told[name])))
+    for trial in best_first:
+        table.add_row(names[id(trial)], *(f"{trial.scores[s]:.1f}" if s in trial.scores else "" for s in shares))
     console.print(f"[bold]Validation score (%) of {looked_for.task} {looked_for.stage.value}[/bold]")
     console.print(table)
     folder = report_folder(looked_for.base)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{looked_for.name}.json"
-    shown = {"task": looked_for.task, "stage": looked_for.stage.value, "best": candidates[best], "scores": told}
+    best = best_first[0].candidate
+    scores = {names[id(trial)]: list(trial.scores.values()) for trial in tried}
+    shown = {"task": looked_for.task, "stage": looked_for.stage.value, "best": best, "scores": scores}
     path.write_text(json.dumps(shown, indent=1), encoding="utf-8")
-    console.print(
-        f"best    {' '.join(f'{key}={value}' for key, value in candidates[best].items())}", markup=False, soft_wrap=True
-    )
+    console.print(f"best    {' '.join(f'{key}={value}' for key, value in best.items())}", markup=False, soft_wrap=True)
     console.print(f"table   {path}", markup=False, soft_wrap=True)

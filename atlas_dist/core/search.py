@@ -1,6 +1,8 @@
-"""Which settings to try, for how long, and which go on: successive halving, as pure functions.
+"""Which settings to try, for how long, and which go on: rounds of successive halving, as pure functions.
 
     rung 0   9 candidates, a ninth of the stage     rung 1   the best 3, a third of it     rung 2   the best 1, all of it
+
+The first round's candidates are drawn evenly; further rounds look where earlier ones did well (cli/proposals.py).
 
 A rung is a plan like any other, so a search that was interrupted goes on by giving the same command: the candidates depend on the
 seed alone, what was learnt is a fact, and who survives follows from the facts.
@@ -35,10 +37,22 @@ class Space:
         if self.kind == "choice":
             return self.choices[min(int(share * len(self.choices)), len(self.choices) - 1)]
         if self.kind == "int":
-            return str(min(int(self.low + share * (self.high - self.low + 1)), int(self.high)))
+            return self.written(min(int(self.low + share * (self.high - self.low + 1)), int(self.high)))
         if self.kind == "log":
-            return f"{self.low * (self.high / self.low) ** share:.4g}"
-        return f"{self.low + share * (self.high - self.low):.4g}"
+            return self.written(self.low * (self.high / self.low) ** share)
+        return self.written(self.low + share * (self.high - self.low))
+
+    def written(self, value: float | str) -> str:
+        """`value` as a word of a command line has it: a number in four digits."""
+        return f"{value:.4g}" if self.kind in ("log", "uniform") else str(value)
+
+    def read(self, text: str) -> float | str:
+        """What `written` wrote, within the ends: four digits may lie just beyond one."""
+        if self.kind == "choice":
+            return text
+        if self.kind == "int":
+            return int(text)
+        return min(max(float(text), self.low), self.high)
 
 
 def space_of(word: str) -> Space | None:
@@ -103,3 +117,21 @@ def rungs(count: int, factor: int) -> list[Rung]:
 def survivors(scores: Mapping[str, float], count: int) -> list[str]:
     """The best `count`, best first; of equal ones the one that was drawn first."""
     return sorted(scores, key=lambda name: -scores[name])[:count]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A candidate (key -> value) and what it scored, share of the stage -> score, after each rung that it learnt in."""
+
+    candidate: Mapping[str, str]
+    scores: Mapping[float, float]
+
+    @property
+    def furthest(self) -> tuple[float, float]:
+        """The longest share that it learnt, and its score then."""
+        return max(self.scores.items())
+
+
+def ranked(trials: Sequence[Trial]) -> list[Trial]:
+    """Best first: who went further, then who scored more; of equal ones the one that was drawn first."""
+    return sorted(trials, key=lambda trial: trial.furthest, reverse=True)

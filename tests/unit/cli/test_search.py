@@ -113,6 +113,41 @@ def test_the_winner_is_the_very_job_of_a_run_with_its_settings(
     assert standing["3 toy_ask stage1"] == "to do"
 
 
+def test_a_further_round_looks_where_the_first_did_well_and_is_found_again(
+    shell: Shell, words: tuple[str, ...], learner: Learner, tmp_path: Path
+) -> None:
+    code, one = shell("search", *SEARCH, *words)
+    assert code == 0, one
+    learner.runs.clear()
+    code, text = shell("search", "--rounds", "3", *SEARCH, *words)
+    assert code == 0, text
+    assert [(rows, steps) for _, rows, steps in learner.runs] == 2 * [(4, 2), (2, 4), (1, 8)], "the first round is a fact"
+    (table,) = (tmp_path / "toy-run" / "report-toy").glob("toy-search-*.json")
+    found = json.loads(table.read_text())
+    off = [abs(math.log10(float(name.partition("=")[2])) + 3.0) for name in found["scores"]]
+    assert len(off) == 12
+    assert sum(off[4:]) / 8 < sum(off[:4]) / 4, "decades from the best rate, later rounds against the first"
+    best = float(found["best"]["tasks.toy_kin.stage2.lr"])
+    assert abs(math.log10(best) + 3.0) == min(off)
+    learner.runs.clear()
+    assert shell("search", "--rounds", "3", *SEARCH, *words) == (0, text)
+    assert learner.runs == []
+
+
+def test_rounds_end_when_nothing_new_is_left(shell: Shell, words: tuple[str, ...], learner: Learner) -> None:
+    few = ("tasks.toy_kin.stage2.lr=choice(1e-3,1e-2)", *SEARCH[1:])
+    code, text = shell("search", "--rounds", "5", *few, *words)
+    assert code == 0, text
+    assert "round 1: nothing new is left to try" in text
+
+
+def test_rounds_need_optuna(shell: Shell, words: tuple[str, ...], learner: Learner, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("atlas_dist.cli.proposals.find_spec", lambda name: None)
+    code, text = shell("search", "--rounds", "2", *SEARCH, *words)
+    assert (code, learner.runs) == (2, [])
+    assert "atlas-dist[optuna]" in text
+
+
 def test_dry_starts_nothing_and_shows_the_ladder(shell: Shell, words: tuple[str, ...], learner: Learner) -> None:
     code, text = shell("search", "--dry", *SEARCH, *words)
     assert (code, learner.runs) == (0, [])
