@@ -72,12 +72,17 @@ class Watcher:
         m: Any = progress.metrics
         return (
             f"{job.label if job else progress.attempt} step {progress.step}/{progress.total} loss {m['loss']:.3f} "
-            f"score {m['score']:.1f}% {m['samples_per_s']:.0f} samples/s data wait {m['data_wait']:.0%}{_mfu(m.get('mfu'))}"
+            f"score {m['score']:.1f}% {m['samples_per_s']:.0f} samples/s by {_workers(m)} data wait {m['data_wait']:.0%}{_mfu(m.get('mfu'))}"
         )
 
     def _print(self, text: str) -> None:
         seconds = time.monotonic() - self.began
         self.console.print(f"[{int(seconds) // 60:02d}:{int(seconds) % 60:02d}] {text}", markup=False, soft_wrap=True)
+
+
+def _workers(metrics: Any) -> str:
+    """An elastic pool may have fewer than it was started with."""
+    return "1 worker" if metrics["workers"] == 1 else f"{metrics['workers']} workers"
 
 
 def _mfu(known: float | None) -> str:

@@ -279,7 +279,7 @@ def pool_main(options: dict[str, Any]) -> None:
             continue
         attempt = lease.assignment.attempt
         try:
-            outcome = worker.run(lease.assignment, _Reporter(actor, attempt))
+            outcome = worker.run(lease.assignment, _Reporter(actor, attempt, world))
         except GroupBroken as error:
             # This rank is lost to its group: say why before Ray starts the workers again.
             ray.get(actor.failed.remote(attempt, error.failure))
@@ -306,8 +306,8 @@ class _Reporter:
 
     MIN_INTERVAL_S = 0.5
 
-    def __init__(self, actor: Any, attempt: str) -> None:
-        self.actor, self.attempt = actor, attempt
+    def __init__(self, actor: Any, attempt: str, world: int) -> None:
+        self.actor, self.attempt, self.world = actor, attempt, world
         self.pending: Any = None
         self.sent = 0.0
         self.stop = False
@@ -324,6 +324,7 @@ class _Reporter:
                 "samples_per_s": progress.samples_per_s,
                 "data_wait": progress.data_wait,
                 "mfu": progress.mfu,
+                "workers": self.world,
             }
             self.pending = self.actor.progress.remote(Progress(self.attempt, progress.step, progress.total, metrics))
             self.sent = now

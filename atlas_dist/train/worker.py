@@ -91,7 +91,7 @@ class StageWorker:
         curve = CurveWriter(store, prefix, self.context.config.track.every_s, history=before)
 
         def reported(progress: Progress) -> bool:
-            curve.add(TRAIN, progress.step, _measured(progress))
+            curve.add(TRAIN, progress.step, _measured(progress) | {"workers": float(self.context.world)})
             return report(progress)
 
         def validated(step: int, scores: Scores) -> None:

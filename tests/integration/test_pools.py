@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from atlas_dist.compose import compose_config
 from atlas_dist.core.records import Commit, Dispatch, Fail
 from atlas_dist.core.types import FailureKind, JobKind
 from atlas_dist.store import artifacts
+from atlas_dist.store.curves import TRAIN, CurveReader
 from atlas_dist.train.context import open_run_store
 from atlas_dist.train.inputs import ADAPTER_FILE
 from tests.integration.runkit import TIMEOUT_S, Left, Running, left_by
@@ -90,7 +92,7 @@ def test_an_elastic_pool_goes_on_smaller_and_grows_again(folder: Path, cluster: 
     saved(folder / "elastic")
     began = time.monotonic()
     cluster.remove_node(next(iter(cluster.worker_nodes)), allow_graceful=False)
-    run.wait_for("attempt 2")
+    run.wait_for("by 1 worker")
     print(f"smaller after {time.monotonic() - began:.0f} s")
     cluster.add_node(num_cpus=1)
     began = time.monotonic()
@@ -99,10 +101,13 @@ def test_an_elastic_pool_goes_on_smaller_and_grows_again(folder: Path, cluster: 
     run.ends_with(0)
 
     left = left_by(mine)
-    commits = [entry.record.job for entry in left.entries if isinstance(entry.record, Commit)]
-    assert sorted(commits) == sorted(left.plan.jobs), "each once"
+    done = [entry.record for entry in left.entries if isinstance(entry.record, Commit)]
+    assert sorted(record.job for record in done) == sorted(left.plan.jobs), "each once"
     resumed = [entry.record.resume_from for entry in left.entries if isinstance(entry.record, Dispatch)]
     assert sum(bool(prefix) for prefix in resumed) == 2, "each further attempt went on from a checkpoint"
+    (stage,) = [record for record in done if left.plan.jobs[record.job].kind is JobKind.TRAIN]
+    points = CurveReader(open_run_store(compose_config(mine))).points(stage.prefix)
+    assert [size for size, _ in groupby(p.values["workers"] for p in points if p.split == TRAIN)] == [2, 1, 2]
     calm = words(folder, "calm", *long)
     Running(calm, folder / "calm.txt").ends_with(0)
     undisturbed = left_by(calm)
@@ -124,7 +129,7 @@ def test_a_node_that_is_drained_costs_no_step(folder: Path, cluster: Any) -> Non
     cluster.add_node(num_cpus=1)
     drain(cluster.address, first.node_id)
     began = time.monotonic()
-    run.wait_for("is being drained: Stopped at step")
+    run.wait_for("is being drained: Paused: Stopped at step")
     print(f"stopped {time.monotonic() - began:.0f} s after the notice")
     run.ends_with(0)
     left = left_by(mine)

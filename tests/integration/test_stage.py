@@ -117,7 +117,7 @@ def test_a_resumed_stage_equals_the_uninterrupted_one_bit_for_bit(folder: Path, 
     assert steps[1] == steps[0][:3], "a stage that is stopped has told what it did"
     assert steps[2] == steps[0], "the one that goes on has the whole history, each step once"
     assert [p.values["loss"] for p in told[2]] == [p.values["loss"] for p in told[0]]
-    assert set(told[2][0].values) == {"loss", "score", "lr", "samples_per_s", "data_wait"}
+    assert set(told[2][0].values) == {"loss", "score", "lr", "samples_per_s", "data_wait", "workers"}
 
 
 def test_a_loss_that_is_not_finite_names_its_step(folder: Path, learnt: Bench) -> None:
