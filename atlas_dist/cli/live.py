@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from types import TracebackType
 from typing import Any
 
 from rich.console import Console
 from rich.status import Status
 
+from atlas_dist.cli.words import duration
 from atlas_dist.coordinator.dispatch import Progress
 from atlas_dist.coordinator.service import Decision, Snapshot
+from atlas_dist.core.pace import seconds_left
 from atlas_dist.core.plan import Plan
 
 PLAIN_EVERY_S = 5.0
+_REMEMBERED = 120
+"""Reports of an attempt, about a minute of them, that its pace is judged by."""
 
 _QUIET_EVENTS = frozenset({"begin", "abandon", "ignored"})
 
@@ -28,6 +33,7 @@ class Watcher:
         self.last_text = ""
         self.live: Status | None = None
         self.attempts: dict[str, str] = {}
+        self.seen: dict[str, deque[tuple[float, int]]] = {}
 
     def __enter__(self) -> Watcher:
         if self.console.is_terminal and not self.quiet:
@@ -72,8 +78,17 @@ class Watcher:
         m: Any = progress.metrics
         return (
             f"{job.label if job else progress.attempt} step {progress.step}/{progress.total} loss {m['loss']:.3f} "
-            f"score {m['score']:.1f}% {m['samples_per_s']:.0f} samples/s by {_workers(m)} data wait {m['data_wait']:.0%}{_mfu(m.get('mfu'))}"
+            f"score {m['score']:.1f}% {m['samples_per_s']:.0f} samples/s by {_workers(m)} "
+            f"data wait {m['data_wait']:.0%}{_mfu(m.get('mfu'))}{self._left(progress)}"
         )
+
+    def _left(self, progress: Progress) -> str:
+        """At the pace since this process first heard of the attempt."""
+        seen = self.seen.setdefault(progress.attempt, deque(maxlen=_REMEMBERED))
+        if not seen or seen[-1][1] != progress.step:
+            seen.append((time.monotonic(), progress.step))
+        left = seconds_left(seen, progress.total)
+        return "" if left is None else f" {duration(left)} left"
 
     def _print(self, text: str) -> None:
         seconds = time.monotonic() - self.began

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -12,20 +12,25 @@ from typing import Any
 import typer
 from rich.console import Console
 
-from atlas_dist.cli.words import asked, console, hush, no_such_run, open_run_store
+from atlas_dist.cli.words import asked, console, duration, hush, no_such_run, open_run_store
 from atlas_dist.config import RunConfig
 from atlas_dist.coordinator import paths
 from atlas_dist.coordinator.status import Role, RunStatus, TaskLine, load_run, status_of, task_lines
 from atlas_dist.core.ledger import RunState
+from atlas_dist.core.pace import seconds_left
 from atlas_dist.core.plan import Plan
 from atlas_dist.core.schedule import Frontier
 from atlas_dist.core.types import JobKind, View
 from atlas_dist.errors import AtlasError
 from atlas_dist.store.artifacts import read_json
-from atlas_dist.store.curves import TRAIN, CurveReader
+from atlas_dist.store.curves import TRAIN, CurveReader, Point
 from atlas_dist.store.objects import ObjectStore
 
 LAST_DECISIONS = 3
+NEWEST = 10
+"""Points of a curve that an attempt's pace is judged by."""
+SILENT_S = 60.0
+"""Seconds without a heartbeat after which a coordinator is called silent; it beats every few seconds."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,8 @@ class Standing:
     status: RunStatus
     tasks: list[TaskLine]
     jobs: list[dict[str, Any]]
+    leader: dict[str, Any]
+    """The coordinator: `heard_s`, seconds since its last heartbeat by the two machines' clocks; `left`: it has said good-bye."""
     pools: list[dict[str, Any]]
     """Name, workers, of how many, standing; [] when nobody leads."""
     decisions: list[str]
@@ -79,6 +86,7 @@ def look(config: RunConfig, plan: Plan, store: ObjectStore) -> Standing:
         status=status_of(plan, state, Frontier.of(plan, state), Role.FOLLOWER),
         tasks=task_lines(plan, state),
         jobs=[_job(plan, state, key, steps, told) for key in plan.jobs],
+        leader=_leader(beat),
         pools=_pools(beat),
         decisions=[line(entry, labels) for entry in entries[-LAST_DECISIONS:]],
         seconds_left=_seconds_left(plan, state),
@@ -93,10 +101,13 @@ def as_document(standing: Standing) -> dict[str, Any]:
         "phase": status.phase.value,
         "reason": status.reason,
         "epoch": status.epoch,
+        "coordinator": standing.leader,
         "committed": status.committed,
         "total": status.total,
         "seconds_left": standing.seconds_left,
-        "tasks": [{"sequence": t.sequence, "task": t.task, "state": t.state.value} for t in standing.tasks],
+        "tasks": [
+            {"sequence": t.sequence, "task": t.task, "state": t.state.value, "waits_for": t.waits_for} for t in standing.tasks
+        ],
         "pools": standing.pools,
         "jobs": standing.jobs,
     }
@@ -104,23 +115,25 @@ def as_document(standing: Standing) -> dict[str, Any]:
 
 def _print(standing: Standing, out: Console) -> None:
     status = standing.status
-    left = f", about {_duration(standing.seconds_left)} of training left" if standing.seconds_left else ""
+    left = f", about {duration(standing.seconds_left)} of training left" if standing.seconds_left else ""
     out.print(
         f"run {status.run}: {status.phase.value}, {status.committed} of {status.total} jobs committed, "
-        f"coordinator epoch {status.epoch}{left}"
+        f"coordinator epoch {status.epoch}{_health(standing.leader)}{left}"
     )
     if status.reason:
         out.print(f"reason: {status.reason}", markup=False, soft_wrap=True)
     if (ended := status.error()) is not None:
         out.print(f"next: {ended.fix}", markup=False, soft_wrap=True)
     for task in standing.tasks:
-        out.print(f"  {task.sequence}  {task.task}: {task.state.value}")
+        waits = f", waits for {task.waits_for}" if task.waits_for and not status.done else ""
+        out.print(f"  {task.sequence}  {task.task}: {task.state.value}{waits}", markup=False)
     for pool in standing.pools if not status.done else ():
         out.print(f"  pool {pool['name']}: {pool['workers']} of {pool['of']} workers, {pool['standing']}", markup=False)
     for job in standing.jobs:
         if job["state"] == "running":
             where = f"step {job['step']} of {job['steps']}" if job["steps"] else "starting"
-            out.print(f"  {job['label']}: attempt {job['attempts']}, {where}{_curve(job['curve'])}", markup=False)
+            left = f", about {duration(job['seconds_left'])} left" if job["seconds_left"] is not None else ""
+            out.print(f"  {job['label']}: attempt {job['attempts']}, {where}{_curve(job['curve'])}{left}", markup=False)
         elif job["failure"] and job["state"] != "committed":
             out.print(f"  {job['label']}: {job['attempts']} attempts, last failed: {job['failure']}", markup=False)
     for decision in standing.decisions:
@@ -130,16 +143,25 @@ def _print(standing: Standing, out: Console) -> None:
 def _curve(point: Mapping[str, float]) -> str:
     if not point:
         return ""
-    return f", at step {point['step']} loss {point['loss']:.3f}, score {point['score']:.1f} %"
+    pace = f", {point['samples_per_s']:.0f} samples/s, data wait {point['data_wait']:.0%}" if "samples_per_s" in point else ""
+    return f", at step {point['step']} loss {point['loss']:.3f}, score {point['score']:.1f} %{pace}"
+
+
+def _health(leader: Mapping[str, Any]) -> str:
+    if leader.get("left"):
+        return " (has left)"
+    heard = leader.get("heard_s")
+    return "" if heard is None else f" (heard {duration(heard)} ago)" if heard < SILENT_S else f" (silent for {duration(heard)})"
 
 
 def _job(
-    plan: Plan, state: RunState, key: str, steps: Mapping[str, tuple[int, int]], told: Mapping[str, Mapping[str, float]]
+    plan: Plan, state: RunState, key: str, steps: Mapping[str, tuple[int, int]], told: Mapping[str, Sequence[Point]]
 ) -> dict[str, Any]:
     now, job = state.job(key), plan.jobs[key]
     metrics = now.committed.metrics if now.committed else {}
     score = metrics.get("score", metrics.get("views", {}).get(View.TASK.value, {}).get("score"))
     step, total = steps.get(now.running.id, (0, 0)) if now.running else (0, 0)
+    curve = told.get(now.running.id, ()) if now.running else ()
     return {
         "key": key,
         "label": job.label,
@@ -147,7 +169,8 @@ def _job(
         "attempts": len(now.attempts),
         "step": step,
         "steps": total,
-        "curve": told.get(now.running.id, {}) if now.running else {},
+        "curve": {"step": curve[-1].step, **curve[-1].values} if curve else {},
+        "seconds_left": seconds_left([(point.at, point.step) for point in curve], total) if total else None,
         "score": score,
         "adopted_from": now.adopted_from,
         "waits_for": [plan.jobs[p].label for p in job.parents if p in plan.jobs and state.job(p).committed is None],
@@ -184,14 +207,22 @@ def _pools(beat: Any) -> list[dict[str, Any]]:
         return []
 
 
-def _told(store: ObjectStore, state: RunState) -> dict[str, dict[str, float]]:
-    """attempt under way -> the newest training point of its curve; nothing where it has none yet or it can't be read."""
+def _leader(beat: Any) -> dict[str, Any]:
+    """How the coordinator is; {} when the heartbeat does not say."""
+    try:
+        return {"heard_s": round(max(0.0, time.time() - float(beat["at"])), 1), "left": bool(beat["released"])}
+    except (KeyError, TypeError, ValueError):
+        return {}
+
+
+def _told(store: ObjectStore, state: RunState) -> dict[str, Sequence[Point]]:
+    """attempt under way -> the newest training points of its curve; nothing where it has none yet or it can't be read."""
     reader, found = CurveReader(store), {}
     for attempt in state.running:
         with suppress(AtlasError):
             points = [p for p in reader.points(state.attempt(attempt).prefix) if p.split == TRAIN and "loss" in p.values]
             if points:
-                found[attempt] = {"step": points[-1].step, **points[-1].values}
+                found[attempt] = points[-NEWEST:]
     return found
 
 
@@ -210,8 +241,3 @@ def _seconds_left(plan: Plan, state: RunState) -> float | None:
         else:
             left += job.budget.max_steps
     return round(left * seconds / steps, 1) if steps and left else None
-
-
-def _duration(seconds: float | None) -> str:
-    minutes = (seconds or 0.0) / 60
-    return f"{minutes / 60:.1f} h" if minutes >= 90 else f"{minutes:.0f} min" if minutes >= 2 else f"{seconds:.0f} s"

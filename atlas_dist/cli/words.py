@@ -115,3 +115,9 @@ def shards_if_there(config: RunConfig) -> ObjectStore | None:
         return open_store(config.shards.url, options=StoreOptions(config.shards.endpoint_url, config.shards.region))
     except AtlasError:
         return None
+
+
+def duration(seconds: float) -> str:
+    """For people: `40 s`, `12 min`, `3.5 h`."""
+    minutes = seconds / 60
+    return f"{minutes / 60:.1f} h" if minutes >= 90 else f"{minutes:.0f} min" if minutes >= 2 else f"{seconds:.0f} s"

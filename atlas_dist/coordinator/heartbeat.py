@@ -39,10 +39,10 @@ class Heart:
     def beat(
         self, epoch: int, running: Mapping[str, Any], *, pools: Mapping[str, Any] | None = None, released: bool = False
     ) -> None:
-        """Say that this epoch's leader is alive, or (`released`) that it has left; `running` and `pools` are for people."""
+        """Say that this epoch's leader is alive, or (`released`) that it has left; the rest and the time are for people."""
         self.last = self.clock.monotonic()
         self.beats += 1
-        body = {"epoch": epoch, "writer": self.writer, "beat": self.beats, "released": released}
+        body = {"epoch": epoch, "writer": self.writer, "beat": self.beats, "released": released, "at": self.clock.wall()}
         body |= {"running": running, "pools": pools or {}}
         try:
             self.store.put(paths.beat(self.run, epoch), canonical_json(body))

@@ -127,6 +127,8 @@ class TaskLine:
     sequence: str
     task: str
     state: TaskState
+    waits_for: str = ""
+    """What its next job waits for: the labels of jobs, or workers."""
 
 
 def task_lines(plan: Plan, state: RunState) -> list[TaskLine]:
@@ -136,8 +138,18 @@ def task_lines(plan: Plan, state: RunState) -> list[TaskLine]:
         for i, task in enumerate((*sequence.upstream, *sequence.downstream)):
             upstream = i < len(sequence.upstream)
             scores = [sequence.evaluations[i, i]] if upstream else [sequence.transfers[task.task]]
-            lines.append(TaskLine(sequence.name, task.task, _task_state(plan, state, task, scores)))
+            lines.append(
+                TaskLine(sequence.name, task.task, _task_state(plan, state, task, scores), _waits_for(plan, state, task))
+            )
     return lines
+
+
+def _waits_for(plan: Plan, state: RunState, task: TaskJobs) -> str:
+    jobs = [key for key in task.stages if state.job(key).committed is None]
+    if not jobs or state.job(jobs[0]).running is not None:
+        return ""
+    missing = [plan.jobs[p].label for p in plan.jobs[jobs[0]].parents if p in plan.jobs and state.job(p).committed is None]
+    return " and ".join(missing) or "workers"
 
 
 def _task_state(plan: Plan, state: RunState, task: TaskJobs, scores: list[str]) -> TaskState:

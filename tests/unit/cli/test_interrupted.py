@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from atlas_dist.core.types import FailureKind
 from atlas_dist.store.curves import TRAIN, CurveWriter
 from atlas_dist.store.log import RecordLog
 from atlas_dist.train.context import open_run_store
+from tests.chaos.fakes import FakeClock
 from tests.integration.stagekit import pack_toys, toy_config
 
 Shell = Callable[..., tuple[int, str]]
@@ -39,7 +41,11 @@ GONE = Fail("JOB", "JOB-e1-1", FailureKind.PREEMPTED, "Paused: Stopped at step 4
 NAN = Fail("JOB", "JOB-e1-1", FailureKind.NONFINITE, "NonFiniteLoss: The loss of step 5 is not finite.", 5)
 CASES = {
     "before the first job": Case((), "running", ("0 of 14 jobs",)),
-    "in the middle of a stage": Case((STARTED,), "running", ("attempt 1, step 6 of 8", "at step 6 loss 0.500, score 75.0 %")),
+    "in the middle of a stage": Case(
+        (STARTED,),
+        "running",
+        ("attempt 1, step 6 of 8, at step 6 loss 0.500, score 75.0 %, 90 samples/s, data wait 1%, about 4 s left", "(heard "),
+    ),
     "paused": Case(
         (STARTED, Pause("r1", "maintenance"), GONE),
         "paused",
@@ -98,10 +104,15 @@ def interrupted(folder: Path, shards: str, case: Case) -> tuple[str, ...]:
         }
         log.append(1, type(record)(**known))
     if case.records:
-        pen = CurveWriter(store, f"runs/toy/attempts/{job}-e1-1", 5.0)
-        pen.add(TRAIN, 6, {"loss": 0.5, "score": 75.0})
+        now = FakeClock()
+        pen = CurveWriter(store, f"runs/toy/attempts/{job}-e1-1", 50.0, clock=now)
+        pen.add(TRAIN, 2, {"loss": 0.9, "score": 50.0})
+        now.sleep(8.0)
+        pen.add(TRAIN, 6, {"loss": 0.5, "score": 75.0, "samples_per_s": 90.0, "data_wait": 0.01})
         pen.flush()
-        store.put(paths.beat("toy", 1), canonical_json({"running": {f"{job}-e1-1": [6, 8]}}))
+        store.put(
+            paths.beat("toy", 1), canonical_json({"running": {f"{job}-e1-1": [6, 8]}, "at": time.time(), "released": False})
+        )
     return words
 
 
