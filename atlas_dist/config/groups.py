@@ -1,26 +1,21 @@
-"""What a run is told: one frozen, validated tree. Hydra composes `configs/` into a dictionary; this module judges it.
-
-Every field is declared here once, with its default, its range and what it is for; unknown keys and unknown choices fail before
-anything starts, with the valid ones listed.
-"""
+"""The groups that a run's settings fall into, one class each. What one group says of another is checked in `run.py`."""
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from enum import StrEnum
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from atlas_dist.core.types import Budget, Gang, Stage, TaskKind, Work
-from atlas_dist.errors import ConfigError
+from atlas_dist.core.types import Budget, Stage, TaskKind, Work
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,79}$")]
 
 
-class _Frozen(BaseModel):
+class Section(BaseModel):
+    """Frozen, without keys that nobody declared; the text below a field is its description."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
@@ -45,7 +40,7 @@ class PackOn(StrEnum):
     RAY = "ray"
 
 
-class PackConfig(_Frozen):
+class PackConfig(Section):
     """How `atlas-dist shards pack` works; the shards are the same however it does."""
 
     on: PackOn = PackOn.HERE
@@ -57,7 +52,7 @@ class PackConfig(_Frozen):
     """Share of the records that may be unreadable; beyond it no manifest is written."""
 
 
-class StoreConfig(_Frozen):
+class StoreConfig(Section):
     """Where durable state lies."""
 
     url: str = "demo-run/store"
@@ -68,7 +63,7 @@ class StoreConfig(_Frozen):
     """AWS region; "" = the SDK's own default chain."""
 
 
-class ShardsConfig(_Frozen):
+class ShardsConfig(Section):
     """Where the packed data lie: `<url>/<dataset>/<split>/manifest.json` and its tars."""
 
     url: str = "demo-run/shards"
@@ -93,7 +88,7 @@ class ShardsConfig(_Frozen):
     """Most megabytes of `cache_dir`; what was used longest ago goes first."""
 
 
-class BackboneConfig(_Frozen):
+class BackboneConfig(Section):
     """The frozen trunk."""
 
     name: str = "tiny"
@@ -108,7 +103,7 @@ class BackboneConfig(_Frozen):
     brings its own."""
 
 
-class MethodConfig(_Frozen):
+class MethodConfig(Section):
     """The continual-learning method and its settings."""
 
     name: str = "atlas"
@@ -117,7 +112,7 @@ class MethodConfig(_Frozen):
     """Checked by the method itself; see `configs/method/`."""
 
 
-class ReferencesConfig(_Frozen):
+class ReferencesConfig(Section):
     """Methods that the measures of transfer compare with (METHOD.md, Evaluation), learnt in the same run; left out = not asked
     for."""
 
@@ -127,7 +122,7 @@ class ReferencesConfig(_Frozen):
     """Learns each downstream task from the pretrained trunk instead of from what the sequence taught: T_LS."""
 
 
-class DataRef(_Frozen):
+class DataRef(Section):
     """Which shard set a task reads."""
 
     dataset: Name
@@ -138,7 +133,7 @@ class DataRef(_Frozen):
     """Split that scores; never learnt from."""
 
 
-class RawConfig(_Frozen):
+class RawConfig(Section):
     """How `atlas-dist shards pack` makes a task's shard set from the data set as distributed."""
 
     converter: str
@@ -153,7 +148,7 @@ class RawConfig(_Frozen):
     """On top of `options`, for the validation split only."""
 
 
-class BudgetConfig(_Frozen):
+class BudgetConfig(Section):
     """How long and how fast a stage learns; every field left out is taken from the level above (stage < task < train)."""
 
     global_batch: int | None = Field(default=None, ge=1)
@@ -187,7 +182,7 @@ class BudgetConfig(_Frozen):
         return Budget(**{**base.__dict__, **known})
 
 
-class TaskConfig(_Frozen):
+class TaskConfig(Section):
     """One task: what its samples are and where they lie."""
 
     kind: TaskKind
@@ -215,7 +210,7 @@ class TaskConfig(_Frozen):
         return {Stage.ONE: self.stage1.over(train.stage1.over(base)), Stage.TWO: self.stage2.over(train.stage2.over(base))}
 
 
-class SequenceConfig(_Frozen):
+class SequenceConfig(Section):
     """Which tasks are learnt, in which orders."""
 
     upstream: list[Name] = Field(default_factory=list)
@@ -234,7 +229,7 @@ class SequenceConfig(_Frozen):
         return [o for o in [self.upstream, *self.orders] if o]
 
 
-class TrainConfig(_Frozen):
+class TrainConfig(Section):
     """How the engine steps."""
 
     workers: int = Field(default=2, ge=1)
@@ -273,7 +268,7 @@ class TrainConfig(_Frozen):
     """Of every stage two, over `train.budget`."""
 
 
-class PoolConfig(_Frozen):
+class PoolConfig(Section):
     """A group of workers of one run; its workers do one job at a time, together."""
 
     workers: int = Field(default=0, ge=0)
@@ -286,7 +281,7 @@ class PoolConfig(_Frozen):
     """Ray node labels that its nodes must have: key -> `value`, `!value`, `in(a,b)` or `!in(a,b)`."""
 
 
-class ClusterConfig(_Frozen):
+class ClusterConfig(Section):
     """Where workers run."""
 
     address: str = "local"
@@ -323,7 +318,7 @@ def _equal_pools(count: int) -> dict[str, Any]:
     return {name: PoolConfig() for name in ("main", *(f"pool-{number}" for number in range(2, count + 1)))}
 
 
-class TrackConfig(_Frozen):
+class TrackConfig(Section):
     """Where curves go while a run learns. The store and TensorBoard's files beside the report always have them."""
 
     every_s: float = Field(default=5.0, gt=0)
@@ -335,201 +330,3 @@ class TrackConfig(_Frozen):
     """Name of the experiment in MLflow."""
     wandb: str = ""
     """Project in Weights & Biases, as `project` or `entity/project`; "" = not to W&B. Needs `atlas-dist[wandb]`."""
-
-
-class RunConfig(_Frozen):
-    """Everything one run is told. See `configs/` for the groups it is composed from."""
-
-    run: Name = "demo"
-    """Name of the run in the store. The same name with the same settings attaches and resumes."""
-    seeds: list[int] = Field(default_factory=lambda: [0], min_length=1)
-    """Each seed learns every order once; what does not depend on the seed is shared."""
-    store: StoreConfig = StoreConfig()
-    """Where what was learnt lies, with the ledger."""
-    shards: ShardsConfig = ShardsConfig()
-    """Where the packed data lie."""
-    pack: PackConfig = PackConfig()
-    """How raw data become shards."""
-    raw_root: str = "."
-    """Folder of the data sets as distributed, for `atlas-dist shards pack`."""
-    backbone: BackboneConfig = BackboneConfig()
-    """The frozen trunk."""
-    method: MethodConfig = MethodConfig()
-    """The continual-learning method and its settings."""
-    compare: dict[Name, MethodConfig] = Field(default_factory=dict)
-    """Several methods in one run, by the names of their rows in the comparison; they then take the place of `method`."""
-    only: list[Name] = Field(default_factory=list)
-    """Of `compare`, run these rows only; [] = all."""
-    references: ReferencesConfig = ReferencesConfig()
-    """What measures of transfer compare with."""
-    tasks: dict[Name, TaskConfig] = Field(default_factory=dict)
-    """Every task that the sequence may name."""
-    sequence: SequenceConfig = SequenceConfig()
-    """Which tasks are learnt, in which orders."""
-    train: TrainConfig = TrainConfig()
-    """How the engine steps, and for how long."""
-    cluster: ClusterConfig = ClusterConfig()
-    """Where workers run."""
-    track: TrackConfig = TrackConfig()
-    """Where curves go while the run learns."""
-    report: str = ""
-    """Folder for the report; "" = `<store>/…` beside a local store, else ./report-<run>."""
-
-    def at(self, folder: Path) -> RunConfig:
-        """The same run with relative local places resolved against `folder`: workers have working folders of their own."""
-
-        def absolute(url: str) -> str:
-            return url if "://" in url else str((folder / Path(url).expanduser()).resolve())
-
-        store = self.store.model_copy(update={"url": absolute(self.store.url)})
-        shards = self.shards.model_copy(update={"url": absolute(self.shards.url)})
-        return self.model_copy(update={"store": store, "shards": shards})
-
-    @field_validator("seeds")
-    @classmethod
-    def _different(cls, seeds: list[int]) -> list[int]:
-        if len(set(seeds)) != len(seeds):
-            raise ValueError(f"seeds must differ, they are {seeds}")
-        return seeds
-
-    @property
-    def variants(self) -> dict[str, MethodConfig]:
-        """The methods of the run by name of row: `compare` where it is given, else the one `method`."""
-        if not self.compare:
-            return {self.method.name: self.method}
-        return {name: method for name, method in self.compare.items() if not self.only or name in self.only}
-
-    @model_validator(mode="after")
-    def _rows_exist(self) -> RunConfig:
-        unknown = sorted(set(self.only) - set(self.compare))
-        if unknown:
-            raise ValueError(f"only names {', '.join(unknown)}; the rows of compare are {', '.join(self.compare) or 'none'}")
-        return self
-
-    @model_validator(mode="after")
-    def _tasks_exist(self) -> RunConfig:
-        named = {t for order in self.sequence.all_orders for t in order} | set(self.sequence.downstream)
-        unknown = sorted(named - set(self.tasks))
-        if unknown:
-            raise ValueError(
-                f"sequence names {', '.join(unknown)}; "
-                f"the tasks of this configuration are {', '.join(sorted(self.tasks)) or 'none'}"
-            )
-        return self
-
-    @property
-    def gangs(self) -> tuple[Gang, ...]:
-        """The pools with what they take from `train`."""
-        return tuple(
-            Gang(
-                name=name,
-                workers=pool.workers or self.train.workers,
-                least=pool.min_workers or (0 if pool.workers else self.train.min_workers),
-                takes=frozenset(pool.takes),
-                labels=pool.labels,
-            )
-            for name, pool in self.cluster.pools.items()
-        )
-
-    @model_validator(mode="after")
-    def _least_below_most(self) -> RunConfig:
-        for gang in self.gangs:
-            if gang.least > gang.workers:
-                raise ValueError(f"pool {gang.name} has {gang.workers} workers, fewer than its min_workers of {gang.least}")
-        return self
-
-    @model_validator(mode="after")
-    def _everything_is_taken(self) -> RunConfig:
-        wanted = [Work.UPSTREAM, Work.EVALUATION]
-        wanted += [Work.TRANSFER] if self.sequence.downstream else []
-        wanted += [Work.REFERENCE] if self.references.alone or self.references.pretrained else []
-        taken = {work for gang in self.gangs for work in gang.takes}
-        left = [work.value for work in wanted if work not in taken]
-        if left:
-            raise ValueError(f"no pool takes {' or '.join(left)}; add it to the `takes` of one of cluster.pools")
-        return self
-
-    @model_validator(mode="after")
-    def _batches_suffice(self) -> RunConfig:
-        most = max((gang.workers for gang in self.gangs if gang.takes - {Work.EVALUATION}), default=0)
-        for name, task in self.tasks.items():
-            for stage, budget in task.budgets(self.train).items():
-                if budget.global_batch < most:
-                    raise ValueError(
-                        f"tasks.{name}: the global batch of {stage.value} is {budget.global_batch}, too few for "
-                        f"{most} workers: a worker without a sample only costs; lower train.workers, or those of the pool"
-                    )
-        return self
-
-
-def check_rows(rows: Mapping[str, RunConfig]) -> None:
-    """Whether these can be rows of one run: one store, one cluster, one trunk, one engine.
-
-    Raises:
-        ConfigError: naming the first keys that differ although one run has them only once.
-    """
-    first, *others = (dict(_flat(_once(config))) for config in rows.values())
-    differing = sorted({key for other in others for key in first.keys() | other.keys() if first.get(key) != other.get(key)})
-    if differing:
-        shown = "; ".join(
-            f"{key} ({', '.join(dict.fromkeys(str(c.get(key)) for c in (first, *others)))})" for key in differing[:4]
-        )
-        raise ConfigError(
-            f"One run has only one value of: {shown}.",
-            fix="Give each value a run of its own (run=NAME): what is equal is trained once all the same.",
-        )
-
-
-_PER_ROW = ("seeds", "method", "compare", "only", "references", "sequence")
-_PER_ROW_OF_TRAIN = ("budget", "stage1", "stage2")
-
-
-def _once(config: RunConfig) -> dict[str, Any]:
-    """What a run has only once: everything but what job keys are made from."""
-    tree = config.model_dump(mode="json", exclude=set(_PER_ROW))
-    tree["train"] = {name: value for name, value in tree["train"].items() if name not in _PER_ROW_OF_TRAIN}
-    tree["tasks"] = {name: {"raw": task["raw"]} for name, task in tree["tasks"].items()}
-    return tree
-
-
-def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(value, Mapping) and value:
-        for name, inner in value.items():
-            yield from _flat(inner, f"{prefix}.{name}" if prefix else str(name))
-    else:
-        yield prefix, value
-
-
-def load_config(tree: Mapping[str, Any]) -> RunConfig:
-    """Validate a composed tree.
-
-    Raises:
-        ConfigError: with one line a fault: the key, its current value, and what would be valid.
-    """
-    try:
-        return RunConfig.model_validate(tree)
-    except ValidationError as error:
-        lines = [_explain(e, tree) for e in error.errors()]
-        raise ConfigError("The configuration is not valid:\n" + "\n".join(f"  {line}" for line in lines)) from None
-
-
-def _explain(error: Any, tree: Mapping[str, Any]) -> str:
-    """One line for one fault, in the user's words rather than the library's."""
-    where = ".".join(str(part) for part in error["loc"])
-    value = error.get("input")
-    if error["type"] == "extra_forbidden":
-        valid = sorted(keys_at(error["loc"][:-1]))
-        near = difflib.get_close_matches(str(error["loc"][-1]), valid, n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
-        return f"{where}: there is no such key; {hint}valid here: {', '.join(valid)}."
-    shown = "" if isinstance(value, Mapping) else f" (it is {value!r})"
-    return f"{where or 'configuration'}: {error['msg'].removeprefix('Value error, ')}{shown}."
-
-
-def keys_at(location: tuple[Any, ...]) -> set[str]:
-    """The valid keys of the model at `location`, found by walking the declared types."""
-    model: Any = RunConfig
-    for part in location:
-        field = model.model_fields.get(part) if isinstance(model, type) and issubclass(model, BaseModel) else None
-        model = field.annotation if field else getattr(model, "__args__", (None, None))[-1]
-    return set(model.model_fields) if isinstance(model, type) and issubclass(model, BaseModel) else set()
