@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping
-from importlib.util import find_spec
 from typing import Any
 
-from atlas_dist.errors import ConfigError
-from atlas_dist.report.tracking import SequenceRun, StageRun
+from atlas_dist.report.tracking import SequenceRun, StageRun, need_extra
 
 TAG = "atlas.id"
 _BATCH = 1000
@@ -35,11 +33,7 @@ class MLflow:
     single = True
 
     def __init__(self, uri: str, experiment: str) -> None:
-        if find_spec("mlflow") is None:
-            raise ConfigError(
-                f"track.mlflow={uri} needs MLflow, which is not installed.",
-                fix="pip install 'atlas-dist[mlflow]', or track.mlflow=''.",
-            )
+        need_extra("mlflow", uri)
         self._uri, self._experiment = uri, experiment
         self._client: Any = None
         self._where = ""

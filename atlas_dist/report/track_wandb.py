@@ -7,12 +7,10 @@ run. Offline (WANDB_MODE=offline) every restart leaves a folder of its own under
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from atlas_dist.errors import ConfigError
-from atlas_dist.report.tracking import SequenceRun, StageRun
+from atlas_dist.report.tracking import SequenceRun, StageRun, need_extra
 
 
 class WandB:
@@ -30,11 +28,7 @@ class WandB:
     single = True
 
     def __init__(self, project: str, folder: Path) -> None:
-        if find_spec("wandb") is None:
-            raise ConfigError(
-                f"track.wandb={project} needs wandb, which is not installed.",
-                fix="pip install 'atlas-dist[wandb]', or track.wandb=''.",
-            )
+        need_extra("wandb", project)
         *entity, self._project = project.split("/", 1)
         self._entity = entity[0] if entity else None
         self._folder = folder

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from atlas_dist.cli import app
+from atlas_dist.choices import groups
 from atlas_dist.cli.status import _last_beat, _pools, _steps
 from atlas_dist.cli.words import Asked, open_run_store
 from atlas_dist.clock import SystemClock
-from atlas_dist.compose import compose_config, compose_rows, groups
+from atlas_dist.compose import compose_config, compose_rows
 from atlas_dist.config import RunConfig
 from atlas_dist.coordinator.heartbeat import Heart
 from atlas_dist.core.ledger import RunState
@@ -22,6 +22,7 @@ from atlas_dist.store.local import LocalStore
 from atlas_dist.store.objects import MemoryStore
 from tests.bankkit import copied, toys, write_ledger
 from tests.chaos.judge import judge, objects_of
+from tests.shellkit import Command
 from tests.unit.coordinator.test_collect import crashed_before_cleaning
 from tests.unit.coordinator.test_coordinator import World
 from tests.unit.report.pages import check_page
@@ -30,17 +31,13 @@ Shell = Callable[..., str]
 
 
 @pytest.fixture
-def shell(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Shell:
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("ATLAS_DEBUG", "")
+def shell(atlas: Command) -> Shell:
+    """What stdout gets of a command that succeeds."""
 
     def call(*words: str) -> str:
-        monkeypatch.setattr("sys.argv", ["atlas-dist", *words])
-        with pytest.raises(SystemExit) as ended:
-            app.main()
-        out = capsys.readouterr()
-        assert ended.value.code == 0, out.err
-        return out.out
+        said = atlas(*words)
+        assert said.code == 0, said.err
+        return said.out
 
     return call
 

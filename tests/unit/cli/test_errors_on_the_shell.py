@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from atlas_dist.cli import app
 from atlas_dist.store.local import LocalStore
 from tests.bankkit import copied, toys
+from tests.shellkit import Command, Shell
 
 Words = tuple[str, ...]
 
@@ -50,21 +50,12 @@ def refusing() -> Iterator[str]:
 
 
 @pytest.fixture
-def shell(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Callable[..., tuple[int, str]]:
-    """`shell("plan", "experiment=toy")` -> exit code and what stderr got, in an empty folder, with made-up credentials."""
-    monkeypatch.chdir(tmp_path)
-    for name, value in {
-        "AWS_ACCESS_KEY_ID": "AKIATESTTESTTEST",
-        "AWS_SECRET_ACCESS_KEY": "not-a-secret-value",
-        "ATLAS_DEBUG": "",
-    }.items():
-        monkeypatch.setenv(name, value)
+def shell(atlas: Command) -> Shell:
+    """Exit code and what stderr got."""
 
     def call(*words: str) -> tuple[int, str]:
-        monkeypatch.setattr("sys.argv", ["atlas-dist", *words])
-        with pytest.raises(SystemExit) as ended:
-            app.main()
-        return int(ended.value.code or 0), capsys.readouterr().err
+        said = atlas(*words)
+        return said.code, said.err
 
     return call
 
@@ -133,9 +124,7 @@ CASES: dict[str, tuple[Callable[[Path, str], Words], int, tuple[str, ...]]] = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_an_error_says_cause_value_and_fix(
-    case: str, shell: Callable[..., tuple[int, str]], refusing: str, tmp_path: Path
-) -> None:
+def test_an_error_says_cause_value_and_fix(case: str, shell: Shell, refusing: str, tmp_path: Path) -> None:
     make, code, says = CASES[case]
     got, text = shell(*make(tmp_path, refusing))
     assert got == code, text
@@ -149,7 +138,7 @@ def test_an_error_says_cause_value_and_fix(
 
 @pytest.mark.parametrize(("number", "says"), [(errno.ENOSPC, "make room"), (errno.EROFS, "read-only"), (errno.EIO, "--debug")])
 def test_a_disk_that_fails_is_told_like_everything_else(
-    shell: Callable[..., tuple[int, str]], monkeypatch: pytest.MonkeyPatch, number: int, says: str, tmp_path: Path
+    shell: Shell, monkeypatch: pytest.MonkeyPatch, number: int, says: str, tmp_path: Path
 ) -> None:
     def full(*_: object) -> None:
         raise OSError(number, "the system's words", "/some/file")
@@ -163,9 +152,7 @@ def test_a_disk_that_fails_is_told_like_everything_else(
     assert "Traceback" not in text
 
 
-def test_a_full_disk_at_an_export_leaves_the_store_alone(
-    shell: Callable[..., tuple[int, str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_full_disk_at_an_export_leaves_the_store_alone(shell: Shell, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     words = toys().words
 
     def full(*_: object) -> int:
@@ -179,7 +166,7 @@ def test_a_full_disk_at_an_export_leaves_the_store_alone(
 
 
 def test_what_nobody_foresaw_is_told_in_two_lines_and_with_debug_in_full(
-    shell: Callable[..., tuple[int, str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    shell: Shell, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     def broken(*_: object) -> None:
         raise ZeroDivisionError("deep down")
@@ -196,7 +183,7 @@ def test_what_nobody_foresaw_is_told_in_two_lines_and_with_debug_in_full(
     assert "in broken" in text
 
 
-def test_debug_shows_where_an_expected_error_came_from(shell: Callable[..., tuple[int, str]]) -> None:
+def test_debug_shows_where_an_expected_error_came_from(shell: Shell) -> None:
     code, text = shell("--debug", "config", "train.workers=0")
     assert code == 2
     assert "Traceback" in text

@@ -5,13 +5,12 @@ from __future__ import annotations
 import itertools
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from atlas_dist.cli import app
 from atlas_dist.clock import SystemClock
 from atlas_dist.coordinator import paths
 from atlas_dist.coordinator.expand import expand, specification
@@ -23,8 +22,7 @@ from atlas_dist.store.log import RecordLog
 from atlas_dist.train.context import open_run_store
 from tests.chaos.fakes import FakeClock
 from tests.integration.stagekit import pack_toys, toy_config
-
-Shell = Callable[..., tuple[int, str]]
+from tests.shellkit import Shell
 
 
 @dataclass(frozen=True)
@@ -71,20 +69,6 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("interrupted")
     pack_toys(toy_config(folder), samples=32)
     yield f"shards.url={folder}/shards"
-
-
-@pytest.fixture
-def shell(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Shell:
-    monkeypatch.chdir(tmp_path)
-
-    def call(*said: str) -> tuple[int, str]:
-        monkeypatch.setattr("sys.argv", ["atlas-dist", *said])
-        with pytest.raises(SystemExit) as ended:
-            app.main()
-        out = capsys.readouterr()
-        return int(ended.value.code or 0), out.out + out.err
-
-    return call
 
 
 def interrupted(folder: Path, shards: str, case: Case) -> tuple[str, ...]:

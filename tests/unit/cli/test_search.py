@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from atlas_dist.cli import app
 from atlas_dist.cli.words import Asked, open_run_store
 from atlas_dist.coordinator.status import load_run
 from atlas_dist.core.plan import Plan
 from atlas_dist.core.types import CommittedRef, StageJob
 from tests.bankkit import write_ledger
 from tests.integration.stagekit import pack_toys, toy_config
+from tests.shellkit import Shell
 
-Shell = Callable[..., tuple[int, str]]
 SEARCH = ("tasks.toy_kin.stage2.lr=log(1e-4,1e-2)", "--task", "toy_kin", "--trials", "4", "--factor", "2")
 
 
@@ -26,20 +25,6 @@ def words(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, ...]]
     folder = tmp_path_factory.mktemp("search")
     pack_toys(toy_config(folder), samples=32)
     yield ("experiment=toy", "train.workers=1", f"shards.url={folder}/shards")
-
-
-@pytest.fixture
-def shell(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Shell:
-    monkeypatch.chdir(tmp_path)
-
-    def call(*said: str) -> tuple[int, str]:
-        monkeypatch.setattr("sys.argv", ["atlas-dist", *said])
-        with pytest.raises(SystemExit) as ended:
-            app.main()
-        out = capsys.readouterr()
-        return int(ended.value.code or 0), out.out + out.err
-
-    return call
 
 
 class Learner:
