@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from atlas_dist.report.facts import Cell, RunFacts, SequenceFacts, StageFacts
+from atlas_dist.report.speed import Speed, speeds
 from atlas_dist.report.tensorboard import Scalar, event_file, scalars, write_events
 
 ALPHA = 999_999
@@ -17,13 +18,14 @@ ALPHA = 999_999
 
 
 def write_tables(facts: RunFacts, folder: Path) -> None:
-    """`run.json` (everything); per sequence the matrices, curves and α as CSV; `jobs.csv`; `tensorboard/…`. Raises OSError."""
+    """`run.json` (everything); a sequence's matrices, curves, speed and α as CSV; `jobs.csv`; `tensorboard/…`. Raises OSError."""
     (folder / "run.json").write_text(json.dumps(asdict(facts), indent=1, sort_keys=True), encoding="utf-8")
     for sequence in facts.sequences:
         for view, rows in sequence.matrix.items():
             _write_matrix(folder / f"{sequence.name}-{view}.csv", sequence, rows)
         stages = [(task.task, stage) for task in (*sequence.upstream, *sequence.downstream) for stage in task.stages]
         _write(folder / f"{sequence.name}-curves.csv", ("task", "stage", "split", "step", "loss", "score"), _points(stages))
+        _write(folder / f"{sequence.name}-speed.csv", ("task", "stage", *Speed._fields), _speeds(stages))
         _write(folder / f"{sequence.name}-reuse.csv", ("task", "stage", "site", "adapter", "mean", "std"), _alphas(sequence))
         for task, stage in stages:
             _write_stage_events(folder / "tensorboard" / sequence.name / f"{task}-{stage.stage}", stage)
@@ -49,6 +51,10 @@ def _points(stages: Iterable[tuple[str, StageFacts]]) -> Iterable[Sequence[Any]]
         for split, points in (("training", stage.curve), ("validation", stage.validation)):
             for p in points:
                 yield task, stage.stage, split, int(p["step"]), p.get("loss", ""), p.get("score", "")
+
+
+def _speeds(stages: Iterable[tuple[str, StageFacts]]) -> Iterable[Sequence[Any]]:
+    return ((task, stage.stage, *speed) for task, stage in stages for speed in speeds(stage))
 
 
 def _alphas(sequence: SequenceFacts) -> Iterable[Sequence[Any]]:

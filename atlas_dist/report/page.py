@@ -11,6 +11,7 @@ from statistics import fmean
 from atlas_dist.report.facts import Cell, RunFacts, SequenceFacts, StageFacts, TaskFacts
 from atlas_dist.report.files import write_tables
 from atlas_dist.report.html import document, table, wide
+from atlas_dist.report.speed import speed_section
 from atlas_dist.report.svg import Bar, bars, heat_cell, line_chart, lineage
 from atlas_dist.report.timeline import Span
 
@@ -58,7 +59,7 @@ def _sequence(sequence: SequenceFacts, number: int) -> str:
     parts.append(_without(sequence))
     parts.append(_breadth(sequence))
     parts.extend(_curves(task) for task in (*sequence.upstream, *sequence.downstream))
-    parts.append(_throughput([*sequence.upstream, *sequence.downstream]))
+    parts.append(speed_section([*sequence.upstream, *sequence.downstream]))
     return "".join(parts) + "</section>"
 
 
@@ -244,28 +245,6 @@ def _chart(stage: StageFacts, what: str, top: float, title: str) -> str:
         for name, points in (("training", stage.curve), ("validation", stage.validation))
     }
     return line_chart(lines, title, top)
-
-
-def _throughput(tasks: list[TaskFacts]) -> str:
-    """What each stage cost, and on what."""
-    rows = []
-    for task in tasks:
-        for stage in task.stages:
-            seconds = stage.metrics.get("seconds", {})
-            cells = [
-                f"{stage.samples_per_s:.0f}",
-                f"{stage.data_wait:.1%}",
-                *(f"{float(seconds.get(k, 0.0)):.1f}" for k in ("setup", "stepping", "validating", "checkpointing")),
-                str(stage.metrics.get("world", "")),
-                str(stage.metrics.get("peak_rss_mb", "")),
-            ]
-            told = "".join(f"<td>{cell}</td>" for cell in cells)
-            rows.append(f'<tr><th scope="row">{escape(task.task)} {escape(stage.stage)}</th>{told}</tr>')
-    heads = ("samples/s", "data wait", "set-up s", "stepping s", "validating s", "checkpoints s", "workers", "peak MB")
-    head = "".join(f'<th scope="col">{h}</th>' for h in heads)
-    return (
-        f"<details><summary>Throughput and data wait</summary>{table('Per stage', head, ''.join(rows))}</details>" if rows else ""
-    )
 
 
 def _jobs(facts: RunFacts) -> str:

@@ -28,6 +28,7 @@ from atlas_dist.report.facts import RunFacts, gather
 from atlas_dist.report.page import render, write_report
 from atlas_dist.report.tensorboard import Scalar, event_file, write_events
 from atlas_dist.report.timeline import timeline
+from atlas_dist.store.curves import Point
 from tests.unit.core.test_plan import COMMON, sequence
 from tests.unit.report.pages import check_page
 
@@ -251,6 +252,30 @@ def test_leave_one_out_and_growth_are_shown_where_they_were_measured(plan: Plan)
     assert ">30.0</td>" in page, "90 with all, 60 without the first"
     assert ">-1.5</td>" in page
     assert ">7.2</td>" in page or ">7.3</td>" in page
+
+
+def test_speed_and_data_wait_are_drawn_over_the_steps(plan: Plan, tmp_path: Path) -> None:
+    assert "waiting for data" not in render(facts(plan)), "nothing was told: no empty figure"
+    told = facts(plan)
+    (got,) = told.sequences
+    first = got.upstream[0].stages[0]
+    points = [Point("train", n, 1e9, {"loss": 1.0, "samples_per_s": 80.0 + n, "data_wait": 0.25}) for n in range(1, 400)]
+    points.append(Point("validation", 399, 1e9, {"loss": 1.0}))
+    stage = replace(first, points=tuple(points))
+    task = replace(got.upstream[0], stages=(stage,))
+    told = replace(told, sequences=(replace(got, upstream=(task, *got.upstream[1:])),))
+    page = write_report(told, tmp_path).read_text()
+    check_page(page)
+    label = re.search(r'aria-label="(a stage2: samples a second by step, 81 to 479)"', page)
+    assert label, "the text alternative says how it went"
+    assert "280 samples/s, 25.0 % of the time waiting for data" in page
+    chart = page.partition(label[1])[2].partition("</svg>")[0]
+    (line,) = re.findall(r'points="([^"]*)"', chart)
+    assert 60 < len(line.split()) <= 120, "as many points as a picture can show"
+    assert ">800</text>" in chart, "the axis ends at a round number"
+    assert page.count('<th scope="row">399</th>') == 1, "and the numbers as a table that ends at the last step"
+    lines = (tmp_path / "abc-speed.csv").read_text().splitlines()
+    assert (lines[0], lines[1], len(lines)) == ("task,stage,step,samples_per_s,data_wait", "a,stage2,1,81.0,0.25", 400)
 
 
 def test_what_is_never_measured_is_told_from_what_is_missing() -> None:
