@@ -18,33 +18,9 @@ from hydra.errors import ConfigCompositionException, HydraException
 from omegaconf import OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from atlas_dist.choices import config_dir, groups, own_configs
 from atlas_dist.config import RunConfig, check_rows, load_config
 from atlas_dist.errors import ConfigError
-
-
-def config_dir() -> Path:
-    """Where the configuration groups lie: inside the installed package, or at the top of a checkout."""
-    package = Path(__file__).resolve().parent
-    for folder in (package / "configs", package.parent / "configs"):
-        if (folder / "config.yaml").exists():
-            return folder
-    raise ConfigError(f"No configs folder beside {package}.", fix="Install atlas-dist again.")
-
-
-def own_configs() -> Path | None:
-    """The user's own groups: `configs/` of the working folder, as `atlas-dist init` writes it; None when there is none."""
-    folder = Path.cwd() / "configs"
-    own = folder.is_dir() and folder.resolve() != config_dir().resolve() and not (folder / "config.yaml").exists()
-    return folder if own else None
-
-
-def groups() -> dict[str, list[str]]:
-    """Every configuration group and its choices, the user's own among them, for messages and `atlas-dist config`."""
-    found: dict[str, set[str]] = {}
-    for root in filter(None, (config_dir(), own_configs())):
-        for file in root.glob("*/*.yaml"):
-            found.setdefault(file.parent.name, set()).add(file.stem)
-    return {name: sorted(choices) for name, choices in sorted(found.items())}
 
 
 def compose_config(overrides: Sequence[str]) -> RunConfig:
@@ -143,12 +119,6 @@ def chosen(overrides: Sequence[str]) -> dict[str, str]:
     """Which choice of each group a configuration is composed from, as `group` or `group@package`. Raises ConfigError."""
     choices = _composed(overrides)["hydra"]["runtime"]["choices"]
     return {str(k): str(v) for k, v in choices.items() if v is not None and not str(k).startswith("hydra/")}
-
-
-def choice_file(group: str, choice: str) -> Path:
-    """The file that a choice stands in: the package's, or the user's own."""
-    files = (root / group / f"{choice}.yaml" for root in (config_dir(), own_configs()) if root is not None)
-    return next(file for file in files if file.exists())
 
 
 def _composed(overrides: Sequence[str]) -> dict[str, Any]:

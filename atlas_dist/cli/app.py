@@ -15,6 +15,7 @@ from rich.console import Console
 
 from atlas_dist import __version__
 from atlas_dist.cli.bank import bank_app
+from atlas_dist.cli.complete import complete_key, complete_word
 from atlas_dist.cli.words import Many, Overrides
 from atlas_dist.cli.words import console as _console
 from atlas_dist.core.types import TaskKind
@@ -182,7 +183,11 @@ def report(overrides: Overrides = None, many: Many = False) -> None:
 def compare(
     runs: Annotated[
         list[str],
-        typer.Argument(help="RUN of the store, or STORE#RUN of another one; key=value as everywhere", show_default=False),
+        typer.Argument(
+            help="RUN of the store, or STORE#RUN of another one; key=value as everywhere",
+            show_default=False,
+            autocompletion=complete_word,
+        ),
     ],
     out: Annotated[Path, typer.Option("--out", help="Folder to write the page to.")] = Path("compare"),
 ) -> None:
@@ -217,7 +222,12 @@ for _name, _about in (
 @app.command()
 def config(
     overrides: Overrides = None,
-    explain: Annotated[str, typer.Option(help="Say of one key what it is, its default, its valid values and its source.")] = "",
+    explain: Annotated[
+        str,
+        typer.Option(
+            help="Say of one key what it is, its default, its valid values and its source.", autocompletion=complete_key
+        ),
+    ] = "",
 ) -> None:
     """Print the composed, validated configuration, and the groups to choose from."""
     from atlas_dist.cli.explain import explain as explain_key
@@ -312,7 +322,7 @@ def _options(
 def main() -> NoReturn:
     """Run the command line and exit: 0 done, 2 config, 3 data, 4 auth, 5 training, 6 store, 7 fenced, 8 paused, 130 Ctrl-C."""
     try:
-        app()
+        app(prog_name="atlas-dist")
         sys.exit(0)
     except AtlasError as error:
         _tell(error)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from enum import Enum
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from types import NoneType
+from typing import Any, Literal, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel
@@ -14,8 +14,10 @@ from pydantic.fields import FieldInfo
 from pydantic_core import to_jsonable_python
 from rich.console import Console
 
-from atlas_dist.compose import choice_file, chosen, compose_tree, config_dir
+from atlas_dist.choices import choice_file, config_dir
+from atlas_dist.compose import chosen, compose_tree
 from atlas_dist.config import RunConfig, keys_at, load_config
+from atlas_dist.config.keys import plain, section
 from atlas_dist.errors import ConfigError
 
 
@@ -62,25 +64,14 @@ def _find(key: str) -> tuple[FieldInfo | None, type[BaseModel] | None]:
                     fix=f"Valid here: {', '.join(sorted(keys_at(tuple(parts[:number]))))}.",
                 )
             info = model.model_fields[part]
-            model = _inner(info.annotation)
+            model = plain(info.annotation)
         elif get_origin(model) in (dict, Mapping):
-            info, model = None, _inner(get_args(model)[1])
+            info, model = None, plain(get_args(model)[1])
         elif model is Any and get_origin(model) is None:
             info = None
         else:
             raise ConfigError(f"{'.'.join(parts[:number])} is a single value: it has no {part}.")
-    section = model if isinstance(model, type) and issubclass(model, BaseModel) else None
-    return info, section
-
-
-def _inner(annotation: Any) -> Any:
-    """The type without `Annotated` and `| None`."""
-    if get_origin(annotation) is Annotated:
-        return _inner(get_args(annotation)[0])
-    if get_origin(annotation) in (Union, UnionType):
-        (first, *_) = [a for a in get_args(annotation) if a is not NoneType]
-        return _inner(first)
-    return annotation
+    return info, section(model)
 
 
 def _about(info: FieldInfo | None, section: type[BaseModel] | None) -> str:
@@ -104,7 +95,7 @@ def _setting(config: RunConfig, name: str) -> FieldInfo:
 
 
 def _valid(info: FieldInfo) -> str:
-    kind = _inner(info.annotation)
+    kind = plain(info.annotation)
     limits = [
         f"{_SIGNS[name]} {limit}" for item in info.metadata for name in _SIGNS if (limit := getattr(item, name, None)) is not None
     ]
@@ -122,9 +113,9 @@ def _type(kind: Any) -> str:
     if get_origin(kind) is Literal:
         return ", ".join(map(str, get_args(kind)))
     if get_origin(kind) is list:
-        return f"a list, each {_type(_inner(get_args(kind)[0]))}"
+        return f"a list, each {_type(plain(get_args(kind)[0]))}"
     if get_origin(kind) in (dict, Mapping):
-        return f"names, each with {_type(_inner(get_args(kind)[1]))}"
+        return f"names, each with {_type(plain(get_args(kind)[1]))}"
     if isinstance(kind, type) and issubclass(kind, BaseModel):
         return f"a section with the keys {', '.join(kind.model_fields)}"
     return _NAMES.get(kind, getattr(kind, "__name__", str(kind)))

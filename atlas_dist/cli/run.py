@@ -10,8 +10,9 @@ from dataclasses import replace
 import yaml
 from rich.console import Console
 
+from atlas_dist.choices import groups
 from atlas_dist.cli.words import Asked, asked, hush, no_such_run, open_run_store, report_folder
-from atlas_dist.compose import compose_config, groups
+from atlas_dist.compose import compose_config
 from atlas_dist.config import ReferencesConfig
 from atlas_dist.core.plan import Plan
 from atlas_dist.report.facts import RunFacts, gather, of_row

@@ -14,13 +14,15 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from atlas_dist.cli.complete import complete_word
 from atlas_dist.config import RunConfig
 from atlas_dist.core.plan import Plan
 from atlas_dist.errors import AtlasError, ConfigError
 from atlas_dist.store import ObjectStore, StoreOptions, open_store
 
 Overrides = Annotated[
-    list[str] | None, typer.Argument(help="key=value, as in experiment=demo train.workers=4", show_default=False)
+    list[str] | None,
+    typer.Argument(help="key=value, as in experiment=demo train.workers=4", show_default=False, autocompletion=complete_word),
 ]
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from atlas_dist.compose import compose_config, compose_rows, groups
+from atlas_dist.choices import groups
+from atlas_dist.compose import compose_config, compose_rows
 from atlas_dist.config import RunConfig, load_config
 from atlas_dist.core.types import Stage
 from atlas_dist.errors import ConfigError
