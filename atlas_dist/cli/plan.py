@@ -20,6 +20,7 @@ from atlas_dist.store.objects import ObjectStore
 
 def show_plan(overrides: list[str] | None, *, as_json: bool, many: bool = False) -> None:
     """Print the tree and the sums. Raises ConfigError, DataError, StoreError: whatever a run would trip over."""
+    from atlas_dist.coordinator.preflight import slow_products
     from atlas_dist.coordinator.status import load_run
     from atlas_dist.data.manifest import read_manifest
     from atlas_dist.train.context import open_shards
@@ -39,6 +40,8 @@ def show_plan(overrides: list[str] | None, *, as_json: bool, many: bool = False)
     for sequence in plan.sequences:
         out.print(_tree(sequence, outlook), soft_wrap=True)
     out.print(_sum(plan, outlook), markup=False, soft_wrap=True)
+    if outlook.left and (hint := slow_products(config)):
+        out.print(hint, markup=False, soft_wrap=True)
 
 
 def as_document(config: RunConfig, outlook: Outlook) -> dict[str, Any]:

@@ -35,7 +35,7 @@ def learn(asked_for: Asked, plan: Plan, console: Console, *, quiet: bool = False
     hush()
     from atlas_dist.cli.live import Watcher
     from atlas_dist.cli.track import make_teller
-    from atlas_dist.coordinator.preflight import check_before_cluster
+    from atlas_dist.coordinator.preflight import check_before_cluster, slow_products
     from atlas_dist.coordinator.ray_env import before_ray
     from atlas_dist.report.tracking import Beside
 
@@ -53,6 +53,8 @@ def learn(asked_for: Asked, plan: Plan, console: Console, *, quiet: bool = False
             f"store {config.store.url}"
         )
         console.print(f"curves: tensorboard --logdir {report_folder(config) / 'tensorboard'}", markup=False, soft_wrap=True)
+    if hint := slow_products(config):
+        console.print(hint, markup=False, soft_wrap=True)
     if config.train.zero_stage and config.train.checkpoint_every:
         console.print(f"ZeRO stage {config.train.zero_stage}: no checkpoints within a stage; an interrupted stage starts over.")
     before_ray(config.cluster)

@@ -14,13 +14,14 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from atlas_dist.config import ClusterConfig, RunConfig
+from atlas_dist.config import ClusterConfig, Precision, RunConfig
 from atlas_dist.core.manifest import ShardManifest
 from atlas_dist.core.plan import Plan
 from atlas_dist.core.sampling import WINDOW_BYTES
 from atlas_dist.core.types import Gang, Work
 from atlas_dist.data.manifest import read_manifest
 from atlas_dist.errors import ConfigError, DataError, StoreError
+from atlas_dist.model.flops import cpu_multiplies_bf16
 from atlas_dist.store import ObjectStore
 from atlas_dist.store.doctor import examine
 from atlas_dist.train.context import open_run_store, open_shards
@@ -116,6 +117,15 @@ def check_store(config: RunConfig) -> None:
         raise StoreError(
             f"{report.url} can't be trusted with a ledger:\n{report}", fix="`atlas-dist doctor URL` tries it out at length."
         )
+
+
+def slow_products(config: RunConfig) -> str:
+    """A sentence for those whose workers would crawl on this machine's CPUs; "" for everybody else. What the CPUs of a cluster's
+    nodes can do is not known here."""
+    on_cpus_here = config.cluster.address == LOCAL and not config.cluster.gpus_per_worker
+    if not on_cpus_here or config.train.precision is not Precision.BF16 or cpu_multiplies_bf16() is not False:
+        return ""
+    return "This CPU cannot multiply in bfloat16: it takes many times as long as in float32. Set train.precision=fp32."
 
 
 def check_room(nodes: Sequence[Room], config: ClusterConfig, gangs: Sequence[Gang]) -> None:

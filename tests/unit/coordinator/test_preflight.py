@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from atlas_dist import packages
-from atlas_dist.config import ClusterConfig, RunConfig, StoreConfig
+from atlas_dist.config import ClusterConfig, RunConfig, StoreConfig, load_config
 from atlas_dist.coordinator import preflight
 from atlas_dist.coordinator.preflight import (
     Look,
@@ -22,6 +22,7 @@ from atlas_dist.coordinator.preflight import (
     check_shards,
     check_store,
     has_labels,
+    slow_products,
     token,
 )
 from atlas_dist.core.manifest import ShardInfo, ShardManifest
@@ -55,6 +56,16 @@ def test_enough_in_all_but_on_no_single_node_is_refused() -> None:
 def test_gpus_on_other_nodes_than_the_cpus_are_refused() -> None:
     with pytest.raises(ConfigError, match="0 of 1 fit"):
         check_room([Room("cpu", 64, 0), Room("gpu", 1, 8)], GPUS, [Gang("main", 1)])
+
+
+def test_bfloat16_on_a_cpu_that_cannot_multiply_in_it_is_told_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    slow = load_config({"train": {"precision": "bf16"}})
+    elsewhere = [{"address": "auto"}, {"gpus_per_worker": 1.0}]
+    others = [RunConfig(), *(load_config({"train": {"precision": "bf16"}, "cluster": where}) for where in elsewhere)]
+    for able, said in ((False, True), (True, False), (None, False)):
+        monkeypatch.setattr("atlas_dist.coordinator.preflight.cpu_multiplies_bf16", lambda able=able: able)
+        assert ("train.precision=fp32" in slow_products(slow)) is said
+        assert [slow_products(config) for config in others] == ["", "", ""]
 
 
 def test_a_cluster_that_grows_is_waited_for() -> None:
