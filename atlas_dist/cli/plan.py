@@ -11,37 +11,49 @@ from rich.tree import Tree
 
 from atlas_dist.cli.words import asked, console, hush, open_run_store
 from atlas_dist.config import RunConfig
+from atlas_dist.core.ledger import RunState
 from atlas_dist.core.plan import Plan, SequenceJobs
 from atlas_dist.core.types import CommittedRef
 from atlas_dist.errors import AtlasError
-from atlas_dist.report.outlook import JobOutlook, Outlook, foresee
+from atlas_dist.report.outlook import JobOutlook, Outlook, foresee, like_of
 from atlas_dist.store.objects import ObjectStore
+
+ALIKE = 64
+"""Results of other runs, at most, that time is judged by; their keys are digests, so the first ones are a fair draw."""
 
 
 def show_plan(overrides: list[str] | None, *, as_json: bool, many: bool = False) -> None:
     """Print the tree and the sums. Raises ConfigError, DataError, StoreError: whatever a run would trip over."""
     from atlas_dist.coordinator.preflight import slow_products
     from atlas_dist.coordinator.status import load_run
-    from atlas_dist.data.manifest import read_manifest
-    from atlas_dist.train.context import open_shards
 
     asked_for = asked(overrides, many=many)
     config = asked_for.config
     hush()
-    plan, store, shards = asked_for.plan(), open_run_store(config), open_shards(config)
+    plan, store = asked_for.plan(), open_run_store(config)
     state, _ = load_run(store, config.run)
-    splits = {(j.task.dataset, split) for j in plan.jobs.values() for split in (j.task.train, j.task.val)}
-    manifests = {(dataset, split): read_manifest(shards, dataset, split) for dataset, split in splits}
-    outlook = foresee(plan, state, _elsewhere(store, plan, config), manifests, config.shards.buffer_mb << 20)
+    outlook = look_ahead(config, plan, state, store)
     if as_json:
         typer.echo(json.dumps(as_document(config, outlook)))
         return
     out = console()
     for sequence in plan.sequences:
         out.print(_tree(sequence, outlook), soft_wrap=True)
-    out.print(_sum(plan, outlook), markup=False, soft_wrap=True)
+    out.print(_sum(plan, outlook, config.cluster.worker_hour), markup=False, soft_wrap=True)
     if outlook.left and (hint := slow_products(config)):
         out.print(hint, markup=False, soft_wrap=True)
+
+
+def look_ahead(config: RunConfig, plan: Plan, state: RunState, store: ObjectStore) -> Outlook:
+    """What is left of a plan. Raises DataError, StoreError: shards that are not there, a store in trouble."""
+    from atlas_dist.data.manifest import read_manifest
+    from atlas_dist.train.context import open_shards
+
+    shards = open_shards(config)
+    splits = {(j.task.dataset, split) for j in plan.jobs.values() for split in (j.task.train, j.task.val)}
+    manifests = {(dataset, split): read_manifest(shards, dataset, split) for dataset, split in splits}
+    own, alike = _elsewhere(store, plan, config)
+    return foresee(plan, state, own, manifests, config.shards.buffer_mb << 20, config.gangs, alike)
 
 
 def as_document(config: RunConfig, outlook: Outlook) -> dict[str, Any]:
@@ -58,27 +70,35 @@ def as_document(config: RunConfig, outlook: Outlook) -> dict[str, Any]:
         }
         for key, job in outlook.jobs.items()
     ]
-    return {"run": config.run, "jobs": jobs, "left": len(outlook.left), "seconds": outlook.seconds}
+    hours, price = outlook.worker_hours, config.cluster.worker_hour
+    sums = {"left": len(outlook.left), "seconds": outlook.seconds, "worker_hours": hours}
+    return {"run": config.run, "jobs": jobs, **sums, "cost": [h * price for h in hours] if hours and price else None}
 
 
-def _elsewhere(store: ObjectStore, plan: Plan, config: RunConfig) -> dict[str, tuple[str, CommittedRef]]:
-    """Facts of other runs, by their pointers alone: the run that adopts them verifies every byte."""
+def _elsewhere(
+    store: ObjectStore, plan: Plan, config: RunConfig
+) -> tuple[dict[str, tuple[str, CommittedRef]], list[CommittedRef]]:
+    """By their pointers alone, facts of other runs that the plan has too (the run that adopts them verifies every byte), and some
+    that it has not, to judge time by."""
+    known = {info.key.rpartition("/")[2] for info in store.list("results/")}
+    own = {key: found for key in plan.jobs if key in known and (found := _pointer(store, key)) and found[0] != config.run}
+    others = (found[1] for key in sorted(known - set(plan.jobs))[:ALIKE] if (found := _pointer(store, key)))
+    here = (config.backbone.name, config.train.precision.value)
+    return own, [ref for ref in others if (like := like_of(ref)) and (like["trunk"], like["precision"]) == here]
+
+
+def _pointer(store: ObjectStore, key: str) -> tuple[str, CommittedRef] | None:
+    """(run, result); None when it is damaged: then it is no fact, and the job would be trained."""
     from atlas_dist.coordinator import paths
     from atlas_dist.coordinator.facts import Pointer
     from atlas_dist.core.records import from_json
     from atlas_dist.store.artifacts import read_json
 
-    found = {}
-    known = {info.key.rpartition("/")[2] for info in store.list("results/")}
-    for key in plan.jobs:
-        if key in known:
-            try:
-                pointer = from_json(Pointer, read_json(store, paths.result(key)))
-            except AtlasError:
-                continue  # a damaged pointer is no fact: the job would be trained
-            if pointer.run != config.run:
-                found[key] = (pointer.run, pointer.ref)
-    return found
+    try:
+        pointer = from_json(Pointer, read_json(store, paths.result(key)))
+    except AtlasError:
+        return None
+    return pointer.run, pointer.ref
 
 
 def _tree(sequence: SequenceJobs, outlook: Outlook) -> Tree:
@@ -115,7 +135,7 @@ def _line(job: JobOutlook) -> Text:
     return Text("  ".join(parts), style="" if job.to_do else "dim")
 
 
-def _sum(plan: Plan, outlook: Outlook) -> str:
+def _sum(plan: Plan, outlook: Outlook, worker_hour: float) -> str:
     left = outlook.left
     others = sum(job.standing.startswith("fact of") for job in outlook.jobs.values())
     shared = sum(job.orders > 1 for job in outlook.jobs.values())
@@ -126,12 +146,13 @@ def _sum(plan: Plan, outlook: Outlook) -> str:
     if not left:
         return text + "; nothing to do"
     text += f"; {sum(job.samples for job in left):,} samples, {sum(job.bytes for job in left) / 1e6:.1f} MB to read"
-    pace = outlook.seconds
-    return text + (
-        f"; {_span(*pace)} at the pace of this store's finished jobs"
-        if pace
-        else "; no finished job in this store to estimate time from"
-    )
+    pace, hours = outlook.seconds, outlook.worker_hours
+    if not pace or not hours:
+        return text + "; no finished job in this store to estimate time from"
+    text += f"; {_span(*pace)} at the pace of this store's finished jobs"
+    if worker_hour:
+        text += f", {hours[0] * worker_hour:,.2f} to {hours[1] * worker_hour:,.2f} at {worker_hour:g} a worker-hour"
+    return text
 
 
 def _span(least: float, most: float) -> str:

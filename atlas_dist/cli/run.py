@@ -57,6 +57,7 @@ def learn(asked_for: Asked, plan: Plan, console: Console, *, quiet: bool = False
         console.print(hint, markup=False, soft_wrap=True)
     if config.train.zero_stage and config.train.checkpoint_every:
         console.print(f"ZeRO stage {config.train.zero_stage}: no checkpoints within a stage; an interrupted stage starts over.")
+    _foresee(asked_for, plan)
     before_ray(config.cluster)
     from atlas_dist.coordinator.drive import drive
     from atlas_dist.coordinator.service import Snapshot
@@ -70,6 +71,19 @@ def learn(asked_for: Asked, plan: Plan, console: Console, *, quiet: bool = False
 
         drive(config, plan, asked_for.specification(), see)
     return True
+
+
+def _foresee(asked_for: Asked, plan: Plan) -> None:
+    """Where a run begins, keep what is foreseen, for its report."""
+    from atlas_dist.cli.plan import look_ahead
+    from atlas_dist.coordinator import paths
+    from atlas_dist.coordinator.status import load_run
+    from atlas_dist.report.forecast import keep
+
+    config, store = asked_for.config, open_run_store(asked_for.config)
+    state, _ = load_run(store, config.run)
+    if not state.next_seq:
+        keep(store, paths.forecast(config.run), look_ahead(config, plan, state, store))
 
 
 def write_run_report(overrides: Sequence[str], console: Console, *, many: bool = False) -> None:
@@ -122,16 +136,23 @@ def _finished(asked_for: Asked) -> bool:
 
 def _report(asked_for: Asked, plan: Plan, console: Console) -> RunFacts:
     """Everything that is known, as a page, tables and lines; of a sweep also a page a row."""
+    from atlas_dist.coordinator import paths
     from atlas_dist.coordinator.status import load_run
     from atlas_dist.report.comparison import show_comparison, write_comparison
     from atlas_dist.report.console import show
+    from atlas_dist.report.forecast import compared, recall
     from atlas_dist.report.measures import compare, measure, notes
     from atlas_dist.report.page import write_report
 
     config = asked_for.config
     store = open_run_store(config)
     state, entries = load_run(store, config.run)
-    facts = gather(plan, state, store, entries)
+    foreseen = recall(store, paths.forecast(config.run))
+    facts = replace(
+        gather(plan, state, store, entries),
+        compared=compared(plan, state, foreseen),
+        worker_hour=config.cluster.worker_hour,
+    )
     folder = report_folder(config)
     about = notes(plan, state)
     page = write_report(facts, folder, about)

@@ -217,7 +217,8 @@ def _leader(beat: Any) -> dict[str, Any]:
 
 def _told(store: ObjectStore, state: RunState) -> dict[str, Sequence[Point]]:
     """attempt under way -> the newest training points of its curve; nothing where it has none yet or it can't be read."""
-    reader, found = CurveReader(store), {}
+    reader = CurveReader(store)
+    found: dict[str, Sequence[Point]] = {}
     for attempt in state.running:
         with suppress(AtlasError):
             points = [p for p in reader.points(state.attempt(attempt).prefix) if p.split == TRAIN and "loss" in p.values]

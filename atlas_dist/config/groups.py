@@ -297,6 +297,8 @@ class ClusterConfig(Section):
     """Start Ray's dashboard with a local Ray."""
     grows: bool = False
     """An autoscaler adds nodes: wait for room that is not there yet instead of refusing."""
+    worker_hour: float = Field(default=0.0, ge=0)
+    """What a worker costs an hour, in whatever currency: `plan` and the report multiply by it. 0 = not said."""
     grow_every_s: float = Field(default=60.0, gt=0)
     """Seconds between two looks whether an elastic pool has room for more workers; growing costs it the steps since the last
     checkpoint."""

@@ -2,6 +2,7 @@
 
 runs/<run>/ledger/<seq>          entries (store/log.py)
 runs/<run>/beat/<epoch>          heartbeat of an epoch: liveness only, never safety
+runs/<run>/forecast              what was foreseen when the run began, for people (report/forecast.py)
 runs/<run>/inbox/<id>            pause, resume and cancel requests
 runs/<run>/attempts/<attempt>/…  what attempts write (store/artifacts.py)
 results/<job key>                create-only pointer to a committed attempt: the cache across runs
@@ -20,6 +21,11 @@ def ledger(run: str) -> str:
 def beat(run: str, epoch: int) -> str:
     """The heartbeat of an epoch."""
     return f"runs/{check_name(run, 'run name')}/beat/{epoch}"
+
+
+def forecast(run: str) -> str:
+    """What was foreseen when the run began."""
+    return f"runs/{check_name(run, 'run name')}/forecast"
 
 
 def inbox(run: str) -> str:

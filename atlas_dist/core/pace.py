@@ -1,8 +1,18 @@
-"""How long a stage still takes, judged from where it was when."""
+"""How long a stage still takes, judged from where it was when; and which finished jobs tell how long another one takes."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
+
+from atlas_dist.core.types import StageJob
+
+
+def likeness(job: StageJob, trunk: str, precision: str) -> dict[str, Any]:
+    """What the time of a sample depends on most, with the samples of a step: a result keeps it, for the plans of other runs."""
+    stage = job.stage.stage.value if job.stage else ""
+    about = {"trunk": trunk, "precision": precision, "kind": job.kind.value, "stage": stage, "task": job.task.name}
+    return about | {"batch": job.budget.global_batch}
 
 
 def seconds_left(seen: Sequence[tuple[float, int]], total: int) -> float | None:

@@ -17,6 +17,7 @@ from atlas_dist.core.plan import Plan, SequenceJobs, TaskJobs
 from atlas_dist.core.types import CommittedRef, JobKind, StageJob, View
 from atlas_dist.errors import DataError
 from atlas_dist.packages import environment
+from atlas_dist.report.forecast import Compared
 from atlas_dist.report.timeline import Timeline, timeline
 from atlas_dist.store import artifacts
 from atlas_dist.store.curves import CurveReader, Point
@@ -144,6 +145,10 @@ class RunFacts:
     """What made the report: versions of the libraries, the machine's kind."""
     trained_on: tuple[Mapping[str, str], ...] = ()
     """The same of what trained, each that occurs once; () where an older version did not note it."""
+    compared: tuple[Compared, ...] = ()
+    """What was foreseen when the run began against what came; () where nothing was."""
+    worker_hour: float = 0.0
+    """What a worker costs an hour (`cluster.worker_hour`); 0 = not said."""
 
 
 def gather(plan: Plan, state: RunState, store: ObjectStore | None = None, entries: Iterable[Entry] = ()) -> RunFacts:
@@ -185,6 +190,7 @@ def of_row(facts: RunFacts, plan: Plan, row: str) -> RunFacts:
         committed=sum(job["status"] == JobStatus.COMMITTED.value for job in jobs),
         total=len(jobs),
         timeline=replace(facts.timeline, spans=tuple(span for span in facts.timeline.spans if span.job in keys)),
+        compared=(),
     )
 
 

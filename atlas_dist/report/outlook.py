@@ -1,20 +1,23 @@
 """What a run would do, before it does anything: what is a fact, what is to do, how many samples and bytes, about how long.
 
 Times are the pace of finished jobs of the same store, from the fastest to the slowest, of the same task and stage where there are
-any: no calibration is run, and where nothing has finished yet nothing is claimed.
+any; those of other runs count where trunk and precision are the same. No calibration is run, and where nothing has finished yet
+nothing is claimed.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from atlas_dist.core.ledger import RunState
 from atlas_dist.core.manifest import ShardManifest
 from atlas_dist.core.plan import Plan, SequenceJobs
-from atlas_dist.core.types import CommittedRef, StageJob
+from atlas_dist.core.schedule import work_of
+from atlas_dist.core.types import CommittedRef, Gang, StageJob
 
 Pace = tuple[float, float]
 """(least, most) seconds a sample."""
@@ -33,6 +36,8 @@ class JobOutlook:
     """To be read from the shards' store, if nobody has them cached."""
     seconds: Pace | None
     """(least, most); None = no finished job to go by."""
+    workers: int
+    """Of the pool that takes it."""
 
     @property
     def to_do(self) -> bool:
@@ -59,6 +64,14 @@ class Outlook:
             return None
         return sum(p[0] for p in known if p), sum(p[1] for p in known if p)
 
+    @property
+    def worker_hours(self) -> Pace | None:
+        """(least, most) of all that is left; None while any of it is unknown."""
+        if self.seconds is None:
+            return None
+        priced = [(job.seconds, job.workers) for job in self.left if job.seconds]
+        return sum(s[0] * w for s, w in priced) / 3600, sum(s[1] * w for s, w in priced) / 3600
+
 
 def foresee(
     plan: Plan,
@@ -66,6 +79,8 @@ def foresee(
     elsewhere: Mapping[str, tuple[str, CommittedRef]],
     manifests: Mapping[tuple[str, str], ShardManifest],
     buffer_bytes: int,
+    gangs: Sequence[Gang],
+    alike: Iterable[CommittedRef] = (),
 ) -> Outlook:
     """What is left of a plan.
 
@@ -73,10 +88,16 @@ def foresee(
         elsewhere: job key -> (run, result) of facts that other runs have committed.
         manifests: (data set, split) -> manifest, for all that the plan reads.
         buffer_bytes: a split up to this size is read once and kept.
+        gangs: the pools; the first one that takes a job counts for its cost.
+        alike: results of jobs that are not in the plan, learnt on the same trunk in the same precision.
     """
     orders = Counter(key for sequence in plan.sequences for key in set(jobs_of(sequence)))
     finished = [(job, ref) for key, job in plan.jobs.items() if (ref := _result(key, state, elsewhere)) is not None]
-    paces = _Paces((job, taken) for job, ref in finished if (taken := _pace(job, ref)))
+    seen = [(_names_of(job), _pace(ref, job.budget.global_batch)) for job, ref in finished]
+    seen += [
+        (_names(like["kind"], like["stage"], like["task"]), _pace(ref, like["batch"])) for ref in alike if (like := like_of(ref))
+    ]
+    paces = _Paces((names, pace) for names, pace in seen if pace)
     steps = {job.key: _steps(job, manifests) for job in plan.jobs.values()}
     out = {}
     for key, job in plan.jobs.items():
@@ -93,6 +114,7 @@ def foresee(
             samples=samples,
             bytes=_bytes(job, steps[key], manifests, buffer_bytes),
             seconds=(pace[0] * samples, pace[1] * samples) if pace else None,
+            workers=next((gang.workers for gang in gangs if work_of(job) in gang.takes), 0),
         )
     return Outlook(out)
 
@@ -122,34 +144,55 @@ def _standing(key: str, state: RunState, elsewhere: Mapping[str, tuple[str, Comm
     return status
 
 
+Names = tuple[tuple[str, ...], ...]
+"""What a pace is looked up by, the closest first."""
+
+
 class _Paces:
     """Seconds a sample of finished jobs: of the same task and stage where there are any, else of the same kind of job."""
 
-    def __init__(self, finished: Iterable[tuple[StageJob, float]]) -> None:
+    def __init__(self, finished: Iterable[tuple[Names, float]]) -> None:
         self._seen: dict[tuple[str, ...], list[float]] = {}
-        for job, pace in finished:
-            for name in self._names(job):
+        for names, pace in finished:
+            for name in names:
                 self._seen.setdefault(name, []).append(pace)
 
     def of(self, job: StageJob) -> Pace | None:
         """(least, most), or None."""
-        paces = next((self._seen[name] for name in self._names(job) if name in self._seen), None)
+        paces = next((self._seen[name] for name in _names_of(job) if name in self._seen), None)
         return (min(paces), max(paces)) if paces else None
 
-    @staticmethod
-    def _names(job: StageJob) -> tuple[tuple[str, ...], ...]:
-        stage = job.stage.stage.value if job.stage else ""
-        return (job.kind.value, stage, job.task.name), (job.kind.value,)
+
+def _names(kind: str, stage: str, task: str) -> Names:
+    return (kind, stage, task), (kind,)
 
 
-def _pace(job: StageJob, ref: CommittedRef) -> float:
-    """Seconds a sample; 0 where the result does not say."""
+def _names_of(job: StageJob) -> Names:
+    return _names(job.kind.value, job.stage.stage.value if job.stage else "", job.task.name)
+
+
+def like_of(ref: CommittedRef) -> Mapping[str, Any]:
+    """What a result says of its job (core/pace.py, likeness); {} where an older version did not."""
+    like: Mapping[str, Any] = ref.metrics.get("like", {})
+    return like
+
+
+def samples_done(ref: CommittedRef, global_batch: int) -> int:
+    """Samples that a finished job of so large steps went through; 0 where the result does not say."""
+    views = ref.metrics.get("views", {})
+    return sum(int(view["samples"]) for view in views.values()) or int(ref.metrics.get("steps", 0)) * global_batch
+
+
+def seconds_taken(ref: CommittedRef) -> float:
+    """Seconds that its gang worked on it; 0 where the result does not say."""
     seconds = ref.metrics.get("seconds", {})
-    if job.stage:
-        samples = int(ref.metrics.get("steps", 0)) * job.budget.global_batch
-        return float(seconds.get("training", 0.0)) / samples if samples else 0.0
-    samples = sum(int(view["samples"]) for view in ref.metrics.get("views", {}).values())
-    return float(seconds.get("scoring", 0.0)) / samples if samples else 0.0
+    return float(seconds.get("training", seconds.get("scoring", 0.0)))
+
+
+def _pace(ref: CommittedRef, global_batch: int) -> float:
+    """Seconds a sample; 0 where the result does not say."""
+    samples = samples_done(ref, global_batch)
+    return seconds_taken(ref) / samples if samples else 0.0
 
 
 def _steps(job: StageJob, manifests: Mapping[tuple[str, str], ShardManifest]) -> int:

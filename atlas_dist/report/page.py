@@ -11,6 +11,7 @@ from statistics import fmean
 from atlas_dist.report.facts import Cell, RunFacts, SequenceFacts, StageFacts, TaskFacts
 from atlas_dist.report.files import write_tables
 from atlas_dist.report.html import document, table, wide
+from atlas_dist.report.outlook import Pace
 from atlas_dist.report.speed import speed_section
 from atlas_dist.report.svg import Bar, bars, heat_cell, line_chart, lineage
 from atlas_dist.report.timeline import Span
@@ -34,7 +35,8 @@ def render(facts: RunFacts, notes: Sequence[str] = ()) -> str:
     links |= {part: part for part in ("jobs", "timeline", "environment")}
     body = "".join(_sequence(s, number) for number, s in enumerate(facts.sequences))
     lede = " ".join([f"{facts.committed} of {facts.total} jobs are committed facts.", *map(escape, notes)])
-    return document(f"atlas-dist run {facts.run}", lede, links, body + _jobs(facts) + _timeline(facts) + _environment(facts))
+    body += _jobs(facts) + _timeline(facts) + _environment(facts)
+    return document(f"atlas-dist run {facts.run}", lede, links, body)
 
 
 def _sequence(sequence: SequenceFacts, number: int) -> str:
@@ -255,7 +257,37 @@ def _jobs(facts: RunFacts) -> str:
         for j in facts.jobs
     )
     heads = "".join(f'<th scope="col">{h}</th>' for h in ("state", "score %", "seconds", "attempts", "key", "adopted from"))
-    return f'<section id="jobs"><h2>Jobs</h2>{table("Every job of the plan", heads, rows)}{_failures(facts)}</section>'
+    every = table("Every job of the plan", heads, rows)
+    return f'<section id="jobs"><h2>Jobs</h2>{_compared(facts)}{every}{_failures(facts)}</section>'
+
+
+def _compared(facts: RunFacts) -> str:
+    """What `plan` foresaw when the run began, beside what came."""
+    if not facts.compared:
+        return ""
+    rows = []
+    for row in facts.compared:
+        cells = [f"{row.jobs} of {row.of}", f"{row.samples_foreseen:,}", f"{row.samples:,}"]
+        cells += [_range(row.seconds_foreseen, ",.0f"), f"{row.seconds:,.0f}"]
+        cells += [_range(row.worker_hours_foreseen, ".3g"), f"{row.worker_hours:.3g}"]
+        if facts.worker_hour:
+            foreseen = row.worker_hours_foreseen
+            priced = None if foreseen is None else (foreseen[0] * facts.worker_hour, foreseen[1] * facts.worker_hour)
+            cells += [_range(priced, ",.2f"), f"{row.worker_hours * facts.worker_hour:,.2f}"]
+        told = "".join(f"<td>{cell}</td>" for cell in cells)
+        rows.append(f'<tr><th scope="row">{escape(row.what)}</th>{told}</tr>')
+    heads = ["jobs done", "samples foreseen", "samples", "seconds foreseen", "seconds", "worker hours foreseen", "worker hours"]
+    heads += ["cost foreseen", "cost"] if facts.worker_hour else []
+    head = "".join(f'<th scope="col">{h}</th>' for h in heads)
+    caption = "Plan and actual: what was to do when the run began; seconds of the gangs, one after the other"
+    return table(caption, head, "".join(rows))
+
+
+def _range(pace: Pace | None, form: str) -> str:
+    if pace is None:
+        return "not known then"
+    low, high = (format(value, form) for value in pace)
+    return low if low == high else f"{low} to {high}"
 
 
 def _failures(facts: RunFacts) -> str:

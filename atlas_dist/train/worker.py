@@ -18,7 +18,8 @@ from typing import Any
 
 import torch.distributed as dist
 
-from atlas_dist.core.types import Assignment, Failure, FailureKind, JobKind
+from atlas_dist.core.pace import likeness
+from atlas_dist.core.types import Assignment, Failure, FailureKind, JobKind, StageJob
 from atlas_dist.errors import AuthError, ConfigError, DataError, Paused, StoreError
 from atlas_dist.store import artifacts
 from atlas_dist.store.curves import TRAIN, VALIDATION, CurveWriter, history
@@ -70,7 +71,7 @@ class StageWorker:
             files, metrics = self._do(assignment, noted)
             nodes = self.context.gather(socket.gethostname())
             if self.context.leader:
-                metrics = metrics | {"nodes": sorted(set(nodes))}
+                metrics = metrics | {"nodes": sorted(set(nodes)), "like": self._likeness(assignment.job)}
                 store, job = self.context.store, assignment.job.key
                 artifacts.publish(store, assignment.prefix, job=job, attempt=assignment.attempt, files=files, metrics=metrics)
             self.context.barrier()
@@ -81,6 +82,10 @@ class StageWorker:
                 log.error("%s failed:\n%s", assignment.attempt, traceback.format_exc())
             self._meet_again(failure)
             return Outcome(failure)
+
+    def _likeness(self, job: StageJob) -> dict[str, Any]:
+        config = self.context.config
+        return likeness(job, config.backbone.name, config.train.precision.value)
 
     def _do(self, assignment: Assignment, report: Callable[[Progress], bool]) -> tuple[dict[str, bytes], dict[str, Any]]:
         if assignment.job.kind is JobKind.EVAL:
