@@ -1,36 +1,46 @@
 # syntax=docker/dockerfile:1
 # Two images from one file:
-#   docker build --target cpu  --build-arg TORCH_INDEX=URL -t atlas-dist:0.1.0-cpu  .
-#   docker build --target cuda                             -t atlas-dist:0.1.0-cuda .
+#   docker build --target cpu  --build-arg TORCH_INDEX=URL --build-arg TORCH_SHA256=… -t atlas-dist:0.1.0-cpu  .
+#   docker build --target cuda -t atlas-dist:0.1.0-cuda .
 # PyPI's torch for Linux brings CUDA with it, so the CUDA image needs no CUDA base: the node's driver and container runtime do the
 # rest. TORCH_INDEX names an index with CPU builds of torch (PyTorch publishes one); without it the cpu image is as large as the other.
 # The base is pinned by the digest of its multi-platform index, as many public projects pin that tag (it could not be pulled where this
 # was written); a wrong digest fails the build, it never builds something else.
 ARG BASE=python:3.11.14-slim-bookworm@sha256:65a93d69fa75478d554f4ad27c85c1e69fa184956261b4301ebaf6dbb0a3543d
 
-# ---- what both images install, except torch
+# ---- what both images install: every package at one version and with a known sha256 (cluster/image, made by `make lock`)
 FROM ${BASE} AS builder
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 RUN python -m venv /opt/atlas
 ENV PATH=/opt/atlas/bin:$PATH
 WORKDIR /src
-COPY constraints.txt ./
-RUN pip install --no-cache-dir -c constraints.txt setuptools==84.2.1
+COPY cluster/image/requirements-build.txt cluster/image/requirements-cuda.txt cluster/image/requirements.txt cluster/image/
+RUN pip install --no-cache-dir --require-hashes --no-deps -r cluster/image/requirements-build.txt
 
 FROM builder AS cpu-packages
+# The sha256 of a CPU build of torch is its index's to tell (it was not at hand where this was written): give it as TORCH_SHA256, and that
+# wheel is installed or none. Left out, this one package is pinned by its version alone.
 ARG TORCH_INDEX=""
-RUN PIP_INDEX_URL="${TORCH_INDEX}" pip install --no-cache-dir torch==2.13.0
+ARG TORCH_SHA256=""
+RUN if [ -n "${TORCH_INDEX}" ]; then \
+        echo "torch==2.13.0 ${TORCH_SHA256:+--hash=sha256:${TORCH_SHA256}}" > torch.txt && \
+        PIP_INDEX_URL="${TORCH_INDEX}" pip install --no-cache-dir --only-binary :all: --no-deps -r torch.txt; \
+    else \
+        pip install --no-cache-dir --require-hashes --no-deps -r cluster/image/requirements-cuda.txt; \
+    fi
+RUN pip install --no-cache-dir --require-hashes --no-deps --no-build-isolation -r cluster/image/requirements.txt
 COPY pyproject.toml README.md LICENSE ./
 COPY atlas_dist atlas_dist
 COPY configs configs
-RUN pip install --no-cache-dir --no-build-isolation -c constraints.txt ".[cluster]"
+RUN pip install --no-cache-dir --no-deps --no-build-isolation . && pip check
 
 FROM builder AS cuda-packages
-RUN pip install --no-cache-dir -c constraints.txt torch==2.13.0
+RUN pip install --no-cache-dir --require-hashes --no-deps -r cluster/image/requirements-cuda.txt && \
+    pip install --no-cache-dir --require-hashes --no-deps --no-build-isolation -r cluster/image/requirements.txt
 COPY pyproject.toml README.md LICENSE ./
 COPY atlas_dist atlas_dist
 COPY configs configs
-RUN pip install --no-cache-dir --no-build-isolation -c constraints.txt ".[cluster]"
+RUN pip install --no-cache-dir --no-deps --no-build-isolation . && pip check
 
 # ---- what both images are
 FROM ${BASE} AS runtime

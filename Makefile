@@ -8,7 +8,7 @@ export DS_ACCELERATOR ?= cpu
 export RAY_TRAIN_ENABLE_PREEMPTION_WATCHER ?= 0
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test test-slow wheel lint sim install clean help
+.PHONY: demo test test-slow wheel lock lint sim install clean help
 
 help:  ## what can be done here
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -34,6 +34,9 @@ test-slow: install  ## the long ones
 
 wheel: install  ## build dist/*.whl and dist/*.tar.gz
 	$(BIN)/python -m build --no-isolation
+
+lock: install  ## pin what the image installs by hash anew: after a change of constraints.txt or of what we depend on
+	$(BIN)/python cluster/image/lock.py
 
 SEEDS ?= 50000
 sim: install  ## simulate the ledger protocol under faults: make sim SEEDS=50000

@@ -9,13 +9,19 @@ import subprocess
 import sys
 import tomllib
 import zipfile
+from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[3]
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
 CONSTRAINTS = (ROOT / "constraints.txt").read_text()
+LOCKS = ROOT / "cluster" / "image"
+IMAGE = {"python_version": "3.11", "python_full_version": "3.11.14", "sys_platform": "linux", "platform_system": "Linux"}
+"""What markers of requirements are asked about."""
 HADOLINT = shutil.which("hadolint") or shutil.which("hadolint", path=str(Path(sys.executable).parent))
 
 
@@ -23,6 +29,40 @@ def sources() -> list[str]:
     """What is copied from the checkout (not from another stage)."""
     copies = [line.split()[1:-1] for line in DOCKERFILE.splitlines() if line.startswith("COPY") and "--from=" not in line]
     return sorted({source for copy in copies for source in copy})
+
+
+def locked(file: str) -> dict[str, tuple[str, list[str]]]:
+    """Package -> its version and the hashes that its files may have."""
+    text = (LOCKS / file).read_text().replace("\\\n", " ")
+    lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
+    found = {}
+    for line in lines:
+        pin, *hashes = line.split()
+        name, version = pin.split("==")
+        assert name not in found, f"{file} has {name} twice"
+        found[canonicalize_name(name)] = (version, hashes)
+    return found
+
+
+def everything_locked() -> dict[str, str]:
+    files = ("requirements-build.txt", "requirements-cuda.txt", "requirements.txt")
+    return {name: version for file in files for name, (version, _) in locked(file).items()}
+
+
+def needed(name: str, extras: frozenset[str], seen: set[tuple[str, frozenset[str]]]) -> set[str]:
+    """The package and all that it requires on the image, as the installed distributions tell."""
+    if (name, extras) in seen:
+        return set()
+    seen.add((name, extras))
+    try:
+        lines = requires(name) or []
+    except PackageNotFoundError:
+        return {name}  # on this machine's Python or platform it is not needed; whether the lock has it is still asked
+    found = {name}
+    for wanted in map(Requirement, lines):
+        if wanted.marker is None or any(wanted.marker.evaluate({**IMAGE, "extra": extra}) for extra in {"", *extras}):
+            found |= needed(canonicalize_name(wanted.name), frozenset(wanted.extras), seen)
+    return found
 
 
 def stages() -> dict[str, str]:
@@ -77,6 +117,50 @@ def test_versions_in_the_dockerfile_are_those_of_the_constraints() -> None:
     assert f"rayVersion: {pinned['ray']}" in rayjob
 
 
+@pytest.mark.parametrize("file", ["requirements-build.txt", "requirements-cuda.txt", "requirements.txt"])
+def test_every_line_of_a_lock_has_a_version_and_hashes_and_no_index(file: str) -> None:
+    found = locked(file)
+    assert found
+    for name, (version, hashes) in found.items():
+        assert re.fullmatch(r"[\w.]+", version), name
+        assert hashes, f"{name} has no hash"
+        assert all(re.fullmatch(r"--hash=sha256:[0-9a-f]{64}", one) for one in hashes), name
+    assert "://" not in (LOCKS / file).read_text()
+
+
+def test_locked_versions_are_those_of_the_constraints() -> None:
+    """Of CUDA's libraries and of setuptools the constraints, which serve machines without a GPU, say nothing."""
+    pinned = {canonicalize_name(n): v for n, v in re.findall(r"^([\w.-]+)==(\S+)$", CONSTRAINTS, re.MULTILINE)}
+    assert {n: v for n, (v, _) in locked("requirements.txt").items()}.items() <= pinned.items()
+    assert locked("requirements-cuda.txt")["torch"][0] == pinned["torch"]
+    assert locked("requirements-build.txt").keys() == {"setuptools"}
+
+
+def test_the_locks_hold_everything_that_the_cluster_extra_needs() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    direct = [Requirement(line) for line in [*project["dependencies"], *project["optional-dependencies"]["cluster"]]]
+    seen: set[tuple[str, frozenset[str]]] = set()
+    wanted = {name for r in direct for name in needed(canonicalize_name(r.name), frozenset(r.extras), seen)}
+    assert {"ray", "torch", "aiohttp", "filelock"} <= wanted  # direct, by an extra, by a package: it did look
+    have = everything_locked()
+    assert not wanted - have.keys()
+    assert all(r.specifier.contains(have[canonicalize_name(r.name)]) for r in direct)
+    # A CPU image has no CUDA lock: what torch needs besides CUDA is in the common one.
+    cuda = {n for n in have if n.startswith(("nvidia-", "cuda-"))} | {"torch", "triton"}
+    assert locked("requirements-cuda.txt").keys() == cuda
+
+
+def test_whatever_is_installed_is_installed_by_hash() -> None:
+    """Except our own package, which is what was sent, and a CPU build of torch without TORCH_SHA256."""
+    instructions = DOCKERFILE.replace("\\\n", " ")
+    commands = re.findall(r"pip install ([^&;\n]*)", instructions)
+    assert len(commands) == 8
+    for command in commands:
+        assert "--no-deps" in command
+        own = command.split()[-1] == "."
+        assert own or "--require-hashes" in command or ("-r torch.txt" in command and "TORCH_SHA256:+--hash" in instructions)
+
+
 def test_every_dependency_is_pinned() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     pinned = {name.lower() for name in re.findall(r"^([\w.-]+)==", CONSTRAINTS, re.MULTILINE)}
@@ -91,6 +175,7 @@ def test_the_wheel_holds_every_module_configuration_and_asset(tmp_path: Path) ->
     skip = shutil.ignore_patterns("__pycache__", "*.pyc")
     for source in sources():
         path = ROOT / source
+        (clone / source).parent.mkdir(parents=True, exist_ok=True)
         (shutil.copytree(path, clone / source, ignore=skip) if path.is_dir() else shutil.copy(path, clone / source))
     command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-q", "-w", str(tmp_path), str(clone)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
