@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import sys
 import traceback
@@ -20,6 +21,7 @@ from atlas_dist.cli.words import Many, Overrides
 from atlas_dist.cli.words import console as _console
 from atlas_dist.core.types import TaskKind
 from atlas_dist.errors import AtlasError, StoreError
+from atlas_dist.logs import in_json, of
 from atlas_dist.redact import redact
 
 app = typer.Typer(
@@ -328,7 +330,10 @@ def main() -> NoReturn:
         _tell(error)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
-        Console(stderr=True).print("Interrupted.")
+        if in_json():
+            logging.getLogger("atlas_dist.cli").warning("interrupted")
+        else:
+            Console(stderr=True).print("Interrupted.")
         sys.exit(INTERRUPTED)
     except BrokenPipeError:
         # Whoever read our output (`| head`) has seen enough. Nothing may be written any more, not even at exit.
@@ -361,7 +366,12 @@ _MOST_LINES = 7
 
 
 def _tell(error: AtlasError, origin: Exception | None = None) -> None:
-    """Cause, value and fix; the traceback (of `origin`, where the error only names it) with --debug."""
+    """Cause, value and fix; the traceback (of `origin`, where the error only names it) with --debug. A log in JSON stays one."""
+    if in_json():
+        trace = (origin or error) if os.environ.get("ATLAS_DEBUG") else None
+        fields = of(error=type(error).__name__, fix=error.fix, exit_code=error.exit_code)
+        logging.getLogger("atlas_dist.cli").error("%s", error.message, exc_info=trace, extra=fields)
+        return
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     if os.environ.get("ATLAS_DEBUG"):
         traceback.print_exception(origin or error)

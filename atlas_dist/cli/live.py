@@ -1,11 +1,13 @@
-"""What a person sees while a run is under way: a live line on a terminal, plain periodic lines elsewhere; one line a decision."""
+"""What is said while a run is under way, in one of two voices. For people: a live line on a terminal, plain periodic lines
+elsewhere, and one line a decision. For programs (`log.format=json`): records of a log."""
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import deque
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 from rich.console import Console
 from rich.status import Status
@@ -15,6 +17,7 @@ from atlas_dist.coordinator.dispatch import Progress
 from atlas_dist.coordinator.service import Decision, Snapshot
 from atlas_dist.core.pace import seconds_left
 from atlas_dist.core.plan import Plan
+from atlas_dist.logs import LogFormat, of
 
 PLAIN_EVERY_S = 5.0
 _REMEMBERED = 120
@@ -22,9 +25,40 @@ _REMEMBERED = 120
 
 _QUIET_EVENTS = frozenset({"begin", "abandon", "ignored"})
 
+log = logging.getLogger(__name__)
+
+
+def watcher(plan: Plan, console: Console, form: LogFormat, *, quiet: bool) -> View:
+    """The view for a form of the log."""
+    return Recorder(plan, quiet=quiet) if form is LogFormat.JSON else Watcher(plan, console, quiet=quiet)
+
+
+class _Paces:
+    """How long each attempt still takes, at the pace since this process first heard of it."""
+
+    def __init__(self) -> None:
+        self.seen: dict[str, deque[tuple[float, int]]] = {}
+
+    def left(self, progress: Progress) -> float | None:
+        """Seconds; None = not known yet."""
+        seen = self.seen.setdefault(progress.attempt, deque(maxlen=_REMEMBERED))
+        if not seen or seen[-1][1] != progress.step:
+            seen.append((time.monotonic(), progress.step))
+        return seconds_left(seen, progress.total)
+
+
+class View(Protocol):
+    """Call it with every snapshot. A context manager, because a live line must be taken down."""
+
+    def __enter__(self) -> View: ...
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None: ...
+
+    def __call__(self, snapshot: Snapshot) -> None: ...
+
 
 class Watcher:
-    """Call it with every snapshot. A context manager, because a live line must be taken down."""
+    """For people."""
 
     def __init__(self, plan: Plan, console: Console, *, quiet: bool) -> None:
         self.plan, self.console, self.quiet = plan, console, quiet
@@ -33,7 +67,7 @@ class Watcher:
         self.last_text = ""
         self.live: Status | None = None
         self.attempts: dict[str, str] = {}
-        self.seen: dict[str, deque[tuple[float, int]]] = {}
+        self.paces = _Paces()
 
     def __enter__(self) -> Watcher:
         if self.console.is_terminal and not self.quiet:
@@ -64,31 +98,13 @@ class Watcher:
             self._print(text)
 
     def _decision(self, decision: Decision) -> None:
-        fields = decision.fields
-        if decision.event in _QUIET_EVENTS:
-            return
-        job = self.plan.jobs.get(str(fields.get("job", "")))
-        name = job.label if job else str(fields.get("attempt", ""))
-        reason = "" if decision.event == "dispatch" and "attempt" not in str(fields.get("reason")) else fields.get("reason", "")
-        score = f"score {fields['score']:.1f}%" if "score" in fields else ""
-        self._print(" ".join(part for part in (decision.event, name, score, f"({reason})" if reason else "") if part))
+        if decision.event not in _QUIET_EVENTS:
+            self._print(decision.words(self.plan))
 
     def _progress(self, progress: Progress) -> str:
         job = self.plan.jobs.get(self.attempts.get(progress.attempt, ""))
-        m: Any = progress.metrics
-        return (
-            f"{job.label if job else progress.attempt} step {progress.step}/{progress.total} loss {m['loss']:.3f} "
-            f"score {m['score']:.1f}% {m['samples_per_s']:.0f} samples/s by {_workers(m)} "
-            f"data wait {m['data_wait']:.0%}{_mfu(m.get('mfu'))}{self._left(progress)}"
-        )
-
-    def _left(self, progress: Progress) -> str:
-        """At the pace since this process first heard of the attempt."""
-        seen = self.seen.setdefault(progress.attempt, deque(maxlen=_REMEMBERED))
-        if not seen or seen[-1][1] != progress.step:
-            seen.append((time.monotonic(), progress.step))
-        left = seconds_left(seen, progress.total)
-        return "" if left is None else f" {duration(left)} left"
+        left = self.paces.left(progress)
+        return f"{job.label if job else progress.attempt} {_pace(progress)}{'' if left is None else f' {duration(left)} left'}"
 
     def _print(self, text: str) -> None:
         seconds = time.monotonic() - self.began
@@ -98,6 +114,53 @@ class Watcher:
 def _workers(metrics: Any) -> str:
     """An elastic pool may have fewer than it was started with."""
     return "1 worker" if metrics["workers"] == 1 else f"{metrics['workers']} workers"
+
+
+class Recorder:
+    """For programs: a record a decision, and every few seconds one an attempt that has moved."""
+
+    def __init__(self, plan: Plan, *, quiet: bool, every_s: float = PLAIN_EVERY_S) -> None:
+        self.plan, self.quiet, self.every_s = plan, quiet, every_s
+        self.paces = _Paces()
+        self.told: dict[str, tuple[float, int]] = {}
+        """Attempt -> when it was told of last, and at which step it was."""
+
+    def __enter__(self) -> Recorder:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Nothing to take down."""
+
+    def __call__(self, snapshot: Snapshot) -> None:
+        """Log what is new."""
+        if self.quiet:
+            return
+        for decision in snapshot.decisions:
+            log.log(decision.level, "%s", decision.words(self.plan), extra=of(**decision.whose(self.plan)))
+        if snapshot.status is None:
+            return
+        jobs = {"committed": snapshot.status.committed, "jobs": snapshot.status.total}
+        now = time.monotonic()
+        for attempt, progress in snapshot.progress.items():
+            left = self.paces.left(progress)
+            at, step = self.told.get(attempt, (float("-inf"), -1))
+            if progress.step == step or now - at < self.every_s:
+                continue
+            self.told[attempt] = now, progress.step
+            key = snapshot.status.running.get(attempt, "")
+            whose = {"job": key, "label": self.plan.jobs[key].label} if key in self.plan.jobs else {}
+            where = {"attempt": attempt, "step": progress.step, "total": progress.total, "seconds_left": left}
+            fields = {**where, **progress.metrics, **jobs, **whose}
+            log.info("%s", _pace(progress), extra=of(**fields))
+
+
+def _pace(progress: Progress) -> str:
+    m: Any = progress.metrics
+    return (
+        f"step {progress.step}/{progress.total} loss {m['loss']:.3f} "
+        f"score {m['score']:.1f}% {m['samples_per_s']:.0f} samples/s by {_workers(m)} "
+        f"data wait {m['data_wait']:.0%}{_mfu(m.get('mfu'))}"
+    )
 
 
 def _mfu(known: float | None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 import uuid
 from collections.abc import Sequence
@@ -11,11 +12,14 @@ import yaml
 from rich.console import Console
 
 from atlas_dist.choices import groups
-from atlas_dist.cli.words import Asked, asked, hush, no_such_run, open_run_store, report_folder
+from atlas_dist.cli.words import Asked, asked, hush, no_such_run, open_run_store, report_folder, spoken
 from atlas_dist.compose import compose_config
 from atlas_dist.config import ReferencesConfig
 from atlas_dist.core.plan import Plan
+from atlas_dist.logs import LogFormat, of
 from atlas_dist.report.facts import RunFacts, gather, of_row
+
+log = logging.getLogger(__name__)
 
 
 def run_experiment(overrides: Sequence[str], console: Console, *, quiet: bool = False, many: bool = False) -> None:
@@ -23,9 +27,14 @@ def run_experiment(overrides: Sequence[str], console: Console, *, quiet: bool = 
     began = time.monotonic()
     asked_for = asked(overrides, many=many)
     hush()
+    config = asked_for.config
+    recorded = config.log.format is LogFormat.JSON
+    console = spoken(config, console)
     plan = asked_for.plan()
     learnt = learn(asked_for, plan, console, quiet=quiet)
-    facts = _report(asked_for, plan, console)
+    facts = _report(asked_for, plan, Console(quiet=True) if recorded else console)
+    if recorded:  # a log of records has no place for tables
+        log.info("the report is written", extra=of(report=str(report_folder(config)), bank=config.store.url))
     if learnt:
         _say_where_time_went(facts, time.monotonic() - began, console)
 
@@ -33,7 +42,8 @@ def run_experiment(overrides: Sequence[str], console: Console, *, quiet: bool = 
 def learn(asked_for: Asked, plan: Plan, console: Console, *, quiet: bool = False) -> bool:
     """Run a plan to its end; False when there was nothing left to do. Raises whatever ended the run."""
     hush()
-    from atlas_dist.cli.live import Watcher
+    console = spoken(asked_for.config, console)
+    from atlas_dist.cli.live import watcher
     from atlas_dist.cli.track import make_teller
     from atlas_dist.coordinator.preflight import check_before_cluster, slow_products
     from atlas_dist.coordinator.ray_env import before_ray
@@ -63,10 +73,10 @@ def learn(asked_for: Asked, plan: Plan, console: Console, *, quiet: bool = False
     from atlas_dist.coordinator.service import Snapshot
     from atlas_dist.coordinator.status import Role
 
-    with Beside(teller, config.track.every_s), Watcher(plan, console, quiet=quiet) as watcher:
+    with Beside(teller, config.track.every_s), watcher(plan, console, config.log.format, quiet=quiet) as view:
 
         def see(snapshot: Snapshot) -> None:
-            watcher(snapshot)
+            view(snapshot)
             teller.leads = snapshot.status is not None and snapshot.status.role is Role.LEADER
 
         drive(config, plan, asked_for.specification(), see)

@@ -18,6 +18,7 @@ from atlas_dist.cli.complete import complete_word
 from atlas_dist.config import RunConfig
 from atlas_dist.core.plan import Plan
 from atlas_dist.errors import AtlasError, ConfigError
+from atlas_dist.logs import LineLog, LogFormat, set_up
 from atlas_dist.store import ObjectStore, StoreOptions, open_store
 
 Overrides = Annotated[
@@ -84,6 +85,14 @@ def hush() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     for name in ("ray", "deepspeed", "DeepSpeed", "transformers", "botocore", "urllib3", "filelock"):
         logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def spoken(config: RunConfig, console: Console) -> Console:
+    """What a run's driver says its lines to: with `log.format=json` each becomes a record of the log, on standard error."""
+    if config.log.format is LogFormat.TEXT:
+        return console
+    set_up(config.log.format, run=config.run, process="driver")
+    return Console(file=LineLog(logging.getLogger("atlas_dist.cli.run")), color_system=None, force_terminal=False, width=10_000)
 
 
 def composed(overrides: list[str] | None) -> RunConfig:

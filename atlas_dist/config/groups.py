@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from atlas_dist.core.types import Budget, Stage, TaskKind, Work
+from atlas_dist.logs import LogFormat
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,79}$")]
 
@@ -332,3 +333,11 @@ class TrackConfig(Section):
     """Name of the experiment in MLflow."""
     wandb: str = ""
     """Project in Weights & Biases, as `project` or `entity/project`; "" = not to W&B. Needs `atlas-dist[wandb]`."""
+
+
+class LogConfig(Section):
+    """What driver, coordinator and workers write to their standard error."""
+
+    format: LogFormat = LogFormat.TEXT
+    """`text`: for people. `json`: one object a line with time, level, message, run, job, attempt, rank, pool and host; the driver
+    then says everything so, and leaves its tables to `atlas-dist report`."""

@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from atlas_dist.config.groups import (
     BackboneConfig,
     ClusterConfig,
+    LogConfig,
     MethodConfig,
     Name,
     PackConfig,
@@ -59,6 +60,8 @@ class RunConfig(Section):
     """Where workers run."""
     track: TrackConfig = TrackConfig()
     """Where curves go while the run learns."""
+    log: LogConfig = LogConfig()
+    """What the run's processes write to their standard error."""
     report: str = ""
     """Folder for the report; "" = `<store>/…` beside a local store, else ./report-<run>."""
 

@@ -39,6 +39,7 @@ from atlas_dist.coordinator.service import RunService, Snapshot
 from atlas_dist.core.plan import Plan
 from atlas_dist.core.types import Failure, Gang
 from atlas_dist.errors import AtlasError, ConfigError, TrainingError
+from atlas_dist.logs import set_up
 
 log = logging.getLogger(__name__)
 
@@ -113,6 +114,7 @@ class CoordinatorActor:
     """The run's coordinator: a thread that decides and records, and the desk where workers ask for jobs."""
 
     def __init__(self, config: RunConfig, plan: Plan, spec: Mapping[str, Any]) -> None:
+        set_up(config.log.format, run=config.run, process="coordinator")
         self.metrics = RunMetrics(config.run)
         self.desk = PoolDispatcher(config.gangs)
         self.seated: dict[str, tuple[str, str]] = {}
@@ -267,6 +269,8 @@ def pool_main(options: dict[str, Any]) -> None:
     prepare_process()
     room = get_current_placement_group()
     rank, world = dist.get_rank(), dist.get_world_size()
+    set_up(config.log.format, run=config.run, process="worker", pool=pool, rank=rank)
+    log.info("rank %d of %d of pool %s is here", rank, world, pool)
     context = RankContext(config, rank, world, control=dist.new_group(backend="gloo"))
     context.trunk()
     worker = StageWorker(context)

@@ -3,6 +3,7 @@ time."""
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 import traceback
@@ -18,12 +19,18 @@ from atlas_dist.coordinator.pool import PoolDispatcher
 from atlas_dist.coordinator.status import RunStatus
 from atlas_dist.core.plan import Plan
 from atlas_dist.errors import AtlasError
+from atlas_dist.logs import of
 from atlas_dist.store.log import threaded
 from atlas_dist.train.context import open_run_store
+
+log = logging.getLogger(__name__)
 
 TICK_S = 0.1
 FAREWELL_S = 60.0
 """Seconds that attempts have to save a checkpoint after somebody asked the run to stop."""
+
+
+_LOUD = frozenset({"fail", "quarantine", "halt", "trouble"})
 
 
 @dataclass(frozen=True)
@@ -34,6 +41,26 @@ class Decision:
     at: float
     event: str
     fields: Mapping[str, Any]
+
+    @property
+    def level(self) -> int:
+        """How loud a log says it."""
+        return logging.WARNING if self.event in _LOUD else logging.INFO
+
+    def words(self, plan: Plan) -> str:
+        """For people: what happened to which job, how well, and why where it is not the ordinary way."""
+        fields = self.fields
+        job = plan.jobs.get(str(fields.get("job", "")))
+        name = job.label if job else str(fields.get("attempt", ""))
+        ordinary = self.event == "dispatch" and "attempt" not in str(fields.get("reason"))
+        reason = "" if ordinary else fields.get("reason", "")
+        score = f"score {fields['score']:.1f}%" if "score" in fields else ""
+        return " ".join(part for part in (self.event, name, score, f"({reason})" if reason else "") if part)
+
+    def whose(self, plan: Plan) -> dict[str, Any]:
+        """For programs: the same as fields of a log's record."""
+        job = plan.jobs.get(str(self.fields.get("job", "")))
+        return {"event": self.event, **({"label": job.label} if job else {}), **self.fields}
 
 
 @dataclass(frozen=True)
@@ -55,6 +82,7 @@ class RunService:
 
     def __init__(self, config: RunConfig, plan: Plan, spec: Mapping[str, Any], desk: PoolDispatcher) -> None:
         self._desk = desk
+        self._plan = plan
         self._coordinator = Coordinator(
             config.run,
             plan,
@@ -79,8 +107,10 @@ class RunService:
         try:
             self._lead()
         except AtlasError as error:
+            log.error("%s", error)
             self._error = error
         except Exception as error:
+            log.exception("the coordinator failed")
             self._error = AtlasError(
                 f"The coordinator failed: {error}\n{traceback.format_exc()}", fix="Report this; the run can be resumed."
             )
@@ -134,7 +164,9 @@ class RunService:
 
     def _note(self, event: str, fields: Mapping[str, Any]) -> None:
         with self._lock:
-            self._decisions.append(Decision(len(self._decisions) + 1, time.time(), event, dict(fields)))
+            decision = Decision(len(self._decisions) + 1, time.time(), event, dict(fields))
+            self._decisions.append(decision)
+        log.log(decision.level, "%s", decision.words(self._plan), extra=of(**decision.whose(self._plan)))
 
     def _see(self, status: RunStatus) -> None:
         with self._lock:

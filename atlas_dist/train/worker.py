@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import socket
-import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -21,6 +20,7 @@ import torch.distributed as dist
 from atlas_dist.core.pace import likeness
 from atlas_dist.core.types import Assignment, Failure, FailureKind, JobKind, StageJob
 from atlas_dist.errors import AuthError, ConfigError, DataError, Paused, StoreError
+from atlas_dist.logs import about, of
 from atlas_dist.store import artifacts
 from atlas_dist.store.curves import TRAIN, VALIDATION, CurveWriter, history
 from atlas_dist.train.context import RankContext
@@ -56,11 +56,16 @@ class StageWorker:
         self.context = context
 
     def run(self, assignment: Assignment, report: Callable[[Progress], bool]) -> Outcome:
-        """Do the job; the same kind of outcome on every rank.
+        """Do the job; the same kind of outcome on every rank. What is logged meanwhile says whose it is.
 
         Raises:
             GroupBroken: the ranks fell out of step.
         """
+        with about(job=assignment.job.key, label=assignment.job.label, attempt=assignment.attempt):
+            return self._run(assignment, report)
+
+    def _run(self, assignment: Assignment, report: Callable[[Progress], bool]) -> Outcome:
+        log.info("begins%s", " at a checkpoint of an earlier attempt" if assignment.resume_from else "")
         at = _Position()
 
         def noted(progress: Progress) -> bool:
@@ -75,11 +80,18 @@ class StageWorker:
                 store, job = self.context.store, assignment.job.key
                 artifacts.publish(store, assignment.prefix, job=job, attempt=assignment.attempt, files=files, metrics=metrics)
             self.context.barrier()
+            log.info("is done and published")
             return Outcome()
         except Exception as error:  # whatever it is, the coordinator must hear of it
             failure = failure_of(error, at.step)
-            if failure.kind is FailureKind.POISON:
-                log.error("%s failed:\n%s", assignment.attempt, traceback.format_exc())
+            unforeseen = failure.kind is FailureKind.POISON
+            log.log(
+                logging.INFO if failure.kind is FailureKind.PREEMPTED else logging.ERROR,
+                "ends without a result: %s",
+                failure.reason,
+                exc_info=unforeseen,
+                extra=of(failure=failure.kind.value, step=failure.step),
+            )
             self._meet_again(failure)
             return Outcome(failure)
 
@@ -102,10 +114,13 @@ class StageWorker:
         def validated(step: int, scores: Scores) -> None:
             if self.context.leader:
                 curve.add(VALIDATION, step, {"loss": scores.loss, "score": scores.score})
+                fields = of(step=step, loss=scores.loss, score=scores.score)
+                log.info("validated at step %d: %.1f %%", step, scores.score, extra=fields)
 
         def save(step: int, files: Mapping[str, bytes]) -> None:
             curve.flush()  # whoever goes on from this checkpoint finds the points up to it
             artifacts.save_checkpoint(store, prefix, step, files)
+            log.info("checkpoint at step %d", step, extra=of(step=step))
 
         try:
             return Learner(self.context, assignment, reported, validated, save, self._resume_files(assignment)).run()
