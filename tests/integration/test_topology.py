@@ -49,6 +49,19 @@ def test_losses_agree_over_20_steps(tmp_path: Path) -> None:
             assert ours == pytest.approx(theirs, abs=1e-4), name
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_zero_3_with_layers_computed_again_learns_the_same(tmp_path: Path) -> None:
+    """In backward ZeRO-3 fetches a layer's parameters a second time, for a layer that is computed a second time."""
+    pack_toys(toy_config(tmp_path), samples=48)
+    short = ["train.budget.max_steps=6", "train.log_every=1", "train.checkpoint_every=0", "train.budget.validations=1"]
+    whole = curves(tmp_path, 2, [0], short)[0]
+    again = curves(tmp_path, 2, [3], [*short, "train.activation_checkpointing=true"])[3]
+    assert [len(line) for line in whole] == [6, 6, 6]
+    for ours, theirs in zip(again, whole, strict=True):
+        assert ours == pytest.approx(theirs, abs=1e-4)
+
+
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     ("method", "settings"),
