@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import islice
 from typing import Any
 
 from atlas_dist.core.types import StageJob
@@ -29,7 +30,7 @@ def seconds_left(seen: Sequence[tuple[float, int]], total: int) -> float | None:
         return None
     end_at, end = last = seen[-1]
     start_at, start = last
-    for at, step in reversed(seen[:-1]):
+    for at, step in islice(reversed(seen), 1, None):  # a deque cannot be sliced
         if step > start:
             break
         start_at, start = at, step

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import deque
+
 import pytest
 
 from atlas_dist.core.pace import seconds_left
@@ -20,6 +22,10 @@ from atlas_dist.core.pace import seconds_left
 )
 def test_the_pace_of_what_was_seen(seen: list[tuple[float, int]], expected: float | None) -> None:
     assert seconds_left(seen, total=100) == expected
+
+
+def test_the_live_line_remembers_in_a_deque() -> None:
+    assert seconds_left(deque([(0.0, 10), (2.0, 12), (5.0, 20)], maxlen=3), total=100) == 40.0
 
 
 def test_what_came_before_a_step_back_does_not_count() -> None:
