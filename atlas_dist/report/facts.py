@@ -179,7 +179,7 @@ def _environments(state: RunState) -> tuple[Mapping[str, str], ...]:
 
 def of_row(facts: RunFacts, plan: Plan, row: str) -> RunFacts:
     """What a run's facts say of one row of a sweep: its sequences, and the jobs behind them."""
-    mine = [s for s in plan.sequences if s.variant == row or s.variant.startswith(f"{row}-")]
+    mine = [s for s in plan.sequences if is_of(s.variant, row)]
     names, keys = {s.name for s in mine}, {key for s in mine for key in plan.behind(s)}
     jobs = tuple(job for job in facts.jobs if job["job"] in keys)
     return replace(
@@ -192,6 +192,11 @@ def of_row(facts: RunFacts, plan: Plan, row: str) -> RunFacts:
         timeline=replace(facts.timeline, spans=tuple(span for span in facts.timeline.spans if span.job in keys)),
         compared=(),
     )
+
+
+def is_of(variant: str, row: str) -> bool:
+    """Whether a sequence of this variant belongs to this row of a sweep."""
+    return variant == row or variant.startswith(f"{row}-")
 
 
 def _forgotten(own: Cell, later: Cell, random: float) -> Cell:

@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from atlas_dist.report.facts import Cell, RunFacts, SequenceFacts, StageFacts
+from atlas_dist.report.facts import Cell, RunFacts, SequenceFacts, StageFacts, TaskFacts
 from atlas_dist.report.html import document, table
 from atlas_dist.report.measures import AVERAGE, FORGETTING, MEASURES, PARAMETERS, SECONDS, STEPS, Row
 from atlas_dist.report.page import matrix_table
@@ -54,13 +54,57 @@ def differences(sides: Sequence[Side]) -> dict[str, list[str]]:
     return {key: values for key, values in rows.items() if len(set(values)) > 1}
 
 
+def cautions(sides: Sequence[Side]) -> list[str]:
+    """What of these runs does not measure the same thing, a sentence each; [] where every number may be put beside its like."""
+    told = []
+    tasks = {side.name: sorted(_tasks(side.facts, upstream=True)) for side in sides if side.facts.sequences}
+    if len(set(map(tuple, tasks.values()))) > 1:
+        told.append(f"The averages are over different tasks. {_each({n: ', '.join(t) for n, t in tasks.items()})}.")
+    trunks = {side.name: str(side.facts.spec.get("backbone", {}).get("name", _ABSENT)) for side in sides}
+    if len(set(trunks.values())) > 1:
+        told.append(f"The trunks differ, so scores compare them too. {_each(trunks)}.")
+    meanings = {side.name: _meanings(side.facts) for side in sides}
+    for task in dict.fromkeys(task for meaning in meanings.values() for task in meaning):
+        mine = {name: meaning[task] for name, meaning in meanings.items() if task in meaning}
+        for what in dict.fromkeys(what for each in mine.values() for what in each):
+            values = {name: each.get(what, _ABSENT) for name, each in mine.items()}
+            if len(set(values.values())) > 1:
+                told.append(f"{task}: {what} differs, so its scores are of different things. {_each(values)}.")
+    return told
+
+
+def _meanings(facts: RunFacts) -> dict[str, dict[str, str]]:
+    """task -> all that says what its score is a score of, by name."""
+    settings = facts.spec.get("tasks", {})
+    return {
+        name: {key: json.dumps(settings[name][key]) for key in _OF_A_TASK if key in settings.get(name, {})}
+        # A task's data are told as training split, validation split.
+        | dict(zip(("training data", "validation data"), (digest[:8] for digest in task.data.values()), strict=False))
+        for name, task in _tasks(facts).items()
+    }
+
+
+_OF_A_TASK = ("kind", "classes", "max_text", "shots")
+
+
+def _tasks(facts: RunFacts, *, upstream: bool = False) -> dict[str, TaskFacts]:
+    return {t.task: t for s in facts.sequences for t in (*s.upstream, *(() if upstream else s.downstream))}
+
+
+def _each(values: Mapping[str, str]) -> str:
+    return "; ".join(f"{name}: {value}" for name, value in values.items())
+
+
 def render(sides: Sequence[Side]) -> str:
     """The page as a string."""
     differing = differences(sides)
     lede = f"{len(sides)} runs, {len(differing)} settings that differ. " + " ".join(
         f"{escape(s.name)}: {s.facts.committed} of {s.facts.total} jobs." for s in sides
     )
-    parts = {
+    unlike = cautions(sides)
+    listed = "".join(f"<li>{escape(sentence)}</li>" for sentence in unlike)
+    parts = {"unlike": ("not to be compared as it stands", f"<ul>{listed}</ul>")} if unlike else {}
+    parts |= {
         "measures": ("measures", _measure_table(sides)),
         "scores": ("scores by task", _score_table(sides)),
         "matrices": ("matrices", _matrices(sides)),
@@ -229,8 +273,7 @@ def _flat(value: Any, prefix: str = "") -> list[tuple[str, str]]:
 
 
 def _data(facts: RunFacts) -> dict[str, str]:
-    tasks = [task for sequence in facts.sequences for task in (*sequence.upstream, *sequence.downstream)]
-    return {f"data {name}": digest[:16] for task in tasks for name, digest in task.data.items()}
+    return {f"data {name}": digest[:16] for task in _tasks(facts).values() for name, digest in task.data.items()}
 
 
 def _measures(sides: Sequence[Side]) -> list[list[str]]:

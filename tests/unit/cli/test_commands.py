@@ -214,6 +214,13 @@ def test_a_swept_run_has_a_table_a_page_a_row_and_all_the_commands(shell: Shell,
     assert [any("transfer" in job["label"] for job in row["jobs"]) for row in about] == [False, True]
     assert [row["committed"] == row["total"] == len(row["jobs"]) for row in about] == [True, True]
     assert all((tmp_path / "out" / row / "index.html").exists() for row in asked.rows)
+    text = shell("compare", "swept", "toy", *words[:-3], "--out", "page")
+    assert "The averages" not in text, "the rows differ in what they transfer to only"
+    assert "3 settings differ" in text, "sequence.downstream, and the two splits that only some have read"
+    page = (tmp_path / "page" / "index.html").read_text()
+    check_page(page)
+    assert all(f"{side}: task view" in page for side in ("swept downstream=", "swept downstream=toy_pair", "toy"))
+    assert "3 settings differ" in shell("compare", "swept", *words[:-3], "--out", "rows"), "its rows compare by themselves"
     assert (tmp_path / "out" / "comparison.csv").read_text().count("downstream=toy_pair,average accuracy") == 1
     assert [e["task"] for e in json.loads(shell("bank", "ls", "--json", *words[:-3], "run=swept"))][:2] == [
         "toy_shape",

@@ -12,7 +12,7 @@ from atlas_dist.core.ledger import RunState
 from atlas_dist.core.plan import Plan, make_plan
 from atlas_dist.report.facts import RunFacts, gather
 from atlas_dist.report.measures import compare, measure
-from atlas_dist.report.side_by_side import Side, differences, render, write_side_by_side
+from atlas_dist.report.side_by_side import Side, cautions, differences, render, write_side_by_side
 from atlas_dist.report.svg import COLOURS
 from tests.unit.core.test_plan import COMMON, sequence
 from tests.unit.report.pages import check_page
@@ -53,6 +53,27 @@ def test_other_data_is_a_difference_too(plan: Plan) -> None:
     sequence_ = replace(left.facts.sequences[0], upstream=(other, *tasks[1:]))
     found = differences([left, Side("right", replace(left.facts, sequences=(sequence_,)), left.rows)])
     assert set(found) == {f"data {name}" for name in tasks[0].data}
+
+
+def test_what_does_not_measure_the_same_is_said_before_the_numbers(plan: Plan) -> None:
+    def asked(**settings: object) -> dict[str, object]:
+        return {"backbone": {"name": "tiny"}, "tasks": {"a": {"kind": "single", "max_text": 8, "shots": 0.0, **settings}}}
+
+    left = side(plan, "left", asked())
+    assert cautions([left, side(plan, "again", asked())]) == []
+    assert "not to be compared" not in render([left, left])
+    right = side(plan, "right", asked(shots=16, max_text=40))
+    told = cautions([left, right])
+    assert [sentence.partition(" differs")[0] for sentence in told] == ["a: max_text", "a: shots"]
+    assert told[0].endswith("left: 8; right: 40.")
+    page = render([left, right])
+    check_page(page)
+    assert 0 < page.index("a: shots differs") < page.index("Accuracy in %")
+    other = make_plan([sequence("ab")], COMMON)
+    (told,) = cautions([left, side(other, "short", asked())])
+    assert told == "The averages are over different tasks. left: a, b, c; short: a, b."
+    (told,) = cautions([left, side(plan, "trunk", {**asked(), "backbone": {"name": "clip"}})])
+    assert "trunks differ" in told
 
 
 def test_the_page_shows_each_run_and_is_a_page(plan: Plan, tmp_path: Path) -> None:
