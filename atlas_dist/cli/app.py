@@ -351,9 +351,12 @@ def _what_failed(error: OSError) -> str:
     return f"{error.filename}: {error.strerror}." if error.filename else f"{error.strerror or error}."
 
 
+_IN_THE_WAY = "A file has the name that a folder needs: move it, or set report (store.url, shards.url) to another place."
 _MENDS = {
     errno.ENOSPC: "The disk is full: make room, then give the same command again; what was committed stays.",
     errno.EDQUOT: "Your quota of the disk is used up: make room, then give the same command again.",
+    errno.EEXIST: _IN_THE_WAY,
+    errno.ENOTDIR: _IN_THE_WAY,
     errno.EACCES: "Write where you may: set store.url, shards.url and report, or change the folder's permissions.",
     errno.EROFS: "This file system is read-only: set store.url, shards.url and report to places that can be written.",
 }

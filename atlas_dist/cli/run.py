@@ -17,6 +17,7 @@ from atlas_dist.compose import compose_config
 from atlas_dist.config import ReferencesConfig
 from atlas_dist.core.plan import Plan
 from atlas_dist.logs import LogFormat, of
+from atlas_dist.redact import redact_json
 from atlas_dist.report.facts import RunFacts, gather, of_row
 
 log = logging.getLogger(__name__)
@@ -50,7 +51,7 @@ def learn(asked_for: Asked, plan: Plan, console: Console, *, quiet: bool = False
     from atlas_dist.report.tracking import Beside
 
     config = asked_for.config
-    if _finished(asked_for):
+    if _finished(asked_for, plan):
         console.print(f"run {config.run} is complete; nothing to do")
         return False
     teller = make_teller(config, plan, lambda text: console.print(text, markup=False, soft_wrap=True))
@@ -110,12 +111,16 @@ def write_run_report(overrides: Sequence[str], console: Console, *, many: bool =
 
 
 def send_request(overrides: Sequence[str], kind: str, reason: str, console: Console, *, many: bool = False) -> None:
-    """Leave a request in the run's inbox."""
+    """Leave a request in the run's inbox. Raises ConfigError: there is no such run (a request would wait for one to come)."""
     from atlas_dist.clock import SystemClock
     from atlas_dist.coordinator.inbox import RequestKind, ask
+    from atlas_dist.coordinator.status import load_run
 
     config = asked(overrides, many=many).config
-    ask(open_run_store(config), config.run, RequestKind(kind), reason, clock=SystemClock(), new_id=lambda: uuid.uuid4().hex)
+    store = open_run_store(config)
+    if not load_run(store, config.run)[0].next_seq:
+        raise no_such_run(config)
+    ask(store, config.run, RequestKind(kind), reason, clock=SystemClock(), new_id=lambda: uuid.uuid4().hex)
     console.print(f"asked run {config.run} to {kind}")
 
 
@@ -136,12 +141,19 @@ def check_store(url: str, endpoint_url: str, console: Console) -> None:
     console.print(str(report), markup=False)
 
 
-def _finished(asked_for: Asked) -> bool:
-    """Whether the ledger says that exactly this run is complete: then no cluster needs to be started."""
+def _finished(asked_for: Asked, plan: Plan) -> bool:
+    """Whether the ledger says that exactly this run is complete: then no cluster needs to be started. Nor for one that would be
+    refused: raises ConfigError where the name is another run's."""
+    from atlas_dist.coordinator.coordinator import check_same_run, meaning
     from atlas_dist.coordinator.status import load_run
 
     state, _ = load_run(open_run_store(asked_for.config), asked_for.config.run)
-    return bool(state.finished) and state.spec == asked_for.specification()
+    spec = asked_for.specification()
+    if state.finished and state.spec == spec:
+        return True
+    if state.next_seq:
+        check_same_run(state, meaning(plan, spec), redact_json(spec))
+    return False
 
 
 def _report(asked_for: Asked, plan: Plan, console: Console) -> RunFacts:

@@ -83,7 +83,7 @@ def hush() -> None:
         return
     warnings.filterwarnings("ignore")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    for name in ("ray", "deepspeed", "DeepSpeed", "transformers", "botocore", "urllib3", "filelock"):
+    for name in ("ray", "deepspeed", "DeepSpeed", "transformers", "huggingface_hub", "botocore", "urllib3", "filelock"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
 

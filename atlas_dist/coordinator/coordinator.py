@@ -69,8 +69,7 @@ class Coordinator:
         self._dispatcher = dispatcher
         self._clock = clock or SystemClock()
         self._settings = settings or CoordinatorSettings()
-        # The digest is of what was meant, not of what may be written down: secrets differ between machines.
-        self._spec_digest = digest_of({"spec": spec or {}, "plan": plan.digest})
+        self._spec_digest = meaning(plan, spec or {})
         self._spec = redact_json(plain(spec or {}))
         self._book = RunBook(
             run,
@@ -122,7 +121,7 @@ class Coordinator:
         self._book.replay()
         if not self._book.state.next_seq:
             self._begin()
-        self._check_spec()
+        check_same_run(self._book.state, self._spec_digest, self._spec)
         self._opened_at = self._book.state.next_seq
         if not self._settled():
             self._elect_if_vacant()
@@ -159,14 +158,6 @@ class Coordinator:
             book.record(begin)
         except FencedError:
             book.replay()  # somebody began it in the same moment; whether it is the same run is checked next
-
-    def _check_spec(self) -> None:
-        state = self._book.state
-        if state.spec_digest != self._spec_digest:
-            raise ConfigError(
-                f"Run {state.run} exists and means something else: {_differences(state.spec, self._spec)}.",
-                fix="Choose another run name (finished stages are reused), or the configuration it was started with.",
-            )
 
     def _has_news(self) -> bool:
         """Whether the run has moved since this process attached."""
@@ -207,6 +198,21 @@ class Coordinator:
         failpoint("election.after")
         self._leader = Leader(self._book, self._store, self._dispatcher, self._clock, self._settings)
         self._leader.take_over(resume=resume)
+
+
+def meaning(plan: Plan, spec: Mapping[str, Any]) -> str:
+    """The digest of what a run of this plan with these settings means: it has its name for itself. Of what was meant, not of what
+    may be written down: secrets differ between machines."""
+    return digest_of({"spec": spec, "plan": plan.digest})
+
+
+def check_same_run(state: RunState, digest: str, spec: Mapping[str, Any]) -> None:
+    """Whether the run that exists means `digest`; `spec` may be shown. Raises ConfigError naming what differs."""
+    if state.spec_digest != digest:
+        raise ConfigError(
+            f"Run {state.run} exists and means something else: {_differences(state.spec, spec)}.",
+            fix="Choose another run name (finished stages are reused), or the configuration it was started with.",
+        )
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:

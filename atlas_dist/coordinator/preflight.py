@@ -20,7 +20,7 @@ from atlas_dist.core.plan import Plan
 from atlas_dist.core.sampling import WINDOW_BYTES
 from atlas_dist.core.types import Gang, Work
 from atlas_dist.data.manifest import read_manifest
-from atlas_dist.errors import ConfigError, DataError, StoreError
+from atlas_dist.errors import AuthError, ConfigError, DataError, StoreError
 from atlas_dist.model.flops import cpu_multiplies_bf16
 from atlas_dist.store import ObjectStore
 from atlas_dist.store.doctor import examine
@@ -105,18 +105,32 @@ def check_shards(plan: Plan, shards: ObjectStore, workers: int) -> None:
 
 
 def check_store(config: RunConfig) -> None:
-    """A short visit of the doctor. A folder of this machine that only this machine uses is believed.
+    """A short visit of the doctor. A folder of this machine that only this machine uses is believed, if it can be written.
 
     Raises:
-        StoreError: with the report.
+        StoreError: with the report, or why nothing can be written. AuthError: the folder is somebody else's.
     """
+    store = open_run_store(config)
     if config.cluster.address == LOCAL and "://" not in config.store.url:
+        _write_once(store, config.store.url)
         return
-    report = examine(open_run_store(config), new_id=_new_id, writers=WRITERS, keys=KEYS)
+    report = examine(store, new_id=_new_id, writers=WRITERS, keys=KEYS)
     if not report.fit:
         raise StoreError(
             f"{report.url} can't be trusted with a ledger:\n{report}", fix="`atlas-dist doctor URL` tries it out at length."
         )
+
+
+def _write_once(store: ObjectStore, url: str) -> None:
+    key = f"doctor/{_new_id()}"
+    try:
+        store.create(key, b"")
+        store.delete(key)
+    except (StoreError, AuthError) as error:
+        kind = AuthError if isinstance(error, AuthError) else StoreError
+        raise kind(
+            f"store.url={url} can't be written. {error.message}", fix=error.fix or "Set store.url to another folder."
+        ) from error
 
 
 def slow_products(config: RunConfig) -> str:

@@ -279,6 +279,11 @@ def _load_tokenizer(ref: BackboneRef) -> PreTrainedTokenizerFast:
 
 
 def _unreachable(ref: BackboneRef, error: OSError) -> DataError:
+    if ref.revision is None and not Path(ref.source).exists():
+        return DataError(
+            f"There is no folder {ref.source!r} for backbone {ref.name!r}.",
+            fix="Correct backbone.source; one of the hub needs backbone.revision too.",
+        )
     if ref.revision is None:
         return DataError(
             f"Backbone {ref.name!r} is not complete in {ref.source!r}: {error}",

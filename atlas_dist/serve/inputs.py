@@ -14,7 +14,7 @@ from torch import Tensor
 
 from atlas_dist.core.types import TaskKind, TaskSpec
 from atlas_dist.data.decode import MEAN_COLOUR, decode_into
-from atlas_dist.data.images import stored_form
+from atlas_dist.data.images import sniff, stored_form
 from atlas_dist.data.sample import IMAGE_PROMPT
 from atlas_dist.errors import DataError
 
@@ -89,9 +89,12 @@ def _compressed(picture: Picture) -> bytes:
         return picture
     if isinstance(picture, str | Path):
         try:
-            return Path(picture).read_bytes()
-        except OSError as error:
-            raise DataError(f"Cannot read the picture {picture}: {error.strerror}.", fix="Give a JPEG or PNG file.") from error
+            data = Path(picture).read_bytes()
+            sniff(data)
+        except (OSError, DataError) as error:
+            why = error.strerror if isinstance(error, OSError) else error.message
+            raise DataError(f"Cannot read the picture {picture}: {why}.", fix="Give a JPEG or PNG file.") from error
+        return data
     image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
     out = io.BytesIO()
     image.save(out, "PNG")

@@ -244,7 +244,7 @@ class S3Store:
         if code == "NoSuchKey" and status == 404:
             return MissingObject(text)
         if code == "NoSuchBucket":
-            return StoreError(f"There is no bucket {self._bucket!r}.", fix="Create it, or correct store.url.")
+            return StoreError(f"There is no bucket {self._bucket!r}.", fix=f"Create it, or correct the address {self.url}.")
         if code in _AUTH_CODES or status in (401, 403):
             return AuthError(text, fix="Check the credentials and the bucket policy (cluster/ has a minimal one).")
         if code == "PreconditionFailed" or status == 412:

@@ -97,6 +97,27 @@ def _another_trunk(folder: Path, _: str) -> Words:
     return ("predict", "--from", str(folder / "bank"), "--task", "toy_shape")
 
 
+def _in_the_way(folder: Path) -> str:
+    (folder / "file").write_text("not a folder")
+    return str(folder / "file")
+
+
+def _no_picture(folder: Path, _: str) -> Words:
+    return ("predict", *toys().words, "--task", "toy_shape", "--image", _in_the_way(folder))
+
+
+def _store_in_the_way(folder: Path, _: str) -> Words:
+    return ("run", *toys().words, f"store.url={_in_the_way(folder)}/store")
+
+
+def _report_in_the_way(folder: Path, _: str) -> Words:
+    return ("report", *toys().words, f"report={_in_the_way(folder)}")
+
+
+def _shards_of(bucket: str) -> Callable[[Path, str], Words]:
+    return lambda _, s3: ("shards", "ls", "experiment=toy", f"shards.url=s3://{bucket}/x", f"shards.endpoint_url={s3}")
+
+
 CASES: dict[str, tuple[Callable[[Path, str], Words], int, tuple[str, ...]]] = {
     "unknown key": (lambda *_: ("plan", "train.workrs=3"), 2, ("train.workrs", "did you mean workers")),
     "unknown choice": (lambda *_: ("plan", "experiment=dmeo"), 2, ("dmeo", "demo")),
@@ -109,6 +130,23 @@ CASES: dict[str, tuple[Callable[[Path, str], Words], int, tuple[str, ...]]] = {
     "unknown key to explain": (lambda *_: ("config", "--explain", "train.sped"), 2, ("train has no sped", "workers")),
     "missing bucket": (lambda _, s3: ("bank", "ls", "store.url=s3://missing/x", f"store.endpoint_url={s3}"), 6, ("missing",)),
     "denied": (lambda _, s3: ("bank", "ls", "store.url=s3://closed/x", f"store.endpoint_url={s3}"), 4, ("closed",)),
+    "missing bucket of shards": (_shards_of("missing"), 6, ("s3://missing/x",)),
+    "shards denied": (_shards_of("closed"), 4, ("s3://closed/x", "credentials")),
+    "wrong option": (lambda *_: ("run", "--wrong"), 2, ("--wrong", "--help")),
+    "no store to write": (_store_in_the_way, 6, ("store.url=", "can't be written", "another folder")),
+    "no report to write": (_report_in_the_way, 6, ("file", "set report")),
+    "another run's name": (
+        lambda *_: ("run", *toys().words, "seeds=[9]"),
+        2,
+        ("means something else", "seeds: [0] -> [9]", "name"),
+    ),
+    "no trunk there": (
+        lambda *_: ("plan", *toys().words, "backbone.name=mine", "backbone.source=/nowhere"),
+        3,
+        ("no folder '/nowhere'", "backbone.source"),
+    ),
+    "no picture": (_no_picture, 3, ("file", "neither JPEG nor PNG", "Give")),
+    "nobody to pause": (lambda folder, _: ("pause", f"store.url={folder}"), 2, ("no run demo", "atlas-dist run")),
     "no bucket": (lambda *_: ("doctor", "s3://"), 2, ("bucket", "s3://bucket/prefix")),
     "no shards": (_no_shards, 3, ("toy_", "nothing")),
     "torn manifest": (_torn_manifest, 3, ("toy_kin", "manifest")),
