@@ -109,10 +109,11 @@ def set_up(form: LogFormat, **process: Any) -> None:
     logging.getLogger(OURS).setLevel(logging.INFO)
 
 
-class LineLog(io.TextIOBase):
+class LineLog(io.StringIO):
     """A file whose every line is a record: for what writes to a console."""
 
     def __init__(self, logger: logging.Logger) -> None:
+        super().__init__()
         self.logger = logger
         self.rest = ""
 

@@ -84,7 +84,9 @@ def test_plan_tells_facts_from_work_and_what_the_work_costs(shell: Shell) -> Non
     assert {job["standing"] for job in adopted["jobs"]} == {"fact of toy"}
     anew = shell("plan", "run=third", "seeds=[7]", *words)
     assert f"{count} to do" in anew
-    assert "no finished job in this store" in anew
+    assert "at the pace of this store's finished jobs" in anew, "of another run, on the same trunk"
+    bf16 = shell("plan", "run=third", "seeds=[7]", *words, "train.precision=bf16")
+    assert "no finished job in this store" in bf16
     half = json.loads(shell("plan", "--json", "run=fourth", "seeds=[0,7]", *words))
     assert half["left"] == count
     least, most = half["seconds"]
