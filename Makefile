@@ -26,8 +26,10 @@ $(STAMP): pyproject.toml constraints.txt
 demo: install  ## learn three tasks and transfer to a fourth, on this machine
 	$(BIN)/python -m atlas_dist demo
 
-test: install  ## every test that needs no GPU
-	$(BIN)/python -m pytest -m "not gpu and not slow"
+# A process a core, four at most, each with one thread; which tests share one: tests/conftest.py.
+PARALLEL ?= -n logical --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
+test: install  ## every test that needs no GPU (one after the other: make test PARALLEL=)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not gpu and not slow" $(PARALLEL)
 
 test-slow: install  ## the long ones
 	$(BIN)/python -m pytest -m "slow and not gpu"
