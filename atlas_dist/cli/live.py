@@ -156,11 +156,10 @@ class Recorder:
 
 def _pace(progress: Progress) -> str:
     m: Any = progress.metrics
-    return (
-        f"step {progress.step}/{progress.total} loss {m['loss']:.3f} "
-        f"score {m['score']:.1f}% {m['samples_per_s']:.0f} samples/s by {_workers(m)} "
-        f"data wait {m['data_wait']:.0%}{_mfu(m.get('mfu'))}"
-    )
+    told = f"step {progress.step}/{progress.total} loss {m['loss']:.3f} score {m['score']:.1f}%"
+    if not m["samples_per_s"]:  # scoring is not timed batch by batch
+        return f"{told} by {_workers(m)}"
+    return f"{told} {m['samples_per_s']:.0f} samples/s by {_workers(m)} data wait {m['data_wait']:.0%}{_mfu(m.get('mfu'))}"
 
 
 def _mfu(known: float | None) -> str:

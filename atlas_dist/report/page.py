@@ -265,22 +265,21 @@ def _compared(facts: RunFacts) -> str:
     """What `plan` foresaw when the run began, beside what came."""
     if not facts.compared:
         return ""
-    rows = []
+    price, rows = facts.worker_hour, []
     for row in facts.compared:
-        cells = [f"{row.jobs} of {row.of}", f"{row.samples_foreseen:,}", f"{row.samples:,}"]
-        cells += [_range(row.seconds_foreseen, ",.0f"), f"{row.seconds:,.0f}"]
-        cells += [_range(row.worker_hours_foreseen, ".3g"), f"{row.worker_hours:.3g}"]
-        if facts.worker_hour:
-            foreseen = row.worker_hours_foreseen
-            priced = None if foreseen is None else (foreseen[0] * facts.worker_hour, foreseen[1] * facts.worker_hour)
-            cells += [_range(priced, ",.2f"), f"{row.worker_hours * facts.worker_hour:,.2f}"]
-        told = "".join(f"<td>{cell}</td>" for cell in cells)
-        rows.append(f'<tr><th scope="row">{escape(row.what)}</th>{told}</tr>')
-    heads = ["jobs done", "samples foreseen", "samples", "seconds foreseen", "seconds", "worker hours foreseen", "worker hours"]
-    heads += ["cost foreseen", "cost"] if facts.worker_hour else []
-    head = "".join(f'<th scope="col">{h}</th>' for h in heads)
+        hours = row.worker_hours_foreseen
+        lines = [
+            ("samples", f"{row.samples_foreseen:,}", f"{row.samples:,}"),
+            ("seconds", _range(row.seconds_foreseen, ",.0f"), f"{row.seconds:,.0f}"),
+            ("worker hours", _range(hours, ".3g"), f"{row.worker_hours:.3g}"),
+        ]
+        if price:
+            cost = None if hours is None else (hours[0] * price, hours[1] * price)
+            lines.append(("cost", _range(cost, ",.2f"), f"{row.worker_hours * price:,.2f}"))
+        head = f"{escape(row.what)}, {row.jobs} of {row.of} jobs"
+        rows += [f'<tr><th scope="row">{head}: {what}</th><td>{before}</td><td>{came}</td></tr>' for what, before, came in lines]
     caption = "Plan and actual: what was to do when the run began; seconds of the gangs, one after the other"
-    return table(caption, head, "".join(rows))
+    return table(caption, '<th scope="col">foreseen</th><th scope="col">came</th>', "".join(rows))
 
 
 def _range(pace: Pace | None, form: str) -> str:
