@@ -74,6 +74,7 @@ def learn(asked_for: Asked, plan: Plan, console: Console, *, quiet: bool = False
     from atlas_dist.coordinator.service import Snapshot
     from atlas_dist.coordinator.status import Role
 
+    console = spoken(config, console)  # again: Ray has brought a handler of its own
     with Beside(teller, config.track.every_s), watcher(plan, console, config.log.format, quiet=quiet) as view:
 
         def see(snapshot: Snapshot) -> None:
