@@ -101,8 +101,8 @@ def set_up(form: LogFormat, **process: Any) -> None:
         brought = [h for h in logger.handlers if _writes_a_stream(h)]
         for one in brought:
             logger.removeHandler(one)
-        if brought and not logger.propagate:
-            logger.addHandler(handler)
+        if brought:  # their records come to the root. Ours is given to nobody: Ray sets the form of whatever its logger has
+            logger.propagate = True
     for one in [h for h in logging.root.handlers if _writes_a_stream(h)]:
         logging.root.removeHandler(one)
     logging.root.addHandler(handler)

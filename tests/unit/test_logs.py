@@ -29,11 +29,12 @@ CANARY = "canary-secret-4711"
 @pytest.fixture(autouse=True)
 def as_before() -> Iterator[None]:
     known = [logging.getLogger(), *map(logging.getLogger, [*logging.root.manager.loggerDict, "atlas_dist", "noisylib"])]
-    before = [(one, list(one.handlers), one.level) for one in known]
+    before = [(one, list(one.handlers), one.level, one.propagate) for one in known]
     yield
-    for one, handlers, level in before:
+    for one, handlers, level, propagate in before:
         one.handlers[:] = handlers
         one.setLevel(level)
+        one.propagate = propagate
 
 
 def written(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
@@ -105,6 +106,8 @@ def test_libraries_take_the_same_form_and_are_heard_from_warnings_on(capsys: pyt
     lib.propagate = False
     set_up(LogFormat.JSON, run="demo")
     set_up(LogFormat.JSON, run="demo")  # a driver may come by twice
+    for handler in lib.handlers:  # as ray.init does
+        handler.setFormatter(logging.Formatter())
     lib.info("chatter")
     lib.warning("take care")
     (line,) = written(capsys)
