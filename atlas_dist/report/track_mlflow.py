@@ -94,6 +94,7 @@ class MLflow:
     def _connect(self) -> None:
         if self._client is not None:
             return
+        os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")  # two lines a run, between ours
         if self._uri.startswith("file:"):
             os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # a folder was asked for by name
         from mlflow.tracking import MlflowClient
