@@ -55,6 +55,11 @@ def _open_s3(url: str, bucket: str, prefix: str, options: StoreOptions) -> Objec
 
     if not bucket or "@" in bucket:
         raise ConfigError("An s3:// URL needs a bucket and no credentials.", fix="Write s3://bucket/prefix.")
+    if options.endpoint_url and "://" not in options.endpoint_url:
+        raise ConfigError(
+            f"endpoint_url={options.endpoint_url} is no address.",
+            fix="Write it with http:// or https://, as in http://10.0.0.1:9000.",
+        )
     if prefix:
         check_key(prefix)
     store = S3Store(

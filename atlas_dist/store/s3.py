@@ -259,7 +259,7 @@ class S3Store:
         endpoint = self._options.endpoint_url or "AWS"
         text = f"Cannot {what} in {self.url}: {type(error).__name__} at {endpoint}."
         unreachable = isinstance(error, EndpointConnectionError | ConnectTimeoutError)
-        fix = "Is the network up, and store.endpoint_url right?" if unreachable else ""
+        fix = f"Is the network up, and is {endpoint} the right endpoint_url?" if unreachable else ""
         return UnknownOutcome(text, fix=fix) if unknown else StoreError(text, fix=fix)
 
 

@@ -132,6 +132,11 @@ CASES: dict[str, tuple[Callable[[Path, str], Words], int, tuple[str, ...]]] = {
     "denied": (lambda _, s3: ("bank", "ls", "store.url=s3://closed/x", f"store.endpoint_url={s3}"), 4, ("closed",)),
     "missing bucket of shards": (_shards_of("missing"), 6, ("s3://missing/x",)),
     "shards denied": (_shards_of("closed"), 4, ("s3://closed/x", "credentials")),
+    "no address": (
+        lambda *_: ("bank", "ls", "store.url=s3://closed/x", "store.endpoint_url=10.0.0.1:9000"),
+        2,
+        ("endpoint_url=10.0.0.1:9000", "http://"),
+    ),
     "wrong option": (lambda *_: ("run", "--wrong"), 2, ("--wrong", "--help")),
     "no store to write": (_store_in_the_way, 6, ("store.url=", "can't be written", "another folder")),
     "no report to write": (_report_in_the_way, 6, ("file", "set report")),
