@@ -27,7 +27,7 @@ demo: install  ## learn three tasks and transfer to a fourth, on this machine
 	$(BIN)/python -m atlas_dist demo
 
 # A process a core, four at most, each with one thread; which tests share one: tests/conftest.py.
-PARALLEL ?= -n logical --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
+PARALLEL ?= -n logical --maxprocesses 4 --no-loadscope-reorder
 test: install  ## every test that needs no GPU (one after the other: make test PARALLEL=)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not gpu and not slow" $(PARALLEL)
 

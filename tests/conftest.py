@@ -1,22 +1,43 @@
-"""Settings that every test needs before anything of ours is imported."""
+"""Settings that every test needs before anything of ours is imported, and which tests share a process."""
 
 from __future__ import annotations
 
 import os
+from functools import cache
+from pathlib import Path
+from typing import Any
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("AWS_EC2_METADATA_DISABLED", "true")
 
+ROOT = Path(__file__).parents[1]
 
-@pytest.hookimpl(tryfirst=True)  # xdist's own hook reads the marks
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """With `-n 2 --dist loadgroup`: a file's tests share a worker, for they share its fixtures; what starts a Ray shares one
-    worker too, for two Rays at once leave neither the cores to start in time. That group is the longest and comes first."""
-    for item in items:
-        group = "ray" if item.get_closest_marker("ray") else item.nodeid.split("::")[0]
-        item.add_marker(pytest.mark.xdist_group(group))
+
+class ByFile(LoadScopeScheduling):
+    """A file's tests share a worker, for they share its fixtures. What starts a Ray shares one worker too: two Rays at once leave
+    neither the cores to start in time."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return "ray" if starts_ray(file) else file
+
+
+@cache
+def starts_ray(file: str) -> bool:
+    """Whether a file's tests are marked so."""
+    return "pytest.mark.ray" in (ROOT / file).read_text(encoding="utf-8")
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
+    """With `-n 2`."""
+    return ByFile(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What starts a Ray takes longest: it comes first, so that no worker is left alone with it in the end."""
     items.sort(key=lambda item: item.get_closest_marker("ray") is None)
