@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from atlas_dist.coordinator.status import load_run
+from atlas_dist.core.keys import SHORT
 from atlas_dist.core.ledger import Entry, RunState
 from atlas_dist.core.records import Adopt, Commit, from_json
 from atlas_dist.core.types import CommittedRef, TaskSpec, View
@@ -22,8 +23,6 @@ from atlas_dist.store.objects import ObjectStore
 
 CONFIG_FILE = "adapter_config.json"
 FORMAT = "atlas-dist adapter 1"
-SHORT = 8
-"""Characters of a key that are enough to tell two results of one run apart."""
 
 
 @dataclass(frozen=True)

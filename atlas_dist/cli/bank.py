@@ -6,18 +6,21 @@ import json
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from atlas_dist.bank.facts import SHORT, Bank, Learnt, read_bank, runs_of
 from atlas_dist.cli.bank_tidy import gc, prune
 from atlas_dist.cli.words import Overrides, composed, console, hush, open_run_store, shards_if_there
 from atlas_dist.config import RunConfig
+from atlas_dist.core.keys import SHORT
 from atlas_dist.errors import ConfigError, DataError
 from atlas_dist.store import ObjectStore
+
+if TYPE_CHECKING:  # what it imports takes a tenth of a second, which a shell's TAB and --help need not pay
+    from atlas_dist.bank.facts import Bank, Learnt
 
 bank_app = typer.Typer(help="What a run has learnt: list, show, check, export, import, tidy.", no_args_is_help=True)
 bank_app.command("gc")(gc)
@@ -30,6 +33,8 @@ TaskWord = Annotated[str, typer.Argument(help="Task name, or the beginning of a 
 @bank_app.command("ls")
 def ls(overrides: Overrides = None, as_json: AsJson = False) -> None:
     """List the learnt tasks of a run, in the order they were committed."""
+    from atlas_dist.bank.facts import runs_of
+
     config, store, bank = _open(overrides)
     if as_json:
         typer.echo(json.dumps([_as_json(bank, e) for e in bank.learnt.values()], indent=1))
@@ -91,6 +96,8 @@ def diff(
     overrides: Overrides = None,
 ) -> None:
     """Compare the banks of two runs of one store, task by task: equal to the last byte, learnt otherwise, or only in one."""
+    from atlas_dist.bank.facts import read_bank
+
     config = composed(overrides)
     store = open_run_store(config)
     left, right = read_bank(store, before), read_bank(store, after)
@@ -230,6 +237,8 @@ def import_(
 
 def _open(overrides: list[str] | None, *, whole: bool = True) -> tuple[RunConfig, ObjectStore, Any]:
     """Configuration, store and bank; with `whole` off, a bank that cannot be read is None (its files are about to be judged)."""
+    from atlas_dist.bank.facts import read_bank
+
     config = composed(overrides)
     store = open_run_store(config)
     try:

@@ -7,17 +7,19 @@ import uuid
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from atlas_dist.bank.facts import SHORT, read_bank, runs_of
 from atlas_dist.cli.words import Overrides, composed, console, hush, open_run_store, shards_if_there
 from atlas_dist.clock import SystemClock
-from atlas_dist.coordinator.collect import Remains, Survey, collect, survey
+from atlas_dist.core.keys import SHORT
 from atlas_dist.errors import ConfigError
+
+if TYPE_CHECKING:
+    from atlas_dist.coordinator.collect import Remains, Survey
 
 _LISTED = 20
 
@@ -31,6 +33,9 @@ def gc(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document instead of a table.")] = False,
 ) -> None:
     """Free what attempts left behind that nothing can use: failed or superseded ones, spent checkpoints, half-written files."""
+    from atlas_dist.bank.facts import runs_of
+    from atlas_dist.coordinator.collect import collect, survey
+
     config = composed(overrides)
     store, clock = open_run_store(config), SystemClock()
     if config.run not in (known := runs_of(store)):
@@ -66,6 +71,7 @@ def prune(
     fresh: Annotated[bool, typer.Option("--fresh", help="Score everything again; take nothing from the ledger.")] = False,
 ) -> None:
     """Find adapters that a bank could do without, by leave-one-out; write what is left as an exported bank. Alters nothing."""
+    from atlas_dist.bank.facts import read_bank
     from atlas_dist.bank.package import export_bank, require_new
     from atlas_dist.bank.prune import Allowance, Scorer, Step, as_record, recorded_scores
     from atlas_dist.bank.prune import prune as eliminate

@@ -9,17 +9,19 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
 from atlas_dist.cli.complete import complete_word
 from atlas_dist.config import RunConfig
-from atlas_dist.core.plan import Plan
 from atlas_dist.errors import AtlasError, ConfigError
 from atlas_dist.logs import LineLog, LogFormat, set_up
 from atlas_dist.store import ObjectStore, StoreOptions, open_store
+
+if TYPE_CHECKING:
+    from atlas_dist.core.plan import Plan
 
 Overrides = Annotated[
     list[str] | None,

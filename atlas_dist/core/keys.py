@@ -18,6 +18,8 @@ from atlas_dist.errors import DataError
 
 KEY_CHARS = 32
 """Hex characters of a job key: 128 bits, far beyond any chance of collision, and short enough to read in a path."""
+SHORT = 8
+"""Characters of a key that are enough to tell two results of one run apart."""
 
 _SEGMENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._=-]{0,199}")
 
