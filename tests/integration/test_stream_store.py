@@ -74,7 +74,7 @@ def read(stream: Stream) -> list[tuple[list[int], int]]:
 
 
 def through(proxy: FaultProxy, server: Server) -> tuple[ObjectStore, ShardManifest]:
-    options = server.options(proxy.endpoint, attempts=1, read_timeout_s=0.7)
+    options = server.options(proxy.endpoint, attempts=1, read_timeout_s=2.0)
     manifest = read_manifest(open_store(server.url("data"), options=server.options()), "toy_truth", "train")
     return open_store(server.url("data"), options=options), manifest
 

@@ -13,7 +13,7 @@ from tests.unit.cluster.rules import RULES
 
 ROOT = Path(__file__).parents[3]
 TEXT = (ROOT / "docs/operations.md").read_text()
-BLOCKS = re.findall(r"^```\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)
+BLOCKS = [block for kind, block in re.findall(r"^```(\w*)\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL) if not kind]
 COMMANDS = [line for block in BLOCKS for line in block.replace("\\\n", " ").splitlines() if line.strip()]
 
 
