@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import typer
@@ -81,8 +83,12 @@ def _elsewhere(
     """By their pointers alone, facts of other runs that the plan has too (the run that adopts them verifies every byte), and some
     that it has not, to judge time by."""
     known = {info.key.rpartition("/")[2] for info in store.list("results/")}
-    own = {key: found for key in plan.jobs if key in known and (found := _pointer(store, key)) and found[0] != config.run}
-    others = (found[1] for key in sorted(known - set(plan.jobs))[:ALIKE] if (found := _pointer(store, key)))
+    asked_for = [*(key for key in plan.jobs if key in known), *sorted(known - set(plan.jobs))[:ALIKE]]
+    with ThreadPoolExecutor(16) as pool:  # one after the other, thousands of them would take minutes from S3
+        read = zip(asked_for, pool.map(partial(_pointer, store), asked_for), strict=True)
+        found = {key: pointer for key, pointer in read if pointer is not None}
+    own = {key: pointer for key, pointer in found.items() if key in plan.jobs and pointer[0] != config.run}
+    others = (ref for key, (_, ref) in found.items() if key not in plan.jobs)
     here = (config.backbone.name, config.train.precision.value)
     return own, [ref for ref in others if (like := like_of(ref)) and (like["trunk"], like["precision"]) == here]
 
