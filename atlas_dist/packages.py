@@ -1,5 +1,5 @@
-"""Which packages a process of ours cannot do without, and which of them are not here. Imports nothing but the standard library:
-it must be able to speak on an image that lacks everything."""
+"""Which packages a process of ours cannot do without, and which of them are not here. Imports nothing from elsewhere but the
+standard library: it must be able to speak on an image that lacks everything."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import sys
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
+
+from atlas_dist.errors import ConfigError
 
 REQUIRED = {
     "torch": "torch",
@@ -38,6 +40,14 @@ ALIKE = ("ray", "torch", "deepspeed")
 def missing() -> list[str]:
     """Names to install of what is not here."""
     return [package for module, package in REQUIRED.items() if find_spec(module) is None]
+
+
+def need_extra(name: str, asked: str, instead: str) -> None:
+    """The package that `asked` needs, which is an extra of ours by the same name, is here. Raises ConfigError."""
+    if find_spec(name) is None:
+        raise ConfigError(
+            f"{asked} needs {name}, which is not installed.", fix=f"pip install 'atlas-dist[{name}]', or {instead}."
+        )
 
 
 def versions() -> dict[str, str]:

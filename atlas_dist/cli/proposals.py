@@ -7,24 +7,14 @@ same and answers the same (with the same version of Optuna).
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from importlib.util import find_spec
 from typing import Any
 
 from atlas_dist.core.search import Space, Trial
-from atlas_dist.errors import ConfigError
 
 _STEPS = 1_000_000
 """Of a whole stage: Optuna counts in whole steps, rungs are shares."""
 _TRIES = 8
 """Times more than needed that Optuna is asked, when it names what was tried before."""
-
-
-def check_installed() -> None:
-    """Raises ConfigError: the extra is missing."""
-    if find_spec("optuna") is None:
-        raise ConfigError(
-            "--rounds above 1 needs Optuna, which is not installed.", fix="pip install 'atlas-dist[optuna]', or one round."
-        )
 
 
 def propose(spaces: Sequence[Space], told: Sequence[Trial], count: int, seed: int) -> list[dict[str, str]]:

@@ -14,7 +14,8 @@ from rich.console import Console
 from atlas_dist.choices import groups
 from atlas_dist.cli.words import Asked, asked, hush, no_such_run, open_run_store, report_folder, spoken
 from atlas_dist.compose import compose_config
-from atlas_dist.config import ReferencesConfig
+from atlas_dist.config import ReferencesConfig, RunConfig
+from atlas_dist.core.ledger import RunState
 from atlas_dist.core.plan import Plan
 from atlas_dist.logs import LogFormat, of
 from atlas_dist.redact import redact_json
@@ -48,10 +49,12 @@ def learn(asked_for: Asked, plan: Plan, console: Console, *, quiet: bool = False
     from atlas_dist.cli.track import make_teller
     from atlas_dist.coordinator.preflight import check_before_cluster, slow_products
     from atlas_dist.coordinator.ray_env import before_ray
+    from atlas_dist.coordinator.status import load_run
     from atlas_dist.report.tracking import Beside
 
     config = asked_for.config
-    if _finished(asked_for, plan):
+    state, _ = load_run(open_run_store(config), config.run)
+    if _finished(asked_for, plan, state):
         console.print(f"run {config.run} is complete; nothing to do")
         return False
     teller = make_teller(config, plan, lambda text: console.print(text, markup=False, soft_wrap=True))
@@ -68,7 +71,8 @@ def learn(asked_for: Asked, plan: Plan, console: Console, *, quiet: bool = False
         console.print(hint, markup=False, soft_wrap=True)
     if config.train.zero_stage and config.train.checkpoint_every:
         console.print(f"ZeRO stage {config.train.zero_stage}: no checkpoints within a stage; an interrupted stage starts over.")
-    _foresee(asked_for, plan)
+    if not state.next_seq:
+        _foresee(config, plan, state)
     before_ray(config.cluster)
     from atlas_dist.coordinator.drive import drive
     from atlas_dist.coordinator.service import Snapshot
@@ -85,17 +89,14 @@ def learn(asked_for: Asked, plan: Plan, console: Console, *, quiet: bool = False
     return True
 
 
-def _foresee(asked_for: Asked, plan: Plan) -> None:
+def _foresee(config: RunConfig, plan: Plan, state: RunState) -> None:
     """Where a run begins, keep what is foreseen, for its report."""
     from atlas_dist.cli.plan import look_ahead
     from atlas_dist.coordinator import paths
-    from atlas_dist.coordinator.status import load_run
     from atlas_dist.report.forecast import keep
 
-    config, store = asked_for.config, open_run_store(asked_for.config)
-    state, _ = load_run(store, config.run)
-    if not state.next_seq:
-        keep(store, paths.forecast(config.run), look_ahead(config, plan, state, store))
+    store = open_run_store(config)
+    keep(store, paths.forecast(config.run), look_ahead(config, plan, state, store))
 
 
 def write_run_report(overrides: Sequence[str], console: Console, *, many: bool = False) -> None:
@@ -142,13 +143,11 @@ def check_store(url: str, endpoint_url: str, console: Console) -> None:
     console.print(str(report), markup=False)
 
 
-def _finished(asked_for: Asked, plan: Plan) -> bool:
+def _finished(asked_for: Asked, plan: Plan, state: RunState) -> bool:
     """Whether the ledger says that exactly this run is complete: then no cluster needs to be started. Nor for one that would be
     refused: raises ConfigError where the name is another run's."""
     from atlas_dist.coordinator.coordinator import check_same_run, meaning
-    from atlas_dist.coordinator.status import load_run
 
-    state, _ = load_run(open_run_store(asked_for.config), asked_for.config.run)
     spec = asked_for.specification()
     if state.finished and state.spec == spec:
         return True

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.table import Table
 
-from atlas_dist.cli.proposals import check_installed, propose
+from atlas_dist.cli.proposals import propose
 from atlas_dist.cli.run import learn
 from atlas_dist.cli.words import Asked, asked, open_run_store, report_folder
 from atlas_dist.compose import compose_config, row_name
@@ -19,6 +19,7 @@ from atlas_dist.core.plan import Plan
 from atlas_dist.core.search import KINDS, Rung, Space, Trial, draw, ranked, rungs, space_of, survivors
 from atlas_dist.core.types import Stage
 from atlas_dist.errors import ConfigError, TrainingError
+from atlas_dist.packages import need_extra
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ def search(
 ) -> None:
     """Try, halve, and say what was best. Raises whatever ended a rung; the same command goes on from there."""
     if rounds > 1:
-        check_installed()
+        need_extra("optuna", f"--rounds {rounds}", "--rounds 1")
     looked_for = _asked(overrides, task, stage, trials, factor, seed)
     drawn = draw(looked_for.spaces, trials, seed)
     _announce(looked_for, rungs(len(drawn), factor), rounds, looked_for.named(drawn), console)

@@ -15,7 +15,7 @@ from rich.console import Console
 from atlas_dist.cli.words import asked, console, duration, hush, no_such_run, open_run_store
 from atlas_dist.config import RunConfig
 from atlas_dist.coordinator import paths
-from atlas_dist.coordinator.status import Role, RunStatus, TaskLine, load_run, status_of, task_lines
+from atlas_dist.coordinator.status import Role, RunStatus, TaskLine, load_run, missing_parents, status_of, task_lines
 from atlas_dist.core.ledger import RunState
 from atlas_dist.core.pace import seconds_left
 from atlas_dist.core.plan import Plan
@@ -173,7 +173,7 @@ def _job(
         "seconds_left": seconds_left([(point.at, point.step) for point in curve], total) if total else None,
         "score": score,
         "adopted_from": now.adopted_from,
-        "waits_for": [plan.jobs[p].label for p in job.parents if p in plan.jobs and state.job(p).committed is None],
+        "waits_for": missing_parents(plan, state, key),
         "failure": now.failure.reason if now.failure else "",
         "quarantined": now.quarantined,
     }

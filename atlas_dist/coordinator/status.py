@@ -148,8 +148,12 @@ def _waits_for(plan: Plan, state: RunState, task: TaskJobs) -> str:
     jobs = [key for key in task.stages if state.job(key).committed is None]
     if not jobs or state.job(jobs[0]).running is not None:
         return ""
-    missing = [plan.jobs[p].label for p in plan.jobs[jobs[0]].parents if p in plan.jobs and state.job(p).committed is None]
-    return " and ".join(missing) or "workers"
+    return " and ".join(missing_parents(plan, state, jobs[0])) or "workers"
+
+
+def missing_parents(plan: Plan, state: RunState, job: str) -> list[str]:
+    """Labels of the jobs that `job` builds on and that are not committed yet."""
+    return [plan.jobs[p].label for p in plan.jobs[job].parents if p in plan.jobs and state.job(p).committed is None]
 
 
 def _task_state(plan: Plan, state: RunState, task: TaskJobs, scores: list[str]) -> TaskState:

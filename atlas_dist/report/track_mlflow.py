@@ -11,7 +11,8 @@ import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from atlas_dist.report.tracking import SequenceRun, StageRun, need_extra
+from atlas_dist.packages import need_extra
+from atlas_dist.report.tracking import SequenceRun, StageRun
 
 TAG = "atlas.id"
 _BATCH = 1000
@@ -33,7 +34,7 @@ class MLflow:
     single = True
 
     def __init__(self, uri: str, experiment: str) -> None:
-        need_extra("mlflow", uri)
+        need_extra("mlflow", f"track.mlflow={uri}", "track.mlflow=''")
         self._uri, self._experiment = uri, experiment
         self._client: Any = None
         self._where = ""

@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from atlas_dist.report.tracking import SequenceRun, StageRun, need_extra
+from atlas_dist.packages import need_extra
+from atlas_dist.report.tracking import SequenceRun, StageRun
 
 
 class WandB:
@@ -28,7 +29,7 @@ class WandB:
     single = True
 
     def __init__(self, project: str, folder: Path) -> None:
-        need_extra("wandb", project)
+        need_extra("wandb", f"track.wandb={project}", "track.wandb=''")
         *entity, self._project = project.split("/", 1)
         self._entity = entity[0] if entity else None
         self._folder = folder

@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Protocol
 
@@ -23,7 +22,7 @@ from atlas_dist.core.keys import digest_of, sha256_hex
 from atlas_dist.core.ledger import Attempt, Entry, JobState, RunState, fold
 from atlas_dist.core.plan import Plan, SequenceJobs, TaskJobs
 from atlas_dist.core.records import Dispatch
-from atlas_dist.errors import AtlasError, ConfigError
+from atlas_dist.errors import AtlasError
 from atlas_dist.redact import redact
 from atlas_dist.report.measures import measure_sequence
 from atlas_dist.report.tensorboard import event_file, scalars, write_events
@@ -97,15 +96,6 @@ class Tracker(Protocol):
     def close(self) -> None:
         """Leave; what is not finished goes on another time."""
         ...
-
-
-def need_extra(name: str, value: str) -> None:
-    """The package that `track.<name>=<value>` asks for is here. Raises ConfigError."""
-    if find_spec(name) is None:
-        raise ConfigError(
-            f"track.{name}={value} needs {name}, which is not installed.",
-            fix=f"pip install 'atlas-dist[{name}]', or track.{name}=''.",
-        )
 
 
 class TensorBoard:

@@ -127,7 +127,7 @@ def test_rounds_end_when_nothing_new_is_left(shell: Shell, words: tuple[str, ...
 
 
 def test_rounds_need_optuna(shell: Shell, words: tuple[str, ...], learner: Learner, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("atlas_dist.cli.proposals.find_spec", lambda name: None)
+    monkeypatch.setattr("atlas_dist.packages.find_spec", lambda name: None)
     code, text = shell("search", "--rounds", "2", *SEARCH, *words)
     assert (code, learner.runs) == (2, [])
     assert "atlas-dist[optuna]" in text

@@ -291,7 +291,7 @@ class FakeWandB(ModuleType):
 def test_wandb_goes_on_with_the_same_run_and_never_back(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fake = FakeWandB()
     monkeypatch.setitem(sys.modules, "wandb", fake)
-    monkeypatch.setattr("atlas_dist.report.tracking.find_spec", lambda _: object())
+    monkeypatch.setattr("atlas_dist.packages.find_spec", lambda _: object())
 
     def tell() -> None:
         teller = run.teller(WandB("people/project", tmp_path))
@@ -318,6 +318,6 @@ def test_wandb_goes_on_with_the_same_run_and_never_back(run: Run, tmp_path: Path
 def test_what_is_not_installed_is_said_before_anything_starts(
     make: Any, extra: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("atlas_dist.report.tracking.find_spec", lambda _: None)
+    monkeypatch.setattr("atlas_dist.packages.find_spec", lambda _: None)
     with pytest.raises(ConfigError, match=rf"pip install 'atlas-dist\[{extra}\]'"):
         make(tmp_path)
