@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from atlas_dist.bank.facts import Bank, read_bank
+from atlas_dist.bank.contents import Bank, read_bank
 from atlas_dist.clock import SystemClock
 from atlas_dist.config import RunConfig
 from atlas_dist.coordinator import paths

@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from atlas_dist.bank.facts import read_bank, runs_of
+from atlas_dist.bank.contents import read_bank, runs_of
 from atlas_dist.cli.words import composed, hush, open_run_store, shards_if_there
 from atlas_dist.config import RunConfig
 from atlas_dist.core.types import TaskSpec

@@ -56,7 +56,7 @@ def predict(
 
 def _from_store(overrides: list[str] | None, wanted: Sequence[str]) -> Any:
     """The tasks that are asked, with what they see, without exporting them first."""
-    from atlas_dist.bank.facts import read_bank
+    from atlas_dist.bank.contents import read_bank
     from atlas_dist.bank.weights import load_weights
     from atlas_dist.serve import AtlasModel
 

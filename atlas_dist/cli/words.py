@@ -35,7 +35,7 @@ Many = Annotated[
 
 
 @dataclass(frozen=True)
-class Asked:
+class ComposedRun:
     """What the words of a command mean: one configuration, or with -m the rows of a sweep, which share all that a run has
     once."""
 
@@ -65,12 +65,12 @@ class Asked:
         return specification_of_rows(self.rows)
 
 
-def asked(overrides: Sequence[str] | None, *, many: bool) -> Asked:
+def compose_run(overrides: Sequence[str] | None, *, many: bool) -> ComposedRun:
     """Compose what was asked for; `many`: with Hydra's sweeps. Raises ConfigError."""
     from atlas_dist.compose import compose_config, compose_rows
 
     words = list(overrides or [])
-    return Asked(compose_rows(words) if many else {"": compose_config(words)})
+    return ComposedRun(compose_rows(words) if many else {"": compose_config(words)})
 
 
 def console() -> Console:

@@ -21,7 +21,7 @@ _LIMIT = 1 << 20
 
 
 @dataclass
-class Heart:
+class HeartbeatWriter:
     """The leader's side: beats every `ttl / 5` seconds; a store in trouble is not its business."""
 
     store: ObjectStore
@@ -51,7 +51,7 @@ class Heart:
 
 
 @dataclass
-class Watch:
+class LeaderMonitor:
     """A follower's side: the leader is silent when nothing has changed for `ttl` seconds of this process's own clock."""
 
     store: ObjectStore

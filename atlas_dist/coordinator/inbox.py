@@ -27,7 +27,7 @@ class RequestKind(StrEnum):
 
 
 @dataclass(frozen=True)
-class Request:
+class RunRequest:
     """One request. `at` only orders requests that are read together."""
 
     id: str
@@ -36,21 +36,21 @@ class Request:
     at: float
 
 
-def ask(store: ObjectStore, run: str, kind: RequestKind, reason: str, *, clock: Clock, new_id: Callable[[], str]) -> Request:
+def ask(store: ObjectStore, run: str, kind: RequestKind, reason: str, *, clock: Clock, new_id: Callable[[], str]) -> RunRequest:
     """Leave a request for the run's coordinator, present or next. Raises StoreError."""
-    request = Request(id=new_id(), kind=kind, reason=reason[:500], at=clock.wall())
+    request = RunRequest(id=new_id(), kind=kind, reason=reason[:500], at=clock.wall())
     create_settled(store, f"{paths.inbox(run)}/{request.id}", canonical_json(request), clock)
     return request
 
 
-def read_requests(store: ObjectStore, run: str) -> tuple[list[Request], list[str]]:
+def read_requests(store: ObjectStore, run: str) -> tuple[list[RunRequest], list[str]]:
     """The requests that wait, oldest first, and the ids of files that are no requests. Raises StoreError."""
     prefix = f"{paths.inbox(run)}/"
     requests, unreadable = [], []
     for info in store.list(prefix):
         name = info.key[len(prefix) :]
         try:
-            request = from_json(Request, read_json(store, info.key, limit=_LIMIT))
+            request = from_json(RunRequest, read_json(store, info.key, limit=_LIMIT))
             if request.id != name:
                 raise DataError(f"{info.key} says that it is {request.id!r:.80}.")
             requests.append(request)

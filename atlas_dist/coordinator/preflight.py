@@ -18,7 +18,7 @@ from atlas_dist.config import ClusterConfig, Precision, RunConfig
 from atlas_dist.core.manifest import ShardManifest
 from atlas_dist.core.plan import Plan
 from atlas_dist.core.sampling import WINDOW_BYTES
-from atlas_dist.core.types import Gang, Work
+from atlas_dist.core.types import Work, WorkerGroupSpec
 from atlas_dist.data.manifest import read_manifest
 from atlas_dist.errors import AuthError, ConfigError, DataError, StoreError
 from atlas_dist.model.flops import cpu_multiplies_bf16
@@ -35,7 +35,7 @@ _SLACK = 1e-6
 
 
 @dataclass(frozen=True)
-class Room:
+class NodeResources:
     """What a node offers in all, whether or not it is taken now."""
 
     name: str
@@ -50,7 +50,7 @@ class Room:
 
 
 @dataclass(frozen=True)
-class Look:
+class NodeReport:
     """What a process on a node saw there."""
 
     name: str
@@ -73,7 +73,7 @@ def check_before_cluster(config: RunConfig, plan: Plan) -> None:
         AuthError, StoreError: the store does not answer, or can't be trusted with a ledger.
     """
     check_place(config, Path.cwd())
-    check_shards(plan, open_shards(config), max(g.workers for g in config.gangs if g.takes - {Work.EVALUATION}))
+    check_shards(plan, open_shards(config), max(g.workers for g in config.worker_groups if g.takes - {Work.EVALUATION}))
     check_store(config)
 
 
@@ -142,48 +142,48 @@ def slow_products(config: RunConfig) -> str:
     return "This CPU cannot multiply in bfloat16: it takes many times as long as in float32. Set train.precision=fp32."
 
 
-def check_room(nodes: Sequence[Room], config: ClusterConfig, gangs: Sequence[Gang]) -> None:
-    """Refuse gangs that this cluster can never hold side by side, each with its fewest workers, unless it can grow.
+def check_resources(nodes: Sequence[NodeResources], config: ClusterConfig, worker_groups: Sequence[WorkerGroupSpec]) -> None:
+    """Refuse worker groups that this cluster can never hold side by side, each with its required workers, unless it can grow.
 
     Raises:
         ConfigError: naming what is short.
     """
     if config.grows:
         return
-    workers = sum(gang.fewest for gang in gangs)
+    workers = sum(group.required_workers for group in worker_groups)
     for name, each, have in (
         ("CPU", config.cpus_per_worker, sum(n.cpus for n in nodes)),
         ("GPU", config.gpus_per_worker, sum(n.gpus for n in nodes)),
     ):
         if each * workers > have + _SLACK:
-            among = f" in {len(gangs)} pools" if len(gangs) > 1 else ""
+            among = f" in {len(worker_groups)} pools" if len(worker_groups) > 1 else ""
             raise ConfigError(
                 f"{workers} workers{among} need {each * workers:g} {name}, the cluster has {have:g}.",
                 fix=f"Lower train.workers or cluster.{name.lower()}s_per_worker, or add nodes; "
                 "cluster.grows=true waits for an autoscaler.",
             )
     left = [node.holds(config) for node in nodes]
-    for gang in sorted(gangs, key=lambda g: (not g.labels, -g.fewest)):  # who can go anywhere comes last
-        _seat(gang, nodes, left, config)
+    for group in sorted(worker_groups, key=lambda g: (not g.labels, -g.required_workers)):  # who can go anywhere comes last
+        _place(group, nodes, left, config)
 
 
-def _seat(gang: Gang, nodes: Sequence[Room], left: list[int], config: ClusterConfig) -> None:
-    """Give the gang's workers places on the nodes, of which `left` are left. Raises ConfigError."""
-    fitting = [node for node in nodes if has_labels(node.labels, gang.labels)]
-    missing = gang.fewest
+def _place(group: WorkerGroupSpec, nodes: Sequence[NodeResources], left: list[int], config: ClusterConfig) -> None:
+    """Give the worker group's workers places on the nodes, of which `left` are left. Raises ConfigError."""
+    fitting = [node for node in nodes if has_labels(node.labels, group.labels)]
+    missing = group.required_workers
     for number, node in enumerate(nodes):
         taken = min(missing, left[number]) if node in fitting else 0
         left[number] -= taken
         missing -= taken
     if not missing:
         return
-    where = f" with the labels {_said(gang.labels)}" if gang.labels else ""
+    where = f" with the labels {_said(group.labels)}" if group.labels else ""
     sizes = ", ".join(f"{n.name} {n.cpus:g} CPU {n.gpus:g} GPU" for n in fitting[:8]) or "no node has them"
     raise ConfigError(
-        f"A worker of pool {gang.name} needs {config.cpus_per_worker:g} CPU and {config.gpus_per_worker:g} GPU "
-        f"on one node{where}; {gang.fewest - missing} of {gang.fewest} fit ({sizes}).",
+        f"A worker of pool {group.name} needs {config.cpus_per_worker:g} CPU and {config.gpus_per_worker:g} GPU "
+        f"on one node{where}; {group.required_workers - missing} of {group.required_workers} fit ({sizes}).",
         fix="Lower cluster.cpus_per_worker, use larger nodes, or label more of them (`ray start --labels`)."
-        if gang.labels
+        if group.labels
         else "Lower cluster.cpus_per_worker, or use larger nodes.",
     )
 
@@ -203,7 +203,7 @@ def _said(labels: Mapping[str, str]) -> str:
     return ", ".join(f"{key}={value}" for key, value in labels.items())
 
 
-def check_nodes(looks: Iterable[Look], here: Look, *, gpus: bool = False) -> None:
+def check_nodes(reports: Iterable[NodeReport], here: NodeReport, *, gpus: bool = False) -> None:
     """Refuse nodes that could not do the work. All of them are named at once, so that one submission finds every fault.
 
     Args:
@@ -215,17 +215,17 @@ def check_nodes(looks: Iterable[Look], here: Look, *, gpus: bool = False) -> Non
             CUDA where that is needed.
         StoreError: a node does not see the store.
     """
-    looks = list(looks)
-    silent = [f"{look.name}: {look.silent}" for look in looks if look.silent]
+    reports = list(reports)
+    silent = [f"{report.name}: {report.silent}" for report in reports if report.silent]
     if silent:
         raise ConfigError(
             f"No process of ours comes up on every node. {'; '.join(silent)}",
             fix="Look at Ray's logs there: the network between the nodes, room for the working folder, the image.",
         )
-    lacking = [f"{look.name} lacks {', '.join(look.missing)}" for look in looks if look.missing]
+    lacking = [f"{report.name} lacks {', '.join(report.missing)}" for report in reports if report.missing]
     if lacking:
         raise ConfigError(f"{'; '.join(lacking)}.", fix="Use the same image, with every dependency, on all nodes.")
-    blind = [look.name for look in looks if gpus and look.cpu_only]
+    blind = [report.name for report in reports if gpus and report.cpu_only]
     if blind:
         raise ConfigError(
             f"cluster.gpus_per_worker is set, but torch was built without CUDA on {', '.join(blind)}.",
@@ -233,14 +233,14 @@ def check_nodes(looks: Iterable[Look], here: Look, *, gpus: bool = False) -> Non
         )
     mine = dict(here.versions)
     other = [
-        f"{look.name} has {name} {have or 'not at all'}, the driver {mine[name]}"
-        for look in looks
-        for name, have in look.versions
+        f"{report.name} has {name} {have or 'not at all'}, the driver {mine[name]}"
+        for report in reports
+        for name, have in report.versions
         if have != mine[name]
     ]
     if other:
         raise ConfigError(f"{'; '.join(other)}.", fix="Use the same image on all nodes.")
-    troubled = [f"{look.name}: {look.trouble}" for look in looks if look.trouble]
+    troubled = [f"{report.name}: {report.trouble}" for report in reports if report.trouble]
     if troubled:
         raise StoreError(
             f"Not every node can use the store. {'; '.join(troubled)}",

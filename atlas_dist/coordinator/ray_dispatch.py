@@ -30,21 +30,21 @@ from ray.util.placement_group import (
 )
 
 from atlas_dist.config import ClusterConfig, Isolation, RunConfig
-from atlas_dist.coordinator.dispatch import Progress
+from atlas_dist.coordinator.dispatch import AttemptProgress
 from atlas_dist.coordinator.pool import Lease, PoolDispatcher
-from atlas_dist.coordinator.preflight import check_room
+from atlas_dist.coordinator.preflight import check_resources
 from atlas_dist.coordinator.ray_metrics import RunMetrics
-from atlas_dist.coordinator.ray_probe import draining, nodes_of, rooms
+from atlas_dist.coordinator.ray_probe import draining, node_resources, nodes_of
 from atlas_dist.coordinator.service import RunService, Snapshot
 from atlas_dist.core.plan import Plan
-from atlas_dist.core.types import Failure, Gang
+from atlas_dist.core.types import Failure, WorkerGroupSpec
 from atlas_dist.errors import AtlasError, ConfigError, TrainingError
 from atlas_dist.logs import set_up
 
 log = logging.getLogger(__name__)
 
 LEASE_WAIT_S = 2.0
-DRAIN_LOOK_S = 2.0
+DRAIN_CHECK_S = 2.0
 FIT_TRIES = 5
 """Times a pool's trainer is started again after its controller died; restarts of workers alone are Ray Train's and not
 counted."""
@@ -60,14 +60,14 @@ _WORKER_ENV = {
 
 
 @contextmanager
-def cluster(config: ClusterConfig, gangs: Sequence[Gang]) -> Iterator[None]:
+def cluster(config: ClusterConfig, worker_groups: Sequence[WorkerGroupSpec]) -> Iterator[None]:
     """Join the configured Ray, or start one of our own and end it afterwards.
 
     Raises:
         ConfigError: the cluster cannot be reached, or can never hold the workers.
     """
     environment = _environment(config)
-    workers = sum(gang.workers for gang in gangs)
+    workers = sum(group.workers for group in worker_groups)
     options: dict[str, Any] = {
         "runtime_env": {"env_vars": environment},
         "namespace": "atlas-dist",
@@ -81,7 +81,7 @@ def cluster(config: ClusterConfig, gangs: Sequence[Gang]) -> Iterator[None]:
         options |= {"address": config.address}
     _connect(config, options)
     try:
-        check_room(rooms(), config, gangs)
+        check_resources(node_resources(), config, worker_groups)
         yield
     finally:
         ray.shutdown()
@@ -111,60 +111,61 @@ def _environment(config: ClusterConfig) -> dict[str, str]:
 
 @ray.remote(num_cpus=0, max_concurrency=32, max_restarts=0)
 class CoordinatorActor:
-    """The run's coordinator: a thread that decides and records, and the desk where workers ask for jobs."""
+    """The run's coordinator: a thread that decides and records, and the dispatcher that workers ask for jobs."""
 
     def __init__(self, config: RunConfig, plan: Plan, spec: Mapping[str, Any]) -> None:
         set_up(config.log.format, run=config.run, process="coordinator")
         self.metrics = RunMetrics(config.run)
-        self.desk = PoolDispatcher(config.gangs)
-        self.seated: dict[str, tuple[str, str]] = {}
-        """Pool -> the group that sits there and the placement group that it lives in."""
-        self.service = RunService(config, plan, spec, self.desk)
+        self.dispatcher = PoolDispatcher(config.worker_groups)
+        self.placements: dict[str, tuple[str, str]] = {}
+        """Pool -> its group of workers and the placement group that it lives in."""
+        self.service = RunService(config, plan, spec, self.dispatcher)
         self.thread = threading.Thread(target=self.service.run, name="coordinator", daemon=True)
         self.thread.start()
-        threading.Thread(target=self._look_out, name="look-out", daemon=True).start()
+        threading.Thread(target=self._watch_draining, name="drain-watch", daemon=True).start()
 
-    def _look_out(self) -> None:
+    def _watch_draining(self) -> None:
         """Send groups away from nodes that are about to go, so that they save a checkpoint while they can."""
         while True:
-            time.sleep(DRAIN_LOOK_S)
+            time.sleep(DRAIN_CHECK_S)
             try:
                 going = draining()
-                for pool, (group, room) in list(self.seated.items()) if going else ():
-                    if going & nodes_of(room):
-                        self.desk.leave(pool, group, "a node of the group is being drained")
+                for pool, (group, placement_group) in list(self.placements.items()) if going else ():
+                    if going & nodes_of(placement_group):
+                        self.dispatcher.leave(pool, group, "a node of the group is being drained")
             except Exception as error:  # the cluster's head may be away for a moment; a notice missed is a node lost, no more
                 log.warning("draining nodes could not be asked for: %s", error)
 
-    def lease(self, pool: str, group: str, world: int, room: str) -> Lease:
-        """A job for this group of `world` workers, which live in the placement group `room`; waits a little for one."""
-        self.seated[pool] = (group, room)
-        return self.desk.lease(pool, group, LEASE_WAIT_S, world=world)
+    def lease(self, pool: str, group: str, world: int, placement_group: str) -> Lease:
+        """A job for this group of `world` workers, which live in the placement group `placement_group`; waits a little for
+        one."""
+        self.placements[pool] = (group, placement_group)
+        return self.dispatcher.lease(pool, group, LEASE_WAIT_S, world=world)
 
-    def progress(self, event: Progress) -> bool:
+    def progress(self, event: AttemptProgress) -> bool:
         """Note progress; True asks the workers to save and stop."""
         self.metrics.progress(event)
         self.service.note(event)
-        return self.desk.progress(event)
+        return self.dispatcher.progress(event)
 
     def finished(self, attempt: str) -> None:
         """An attempt's RESULT is in the store."""
-        self.desk.finished(attempt)
+        self.dispatcher.finished(attempt)
 
     def failed(self, attempt: str, failure: Failure) -> None:
         """An attempt ended without a result."""
         self.metrics.failed(failure.kind.value)
-        self.desk.failed(attempt, failure)
+        self.dispatcher.failed(attempt, failure)
 
     def pool_gone(self, pool: str, reason: str) -> list[str]:
-        """The pool's trainer ended. Returns the rooms of the others."""
-        self.desk.gone(pool, reason)
-        self.seated.pop(pool, None)
-        return [room for _, room in self.seated.values()]
+        """The pool's trainer ended. Returns the placement groups of the others."""
+        self.dispatcher.gone(pool, reason)
+        self.placements.pop(pool, None)
+        return [placement_group for _, placement_group in self.placements.values()]
 
     def comes_back(self, pool: str) -> bool:
         """Whether the pool's group was sent away for another one to come."""
-        return self.desk.comes_back(pool)
+        return self.dispatcher.comes_back(pool)
 
     def stop(self) -> None:
         """Checkpoint, send the workers home, stop deciding."""
@@ -184,7 +185,7 @@ class PoolRunner:
 
     config: RunConfig
     actor: Any
-    gang: Gang
+    group: WorkerGroupSpec
     error: BaseException | None = None
 
     def run(self) -> None:
@@ -207,49 +208,49 @@ class PoolRunner:
         try:
             while True:
                 self._trainer(attempt).fit()
-                again = self.config.train.isolation is Isolation.PER_JOB or ray.get(self.actor.comes_back.remote(self.gang.name))
+                again = self.config.train.isolation is Isolation.PER_JOB or ray.get(self.actor.comes_back.remote(self.group.name))
                 if not again or ray.get(self.actor.snapshot.remote()).over:
                     return True
         except AtlasError:
             raise
         except Exception as error:  # Ray's own errors have no common base worth naming
-            taken = ray.get(self.actor.pool_gone.remote(self.gang.name, f"the trainer ended: {type(error).__name__}"))
+            taken = ray.get(self.actor.pool_gone.remote(self.group.name, f"the trainer ended: {type(error).__name__}"))
             if os.environ.get("ATLAS_DEBUG"):
                 print(error, file=sys.stderr)
-            _give_back_rooms(taken)
+            _remove_placement_groups(taken)
             return False
 
     def _trainer(self, attempt: int) -> TorchTrainer:
-        config, cluster_config, gang = self.config, self.config.cluster, self.gang
+        config, cluster_config, group = self.config, self.config.cluster, self.group
         resources = {"CPU": cluster_config.cpus_per_worker}
         gpus = cluster_config.gpus_per_worker
         if gpus:
             resources["GPU"] = gpus
         return TorchTrainer(
             pool_main,
-            train_loop_config={"config": config, "actor": self.actor, "pool": gang.name},
+            train_loop_config={"config": config, "actor": self.actor, "pool": group.name},
             scaling_config=ScalingConfig(
-                num_workers=(gang.least, gang.workers) if 0 < gang.least < gang.workers else gang.workers,
+                num_workers=(group.min_workers, group.workers) if 0 < group.min_workers < group.workers else group.workers,
                 use_gpu=bool(gpus),
                 resources_per_worker=resources,
-                label_selector=dict(gang.labels) or None,
+                label_selector=dict(group.labels) or None,
                 elastic_resize_monitor_interval_s=cluster_config.grow_every_s,
             ),
             torch_config=TorchConfig(backend="nccl" if gpus else "gloo", timeout_s=1800),
             run_config=RayRunConfig(
-                name=f"{config.run}-{gang.name}-{attempt}-{uuid.uuid4().hex[:8]}",
+                name=f"{config.run}-{group.name}-{attempt}-{uuid.uuid4().hex[:8]}",
                 storage_path=mkdtemp(prefix="atlas-ray-"),
                 failure_config=FailureConfig(max_failures=-1),
             ),
         )
 
 
-def _give_back_rooms(taken: Collection[str]) -> None:
+def _remove_placement_groups(taken: Collection[str]) -> None:
     """Remove the placement groups of this driver's job that no other pool lives in.
 
-    A trainer's controller that is killed leaves its gang's room taken, and nobody could ever start again. Ray Train has an actor
-    that should see to it, but that one can't tell which cluster it is in where a host runs several. The last four bytes of a
-    group's id are its job's.
+    A trainer's controller that is killed leaves its group's placement group reserved, and nobody could ever start again. Ray
+    Train has an actor that should see to it, but that one can't tell which cluster it is in where a host runs several. The last
+    four bytes of a group's id are its job's.
     """
     job = ray.get_runtime_context().get_job_id()
     for key, group in placement_group_table().items():
@@ -267,16 +268,18 @@ def pool_main(options: dict[str, Any]) -> None:
 
     config, actor, pool = options["config"], options["actor"], options["pool"]
     prepare_process()
-    room = get_current_placement_group()
+    placement_group = get_current_placement_group()
     rank, world = dist.get_rank(), dist.get_world_size()
     set_up(config.log.format, run=config.run, process="worker", pool=pool, rank=rank)
     log.info("rank %d of %d of pool %s is here", rank, world, pool)
     context = RankContext(config, rank, world, control=dist.new_group(backend="gloo"))
-    context.trunk()
+    context.backbone()
     worker = StageWorker(context)
     group = uuid.uuid4().hex
     while True:
-        lease = _together(lambda: ray.get(actor.lease.remote(pool, group, world, room.id.hex() if room else "")), context)
+        lease = _together(
+            lambda: ray.get(actor.lease.remote(pool, group, world, placement_group.id.hex() if placement_group else "")), context
+        )
         if lease.go_home:
             return
         if lease.assignment is None:
@@ -300,7 +303,7 @@ def _together(ask: Callable[[], Any], context: Any) -> Any:
     """Rank 0 asks; everyone gets the answer."""
     import torch.distributed as dist
 
-    answer = [ask() if context.leader else None]
+    answer = [ask() if context.is_rank_zero else None]
     dist.broadcast_object_list(answer, src=0, group=context.control)
     return answer[0]
 
@@ -330,6 +333,6 @@ class _Reporter:
                 "mfu": progress.mfu,
                 "workers": self.world,
             }
-            self.pending = self.actor.progress.remote(Progress(self.attempt, progress.step, progress.total, metrics))
+            self.pending = self.actor.progress.remote(AttemptProgress(self.attempt, progress.step, progress.total, metrics))
             self.sent = now
         return self.stop

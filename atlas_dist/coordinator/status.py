@@ -33,7 +33,7 @@ class Phase(StrEnum):
     COMPLETE = "complete"
 
 
-class Role(StrEnum):
+class CoordinatorRole(StrEnum):
     """What a coordinator process is for the run."""
 
     LEADER = "leader"
@@ -46,7 +46,7 @@ class RunStatus:
     """One line about a run."""
 
     run: str
-    role: Role
+    role: CoordinatorRole
     phase: Phase
     epoch: int
     committed: int
@@ -79,7 +79,7 @@ class RunStatus:
         return None
 
 
-def status_of(plan: Plan, state: RunState, frontier: Frontier, role: Role) -> RunStatus:
+def status_of(plan: Plan, state: RunState, frontier: Frontier, role: CoordinatorRole) -> RunStatus:
     """The status that a state means."""
     phase, reason = _phase(state, frontier)
     return RunStatus(

@@ -19,7 +19,10 @@ ALPHA = 999_999
 
 def write_tables(facts: RunFacts, folder: Path) -> None:
     """`run.json` (everything); a sequence's matrices, curves, speed and α as CSV; `jobs.csv`; `tensorboard/…`. Raises OSError."""
-    (folder / "run.json").write_text(json.dumps(asdict(facts), indent=1, sort_keys=True), encoding="utf-8")
+    tree = asdict(facts)
+    for sequence in tree["sequences"]:
+        sequence["breadth"] = sequence.pop("effective_rank")  # as 0.1 called it: programs read this file
+    (folder / "run.json").write_text(json.dumps(tree, indent=1, sort_keys=True), encoding="utf-8")
     for sequence in facts.sequences:
         for view, rows in sequence.matrix.items():
             _write_matrix(folder / f"{sequence.name}-{view}.csv", sequence, rows)

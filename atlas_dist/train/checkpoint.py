@@ -32,12 +32,13 @@ def capture(engine: Any, module: nn.Module, names: Sequence[str], state: LoopSta
     tensors: dict[str, Tensor] = {"rng": torch.get_rng_state()}
     counts: dict[str, float] = {}
     for name in names:
-        tensors[f"param/{name}"] = parameters[name].detach()
+        stored = _stored(name)
+        tensors[f"param/{stored}"] = parameters[name].detach()
         moments = engine.optimizer.state.get(parameters[name])
         if moments:
-            tensors[f"m/{name}"], tensors[f"v/{name}"] = moments["exp_avg"], moments["exp_avg_sq"]
-            counts[name] = float(moments["step"])
-    tensors |= {f"best/{name}": value for name, value in state.best_tensors.items()}
+            tensors[f"m/{stored}"], tensors[f"v/{stored}"] = moments["exp_avg"], moments["exp_avg_sq"]
+            counts[stored] = float(moments["step"])
+    tensors |= {f"best/{_stored(name)}": value for name, value in state.best_tensors.items()}
     meta = {
         "format": _FORMAT,
         "step": state.step,
@@ -59,20 +60,21 @@ def restore(files: Mapping[str, bytes], engine: Any, module: nn.Module, names: S
     """
     tensors, meta = load(files[TENSORS]), json.loads(files[META])
     found = {k.removeprefix("param/") for k in tensors if k.startswith("param/")}
-    if meta.get("format") != _FORMAT or found != set(names):
-        odd = sorted(found ^ set(names))[:5]
+    wanted = {_stored(name) for name in names}
+    if meta.get("format") != _FORMAT or found != wanted:
+        odd = sorted(found ^ wanted)[:5]
         raise DataError(f"The checkpoint does not fit this stage (format {meta.get('format')}, differing parameters {odd}).")
     parameters = dict(module.named_parameters())
     optimizer = engine.optimizer
     with torch.no_grad():
         for name in names:
-            parameter = parameters[name]
-            parameter.copy_(tensors[f"param/{name}"])
-            if f"m/{name}" in tensors:
+            parameter, stored = parameters[name], _stored(name)
+            parameter.copy_(tensors[f"param/{stored}"])
+            if f"m/{stored}" in tensors:
                 optimizer.state[parameter] = {
-                    "step": torch.tensor(meta["adam_steps"][name]),
-                    "exp_avg": tensors[f"m/{name}"].to(parameter),
-                    "exp_avg_sq": tensors[f"v/{name}"].to(parameter),
+                    "step": torch.tensor(meta["adam_steps"][stored]),
+                    "exp_avg": tensors[f"m/{stored}"].to(parameter),
+                    "exp_avg_sq": tensors[f"v/{stored}"].to(parameter),
                 }
     torch.set_rng_state(tensors["rng"])
     _move_schedule(engine, meta["step"], accumulation)
@@ -80,10 +82,15 @@ def restore(files: Mapping[str, bytes], engine: Any, module: nn.Module, names: S
         step=meta["step"],
         best_score=-math.inf if meta["best_score"] is None else meta["best_score"],
         best_step=meta["best_step"],
-        best_tensors={k.removeprefix("best/"): v for k, v in tensors.items() if k.startswith("best/")},
+        best_tensors={name: v for name in names if (v := tensors.get(f"best/{_stored(name)}")) is not None},
         curve=meta["curve"],
         validation=meta["validation"],
     )
+
+
+def _stored(name: str) -> str:
+    """A parameter's name in the file. Version 0.1 called the heads of auxiliary tasks `guests`, and its checkpoints go on."""
+    return f"guests.{name.removeprefix('auxiliary_heads.')}" if name.startswith("auxiliary_heads.") else name
 
 
 def _move_schedule(engine: Any, step: int, accumulation: int) -> None:

@@ -108,12 +108,12 @@ def shared_hash_pool() -> contextlib.AbstractContextManager[Prepare]:
 
     below = leader.delete_below
 
-    def collect(store: Any, prefix: str, pulse: Any) -> None:
+    def collect(store: Any, prefix: str, keep_alive: Any) -> None:
         try:
             names = [b.name.partition(".")[0] for b in artifacts.read_result(store, prefix).blobs]
         except Exception:
             names = []
-        below(store, prefix, pulse)
+        below(store, prefix, keep_alive)
         for name in names:
             store.delete(f"runs/pool/attempts/{name}")
 

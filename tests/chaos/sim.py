@@ -19,7 +19,7 @@ from unittest import mock
 
 from atlas_dist.coordinator.collect import collect
 from atlas_dist.coordinator.coordinator import Coordinator, CoordinatorSettings
-from atlas_dist.coordinator.dispatch import Capacity, Event, Failed, Finished, Lost, Pool, Progress
+from atlas_dist.coordinator.dispatch import AttemptProgress, Capacity, Event, Failed, Finished, Lost, Pool
 from atlas_dist.coordinator.inbox import RequestKind, ask
 from atlas_dist.coordinator.status import Phase
 from atlas_dist.core.keys import sha256_hex
@@ -176,7 +176,7 @@ class Trainer:
         while step < 4:
             actor.sleep(rng.uniform(0.2, 2.0))
             step += 1
-            self.dispatcher.events.append(Progress(self.assignment.attempt, step, 4))
+            self.dispatcher.events.append(AttemptProgress(self.assignment.attempt, step, 4))
             if self.world.stormy and rng.random() < 0.02:
                 self.world.happened["failed"] += 1
                 kind = rng.choice([FailureKind.NONFINITE, FailureKind.POISON, FailureKind.PREEMPTED])

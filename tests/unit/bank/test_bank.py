@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load, save
 
 from atlas_dist.bank.adopt import import_bank
-from atlas_dist.bank.facts import read_bank, runs_of
+from atlas_dist.bank.contents import read_bank, runs_of
 from atlas_dist.bank.package import WEIGHTS_FILE, export_bank, read_package
 from atlas_dist.bank.verify import rescore, rescoring_context, verify_results
 from atlas_dist.bank.weights import load_weights

@@ -180,7 +180,7 @@ def test_a_pruned_bank_scores_what_was_promised_and_answers(
             assert list(answer.adapter_coefficients or {}) == left
 
 
-def test_a_bank_without_any_adapter_is_its_trunk_and_heads(learnt: Toys) -> None:
+def test_a_bank_without_any_adapter_is_its_backbone_and_heads(learnt: Toys) -> None:
     weights = load_weights(learnt.store, learnt.bank)
     bare = weights.without(frozenset(weights.tasks), dict.fromkeys(weights.tasks, 0.0))
     assert all(not task.adapter and all(n.startswith("head/") for n in task.own) for task in bare.tasks.values())

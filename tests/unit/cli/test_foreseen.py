@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from atlas_dist.cli.plan import look_ahead
+from atlas_dist.cli.plan import forecast_run
 from atlas_dist.compose import compose_config
 from atlas_dist.coordinator import paths
 from atlas_dist.coordinator.expand import expand
@@ -52,9 +52,9 @@ def test_the_report_compares_what_was_foreseen_with_what_came(shell: Shell, tmp_
     page = tmp_path / "report" / "index.html"
     assert "Plan and actual" not in page.read_text(), "nothing was foreseen"
 
-    before = look_ahead(config, plan, RunState(run="toy"), MemoryStore())
+    before = forecast_run(config, plan, RunState(run="toy"), MemoryStore())
     keep(store, paths.forecast("toy"), before)
-    keep(store, paths.forecast("toy"), look_ahead(config, plan, RunState(run="toy"), store))
+    keep(store, paths.forecast("toy"), forecast_run(config, plan, RunState(run="toy"), store))
     assert recall(store, paths.forecast("toy")) == {key: Foreseen(job.samples, None, 1) for key, job in before.jobs.items()}, (
         "the first one stands"
     )

@@ -29,7 +29,7 @@ def test_the_plan_is_the_one_that_ran(learnt: Toys) -> None:
     state, _ = load_run(learnt.store, "toy")
     backbone = learnt.bank.find("toy_kin").base.digest
     assert recall(state, known(learnt), backbone, None) == expand(learnt.config)
-    assert recall(state, known(learnt), "", None).digest == state.plan_digest, "the trunk itself says its digest"
+    assert recall(state, known(learnt), "", None).digest == state.plan_digest, "the backbone itself says its digest"
 
 
 def test_tasks_that_are_yet_to_be_learnt_come_from_their_data(learnt: Toys) -> None:

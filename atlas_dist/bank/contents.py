@@ -27,7 +27,7 @@ FORMAT = "atlas-dist adapter 1"
 
 @dataclass(frozen=True)
 class Base:
-    """The frozen trunk that adapters belong to. `digest` is of its weights, tokenizer and configuration."""
+    """The frozen backbone that adapters belong to. `digest` is of its weights, tokenizer and configuration."""
 
     name: str
     source: str
@@ -38,7 +38,7 @@ class Base:
 
     @property
     def address(self) -> dict[str, str]:
-        """All but the digest: what finds the trunk again, under the names of the settings `backbone.*`."""
+        """All but the digest: what finds the backbone again, under the names of the settings `backbone.*`."""
         return {"name": self.name, "source": self.source, "revision": self.revision, "architecture": self.architecture}
 
 
