@@ -1,7 +1,7 @@
 """A whole training step of stage one and two: samples/s, MFU and peak memory, against per-adapter loops and the stock ViLT.
 
-    python tests/bench/bench_step.py                                   # on a GPU: ViLT-B/32, bf16, T = 1 4 8 16
-    python tests/bench/bench_step.py --device cpu --size tiny --batch 4 --repeats 2     # seconds; does it work at all?
+    python -m tests.bench.bench_step                                   # on a GPU: ViLT-B/32, bf16, T = 1 4 8 16
+    python -m tests.bench.bench_step --device cpu --size tiny --batch 4 --repeats 2     # seconds; does it work at all?
 
 Needs torch, transformers and this checkout; no Ray, DeepSpeed, shards or network (weights are random). A step is what training
 does: a pinned batch of bytes is copied and normalised, forward, loss, backward, AdamW.
@@ -20,7 +20,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -33,22 +32,18 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 from transformers import ViltModel
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "oracle"), str(ROOT / "tests" / "bench")]
-
-from bench_mixing import peak_bytes  # noqa: E402
-from naive_mixing import NaiveAdapter, naive_site  # noqa: E402
-
-from atlas_dist.core.types import Budget  # noqa: E402
-from atlas_dist.model.atlas import AdaptedModel  # noqa: E402
-from atlas_dist.model.flops import StepFlops, peak_flops, sample_flops  # noqa: E402
-from atlas_dist.model.layers import LayerRuns  # noqa: E402
-from atlas_dist.model.mixing import MixingSite, SiteOutput  # noqa: E402
-from atlas_dist.model.vilt import uniform_pixel_mask  # noqa: E402
-from atlas_dist.train.engine import StageModule  # noqa: E402
-from atlas_dist.train.loop import LoopSettings, train_step  # noqa: E402
-from atlas_dist.train.mixture import OWN  # noqa: E402
-from tests.stepkit import ONE, SIZES, TWO, PlainEngine, Size, new_feeder, open_model, random_backbone, random_batches  # noqa: E402
+from atlas_dist.core.types import Budget
+from atlas_dist.model.atlas import AdaptedModel
+from atlas_dist.model.flops import StepFlops, peak_flops, sample_flops
+from atlas_dist.model.layers import LayerRuns
+from atlas_dist.model.mixing import MixingSite, SiteOutput
+from atlas_dist.model.vilt import uniform_pixel_mask
+from atlas_dist.train.engine import StageModule
+from atlas_dist.train.loop import LoopSettings, train_step
+from atlas_dist.train.mixture import OWN
+from tests.bench.bench_mixing import peak_bytes
+from tests.kits.step import ONE, SIZES, TWO, PlainEngine, Size, new_feeder, open_model, random_backbone, random_batches
+from tests.oracle.naive_mixing import NaiveAdapter, naive_site
 
 STAGES = {"one": ONE, "two": TWO}
 PEERS = ("ours", "naive", "stock", "backbone")

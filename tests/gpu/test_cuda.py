@@ -3,10 +3,8 @@ rest runs where there is a GPU, with torch and transformers alone: `pytest tests
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,18 +12,15 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1] / "oracle")]
-
-from naive_mixing import NaiveAdapter, naive_site  # noqa: E402
-
-from atlas_dist.core.types import Budget  # noqa: E402
-from atlas_dist.model.heads import HeadSpec  # noqa: E402
-from atlas_dist.model.layers import AS_THEY_ARE, LayerRuns  # noqa: E402
-from atlas_dist.model.mixing import AdapterGroup, MixingSpec, Weighting  # noqa: E402
-from atlas_dist.train.engine import StageModule  # noqa: E402
-from atlas_dist.train.loop import Callbacks, LoopSettings, LoopState, Scores, train, train_step  # noqa: E402
-from atlas_dist.train.mixture import OWN  # noqa: E402
-from tests.stepkit import ONE, SIZES, TWO, FixedMixture, PlainEngine, new_feeder, open_model, random_backbone, random_batches  # noqa: E402
+from atlas_dist.core.types import Budget
+from atlas_dist.model.heads import HeadSpec
+from atlas_dist.model.layers import AS_THEY_ARE, LayerRuns
+from atlas_dist.model.mixing import AdapterGroup, MixingSpec, Weighting
+from atlas_dist.train.engine import StageModule
+from atlas_dist.train.loop import Callbacks, LoopSettings, LoopState, Scores, train, train_step
+from atlas_dist.train.mixture import OWN
+from tests.kits.step import ONE, SIZES, TWO, FixedMixture, PlainEngine, new_feeder, open_model, random_backbone, random_batches
+from tests.oracle.naive_mixing import NaiveAdapter, naive_site
 
 CUDA = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 DEVICES = ["cpu", pytest.param("cuda", marks=CUDA)]

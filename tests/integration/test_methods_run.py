@@ -15,7 +15,7 @@ from atlas_dist.methods.ewc import IMPORTANCE
 from atlas_dist.methods.replay import RESERVOIR
 from atlas_dist.store import artifacts
 from atlas_dist.train.inputs import ADAPTER_FILE, BACKBONE_FILE, MEMORY_FILE, SAMPLES_FILE, TASK_FILE
-from tests.integration.stagekit import Bench, pack_toys, toy_config
+from tests.kits.stage import Bench, pack_toys, toy_config
 
 SHORT = [
     "sequence.upstream=[toy_shape,toy_kin,toy_pair]",

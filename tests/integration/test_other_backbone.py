@@ -20,8 +20,8 @@ from atlas_dist.errors import ConfigError
 from atlas_dist.store.local import LocalStore
 from atlas_dist.train.context import open_shards
 from atlas_dist.train.inputs import BACKBONE_FILE, read_if_there
-from tests.bankkit import Toys, toys
-from tests.integration.stagekit import Bench, pack_toys, toy_config
+from tests.kits.bank import Toys, toys
+from tests.kits.stage import Bench, pack_toys, toy_config
 
 TWO = ("sequence.upstream=[toy_kin,toy_pair]", "sequence.downstream=[]")
 PICTURE = Image.fromarray(np.random.default_rng(3).integers(0, 256, (50, 70, 3), np.uint8))

@@ -13,7 +13,7 @@ from atlas_dist.store import artifacts
 from atlas_dist.store.curves import TRAIN, VALIDATION, CurveReader
 from atlas_dist.train.inputs import ADAPTER_FILE, TASK_FILE
 from atlas_dist.train.loop import StepProgress
-from tests.integration.stagekit import Bench, pack_toys, toy_config
+from tests.kits.stage import Bench, pack_toys, toy_config
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from atlas_dist.errors import ConfigError, DataError
 from atlas_dist.store import open_store
 from atlas_dist.store.local import LocalStore
 from atlas_dist.train.context import open_shards
-from tests.bankkit import Toys, toys
+from tests.kits.bank import Toys, toys
 
 
 @pytest.fixture(scope="module")

@@ -19,8 +19,8 @@ from atlas_dist.errors import ConfigError, DataError
 from atlas_dist.report.svg import COLOURS
 from atlas_dist.serve import AtlasModel
 from atlas_dist.store.objects import MemoryStore
-from tests.bankkit import Toys, toys
-from tests.unit.report.pages import check_page
+from tests.kits.bank import Toys, toys
+from tests.kits.pages import check_page
 
 VIEWS: Mapping[str, View] = {"A": ("a",), "B": ("a", "b"), "C": ("a", "b", "c"), "D": ("a", "b", "c", "d")}
 """Four tasks in a row, each with its own adapter and all before it."""

@@ -20,12 +20,12 @@ from atlas_dist.core.ledger import RunState
 from atlas_dist.core.types import TaskKind
 from atlas_dist.store.local import LocalStore
 from atlas_dist.store.objects import MemoryStore
-from tests.bankkit import copied, toys, write_ledger
 from tests.chaos.judge import judge, objects_of
-from tests.shellkit import Command
+from tests.kits.bank import copied, toys, write_ledger
+from tests.kits.pages import check_page
+from tests.kits.shell import Command
 from tests.unit.coordinator.test_collect import crashed_before_cleaning
 from tests.unit.coordinator.test_coordinator import World
-from tests.unit.report.pages import check_page
 
 Shell = Callable[..., str]
 

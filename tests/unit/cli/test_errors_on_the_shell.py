@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from atlas_dist.store.local import LocalStore
-from tests.bankkit import copied, toys
-from tests.shellkit import Command, Shell
+from tests.kits.bank import copied, toys
+from tests.kits.shell import Command, Shell
 
 Words = tuple[str, ...]
 

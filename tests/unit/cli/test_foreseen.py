@@ -15,8 +15,8 @@ from atlas_dist.core.ledger import RunState
 from atlas_dist.report.forecast import Foreseen, keep, recall
 from atlas_dist.store.objects import MemoryStore
 from atlas_dist.train.context import open_run_store
-from tests.bankkit import copied, toys
-from tests.shellkit import Shell
+from tests.kits.bank import copied, toys
+from tests.kits.shell import Shell
 
 PRICE = "cluster.worker_hour=3600"
 """A worker-second costs one."""

@@ -21,8 +21,8 @@ from atlas_dist.store.curves import TRAIN, CurveWriter
 from atlas_dist.store.log import RecordLog
 from atlas_dist.train.context import open_run_store
 from tests.chaos.fakes import FakeClock
-from tests.integration.stagekit import pack_toys, toy_config
-from tests.shellkit import Shell
+from tests.kits.shell import Shell
+from tests.kits.stage import pack_toys, toy_config
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ from atlas_dist.cli.words import ComposedRun, open_run_store
 from atlas_dist.coordinator.status import load_run
 from atlas_dist.core.plan import Plan
 from atlas_dist.core.types import CommittedRef, StageJob
-from tests.bankkit import write_ledger
-from tests.integration.stagekit import pack_toys, toy_config
-from tests.shellkit import Shell
+from tests.kits.bank import write_ledger
+from tests.kits.shell import Shell
+from tests.kits.stage import pack_toys, toy_config
 
 SEARCH = ("tasks.toy_kin.stage2.lr=log(1e-4,1e-2)", "--task", "toy_kin", "--trials", "4", "--factor", "2")
 

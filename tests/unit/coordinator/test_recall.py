@@ -13,7 +13,7 @@ from atlas_dist.core.types import TaskSpec
 from atlas_dist.errors import ConfigError, DataError
 from atlas_dist.store.objects import MemoryStore
 from atlas_dist.train.context import open_shards
-from tests.bankkit import Toys, toys
+from tests.kits.bank import Toys, toys
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import torch
 
 from atlas_dist.errors import TrainingError
 from atlas_dist.model.layers import LayerRuns
-from tests.stepkit import ONE, SIZES, TWO, new_feeder, open_model, random_backbone, random_batches
+from tests.kits.step import ONE, SIZES, TWO, new_feeder, open_model, random_backbone, random_batches
 
 SIZE, CPU = SIZES["tiny"], torch.device("cpu")
 

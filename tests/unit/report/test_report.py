@@ -29,8 +29,8 @@ from atlas_dist.report.page import render, write_report
 from atlas_dist.report.tensorboard import Scalar, event_file, write_events
 from atlas_dist.report.timeline import timeline
 from atlas_dist.store.curves import Point
+from tests.kits.pages import check_page
 from tests.unit.core.test_plan import COMMON, sequence
-from tests.unit.report.pages import check_page
 
 
 def committed(plan: Plan, *, leave_out: str = "", drift: bool = False) -> RunState:

@@ -14,8 +14,8 @@ from atlas_dist.report.facts import RunFacts, gather
 from atlas_dist.report.measures import compare, measure
 from atlas_dist.report.side_by_side import Side, cautions, differences, render, write_side_by_side
 from atlas_dist.report.svg import COLOURS
+from tests.kits.pages import check_page
 from tests.unit.core.test_plan import COMMON, sequence
-from tests.unit.report.pages import check_page
 from tests.unit.report.test_report import committed
 
 

@@ -25,7 +25,7 @@ from atlas_dist.model.heads import HeadSpec
 from atlas_dist.serve.inputs import Normalise, pixels_of, texts_of
 from atlas_dist.serve.mixed import MixedModel, TaskBatch
 from atlas_dist.train.context import open_shards
-from tests.bankkit import Toys, toys
+from tests.kits.bank import Toys, toys
 
 PICTURE = Image.fromarray(np.random.default_rng(3).integers(0, 256, (50, 70, 3), np.uint8))
 REQUESTS = {

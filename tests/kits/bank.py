@@ -25,7 +25,7 @@ from atlas_dist.core.types import CommittedRef
 from atlas_dist.store.log import RecordLog
 from atlas_dist.store.objects import ObjectStore
 from atlas_dist.store.settle import DEFAULT_PATIENCE
-from tests.integration.stagekit import Bench, pack_toys, toy_config
+from tests.kits.stage import Bench, pack_toys, toy_config
 
 
 @dataclass(frozen=True)
