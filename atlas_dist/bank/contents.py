@@ -12,12 +12,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from atlas_dist.coordinator.status import load_run
 from atlas_dist.core.keys import SHORT
 from atlas_dist.core.ledger import Entry, RunState
 from atlas_dist.core.records import Adopt, Commit, from_json
 from atlas_dist.core.types import CommittedRef, TaskSpec, View
 from atlas_dist.errors import ConfigError, DataError
+from atlas_dist.runs.status import load_run
 from atlas_dist.store import artifacts
 from atlas_dist.store.objects import ObjectStore
 

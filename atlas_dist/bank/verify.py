@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from atlas_dist.bank.contents import Bank, Evaluation, Learnt
 from atlas_dist.bank.weights import BankWeights
 from atlas_dist.config import BackboneConfig, MethodConfig, Precision, RunConfig
-from atlas_dist.coordinator.status import load_run
 from atlas_dist.core.types import Assignment, CommittedRef, JobKind, StageJob, View
 from atlas_dist.errors import ConfigError, DataError
 from atlas_dist.model.backbone import Backbone
+from atlas_dist.runs.status import load_run
 from atlas_dist.store import artifacts
 from atlas_dist.store.objects import ObjectStore
 from atlas_dist.train.context import RankContext

@@ -13,10 +13,11 @@ from rich.console import Console
 from rich.table import Table
 
 from atlas_dist.cli.bank_tidy import gc, prune
-from atlas_dist.cli.words import Overrides, composed, console, hush, open_run_store, shards_if_there
+from atlas_dist.cli.words import Overrides, composed, console, hush
 from atlas_dist.config import RunConfig
 from atlas_dist.core.keys import SHORT
 from atlas_dist.errors import ConfigError, DataError
+from atlas_dist.runs.stores import open_run_store, shards_if_there
 from atlas_dist.store import ObjectStore
 
 if TYPE_CHECKING:  # what it imports takes a tenth of a second, which a shell's TAB and --help need not pay

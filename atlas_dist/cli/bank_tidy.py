@@ -13,10 +13,11 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from atlas_dist.cli.words import Overrides, composed, console, hush, open_run_store, shards_if_there
+from atlas_dist.cli.words import Overrides, composed, console, hush
 from atlas_dist.clock import SystemClock
 from atlas_dist.core.keys import SHORT
 from atlas_dist.errors import ConfigError
+from atlas_dist.runs.stores import open_run_store, shards_if_there
 
 if TYPE_CHECKING:
     from atlas_dist.coordinator.collect import Remains, Survey

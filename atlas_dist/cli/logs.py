@@ -9,24 +9,21 @@ from typing import Any
 
 import typer
 
-from atlas_dist.cli.words import ComposedRun, compose_run, console, no_such_run, open_run_store
+from atlas_dist.cli.words import ComposedRun, compose_run, console, no_such_run
 from atlas_dist.core.keys import plain
 from atlas_dist.core.ledger import Entry
 from atlas_dist.errors import AtlasError
+from atlas_dist.runs.stores import open_ledger, open_run_store
 
 POLL_S = 2.0
 
 
 def show_logs(overrides: list[str] | None, *, last: int, follow: bool, as_json: bool, many: bool = False) -> None:
     """Print the newest `last` entries (0 = all), and with `follow` those that come, until the run ends or Ctrl-C."""
-    from atlas_dist.clock import SystemClock
-    from atlas_dist.coordinator import paths
-    from atlas_dist.store.log import RecordLog, threaded
-
     composed_run = compose_run(overrides, many=many)
     config = composed_run.config
     store = open_run_store(config)
-    log = RecordLog(store, paths.ledger(config.run), writer="reader", clock=SystemClock(), new_id=str, read_many=threaded)
+    log = open_ledger(store, config.run)
     entries = log.read_new()
     if not entries:
         raise no_such_run(config)

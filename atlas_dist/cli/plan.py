@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import json
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from typing import Any
 
 import typer
 from rich.text import Text
 from rich.tree import Tree
 
-from atlas_dist.cli.words import compose_run, console, hush, open_run_store
+from atlas_dist.cli.words import compose_run, console, hush
 from atlas_dist.config import RunConfig
 from atlas_dist.core.ledger import RunState
 from atlas_dist.core.plan import Plan, SequenceJobs
 from atlas_dist.core.types import CommittedRef
-from atlas_dist.errors import AtlasError
 from atlas_dist.report.outlook import JobOutlook, Outlook, foresee, like_of
+from atlas_dist.runs.results import known_results, read_pointers
+from atlas_dist.runs.stores import open_run_store
 from atlas_dist.store.objects import ObjectStore
 
 ALIKE = 64
@@ -27,7 +26,7 @@ ALIKE = 64
 def show_plan(overrides: list[str] | None, *, as_json: bool, many: bool = False) -> None:
     """Print the tree and the sums. Raises ConfigError, DataError, StoreError: whatever a run would trip over."""
     from atlas_dist.coordinator.preflight import slow_products
-    from atlas_dist.coordinator.status import load_run
+    from atlas_dist.runs.status import load_run
 
     composed_run = compose_run(overrides, many=many)
     config = composed_run.config
@@ -49,7 +48,7 @@ def show_plan(overrides: list[str] | None, *, as_json: bool, many: bool = False)
 def forecast_run(config: RunConfig, plan: Plan, state: RunState, store: ObjectStore) -> Outlook:
     """What is left of a plan. Raises DataError, StoreError: shards that are not there, a store in trouble."""
     from atlas_dist.data.manifest import read_manifest
-    from atlas_dist.train.context import open_shards
+    from atlas_dist.runs.stores import open_shards
 
     shards = open_shards(config)
     splits = {(j.task.dataset, split) for j in plan.jobs.values() for split in (j.task.train, j.task.val)}
@@ -82,29 +81,12 @@ def _elsewhere(
 ) -> tuple[dict[str, tuple[str, CommittedRef]], list[CommittedRef]]:
     """By their pointers alone, facts of other runs that the plan has too (the run that adopts them verifies every byte), and some
     that it has not, to judge time by."""
-    known = {info.key.rpartition("/")[2] for info in store.list("results/")}
-    wanted = [*(key for key in plan.jobs if key in known), *sorted(known - set(plan.jobs))[:ALIKE]]
-    with ThreadPoolExecutor(16) as pool:  # one after the other, thousands of them would take minutes from S3
-        read = zip(wanted, pool.map(partial(_pointer, store), wanted), strict=True)
-        found = {key: pointer for key, pointer in read if pointer is not None}
-    own = {key: pointer for key, pointer in found.items() if key in plan.jobs and pointer[0] != config.run}
-    others = (ref for key, (_, ref) in found.items() if key not in plan.jobs)
+    known = known_results(store)
+    found = read_pointers(store, [*(key for key in plan.jobs if key in known), *sorted(known - set(plan.jobs))[:ALIKE]])
+    own = {key: (p.run, p.ref) for key, p in found.items() if key in plan.jobs and p.run != config.run}
+    others = (pointer.ref for key, pointer in found.items() if key not in plan.jobs)
     here = (config.backbone.name, config.train.precision.value)
     return own, [ref for ref in others if (like := like_of(ref)) and (like["trunk"], like["precision"]) == here]
-
-
-def _pointer(store: ObjectStore, key: str) -> tuple[str, CommittedRef] | None:
-    """(run, result); None when it is damaged: then it is no fact, and the job would be trained."""
-    from atlas_dist.coordinator import paths
-    from atlas_dist.coordinator.facts import Pointer
-    from atlas_dist.core.records import from_json
-    from atlas_dist.store.artifacts import read_json
-
-    try:
-        pointer = from_json(Pointer, read_json(store, paths.result(key)))
-    except AtlasError:
-        return None
-    return pointer.run, pointer.ref
 
 
 def _tree(sequence: SequenceJobs, outlook: Outlook) -> Tree:

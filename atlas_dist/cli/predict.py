@@ -11,8 +11,9 @@ from typing import Any
 
 import typer
 
-from atlas_dist.cli.words import composed, console, hush, open_run_store, shards_if_there
+from atlas_dist.cli.words import composed, console, hush
 from atlas_dist.errors import ConfigError, DataError
+from atlas_dist.runs.stores import open_run_store, shards_if_there
 
 _FIELDS = ("task", "image", "text", "choices")
 

@@ -12,7 +12,7 @@ import yaml
 from rich.console import Console
 
 from atlas_dist.choices import groups
-from atlas_dist.cli.words import ComposedRun, compose_run, hush, no_such_run, open_run_store, report_folder, spoken
+from atlas_dist.cli.words import ComposedRun, compose_run, hush, no_such_run, report_folder, spoken
 from atlas_dist.compose import compose_config
 from atlas_dist.config import ReferencesConfig, RunConfig
 from atlas_dist.core.ledger import RunState
@@ -20,6 +20,7 @@ from atlas_dist.core.plan import Plan
 from atlas_dist.logs import LogFormat, log_fields
 from atlas_dist.redact import redact_json
 from atlas_dist.report.facts import RunFacts, gather, of_row
+from atlas_dist.runs.stores import open_run_store
 
 log = logging.getLogger(__name__)
 
@@ -49,8 +50,8 @@ def learn(composed_run: ComposedRun, plan: Plan, console: Console, *, quiet: boo
     from atlas_dist.cli.track import make_tracker_sync
     from atlas_dist.coordinator.preflight import check_before_cluster, slow_products
     from atlas_dist.coordinator.ray_env import before_ray
-    from atlas_dist.coordinator.status import load_run
     from atlas_dist.report.tracking import BackgroundSync
+    from atlas_dist.runs.status import load_run
 
     config = composed_run.config
     state, _ = load_run(open_run_store(config), config.run)
@@ -76,7 +77,7 @@ def learn(composed_run: ComposedRun, plan: Plan, console: Console, *, quiet: boo
     before_ray(config.cluster)
     from atlas_dist.coordinator.drive import drive
     from atlas_dist.coordinator.service import Snapshot
-    from atlas_dist.coordinator.status import CoordinatorRole
+    from atlas_dist.runs.status import CoordinatorRole
 
     console = spoken(config, console)  # again: Ray has brought a handler of its own
     with BackgroundSync(tracker_sync, config.track.every_s), watcher(plan, console, config.log.format, quiet=quiet) as view:
@@ -92,16 +93,15 @@ def learn(composed_run: ComposedRun, plan: Plan, console: Console, *, quiet: boo
 def _foresee(config: RunConfig, plan: Plan, state: RunState) -> None:
     """Where a run begins, keep what is foreseen, for its report."""
     from atlas_dist.cli.plan import forecast_run
-    from atlas_dist.coordinator import paths
     from atlas_dist.report.forecast import keep
 
     store = open_run_store(config)
-    keep(store, paths.forecast(config.run), forecast_run(config, plan, state, store))
+    keep(store, config.run, forecast_run(config, plan, state, store))
 
 
 def write_run_report(overrides: Sequence[str], console: Console, *, many: bool = False) -> None:
     """Gather and show a run's results again. Raises ConfigError: there is no such run."""
-    from atlas_dist.coordinator.status import load_run
+    from atlas_dist.runs.status import load_run
 
     composed_run = compose_run(overrides, many=many)
     hush()
@@ -115,8 +115,8 @@ def write_run_report(overrides: Sequence[str], console: Console, *, many: bool =
 def send_request(overrides: Sequence[str], kind: str, reason: str, console: Console, *, many: bool = False) -> None:
     """Leave a request in the run's inbox. Raises ConfigError: there is no such run (a request would wait for one to come)."""
     from atlas_dist.clock import SystemClock
-    from atlas_dist.coordinator.inbox import RequestKind, ask
-    from atlas_dist.coordinator.status import load_run
+    from atlas_dist.runs.requests import RequestKind, ask
+    from atlas_dist.runs.status import load_run
 
     config = compose_run(overrides, many=many).config
     store = open_run_store(config)
@@ -158,18 +158,17 @@ def _finished(composed_run: ComposedRun, plan: Plan, state: RunState) -> bool:
 
 def _report(composed_run: ComposedRun, plan: Plan, console: Console) -> RunFacts:
     """Everything that is known, as a page, tables and lines; of a sweep also a page a row."""
-    from atlas_dist.coordinator import paths
-    from atlas_dist.coordinator.status import load_run
     from atlas_dist.report.comparison import show_comparison, write_comparison
     from atlas_dist.report.console import show
     from atlas_dist.report.forecast import compared, recall
     from atlas_dist.report.measures import compare, measure, notes
     from atlas_dist.report.page import write_report
+    from atlas_dist.runs.status import load_run
 
     config = composed_run.config
     store = open_run_store(config)
     state, entries = load_run(store, config.run)
-    foreseen = recall(store, paths.forecast(config.run))
+    foreseen = recall(store, config.run)
     facts = replace(
         gather(plan, state, store, entries),
         compared=compared(plan, state, foreseen),

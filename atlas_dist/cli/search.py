@@ -11,7 +11,7 @@ from rich.table import Table
 
 from atlas_dist.cli.proposals import propose
 from atlas_dist.cli.run import learn
-from atlas_dist.cli.words import ComposedRun, compose_run, open_run_store, report_folder
+from atlas_dist.cli.words import ComposedRun, compose_run, report_folder
 from atlas_dist.compose import compose_config, row_name
 from atlas_dist.config import RunConfig, check_rows
 from atlas_dist.core.keys import digest_of
@@ -20,6 +20,7 @@ from atlas_dist.core.search import KINDS, Rung, Space, Trial, draw, ranked, rung
 from atlas_dist.core.types import Stage
 from atlas_dist.errors import ConfigError, TrainingError
 from atlas_dist.packages import need_extra
+from atlas_dist.runs.stores import open_run_store
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ class Search:
 
     def scores(self, rung: ComposedRun, plan: Plan) -> dict[str, float]:
         """Row -> validation score in percent of the stage's best state. Raises TrainingError: a trial has none."""
-        from atlas_dist.coordinator.status import load_run
+        from atlas_dist.runs.status import load_run
 
         state, _ = load_run(open_run_store(rung.config), rung.config.run)
         found: dict[str, list[float]] = {row: [] for row in rung.rows}

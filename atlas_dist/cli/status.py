@@ -6,23 +6,23 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import typer
 from rich.console import Console
 
-from atlas_dist.cli.words import compose_run, console, duration, hush, no_such_run, open_run_store
+from atlas_dist.cli.words import compose_run, console, duration, hush, no_such_run
 from atlas_dist.config import RunConfig
-from atlas_dist.coordinator import paths
-from atlas_dist.coordinator.status import CoordinatorRole, RunStatus, TaskLine, load_run, missing_parents, status_of, task_lines
 from atlas_dist.core.ledger import RunState
 from atlas_dist.core.pace import seconds_left
 from atlas_dist.core.plan import Plan
 from atlas_dist.core.schedule import Frontier
 from atlas_dist.core.types import JobKind, View
 from atlas_dist.errors import AtlasError
-from atlas_dist.store.artifacts import read_json
+from atlas_dist.runs.heartbeat import Heartbeat, read_heartbeat
+from atlas_dist.runs.status import CoordinatorRole, RunStatus, TaskLine, load_run, missing_parents, status_of, task_lines
+from atlas_dist.runs.stores import open_run_store
 from atlas_dist.store.curves import TRAIN, CurveReader, Point
 from atlas_dist.store.objects import ObjectStore
 
@@ -80,14 +80,14 @@ def read_standing(config: RunConfig, plan: Plan, store: ObjectStore) -> Standing
     if not entries:
         raise no_such_run(config)
     labels = {key: job.label for key, job in plan.jobs.items()}
-    beat = _last_beat(store, config.run, state)
-    steps, told = _steps(beat), _told(store, state)
+    heartbeat = read_heartbeat(store, config.run, state.epoch)
+    steps, told = heartbeat.running if heartbeat else {}, _told(store, state)
     return Standing(
         status=status_of(plan, state, Frontier.of(plan, state), CoordinatorRole.FOLLOWER),
         tasks=task_lines(plan, state),
         jobs=[_job(plan, state, key, steps, told) for key in plan.jobs],
-        leader=_leader(beat),
-        pools=_pools(beat),
+        leader=_leader(heartbeat),
+        pools=_pools(heartbeat),
         decisions=[line(entry, labels) for entry in entries[-LAST_DECISIONS:]],
         seconds_left=_seconds_left(plan, state),
     )
@@ -179,40 +179,18 @@ def _job(
     }
 
 
-def _last_beat(store: ObjectStore, run: str, state: RunState) -> Any:
-    """What the leader said last; None when it cannot be read: nothing depends on it."""
-    try:
-        return read_json(store, paths.beat(run, state.epoch), limit=1 << 20)
-    except AtlasError:
-        return None
-
-
-def _steps(beat: Any) -> dict[str, tuple[int, int]]:
-    """attempt -> (step, of how many); {} when the heartbeat does not say."""
-    try:
-        return {str(a): (int(at), int(of)) for a, (at, of) in beat["running"].items()}
-    except (KeyError, TypeError, ValueError, AttributeError):
-        return {}
-
-
-def _pools(beat: Any) -> list[dict[str, Any]]:
+def _pools(heartbeat: Heartbeat | None) -> list[dict[str, Any]]:
     """The pools; [] when the heartbeat does not say, or its leader has left."""
-    try:
-        pools = {} if beat["released"] else beat["pools"]
-        return [
-            {"name": str(n), "workers": int(p["workers"]), "of": int(p["of"]), "standing": str(p["standing"])}
-            for n, p in pools.items()
-        ]
-    except (KeyError, TypeError, ValueError, AttributeError):
+    if heartbeat is None or heartbeat.released:
         return []
+    return [{"name": name, **asdict(pool)} for name, pool in heartbeat.pools.items()]
 
 
-def _leader(beat: Any) -> dict[str, Any]:
+def _leader(heartbeat: Heartbeat | None) -> dict[str, Any]:
     """How the coordinator is; {} when the heartbeat does not say."""
-    try:
-        return {"heard_s": round(max(0.0, time.time() - float(beat["at"])), 1), "left": bool(beat["released"])}
-    except (KeyError, TypeError, ValueError):
+    if heartbeat is None or not heartbeat.at:
         return {}
+    return {"heard_s": round(max(0.0, time.time() - heartbeat.at), 1), "left": heartbeat.released}
 
 
 def _told(store: ObjectStore, state: RunState) -> dict[str, Sequence[Point]]:

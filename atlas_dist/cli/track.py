@@ -6,13 +6,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from atlas_dist.cli.words import compose_run, console, hush, no_such_run, open_run_store, report_folder
+from atlas_dist.cli.words import compose_run, console, hush, no_such_run, report_folder
 from atlas_dist.config import RunConfig
-from atlas_dist.coordinator import paths
 from atlas_dist.core.plan import Plan
 from atlas_dist.report.track_mlflow import MLflow
 from atlas_dist.report.track_wandb import WandB
 from atlas_dist.report.tracking import TensorBoard, Tracker, TrackerSync
+from atlas_dist.runs.stores import open_run_store
 
 
 def show_track(overrides: list[str] | None, *, follow: bool, many: bool = False) -> None:
@@ -38,7 +38,6 @@ def make_tracker_sync(config: RunConfig, plan: Plan, warn: Callable[[str], None]
         plan,
         open_run_store(config),
         config.run,
-        paths.ledger(config.run),
         trackers(config, report_folder(config)),
         config.track.every_s,
         warn,

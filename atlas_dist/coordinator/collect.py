@@ -16,14 +16,15 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from atlas_dist.clock import Clock
-from atlas_dist.coordinator import paths
-from atlas_dist.coordinator.facts import Pointer, delete_below
-from atlas_dist.coordinator.heartbeat import TTL_S, HeartbeatWriter, LeaderMonitor
 from atlas_dist.core.ledger import Attempt, AttemptStatus, Entry, RunState, fold
 from atlas_dist.core.records import Abandon, Commit, Dispatch, Elect, Fail, Record, from_json
 from atlas_dist.core.types import FailureKind
 from atlas_dist.errors import DataError, FencedError, MissingObject
 from atlas_dist.failpoints import failpoint
+from atlas_dist.runs import layout
+from atlas_dist.runs.heartbeat import TTL_S, HeartbeatWriter, LeaderMonitor
+from atlas_dist.runs.results import Pointer, delete_below
+from atlas_dist.runs.stores import open_ledger
 from atlas_dist.store.artifacts import RESULT, read_json, retry_damaged
 from atlas_dist.store.log import Map, RecordLog, threaded
 from atlas_dist.store.objects import HalfWritten, LeavesHalves, ObjectInfo, ObjectStore
@@ -85,8 +86,7 @@ def survey(store: ObjectStore, run: str, clock: Clock, *, older_than_s: float = 
     Raises:
         StoreError: the ledger is broken or the store in trouble. DataError: a newer version wrote the ledger.
     """
-    log = _log(store, run, "reader", clock, str, DEFAULT_PATIENCE, threaded)
-    entries = log.read_new()
+    entries = open_ledger(store, run, clock=clock).read_new()
     return _surveyed(store, fold(RunState(run=run), entries), entries, clock, older_than_s)
 
 
@@ -109,7 +109,7 @@ def collect(
         StoreError: the store is in trouble; the same call again goes on.
     """
     writer = f"gc-{new_id()}"
-    log = _log(store, run, writer, clock, new_id, patience, read_many)
+    log = open_ledger(store, run, writer=writer, clock=clock, new_id=new_id, patience=patience, read_many=read_many)
     entries = log.read_new()
     state = fold(RunState(run=run), entries)
     found = _surveyed(store, state, entries, clock, older_than_s)
@@ -163,12 +163,6 @@ class _Collector:
         failpoint("abandon.after_delete")
 
 
-def _log(
-    store: ObjectStore, run: str, writer: str, clock: Clock, new_id: Callable[[], str], patience: Patience, read_many: Map
-) -> RecordLog:
-    return RecordLog(store, paths.ledger(run), writer=writer, clock=clock, new_id=new_id, patience=patience, read_many=read_many)
-
-
 def _vacancy(store: ObjectStore, run: str, epoch: int, clock: Clock, ttl_s: float) -> str:
     """Why nobody leads; "" when somebody does. Watches for up to `ttl_s` where the last leader did not say that it left."""
     if not epoch:
@@ -215,7 +209,7 @@ def _surveyed(store: ObjectStore, state: RunState, entries: Iterable[Entry], clo
 
 
 def _attempts(run: str) -> str:
-    return paths.attempt(run, "any").removesuffix("any")
+    return layout.attempt(run, "any").removesuffix("any")
 
 
 def _held(store: ObjectStore, run: str) -> Mapping[str, list[ObjectInfo]]:
@@ -243,7 +237,7 @@ def _remains(attempt: str, job: str, prefix: str, why: str, objects: list[Object
 
 def _judged(store: ObjectStore, state: RunState, attempt: Attempt, objects: list[ObjectInfo]) -> tuple[str, Remains | None]:
     """The pile that an attempt's files belong to; None = there is nothing to say, they are its committed files."""
-    place = paths.attempt(state.run, attempt.id)
+    place = layout.attempt(state.run, attempt.id)
     if attempt.prefix != place:
         return "kept", _remains(attempt.id, attempt.job, place, f"the ledger says that it lies in {attempt.prefix}", objects)
     if attempt.status is AttemptStatus.COMMITTED:
@@ -282,7 +276,7 @@ def _named_by_a_pointer(store: ObjectStore, attempt: Attempt) -> str:
     (only commits are pointed to); what other runs rely on is not deleted on the strength of an argument.
     """
     try:
-        pointer = retry_damaged(lambda: from_json(Pointer, read_json(store, paths.result(attempt.job))))
+        pointer = retry_damaged(lambda: from_json(Pointer, read_json(store, layout.result(attempt.job))))
     except MissingObject:
         return ""
     except DataError as error:

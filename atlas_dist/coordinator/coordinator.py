@@ -18,10 +18,8 @@ from typing import Any
 from atlas_dist.clock import Clock, SystemClock
 from atlas_dist.coordinator.book import LogSink, RunBook, log_line
 from atlas_dist.coordinator.dispatch import AttemptProgress, Dispatcher
-from atlas_dist.coordinator.heartbeat import LeaderMonitor
 from atlas_dist.coordinator.leader import Leader
 from atlas_dist.coordinator.settings import CoordinatorSettings
-from atlas_dist.coordinator.status import CoordinatorRole, Phase, RunStatus, status_of
 from atlas_dist.core.keys import digest_of, plain
 from atlas_dist.core.ledger import RunState
 from atlas_dist.core.plan import Plan
@@ -30,6 +28,8 @@ from atlas_dist.core.schedule import infeasible
 from atlas_dist.errors import ConfigError, FencedError, StoreError
 from atlas_dist.failpoints import failpoint
 from atlas_dist.redact import redact_json
+from atlas_dist.runs.heartbeat import LeaderMonitor
+from atlas_dist.runs.status import CoordinatorRole, Phase, RunStatus, status_of
 from atlas_dist.store.log import Map
 from atlas_dist.store.objects import ObjectStore
 

@@ -15,7 +15,8 @@ from atlas_dist.data.manifest import read_manifest
 from atlas_dist.errors import ConfigError, DataError
 from atlas_dist.methods import make_method
 from atlas_dist.model.backbones import Architecture
-from atlas_dist.train.context import configured_backbone, open_shards
+from atlas_dist.runs.stores import open_shards
+from atlas_dist.train.context import configured_backbone
 
 NUMERICS_VERSION = 1
 """Raised whenever equal settings may give another result than before: results of older versions are then not reused."""

@@ -5,12 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from atlas_dist.clock import Clock
-from atlas_dist.coordinator import paths
 from atlas_dist.coordinator.book import RunBook
 from atlas_dist.coordinator.dispatch import AttemptProgress, Dispatcher, Failed, Finished, Lost
-from atlas_dist.coordinator.facts import Pointer, delete_below, point_to, verified_fact, verified_result
-from atlas_dist.coordinator.heartbeat import HeartbeatWriter
-from atlas_dist.coordinator.inbox import RequestKind, discard, read_requests
 from atlas_dist.coordinator.settings import CoordinatorSettings
 from atlas_dist.core.ledger import Attempt, AttemptStatus, JobState
 from atlas_dist.core.records import Abandon, Adopt, Cancel, Commit, Dispatch, Fail, Finish, Halt, Pause, Quarantine, Resume
@@ -29,6 +25,10 @@ from atlas_dist.core.types import Assignment, Failure, FailureKind, StageResult
 from atlas_dist.errors import DataError, FencedError, StoreError
 from atlas_dist.failpoints import failpoint
 from atlas_dist.redact import redact
+from atlas_dist.runs import layout
+from atlas_dist.runs.heartbeat import HeartbeatWriter, PoolHeartbeat
+from atlas_dist.runs.requests import RequestKind, discard, read_requests
+from atlas_dist.runs.results import Pointer, delete_below, point_to, verified_fact, verified_result
 from atlas_dist.store.artifacts import newest_checkpoint
 from atlas_dist.store.objects import ObjectStore
 
@@ -107,8 +107,8 @@ class Leader:
         """Beat, and see whether somebody else leads by now: an idle zombie should not have to wait for its next append."""
         if not self._heartbeat.due():
             return
-        running = {a: [self._progress[a].step, self._progress[a].total] for a in self._book.state.running if a in self._progress}
-        pools = {p.name: {"workers": p.ranks, "of": p.limit, "standing": p.standing} for p in self._dispatcher.capacity().pools}
+        running = {a: (self._progress[a].step, self._progress[a].total) for a in self._book.state.running if a in self._progress}
+        pools = {p.name: PoolHeartbeat(p.ranks, p.limit, p.standing) for p in self._dispatcher.capacity().pools}
         self._heartbeat.beat(self._book.state.epoch, running, pools=pools)
         try:
             deposed = self._book.overtaken()
@@ -250,7 +250,7 @@ class Leader:
             self._book.record(Adopt(job.key, ref.attempt, ref.prefix, ref.blobs, ref.metrics, run=fact.run))
             return
         attempt = f"{job.key}-e{self._book.state.epoch}-{len(job.attempts) + 1}"
-        prefix = paths.attempt(self._book.run, attempt)
+        prefix = layout.attempt(self._book.run, attempt)
         record = Dispatch(
             job=job.key,
             attempt=attempt,

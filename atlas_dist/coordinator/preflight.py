@@ -22,9 +22,9 @@ from atlas_dist.core.types import Work, WorkerGroupSpec
 from atlas_dist.data.manifest import read_manifest
 from atlas_dist.errors import AuthError, ConfigError, DataError, StoreError
 from atlas_dist.model.flops import cpu_multiplies_bf16
+from atlas_dist.runs.stores import open_run_store, open_shards
 from atlas_dist.store import ObjectStore
 from atlas_dist.store.doctor import examine
-from atlas_dist.train.context import open_run_store, open_shards
 
 LOCAL = "local"
 UNPACKED_BY_RAY = "_ray_pkg_"

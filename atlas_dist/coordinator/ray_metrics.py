@@ -9,7 +9,7 @@ from typing import Any
 from ray.util.metrics import Counter, Gauge
 
 from atlas_dist.coordinator.dispatch import AttemptProgress
-from atlas_dist.coordinator.status import RunStatus
+from atlas_dist.runs.status import RunStatus
 
 GAUGES: Mapping[str, str] = {
     "atlas_jobs_planned": "jobs of the plan",

@@ -14,7 +14,7 @@ from atlas_dist.config import RunConfig
 from atlas_dist.coordinator.preflight import NodeReport, NodeResources, check_nodes, token
 from atlas_dist.errors import AtlasError
 from atlas_dist.packages import cpu_only, missing, versions
-from atlas_dist.train.context import open_run_store
+from atlas_dist.runs.stores import open_run_store
 
 REPORT_S = 300.0
 """Seconds for a node to unpack the code, start a process and look around."""

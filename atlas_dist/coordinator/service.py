@@ -16,12 +16,12 @@ from atlas_dist.config import RunConfig
 from atlas_dist.coordinator.coordinator import Coordinator, CoordinatorSettings
 from atlas_dist.coordinator.dispatch import AttemptProgress
 from atlas_dist.coordinator.pool import PoolDispatcher
-from atlas_dist.coordinator.status import RunStatus
 from atlas_dist.core.plan import Plan
 from atlas_dist.errors import AtlasError
 from atlas_dist.logs import log_fields
+from atlas_dist.runs.status import RunStatus
+from atlas_dist.runs.stores import open_run_store
 from atlas_dist.store.log import threaded
-from atlas_dist.train.context import open_run_store
 
 log = logging.getLogger(__name__)
 

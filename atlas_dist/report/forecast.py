@@ -17,6 +17,7 @@ from atlas_dist.core.plan import Plan
 from atlas_dist.core.types import CommittedRef, JobKind, StageJob
 from atlas_dist.errors import AlreadyExists, AtlasError
 from atlas_dist.report.outlook import Outlook, Pace, samples_done, seconds_taken
+from atlas_dist.runs import layout
 from atlas_dist.store.artifacts import read_json
 from atlas_dist.store.objects import ObjectStore
 
@@ -50,22 +51,22 @@ class Compared:
     worker_hours: float
 
 
-def keep(store: ObjectStore, key: str, outlook: Outlook) -> None:
-    """Write down what is foreseen at `key`, once: whoever resumes the run finds it. A store in trouble is passed over: it will be
+def keep(store: ObjectStore, run: str, outlook: Outlook) -> None:
+    """Write down what is foreseen of a run, once: whoever resumes it finds it. A store in trouble is passed over: it will be
     heard of soon enough."""
     jobs = {job.job.key: asdict(Foreseen(job.samples, job.seconds, job.workers)) for job in outlook.left}
     try:
-        store.create(key, canonical_json({"jobs": jobs}))
+        store.create(layout.forecast(run), canonical_json({"jobs": jobs}))
     except AlreadyExists:
         pass
     except AtlasError:
         return
 
 
-def recall(store: ObjectStore, key: str) -> Mapping[str, Foreseen]:
-    """What was foreseen, job by job; {} where nothing was, or where it can't be read."""
+def recall(store: ObjectStore, run: str) -> Mapping[str, Foreseen]:
+    """What was foreseen of a run, job by job; {} where nothing was, or where it can't be read."""
     try:
-        found: Any = read_json(store, key, limit=_LIMIT)
+        found: Any = read_json(store, layout.forecast(run), limit=_LIMIT)
         return TypeAdapter(dict[str, Foreseen]).validate_python(found["jobs"])
     except (AtlasError, ValidationError, KeyError, TypeError):
         return {}

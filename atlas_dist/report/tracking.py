@@ -17,7 +17,6 @@ from functools import partial
 from pathlib import Path
 from typing import Protocol
 
-from atlas_dist.clock import SystemClock
 from atlas_dist.core.keys import digest_of, sha256_hex
 from atlas_dist.core.ledger import Attempt, Entry, JobState, RunState, fold
 from atlas_dist.core.plan import Plan, SequenceJobs, TaskJobs
@@ -26,8 +25,8 @@ from atlas_dist.errors import AtlasError
 from atlas_dist.redact import redact
 from atlas_dist.report.measures import measure_sequence
 from atlas_dist.report.tensorboard import event_file, scalars, write_events
+from atlas_dist.runs.stores import open_ledger
 from atlas_dist.store.curves import CurveReader, Point, due_after_s
-from atlas_dist.store.log import RecordLog
 from atlas_dist.store.objects import ObjectStore
 
 FAREWELL_S = 60.0
@@ -139,7 +138,6 @@ class TrackerSync:
         plan: Plan,
         store: ObjectStore,
         run: str,
-        ledger: str,
         trackers: Sequence[Tracker],
         least_s: float,
         warn: Callable[[str], None],
@@ -147,7 +145,7 @@ class TrackerSync:
         self._plan, self._run, self._least_s, self._warn = plan, run, least_s, warn
         self._trackers = trackers
         self.leads = True
-        self._log = RecordLog(store, ledger, writer="reader", clock=SystemClock(), new_id=str)
+        self._log = open_ledger(store, run)
         self._curves = CurveReader(store)
         self._state = RunState(run=run)
         self._first = ""

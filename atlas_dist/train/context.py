@@ -29,7 +29,8 @@ from atlas_dist.errors import DataError
 from atlas_dist.methods import Method, make_method
 from atlas_dist.model.backbone import Backbone, backbone_ref, load_backbone, store_products_in_bf16
 from atlas_dist.model.tensors import load as load_tensors
-from atlas_dist.store import ObjectStore, StoreOptions, open_store
+from atlas_dist.runs.stores import open_run_store, open_shards
+from atlas_dist.store import ObjectStore
 from atlas_dist.train.engine import device
 from atlas_dist.train.feed import Feeder
 
@@ -214,13 +215,3 @@ def configured_backbone(config: RunConfig) -> Backbone:
     """The backbone that `backbone.*` names. Raises ConfigError or DataError."""
     named = config.backbone
     return load_backbone(backbone_ref(named.name, named.source, named.revision, named.architecture))
-
-
-def open_run_store(config: RunConfig) -> ObjectStore:
-    """The store of durable state."""
-    return open_store(config.store.url, options=StoreOptions(config.store.endpoint_url, config.store.region))
-
-
-def open_shards(config: RunConfig) -> ObjectStore:
-    """The store of packed data."""
-    return open_store(config.shards.url, options=StoreOptions(config.shards.endpoint_url, config.shards.region))

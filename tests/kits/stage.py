@@ -12,8 +12,9 @@ from atlas_dist.coordinator.expand import expand
 from atlas_dist.core.plan import Plan
 from atlas_dist.core.types import Assignment, CommittedRef, StageJob
 from atlas_dist.data.pack import run_pack
+from atlas_dist.runs.stores import open_shards
 from atlas_dist.store import artifacts
-from atlas_dist.train.context import RankContext, open_shards
+from atlas_dist.train.context import RankContext
 from atlas_dist.train.engine import join_alone, prepare_process
 from atlas_dist.train.loop import StepProgress
 from atlas_dist.train.worker import Outcome, StageWorker

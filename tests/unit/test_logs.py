@@ -18,8 +18,8 @@ from atlas_dist.cli import main
 from atlas_dist.cli.live import Recorder
 from atlas_dist.coordinator.dispatch import AttemptProgress
 from atlas_dist.coordinator.service import Decision, Snapshot
-from atlas_dist.coordinator.status import CoordinatorRole, Phase, RunStatus
 from atlas_dist.logs import LineLog, LogFormat, in_json, log_context, log_fields, set_up
+from atlas_dist.runs.status import CoordinatorRole, Phase, RunStatus
 from tests.chaos.plans import small_plan
 
 log = logging.getLogger("atlas_dist.train.worker")

@@ -9,12 +9,11 @@ import pytest
 
 from atlas_dist.cli.plan import forecast_run
 from atlas_dist.compose import compose_config
-from atlas_dist.coordinator import paths
 from atlas_dist.coordinator.expand import expand
 from atlas_dist.core.ledger import RunState
 from atlas_dist.report.forecast import Foreseen, keep, recall
+from atlas_dist.runs.stores import open_run_store
 from atlas_dist.store.objects import MemoryStore
-from atlas_dist.train.context import open_run_store
 from tests.kits.bank import copied, toys
 from tests.kits.shell import Shell
 
@@ -53,9 +52,9 @@ def test_the_report_compares_what_was_foreseen_with_what_came(shell: Shell, tmp_
     assert "Plan and actual" not in page.read_text(), "nothing was foreseen"
 
     before = forecast_run(config, plan, RunState(run="toy"), MemoryStore())
-    keep(store, paths.forecast("toy"), before)
-    keep(store, paths.forecast("toy"), forecast_run(config, plan, RunState(run="toy"), store))
-    assert recall(store, paths.forecast("toy")) == {key: Foreseen(job.samples, None, 1) for key, job in before.jobs.items()}, (
+    keep(store, "toy", before)
+    keep(store, "toy", forecast_run(config, plan, RunState(run="toy"), store))
+    assert recall(store, "toy") == {key: Foreseen(job.samples, None, 1) for key, job in before.jobs.items()}, (
         "the first one stands"
     )
     code, text = shell("report", *words)
@@ -73,4 +72,4 @@ def test_the_report_compares_what_was_foreseen_with_what_came(shell: Shell, tmp_
 def test_a_damaged_forecast_is_no_forecast(damage: bytes) -> None:
     store = MemoryStore()
     store.create("runs/r/forecast", damage)
-    assert recall(store, "runs/r/forecast") == {}
+    assert recall(store, "r") == {}

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from atlas_dist.cli.words import ComposedRun, open_run_store
-from atlas_dist.coordinator.status import load_run
+from atlas_dist.cli.words import ComposedRun
 from atlas_dist.core.plan import Plan
 from atlas_dist.core.types import CommittedRef, StageJob
+from atlas_dist.runs.status import load_run
+from atlas_dist.runs.stores import open_run_store
 from tests.kits.bank import write_ledger
 from tests.kits.shell import Shell
 from tests.kits.stage import pack_toys, toy_config

@@ -11,12 +11,12 @@ import pytest
 
 from atlas_dist.coordinator.coordinator import Coordinator, CoordinatorSettings
 from atlas_dist.coordinator.dispatch import Capacity, Pool
-from atlas_dist.coordinator.inbox import RequestKind, ask
-from atlas_dist.coordinator.status import CoordinatorRole, Phase, RunStatus, TaskState, load_run, task_lines
 from atlas_dist.core.records import Adopt, Commit, Dispatch, Elect, Fail, Halt, Quarantine
 from atlas_dist.core.types import Assignment, Failure, FailureKind
 from atlas_dist.errors import ConfigError, FencedError, Paused, StoreError, TrainingError, UnknownOutcome
 from atlas_dist.redact import BLOT, redact, redact_json
+from atlas_dist.runs.requests import RequestKind, ask
+from atlas_dist.runs.status import CoordinatorRole, Phase, RunStatus, TaskState, load_run, task_lines
 from atlas_dist.store.artifacts import save_checkpoint
 from atlas_dist.store.objects import MemoryStore
 from atlas_dist.store.settle import Patience

@@ -8,11 +8,11 @@ import pytest
 
 from atlas_dist.coordinator.expand import expand
 from atlas_dist.coordinator.recall import recall
-from atlas_dist.coordinator.status import load_run
 from atlas_dist.core.types import TaskSpec
 from atlas_dist.errors import ConfigError, DataError
+from atlas_dist.runs.status import load_run
+from atlas_dist.runs.stores import open_shards
 from atlas_dist.store.objects import MemoryStore
-from atlas_dist.train.context import open_shards
 from tests.kits.bank import Toys, toys
 
 

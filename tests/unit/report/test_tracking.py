@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 
 from atlas_dist.clock import SystemClock
-from atlas_dist.coordinator import paths
 from atlas_dist.core.plan import Plan, make_plan
 from atlas_dist.core.records import Begin, Commit, Dispatch, Elect, Fail
 from atlas_dist.core.types import FailureKind
@@ -20,6 +19,7 @@ from atlas_dist.errors import ConfigError
 from atlas_dist.report.track_mlflow import TAG, MLflow
 from atlas_dist.report.track_wandb import WandB
 from atlas_dist.report.tracking import SequenceRun, StageRun, TensorBoard, Tracker, TrackerSync
+from atlas_dist.runs import layout
 from atlas_dist.store.curves import TRAIN, VALIDATION, CurveWriter, history
 from atlas_dist.store.log import RecordLog
 from atlas_dist.store.objects import MemoryStore
@@ -33,7 +33,7 @@ class Run:
         self.plan: Plan = make_plan([sequence(names)], COMMON)
         self.store = MemoryStore()
         ids = itertools.count()
-        self.log = RecordLog(self.store, paths.ledger("r"), writer="w", clock=SystemClock(), new_id=lambda: str(next(ids)))
+        self.log = RecordLog(self.store, layout.ledger("r"), writer="w", clock=SystemClock(), new_id=lambda: str(next(ids)))
         self.log.append(0, Begin("r", "s", self.plan.digest))
         self.log.append(1, Elect("first"))
         self.warnings: list[str] = []
@@ -41,13 +41,13 @@ class Run:
         self.stage = self.plan.sequences[0].upstream[0].final
 
     def tracker_sync(self, *trackers: Tracker) -> TrackerSync:
-        return TrackerSync(self.plan, self.store, "r", paths.ledger("r"), trackers, 5.0, self.warnings.append)
+        return TrackerSync(self.plan, self.store, "r", trackers, 5.0, self.warnings.append)
 
     def attempt(self, steps: range, checkpoint: str = "") -> str:
         """A new attempt, at `steps`, going on from a checkpoint."""
         number = next(self.attempts)
         name = f"{self.stage}-e1-{number}"
-        prefix = paths.attempt("r", name)
+        prefix = layout.attempt("r", name)
         self.log.append(1, Dispatch(self.stage, name, prefix, "main", "ready", resume_from=checkpoint))
         pen = CurveWriter(self.store, prefix, 5.0, history=history(self.store, checkpoint) if checkpoint else ())
         for step in steps:
@@ -65,8 +65,8 @@ class Run:
         self.log.append(1, Commit(self.stage, prefix.rpartition("/")[2], prefix, (), metrics))
         evaluation = self.plan.sequences[0].evaluations[0, 0]
         views = {"task": {"score": 77.0, "predictions_sha256": "x"}}
-        self.log.append(1, Dispatch(evaluation, "e", paths.attempt("r", "e"), "main", "ready"))
-        self.log.append(1, Commit(evaluation, "e", paths.attempt("r", "e"), (), {"views": views, "seconds": {}}))
+        self.log.append(1, Dispatch(evaluation, "e", layout.attempt("r", "e"), "main", "ready"))
+        self.log.append(1, Commit(evaluation, "e", layout.attempt("r", "e"), (), {"views": views, "seconds": {}}))
 
 
 @pytest.fixture

@@ -22,9 +22,9 @@ from atlas_dist.methods import make_method
 from atlas_dist.model.atlas import AdaptedModel
 from atlas_dist.model.backbone import load_backbone
 from atlas_dist.model.heads import HeadSpec
+from atlas_dist.runs.stores import open_shards
 from atlas_dist.serve.inputs import Normalise, pixels_of, texts_of
 from atlas_dist.serve.mixed import MixedModel, TaskBatch
-from atlas_dist.train.context import open_shards
 from tests.kits.bank import Toys, toys
 
 PICTURE = Image.fromarray(np.random.default_rng(3).integers(0, 256, (50, 70, 3), np.uint8))

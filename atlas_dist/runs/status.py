@@ -6,14 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from atlas_dist.clock import SystemClock
-from atlas_dist.coordinator import paths
 from atlas_dist.core.ledger import Entry, JobStatus, RunState, fold
 from atlas_dist.core.plan import Plan, TaskJobs
 from atlas_dist.core.schedule import Frontier
 from atlas_dist.core.types import Stage
 from atlas_dist.errors import AtlasError, Paused, TrainingError
-from atlas_dist.store.log import RecordLog, threaded
+from atlas_dist.runs.stores import open_ledger
 from atlas_dist.store.objects import ObjectStore
 
 
@@ -182,6 +180,5 @@ def load_run(store: ObjectStore, run: str) -> tuple[RunState, list[Entry]]:
         StoreError: the ledger is broken or the store in trouble.
         DataError: a newer version wrote it.
     """
-    log = RecordLog(store, paths.ledger(run), writer="reader", clock=SystemClock(), new_id=str, read_many=threaded)
-    entries = log.read_new()
+    entries = open_ledger(store, run).read_new()
     return fold(RunState(run=run), entries), entries
