@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
 from atlas_dist.config.run import RunConfig
+from atlas_dist.core.keys import flattened
 from atlas_dist.errors import ConfigError
 
 
@@ -18,7 +19,7 @@ def check_rows(rows: Mapping[str, RunConfig]) -> None:
     Raises:
         ConfigError: naming the first keys that differ although one run has them only once.
     """
-    first, *others = (dict(_flat(_once(config))) for config in rows.values())
+    first, *others = (dict(flattened(_once(config))) for config in rows.values())
     differing = sorted({key for other in others for key in first.keys() | other.keys() if first.get(key) != other.get(key)})
     if differing:
         shown = "; ".join(
@@ -40,14 +41,6 @@ def _once(config: RunConfig) -> dict[str, Any]:
     tree["train"] = {name: value for name, value in tree["train"].items() if name not in _PER_ROW_OF_TRAIN}
     tree["tasks"] = {name: {"raw": task["raw"]} for name, task in tree["tasks"].items()}
     return tree
-
-
-def _flat(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(value, Mapping) and value:
-        for name, inner in value.items():
-            yield from _flat(inner, f"{prefix}.{name}" if prefix else str(name))
-    else:
-        yield prefix, value
 
 
 def load_config(tree: Mapping[str, Any]) -> RunConfig:

@@ -20,7 +20,7 @@ from atlas_dist.coordinator.book import LogSink, RunBook, log_line
 from atlas_dist.coordinator.dispatch import AttemptProgress, Dispatcher
 from atlas_dist.coordinator.leader import Leader
 from atlas_dist.coordinator.settings import CoordinatorSettings
-from atlas_dist.core.keys import digest_of, plain
+from atlas_dist.core.keys import digest_of, flattened, plain
 from atlas_dist.core.ledger import RunState
 from atlas_dist.core.plan import Plan
 from atlas_dist.core.records import Begin, Elect
@@ -217,13 +217,7 @@ def check_same_run(state: RunState, digest: str, spec: Mapping[str, Any]) -> Non
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
     """The first few settings that differ, as `name: old -> new`."""
-    was, now = dict(_flat(old)), dict(_flat(new))
+    was, now = ({name: value for name, value in flattened(spec) if value != {}} for spec in (old, new))
     lines = [f"{k}: {was.get(k, '-')} -> {now.get(k, '-')}" for k in sorted(was.keys() | now.keys()) if was.get(k) != now.get(k)]
     more = f" and {len(lines) - 8} more" if len(lines) > 8 else ""
     return "; ".join(lines[:8]) + more if lines else "its jobs differ (data, backbone or version)"
-
-
-def _flat(value: Any, prefix: str = "") -> list[tuple[str, Any]]:
-    if isinstance(value, Mapping):
-        return [pair for k, v in value.items() for pair in _flat(v, f"{prefix}.{k}" if prefix else str(k))]
-    return [(prefix, value)]

@@ -19,8 +19,10 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from atlas_dist.config import RunConfig
 from atlas_dist.coordinator.preflight import LOCAL
-from atlas_dist.coordinator.ray_dispatch import CoordinatorActor, PoolRunner, cluster
+from atlas_dist.coordinator.ray_actor import CoordinatorActor
+from atlas_dist.coordinator.ray_cluster import cluster
 from atlas_dist.coordinator.ray_probe import check_cluster_nodes
+from atlas_dist.coordinator.ray_runner import PoolRunner
 from atlas_dist.coordinator.service import Snapshot
 from atlas_dist.core.plan import Plan
 from atlas_dist.errors import Paused, TrainingError

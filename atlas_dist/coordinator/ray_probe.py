@@ -1,4 +1,4 @@
-"""What a Ray cluster's nodes are like, as values for `preflight.py`: their size, and what a process of ours sees on each."""
+"""A Ray cluster's nodes as values for `preflight_cluster.py`: their size, and what a process of ours sees on each."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ray.util.placement_group import placement_group_table
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from atlas_dist.config import RunConfig
-from atlas_dist.coordinator.preflight import NodeReport, NodeResources, check_nodes, token
+from atlas_dist.coordinator.preflight_cluster import NodeReport, NodeResources, check_nodes, token
 from atlas_dist.errors import AtlasError
 from atlas_dist.packages import cpu_only, missing, versions
 from atlas_dist.runs.stores import open_run_store

@@ -64,6 +64,17 @@ def key_of(value: Any) -> str:
     return digest_of(value)[:KEY_CHARS]
 
 
+def flattened(value: Any, prefix: str = "") -> list[tuple[str, Any]]:
+    """Leaves of nested mappings by dotted name, in order; an empty mapping is a leaf.
+
+    >>> flattened({"a": {"b": 1, "c": [2]}, "d": {}})
+    [('a.b', 1), ('a.c', [2]), ('d', {})]
+    """
+    if isinstance(value, Mapping) and value:
+        return [pair for name, inner in value.items() for pair in flattened(inner, f"{prefix}.{name}" if prefix else str(name))]
+    return [(prefix, value)]
+
+
 def check_name(name: str, what: str) -> str:
     """Return `name` when it is one safe path segment, else raise.
 

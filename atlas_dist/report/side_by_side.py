@@ -11,6 +11,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from atlas_dist.core.keys import flattened
 from atlas_dist.report.facts import Cell, RunFacts, SequenceFacts, StageFacts, TaskFacts
 from atlas_dist.report.html import document, table
 from atlas_dist.report.measures import AVERAGE, FORGETTING, MEASURES, PARAMETERS, SECONDS, STEPS, Row
@@ -48,7 +49,7 @@ def write_side_by_side(sides: Sequence[Side], folder: Path) -> Path:
 
 def differences(sides: Sequence[Side]) -> dict[str, list[str]]:
     """Dotted name of each setting, and digest of each data set, that differs -> its value in each run; "–" = absent."""
-    flat = [dict(_flat(side.facts.spec)) | _data(side.facts) for side in sides]
+    flat = [_shown(side.facts.spec) | _data(side.facts) for side in sides]
     keys = sorted({key for each in flat for key in each})
     rows = {key: [each.get(key, _ABSENT) for each in flat] for key in keys}
     return {key: values for key, values in rows.items() if len(set(values)) > 1}
@@ -265,11 +266,10 @@ def _table(caption: str, head: str, lines: Sequence[str]) -> str:
     return table(caption, head, "".join(lines))
 
 
-def _flat(value: Any, prefix: str = "") -> list[tuple[str, str]]:
+def _shown(spec: Mapping[str, Any]) -> dict[str, str]:
     """Dotted names and values as JSON; what was left to a default (null) is not a difference of its own."""
-    if isinstance(value, Mapping):
-        return [pair for key, each in value.items() for pair in _flat(each, f"{prefix}.{key}" if prefix else str(key))]
-    return [] if value is None else [(prefix, value if isinstance(value, str) and value else json.dumps(value))]
+    leaves = {name: value for name, value in flattened(spec) if value is not None and value != {}}
+    return {name: value if isinstance(value, str) and value else json.dumps(value) for name, value in leaves.items()}
 
 
 def _data(facts: RunFacts) -> dict[str, str]:

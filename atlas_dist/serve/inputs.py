@@ -8,10 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
 
 from atlas_dist.core.types import TaskKind, TaskSpec
 from atlas_dist.data.decode import MEAN_COLOUR, decode_into
@@ -60,24 +58,6 @@ def pixels_of(task: TaskSpec, pictures: Sequence[Picture], side: int) -> NDArray
         _, stored = stored_form(_compressed(picture), side)
         decode_into(memoryview(stored), slot)
     return out
-
-
-class Normalise:
-    """uint8 [..., H, W, 3] to float32 [..., 3, H, W] as the backbone was pretrained, on `device`.
-
-    Args:
-        mean, std: of the backbone's pixels, per channel, for values in [0, 1].
-    """
-
-    def __init__(self, mean: Sequence[float], std: Sequence[float], device: torch.device) -> None:
-        self.device = device
-        self._scale = (1.0 / (255.0 * torch.tensor(std))).view(3, 1, 1).to(device)
-        self._shift = (torch.tensor(mean) / torch.tensor(std)).view(3, 1, 1).to(device)
-
-    def __call__(self, pixels: NDArray[np.uint8]) -> Tensor:
-        """On the device."""
-        moved = torch.from_numpy(pixels).to(self.device).movedim(-1, -3)
-        return moved.float().mul_(self._scale).sub_(self._shift)
 
 
 def _segments(text: Text) -> tuple[str, ...]:

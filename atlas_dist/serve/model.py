@@ -29,7 +29,8 @@ from atlas_dist.core.types import TaskKind
 from atlas_dist.data.decode import TextEncoder
 from atlas_dist.errors import ConfigError
 from atlas_dist.model.backbone import Backbone, backbone_ref, load_backbone, store_products_in_bf16
-from atlas_dist.serve.inputs import Normalise, Picture, Text, pixels_of, texts_of
+from atlas_dist.model.pixels import Normalise
+from atlas_dist.serve.inputs import Picture, Text, pixels_of, texts_of
 from atlas_dist.serve.mixed import MixedModel, TaskBatch, TaskOutput
 
 Coefficients = Mapping[str, Mapping[str, float]]
@@ -172,7 +173,8 @@ class AtlasModel:
         spec = task.learnt.task
         encoder = self._encoders.setdefault(spec.max_text, TextEncoder(self.backbone.tokenizer, spec.max_text))
         encoded = encoder(texts_of(spec, request.text, request.choices))
-        pixels = self._normalise(pixels_of(spec, _pictures(request.image), self.backbone.image_size))
+        raw = torch.from_numpy(pixels_of(spec, _pictures(request.image), self.backbone.image_size))
+        pixels = self._normalise(raw.to(self.device))
         ids, mask, types = (torch.from_numpy(part)[None].to(self.device) for part in encoded)
         return TaskBatch(task.learnt.key, ids, mask, types, pixels[None])
 

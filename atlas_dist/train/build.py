@@ -18,7 +18,6 @@ from atlas_dist.model.layers import LayerRuns
 from atlas_dist.model.mixing import Weighting
 from atlas_dist.model.tensors import load as load_tensors
 from atlas_dist.train.context import RankContext, seed_of
-from atlas_dist.train.engine import AuxiliaryHead
 from atlas_dist.train.inputs import (
     ADAPTER_FILE,
     BACKBONE_FILE,
@@ -30,6 +29,7 @@ from atlas_dist.train.inputs import (
     read_task,
 )
 from atlas_dist.train.mixture import OWN, Mixture, Source
+from atlas_dist.train.module import AuxiliaryHead
 
 Inputs = Mapping[str, CommittedRef]
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from atlas_dist.data.batch import RankBatch
+from atlas_dist.model.pixels import Normalise
 
 
 @dataclass(frozen=True)
@@ -36,9 +37,7 @@ class Feeder:
 
     def __init__(self, mean: Sequence[float], std: Sequence[float], device: torch.device) -> None:
         self.device = device
-        shape = (1, 1, 3, 1, 1)
-        self._scale = (1.0 / (255.0 * torch.tensor(std))).view(shape).to(device)
-        self._shift = (torch.tensor(mean) / torch.tensor(std)).view(shape).to(device)
+        self._normalise = Normalise(mean, std, device)
         self._queue = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
         self._copied = torch.cuda.Event() if device.type == "cuda" else None  # type: ignore[no-untyped-call]
 
@@ -62,7 +61,7 @@ class Feeder:
                 target[part],
                 batch.mask[part],
             )
-            values = self._normalised(raw)
+            values = self._normalise(raw)
             inputs = {
                 "input_ids": ids,
                 "attention_mask": attention,
@@ -83,10 +82,6 @@ class Feeder:
         for tensor in moved:
             tensor.record_stream(step)
         return moved
-
-    def _normalised(self, pixels: Tensor) -> Tensor:
-        """uint8 [b, I, H, W, 3] -> float32 [b, I, 3, H, W]."""
-        return pixels.permute(0, 1, 4, 2, 3).float().mul_(self._scale).sub_(self._shift)
 
 
 def micro_batch_for(slots: int, wanted: int) -> int:

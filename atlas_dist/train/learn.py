@@ -24,7 +24,7 @@ from atlas_dist.packages import environment
 from atlas_dist.train import checkpoint
 from atlas_dist.train.build import build_auxiliary_heads, build_mixture, build_model, build_teacher
 from atlas_dist.train.context import RankContext, Stopwatch
-from atlas_dist.train.engine import EngineSettings, StageModule, build_engine, device, device_name, gathered
+from atlas_dist.train.engine import EngineSettings, build_engine, device, device_name, gathered
 from atlas_dist.train.feed import micro_batch_for
 from atlas_dist.train.inputs import (
     ADAPTER_FILE,
@@ -39,6 +39,7 @@ from atlas_dist.train.inputs import (
 )
 from atlas_dist.train.loop import Callbacks, LoopSettings, LoopState, Scores, StepProgress, Timing, evaluate, train
 from atlas_dist.train.mixture import OWN, Mixture
+from atlas_dist.train.module import StageModule
 from atlas_dist.train.reuse import ReuseMeter
 from atlas_dist.train.stage_context import TrainingStageContext
 

@@ -18,9 +18,9 @@ from torch import Tensor
 
 from atlas_dist.data.batch import RankBatch
 from atlas_dist.errors import AtlasError, Paused
-from atlas_dist.train.engine import StageModule
 from atlas_dist.train.feed import Feeder
 from atlas_dist.train.mixture import OWN, Mixture
+from atlas_dist.train.module import StageModule
 
 
 class NonFiniteLoss(AtlasError):

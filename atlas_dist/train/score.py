@@ -17,7 +17,7 @@ from atlas_dist.model.heads import HeadSpec
 from atlas_dist.model.mixing import Weighting
 from atlas_dist.train.context import RankContext, Stopwatch
 from atlas_dist.train.effective_rank import EffectiveRankMeter
-from atlas_dist.train.engine import StageModule, device
+from atlas_dist.train.engine import device
 from atlas_dist.train.inputs import (
     BACKBONE_FILE,
     fusion_of,
@@ -30,6 +30,7 @@ from atlas_dist.train.inputs import (
     read_task,
 )
 from atlas_dist.train.loop import Scores, StepProgress, evaluate
+from atlas_dist.train.module import StageModule
 
 
 class Predictions:

@@ -15,8 +15,8 @@ from atlas_dist.core.types import StageJob
 from atlas_dist.data.stream import Stream
 from atlas_dist.model.atlas import AdaptedModel
 from atlas_dist.model.heads import Head, HeadSpec
-from atlas_dist.train.engine import StageModule
 from atlas_dist.train.feed import Feeder
+from atlas_dist.train.module import StageModule
 
 
 class TrainingStageContext:

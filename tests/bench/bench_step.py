@@ -38,9 +38,9 @@ from atlas_dist.model.flops import StepFlops, peak_flops, sample_flops
 from atlas_dist.model.layers import LayerRuns
 from atlas_dist.model.mixing import MixingSite, SiteOutput
 from atlas_dist.model.vilt import uniform_pixel_mask
-from atlas_dist.train.engine import StageModule
 from atlas_dist.train.loop import LoopSettings, train_step
 from atlas_dist.train.mixture import OWN
+from atlas_dist.train.module import StageModule
 from tests.bench.bench_mixing import peak_bytes
 from tests.kits.step import ONE, SIZES, TWO, PlainEngine, Size, new_feeder, open_model, random_backbone, random_batches
 from tests.oracle.naive_mixing import NaiveAdapter, naive_site

@@ -16,9 +16,9 @@ from atlas_dist.core.types import Budget
 from atlas_dist.model.heads import HeadSpec
 from atlas_dist.model.layers import AS_THEY_ARE, LayerRuns
 from atlas_dist.model.mixing import AdapterGroup, MixingSpec, Weighting
-from atlas_dist.train.engine import StageModule
 from atlas_dist.train.loop import Callbacks, LoopSettings, LoopState, Scores, train, train_step
 from atlas_dist.train.mixture import OWN
+from atlas_dist.train.module import StageModule
 from tests.kits.step import ONE, SIZES, TWO, FixedMixture, PlainEngine, new_feeder, open_model, random_backbone, random_batches
 from tests.oracle.naive_mixing import NaiveAdapter, naive_site
 

@@ -19,9 +19,10 @@ from atlas_dist.model.heads import HeadSpec
 from atlas_dist.model.layers import AS_THEY_ARE, LayerRuns
 from atlas_dist.model.mixing import AdapterGroup, MixingSpec
 from atlas_dist.model.vilt import accelerate_vilt
-from atlas_dist.train.engine import StageModule, build_optimizer, join_alone, learning_rate_factor
+from atlas_dist.train.engine import build_optimizer, join_alone, learning_rate_factor
 from atlas_dist.train.feed import Feeder
 from atlas_dist.train.mixture import OWN, Mixture
+from atlas_dist.train.module import StageModule
 
 ONE, TWO = (Role.QUERIES, Role.HEAD), (Role.ADAPTER, Role.HEAD)
 

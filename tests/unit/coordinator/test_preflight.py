@@ -13,18 +13,8 @@ import pytest
 from atlas_dist import packages
 from atlas_dist.config import ClusterConfig, RunConfig, StoreConfig, load_config
 from atlas_dist.coordinator import preflight
-from atlas_dist.coordinator.preflight import (
-    NodeReport,
-    NodeResources,
-    check_nodes,
-    check_place,
-    check_resources,
-    check_shards,
-    check_store,
-    has_labels,
-    slow_products,
-    token,
-)
+from atlas_dist.coordinator.preflight import check_place, check_shards, check_store, slow_products
+from atlas_dist.coordinator.preflight_cluster import NodeReport, NodeResources, check_nodes, check_resources, has_labels, token
 from atlas_dist.core.manifest import ShardInfo, ShardManifest
 from atlas_dist.core.types import TaskKind, WorkerGroupSpec
 from atlas_dist.errors import ConfigError, DataError, StoreError

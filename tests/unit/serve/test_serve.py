@@ -22,8 +22,9 @@ from atlas_dist.methods import make_method
 from atlas_dist.model.atlas import AdaptedModel
 from atlas_dist.model.backbone import load_backbone
 from atlas_dist.model.heads import HeadSpec
+from atlas_dist.model.pixels import Normalise
 from atlas_dist.runs.stores import open_shards
-from atlas_dist.serve.inputs import Normalise, pixels_of, texts_of
+from atlas_dist.serve.inputs import pixels_of, texts_of
 from atlas_dist.serve.mixed import MixedModel, TaskBatch
 from tests.kits.bank import Toys, toys
 
@@ -210,8 +211,8 @@ def test_inputs_are_those_of_the_data_plane(learnt: Toys) -> None:
     spec = learnt.bank.find("toy_shape").task
     pixels = pixels_of(spec, [PICTURE], 32)
     mean, std = (0.5, 0.4, 0.3), (0.5, 0.6, 0.7)
-    ours = Normalise(mean, std, torch.device("cpu"))(pixels)
-    theirs = Feeder(mean, std, torch.device("cpu"))._normalised(torch.from_numpy(pixels)[None])
+    ours = Normalise(mean, std, torch.device("cpu"))(torch.from_numpy(pixels))
+    theirs = Feeder(mean, std, torch.device("cpu"))._normalise(torch.from_numpy(pixels)[None])
     assert torch.equal(ours, theirs[0])
     assert texts_of(spec, None, ()) == [("This is an image.",)]
     buffer = io.BytesIO()
