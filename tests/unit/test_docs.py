@@ -167,6 +167,21 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert not mark or mark in map(anchor, headings(there)), f"{target}: {there.name} has no such heading"
 
 
+CODE_FILE = re.compile(r"[\w./]*\w\.py(?=$|:)")
+
+
+@pytest.mark.parametrize("page", TEXTS, ids=lambda p: str(p.relative_to(ROOT)))
+def test_named_code_exists(page: Path) -> None:
+    """A file of code in backquotes: from the top of the repository, from the package, or (`pool.py`) by its name alone."""
+    spans = re.findall(r"`([^`\n]+)`", FENCED.sub("", page.read_text(encoding="utf-8")))
+    named = {found[0] for span in spans if (found := CODE_FILE.match(span))}
+    names = {p.name for p in SOURCES}
+    lost = [
+        n for n in named if not ((ROOT / n).is_file() or (ROOT / "atlas_dist" / n).is_file() or ("/" not in n and n in names))
+    ]
+    assert not lost
+
+
 # ------------------------------------------------------------------------------------------------------------------- the form
 
 LONGEST_LINE, LONGEST_README = 120, 150
