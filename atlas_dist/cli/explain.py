@@ -81,17 +81,14 @@ def _about(info: FieldInfo | None, section: type[BaseModel] | None) -> str:
 
 def _setting(config: RunConfig, name: str) -> FieldInfo:
     """A setting of the configured method, from the class that checks it. Raises ConfigError."""
-    from atlas_dist.methods import make_method
-    from atlas_dist.methods.base import Settings
+    from atlas_dist.methods import method_named
 
-    made = set(make_method(config.method.name, config.method.settings).spec.settings)
-    family: list[type[Settings]] = list(Settings.__subclasses__())
-    for kind in family:
-        family += kind.__subclasses__()
-    declared = next((k for k in family if set(k.model_fields) == made and k.__module__.startswith("atlas_dist.methods")), None)
-    if declared is None or name not in declared.model_fields:
-        raise ConfigError(f"The method {config.method.name} has no setting {name}.", fix=f"It has: {', '.join(sorted(made))}.")
-    return declared.model_fields[name]
+    declared = method_named(config.method.name).settings.model_fields
+    if name not in declared:
+        raise ConfigError(
+            f"The method {config.method.name} has no setting {name}.", fix=f"It has: {', '.join(sorted(declared))}."
+        )
+    return declared[name]
 
 
 def _valid(info: FieldInfo) -> str:

@@ -123,7 +123,16 @@ class Method:
     """The heads of the other tasks of a job train along."""
 
 
-Maker = Callable[[Mapping[str, Any]], Method]
+@dataclass(frozen=True)
+class RegisteredMethod:
+    """A method that a run may name."""
+
+    settings: type[Settings]
+    """Declares and checks `method.settings`."""
+    build: Callable[[Mapping[str, Any]], Method]
+    """Builds the method from its settings; raises ConfigError."""
+
+
 S = TypeVar("S", bound=Settings)
 
 
