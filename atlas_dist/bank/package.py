@@ -35,6 +35,7 @@ from atlas_dist.store import artifacts
 from atlas_dist.store.objects import ObjectStore
 from atlas_dist.store.safetensors_check import check_safetensors
 from atlas_dist.train.inputs import pack_tensors
+from atlas_dist.validation import faults
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 CARD_FILE = "README.md"
@@ -259,10 +260,8 @@ def _read_config(folder: Path) -> _Package:
     try:
         package = _Package.model_validate_json(data)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(p) for p in first["loc"]) or "it"
         raise DataError(
-            f"{folder / CONFIG_FILE} is not an exported bank: {where}: {first['msg']}.",
+            f"{folder / CONFIG_FILE} is not an exported bank: {faults(error)[0]}",
             fix="Export it again: atlas-dist bank export.",
         ) from None
     wanted = {WEIGHTS_FILE, *(f"facts/{task.name}.json" for task in package.tasks)} | ({PRUNE_FILE} if package.pruned else set())

@@ -12,7 +12,6 @@ What a task leaves takes up what was left to it: a memory is a fold over the tas
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
@@ -25,6 +24,7 @@ from atlas_dist.core.types import AuxiliaryTask, MethodSpec, StagePlan
 from atlas_dist.errors import ConfigError
 from atlas_dist.model.heads import Head, HeadSpec
 from atlas_dist.model.mixing import MixingSpec
+from atlas_dist.validation import faults
 
 
 class Settings(BaseModel):
@@ -141,17 +141,7 @@ def checked(kind: type[S], method: str, settings: Mapping[str, Any]) -> S:
     try:
         return kind.model_validate(dict(settings))
     except ValidationError as error:
-        lines = []
-        for e in error.errors():
-            where = ".".join(str(p) for p in e["loc"])
-            if e["type"] == "extra_forbidden":
-                near = difflib.get_close_matches(where, kind.model_fields, n=1)
-                hint = f"did you mean {near[0]}? " if near else ""
-                lines.append(
-                    f"method.settings.{where}: {method} has no such setting; {hint}valid: {', '.join(kind.model_fields)}."
-                )
-            else:
-                lines.append(f"method.settings.{where}: {e['msg']} (it is {e['input']!r}).")
+        lines = faults(error, lambda _: kind.model_fields, prefix="method.settings.", unknown=f"{method} has no such setting")
         raise ConfigError("The method's settings are not valid:\n" + "\n".join(f"  {x}" for x in lines)) from None
 
 
