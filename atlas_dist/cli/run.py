@@ -176,12 +176,13 @@ def _report(composed_run: ComposedRun, plan: Plan, console: Console) -> RunFacts
     )
     folder = report_folder(config)
     about = notes(plan, state)
-    page = write_report(facts, folder, about)
+    measured = measure(plan, state)
+    page = write_report(facts, folder, about, measured)
     places = [("bank  ", store.url), ("report", str(page))]
-    rows = compare(measure(plan, state))
+    rows = compare(measured)
     if composed_run.swept:
         for row in composed_run.rows:
-            write_report(of_row(facts, plan, row), folder / row)
+            write_report(of_row(facts, plan, row), folder / row, measured=measured)
     if composed_run.swept or config.compare:
         places.append(("table ", str(write_comparison(rows, folder))))
         show_comparison(rows, console, title="Rows of the sweep" if composed_run.swept else "Methods on the same tasks")

@@ -16,6 +16,7 @@ from rich.console import Console
 
 from atlas_dist.cli.complete import complete_word
 from atlas_dist.config import RunConfig
+from atlas_dist.core.pace import duration as duration
 from atlas_dist.errors import ConfigError
 from atlas_dist.logs import LineLog, LogFormat, set_up
 
@@ -114,9 +115,3 @@ def report_folder(config: RunConfig) -> Path:
         return Path(config.report)
     url = config.store.url
     return Path(f"report-{config.run}") if "://" in url else Path(url).parent / f"report-{config.run}"
-
-
-def duration(seconds: float) -> str:
-    """For people: `40 s`, `12 min`, `3.5 h`."""
-    minutes = seconds / 60
-    return f"{minutes / 60:.1f} h" if minutes >= 90 else f"{minutes:.0f} min" if minutes >= 2 else f"{seconds:.0f} s"

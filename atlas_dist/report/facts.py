@@ -14,7 +14,7 @@ from typing import Any
 from atlas_dist.core.ledger import Entry, JobState, JobStatus, RunState
 from atlas_dist.core.metrics import average_accuracy, backward_transfer, final, forgetting, learnt
 from atlas_dist.core.plan import Plan, SequenceJobs, TaskJobs
-from atlas_dist.core.results import DETAILS_FILE, Details, EvalResult, TrainResult, result_of
+from atlas_dist.core.results import ADAPTER_FILE, DETAILS_FILE, Details, EvalResult, TrainResult, result_of
 from atlas_dist.core.types import CommittedRef, StageJob, View
 from atlas_dist.errors import DataError
 from atlas_dist.packages import environment
@@ -66,13 +66,29 @@ class TaskFacts:
     data: Mapping[str, str] = field(default_factory=dict)
     """What the task was learnt and scored on: `dataset/split` -> digest of its manifest."""
 
-    def reuse(self) -> dict[str, float]:
-        """Mean α over sites of each adapter that the last stage saw (a task may see its own, in stage two)."""
+    def reuse(self, statistic: str = "mean") -> dict[str, float]:
+        """Mean over sites of a statistic of α (`mean`, `std` over samples) of each adapter that the last stage saw (a task may
+        see its own, in stage two); {} where it was not noted."""
         last = next((s for s in reversed(self.stages) if s.reuse), None)
-        if last is None:
+        if last is None or any(statistic not in site for site in last.reuse.values()):
             return {}
-        columns = zip(*(site["mean"] for site in last.reuse.values()), strict=True)
-        return {name: fmean(column) for name, column in zip(self.sees, columns, strict=False)}
+        columns = zip(*(site[statistic] for site in last.reuse.values()), strict=True)
+        return {name: fmean(column) for name, column in zip(self.adapters, columns, strict=False)}
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """Names of the adapters in the order of α: those that it sees, and its own where that is noted beside them."""
+        return self.sees if self.task in self.sees else (*self.sees, self.task)
+
+    @property
+    def grew(self) -> bool:
+        """Whether it left an adapter of its own."""
+        return any(ADAPTER_FILE in stage.files for stage in self.stages)
+
+    @property
+    def metrics(self) -> Mapping[str, Any]:
+        """Of its last stage; {} before it is committed."""
+        return self.stages[-1].metrics if self.stages else {}
 
 
 Cell = float | None
@@ -265,9 +281,16 @@ def _task(plan: Plan, state: RunState, jobs: TaskJobs, reader: CurveReader | Non
         task=jobs.task,
         random_score=spec.random_score,
         stages=stages,
-        sees=tuple(plan.jobs[key].task.name for key in jobs.bank),
+        sees=tuple(plan.jobs[key].task.name if key in plan.jobs else key[:12] for key in _seen(jobs, state)),
         data={f"{spec.dataset}/{spec.train}": spec.train_digest, f"{spec.dataset}/{spec.val}": spec.val_digest},
     )
+
+
+def _seen(jobs: TaskJobs, state: RunState) -> Iterable[str]:
+    """Jobs of the adapters that a task reads: what its result says, for a method may read fewer than the plan allows."""
+    ref = state.job(jobs.final).committed
+    told: Iterable[str] | None = ref.metrics.get("sees") if ref is not None else None
+    return jobs.bank if told is None else told
 
 
 def _stage(job: StageJob, now: JobState, reader: CurveReader | None) -> StageFacts:

@@ -14,8 +14,8 @@ from typing import Any
 from atlas_dist.core.keys import flattened
 from atlas_dist.report.facts import Cell, RunFacts, SequenceFacts, StageFacts, TaskFacts
 from atlas_dist.report.html import document, table
+from atlas_dist.report.matrices import matrix_table
 from atlas_dist.report.measures import AVERAGE, FORGETTING, MEASURES, PARAMETERS, SECONDS, STEPS, Row
-from atlas_dist.report.page import matrix_table
 from atlas_dist.report.svg import COLOURS, heat_cell, line_chart
 
 PAGE_FILE, MEASURES_FILE, SETTINGS_FILE = "index.html", "measures.csv", "settings.csv"
