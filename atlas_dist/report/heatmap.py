@@ -56,8 +56,7 @@ def heat_map(drawn: HeatMap) -> str:
     return (
         f'<div class="block heat"><p class="caption">{escape(drawn.title)}</p>'
         f"{f'<p class=soft>{note}</p>' if note else ''}{wide(_body(drawn, full), escape(drawn.title))}"
-        f"{_scale(full, drawn.form, both=min(values) < 0)}"
-        '<p class="told">Point at a cell, or go to it with Tab and the arrow keys, to read it in words.</p></div>'
+        f"{_scale(full, drawn.form, both=min(values) < 0)}</div>"
     )
 
 

@@ -123,7 +123,7 @@ def alpha_matrices(sequence: SequenceFacts) -> str:
         over = "" if spread is None else f", {spread:.3f} standard deviation over samples"
         return f"{row} reads the adapter of {column} with coefficient α {value:.3f} on average{over}"
 
-    title = "How much each task reads of each adapter: mean coefficient α"
+    title = "Mean coefficient α: how much each task reads of each adapter"
     sites = "".join(_by_site(task) for task in shown)
     over_samples = "Standard deviation of α over samples, mean of the sites"
     listed = _named_table(title, found, ".3f")
@@ -146,7 +146,7 @@ def without_matrix(sequence: SequenceFacts) -> str:
     def told(row: str, column: str, value: float) -> str:
         return f"{row} {'loses' if value >= 0 else 'gains'} {abs(value):.1f} points without the adapter of {column}"
 
-    title = "Leave one out: points of score that a task loses without each adapter"
+    title = "Leave one out: points a task loses without each adapter"
     return heat_map(_named_map(title, found, told, ".1f")) + (
         folded("Leave one out as a table", _named_table(title, found, ".1f")) if found.rows else ""
     )
@@ -163,7 +163,7 @@ def similarity_matrix(sequence: SequenceFacts) -> str:
             if task.metrics.get("similarity")
         }
     )
-    title = "Similarity of the tasks’ data, before anything of the later one was trained (-1 to 1)"
+    title = "Similarity of the tasks’ data, -1 to 1"
 
     def told(row: str, column: str, value: float) -> str:
         return f"{row} and {column}: similarity {value:.2f}"

@@ -218,16 +218,16 @@ def _costs(facts: RunFacts) -> list[Figure]:
     found: list[Figure] = []
     spent = _seconds(facts.compared)
     if facts.timeline.seconds or spent:
-        came = f"jobs {duration(spent)}, foreseen {_pace(_whole(facts.compared, 'seconds_foreseen'), _spoken)}" if spent else ""
+        came = f"all jobs {duration(spent)}, {_pace(_whole(facts.compared, 'seconds_foreseen'), _spoken)}" if spent else ""
         found.append(("Time", duration(facts.timeline.seconds or spent), came, ""))
     hours = sum(row.worker_hours for row in facts.compared)
     if hours:
         foreseen, price = _whole(facts.compared, "worker_hours_foreseen"), facts.worker_hour
         if price:
             told = _pace(foreseen, lambda value: f"{value * price:,.2f}")
-            found.append(("Cost", f"{hours * price:,.2f}", f"{hours:.3g} worker hours; foreseen {told}", ""))
+            found.append(("Cost", f"{hours * price:,.2f}", f"{hours:.3g} worker hours; {told}", ""))
         else:
-            found.append(("Cost", f"{hours:.3g} worker hours", f"foreseen {_pace(foreseen, lambda value: f'{value:.3g}')}", ""))
+            found.append(("Worker hours", f"{hours:.2g}", _pace(foreseen, lambda value: f"{value:.2g}"), ""))
     return found
 
 
@@ -248,9 +248,9 @@ def _spoken(seconds: float) -> str:
 
 def _pace(pace: Pace | None, form: Callable[[float], str]) -> str:
     if pace is None:
-        return "nothing: no finished job to go by then"
+        return "no forecast: nothing had finished to go by"
     low, high = map(form, pace)
-    return low if low == high else f"{low} to {high}"
+    return f"forecast {low if low == high else f'{low} to {high}'}"
 
 
 # ------------------------------------------------------------------------------------------------------------------ the picture
@@ -274,7 +274,7 @@ def _task_row(name: str, task: TaskScores) -> PlotRow:
     more = [f"chance {task.chance:.1f}"]
     for kind, what, values in (
         ("reference", "pretrained alone" if task.transfer else "alone", task.reference),
-        ("later", "newest", task.later),
+        ("later", "latest view", task.later),
     ):
         if values:
             marks[kind] = fmean(values)

@@ -22,6 +22,7 @@ from atlas_dist.report.svg import heat_cell, line_chart, lineage
 
 _NAMED = 16
 """Tasks up to which a sentence names them."""
+_HINT = "Point at a coloured cell of a map, or go to it with Tab and the arrow keys, to read it in words."
 _ARCS = 16
 """Tasks up to which the arcs between them can be followed; the map of α has them all."""
 
@@ -68,6 +69,7 @@ def _sequence(sequence: SequenceFacts, number: int) -> str:
         f'<section id="s{number}"><h2>{escape(sequence.name)}: {escape(" → ".join(names))}</h2>',
         f"<p>Method {escape(sequence.method)}, seed {sequence.seed}.</p>",
         _verdict(sequence),
+        f'<p class="soft hint">{_HINT}</p>',
         score_matrices(sequence),
         folded("Measures", _summary(sequence)),
         _transfers(sequence),

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 
-MARKS = {"chance": "chance", "reference": "learnt alone", "later": "at the end, newest queries and every adapter"}
+MARKS = {"chance": "chance", "reference": "learnt alone", "later": "latest view: read with the newest queries and every adapter"}
 """Kinds of marks and what the legend calls them."""
 
 
