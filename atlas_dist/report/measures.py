@@ -47,7 +47,7 @@ class SequenceMeasures:
     alone: Mapping[str, float] = field(default_factory=dict)
     """upstream task -> its score learnt by itself; {} without such a reference, or where it must not be compared."""
     pretrained: Mapping[str, float] = field(default_factory=dict)
-    """downstream task -> its score learnt from the pretrained trunk; {} likewise."""
+    """downstream task -> its score learnt from the pretrained backbone; {} likewise."""
     reads: View = View.TASK
     """The view of old tasks that counts for the method."""
     bank_bytes: int = 0
