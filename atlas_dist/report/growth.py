@@ -88,7 +88,7 @@ def selection_section(sequence: SequenceFacts) -> str:
     most = round_top(max(ends, default=0.0) or 1.0)
     title = "What each task committed, and the points that it gained by it"
     note = "The best on the samples that decide of experience alone, the task’s own adapter alone, and both."
-    return "<h3>What was committed</h3>" + plot(title, rows, -most, most, note, unit="") + folded("As a table", _table(found))
+    return plot(title, rows, -most, most, note, unit="") + folded("As a table", _table(found))
 
 
 def _growth(each: Selection, beside: bool) -> str:
@@ -113,8 +113,11 @@ def _table(found: Sequence[Selection]) -> str:
 
 def growth_section(sequence: SequenceFacts) -> str:
     """Bank and representation over the tasks learnt; "" where neither grows nor is measured."""
-    charts = [chart for chart in (_bank_chart(sequence), _rank_chart(sequence)) if chart]
-    return f'<h3>Growth</h3><div class="figures">{"".join(charts)}</div>{rank_matrix(sequence)}' if charts else ""
+    charts = "".join((_bank_chart(sequence), _rank_chart(sequence)))
+    ranks = rank_matrix(sequence)
+    if not charts and not ranks:
+        return ""
+    return f"<h3>Growth</h3>{f'<div class=figures>{charts}</div>' if charts else ''}{ranks}"
 
 
 def _bank_chart(sequence: SequenceFacts) -> str:

@@ -17,6 +17,8 @@ MOST = 40
 """Rows and columns of a map: more are narrower than a finger."""
 _NUMBERED = 12
 """Columns up to which the numbers stand in the cells."""
+_ACROSS = 4
+"""Columns up to which names are written across."""
 _LONGEST = 24
 """Characters of a name; the sentence of a cell has it in full."""
 
@@ -70,7 +72,7 @@ def _body(drawn: HeatMap, full: float) -> str:
         cells = "".join(_cell(row[j] if j < len(row) else None, full, drawn.form if numbered else "") for j in columns)
         lines.append(f'<tr><th scope="row">{_short(name)}</th>{cells}</tr>')
     head = "".join(f'<th scope="col"><span>{_short(drawn.columns[j])}</span></th>' for j in columns)
-    kind = "map" if numbered else "map fine"
+    kind = "map fine" if not numbered else "map tall" if len(columns) > _ACROSS else "map"
     return f'<table class="{kind}"><thead><tr><td></td>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table>'
 
 

@@ -166,7 +166,7 @@ def _results(facts: RunFacts, methods: Sequence[MethodScores]) -> list[Figure]:
         told += [f"chance is {best.chance:.1f} %"] + (
             [f"each task learnt alone {best.alone:.1f} %"] if best.alone is not None else []
         )
-        found.append(("Average score", f"{best.average} %", "; ".join(told), ""))
+        found.append(("Average score, %", f"{best.average}", "; ".join(told), ""))
     return [*found, _forgotten(methods)]
 
 
@@ -181,7 +181,7 @@ def _forgotten(methods: Sequence[MethodScores]) -> Figure:
         ordered = sorted(known, key=lambda pair: pair[1].mean)
         (least, low), (most, high) = ordered[0], ordered[-1]
         told = f"of what was above chance: least {least}, most {most}"
-        return "Forgotten", f"{low.mean:.1f} to {high.mean:.1f} %", told, ""
+        return "Forgotten, %", f"{low.mean:.1f} to {high.mean:.1f}", told, ""
     method = next(method for method in methods if method.forgotten is not None)
     if all(len(s.upstream) == 1 for s in method.sequences):
         return "Forgotten", "–", "one task: nothing was learnt after it", ""
@@ -189,7 +189,7 @@ def _forgotten(methods: Sequence[MethodScores]) -> Figure:
     told = "every old prediction is bitwise equal" if kept else "of what was above chance"
     later = method.forgotten_later
     told += f"; read with the newest queries and every adapter {later:.1f} %" if later is not None else ""
-    return "Forgotten", f"{known[0][1]} %", told, "good" if kept else ""
+    return "Forgotten, %", f"{known[0][1]}", told, "good" if kept else ""
 
 
 def _growth(method: MethodScores) -> list[Figure]:
@@ -208,8 +208,8 @@ def _growth(method: MethodScores) -> list[Figure]:
         helped = sum(each.form != "own" for each in chosen)
         counted = Counter(each.told for each in chosen)
         order = [FORMS[form] for form in FORMS if counted[FORMS[form]]]
-        told = "; ".join(f"{name}: {counted[name]}" for name in (*order, *(n for n in counted if n not in order)))
-        found.append(("Experience helped", f"{helped} of {len(chosen)}", told, "good" if helped else ""))
+        told = ", ".join(f"{name} {counted[name]}" for name in (*order, *(n for n in counted if n not in order)))
+        found.append(("Experience helped", f"{helped} of {len(chosen)}", f"tasks; committed: {told}", "good" if helped else ""))
     return found
 
 
@@ -279,7 +279,7 @@ def _task_row(name: str, task: TaskScores) -> PlotRow:
         if values:
             marks[kind] = fmean(values)
             more.append(f"{what} {marks[kind]:.1f}")
-    return _row(name, found, marks, " · ".join(more), hollow=task.transfer)
+    return score_row(name, found, marks, " · ".join(more), hollow=task.transfer)
 
 
 def _of_methods(methods: Sequence[MethodScores]) -> str:
@@ -288,12 +288,13 @@ def _of_methods(methods: Sequence[MethodScores]) -> str:
     for method in shown:
         marks = {"chance": method.chance} | ({"reference": method.alone} if method.alone is not None else {})
         lost = method.forgotten
-        rows.append(_row(method.name, method.average, marks, "" if lost is None else f"forgotten {lost} %"))
+        rows.append(score_row(method.name, method.average, marks, "" if lost is None else f"forgotten {lost} %"))
     note = "" if max(len(m.sequences) for m in shown) == 1 else "Mean over orders and seeds ± standard deviation."
     return plot("Average score of each method at the end, in %", rows, 0, 100, note)
 
 
-def _row(name: str, found: Spread | None, marks: Mapping[str, float], more: str, *, hollow: bool = False) -> PlotRow:
+def score_row(name: str, found: Spread | None, marks: Mapping[str, float], more: str, *, hollow: bool = False) -> PlotRow:
+    """A score in percent with its deviation, where it is one of several."""
     several = found is not None and found.count > 1
     return PlotRow(
         name=name,

@@ -16,11 +16,14 @@ from atlas_dist.report.facts import Cell, RunFacts, SequenceFacts, StageFacts, T
 from atlas_dist.report.html import document, table
 from atlas_dist.report.matrices import matrix_table
 from atlas_dist.report.measures import AVERAGE, FORGETTING, MEASURES, PARAMETERS, SECONDS, STEPS, Row
+from atlas_dist.report.overview import score_row
+from atlas_dist.report.plot import plot
 from atlas_dist.report.svg import COLOURS, heat_cell, line_chart
 
 PAGE_FILE, MEASURES_FILE, SETTINGS_FILE = "index.html", "measures.csv", "settings.csv"
 _COUNTS = (PARAMETERS, STEPS, SECONDS)
 _ABSENT = "–"
+_SPREAD = "Mean over orders and seeds ± standard deviation."
 
 
 @dataclass(frozen=True)
@@ -118,7 +121,21 @@ def render(sides: Sequence[Side]) -> str:
         for at, (name, content) in parts.items()
     )
     title = f"atlas-dist: {' and '.join(side.name for side in sides)}"
-    return document(title, lede, {at: name for at, (name, _) in parts.items()}, body)
+    return document(title, lede, {at: name for at, (name, _) in parts.items()}, body, _picture(sides))
+
+
+def _picture(sides: Sequence[Side]) -> str:
+    """Average score of every run and method, with chance and what was forgotten: the page's answer."""
+    rows = []
+    for side in sides:
+        chances = [task.random_score for task in _tasks(side.facts, upstream=True).values()]
+        marks = {"chance": fmean(chances)} if chances else {}
+        for row in side.rows:
+            name = side.name if len(side.rows) == 1 else f"{side.name} {row.variant}"
+            lost = row.measures.get(FORGETTING)
+            rows.append(score_row(name, row.measures.get(AVERAGE), marks, "" if lost is None else f"forgotten {lost} %"))
+    several = any(len(side.facts.sequences) > 1 for side in sides)
+    return plot("Average score at the end, in %", rows, 0, 100, _SPREAD if several else "")
 
 
 # ------------------------------------------------------------------------------------------------------------------ numbers

@@ -91,9 +91,11 @@ def test_the_first_screen_answers(plan: Plan) -> None:
     page = page_of(plan)
     found = figures(page)
     assert found["Learnt"] == ("3 tasks", "atlas, and 1 transfer")
-    assert found["Average score"] == ("90.0 %", "chance is 33.3 %")
-    assert found["Forgotten"][0] == "0.0 %"
-    assert "every old prediction is bitwise equal; read with the newest queries and every adapter 52.9 %" in found["Forgotten"][1]
+    assert found["Average score, %"] == ("90.0", "chance is 33.3 %")
+    assert found["Forgotten, %"][0] == "0.0"
+    assert (
+        "every old prediction is bitwise equal; read with the newest queries and every adapter 52.9 %" in found["Forgotten, %"][1]
+    )
     assert page.index('id="answer"') < page.index("<nav") < page.index('id="s0"'), "before anything else"
     assert page.count('class="block plotted"') == 1, "one picture"
     assert "chance 33.3 · latest view 60.0" in page
@@ -105,7 +107,7 @@ def test_what_is_not_known_yet_is_said_to_be_so(plan: Plan) -> None:
     state = committed(plan, leave_out="3 eval b")
     found = figures(page_of(plan, state))
     assert found["Forgotten"] == ("–", "not known before every task is scored")
-    assert found["Average score"][0] == "90.0 %"
+    assert found["Average score, %"][0] == "90.0"
     started = replace(state, jobs={key: job for key, job in state.jobs.items() if key in jobs.upstream[0].stages})
     page = page_of(plan, started)
     assert figures(page)["Learnt"] == ("1 of 3 tasks", "atlas, and 1 transfer")
@@ -127,7 +129,7 @@ def test_seeds_are_a_mean_and_a_deviation() -> None:
             view = {"score": 80.0 + seed, "predictions_sha256": "x"}
             state = told(state, key, {"views": {"task": view}})
     page = page_of(plan, state)
-    assert figures(page)["Average score"][0] == "81.0 ± 1.0 %"
+    assert figures(page)["Average score, %"][0] == "81.0 ± 1.0"
     assert figures(page)["Learnt"][1] == "atlas, 3 orders and seeds"
     assert page.count('<i class="reach" style="left:80.0%;width:2.0%"></i>') == 2, "each task's bar has its deviation"
 
@@ -138,7 +140,7 @@ def test_methods_are_compared_in_the_picture() -> None:
     for key in plan.sequences[1].evaluations.values():
         state = told(state, key, {"views": {"task": {"score": 95.0, "predictions_sha256": "y"}}})
     page = page_of(plan, state)
-    assert figures(page)["Average score"] == ("95.0 %", "individual_adapters is the best of 2; chance is 33.3 %")
+    assert figures(page)["Average score, %"] == ("95.0", "individual_adapters is the best of 2; chance is 33.3 %")
     assert figures(page)["Learnt"] == ("2 tasks", "by each of 2 methods")
     picture = page.partition('class="plot"')[2].partition("</table>")[0]
     assert re.findall(r'<th scope="row">([^<]*)</th>', picture) == ["atlas", "individual_adapters"]
@@ -154,7 +156,7 @@ def test_references_are_what_it_is_compared_with() -> None:
     page = page_of(plan, state)
     (measured,) = measure(plan, state)
     assert (measured.alone, measured.pretrained) == ({"a": 70.0, "b": 71.0}, {"d": 72.0})
-    assert figures(page)["Average score"][1] == "chance is 33.3 %; each task learnt alone 70.5 %"
+    assert figures(page)["Average score, %"][1] == "chance is 33.3 %; each task learnt alone 70.5 %"
     assert "alone 71.0" in page
     assert "pretrained alone 72.0" in page
 
@@ -182,7 +184,7 @@ def test_what_each_task_committed_is_shown_with_its_certainty(plan: Plan, experi
     found = figures(page)
     assert found["Bank"] == ("2 adapters", "for 3 tasks, 4 kB; 1 added none, for it did not pay")
     value, more = found["Experience helped"]
-    assert (value, more) == ("2 of 3", "experience alone: 1; own adapter alone: 1; experience and own adapter: 1")
+    assert (value, more) == ("2 of 3", "tasks; committed: experience alone 1, own adapter alone 1, experience and own adapter 1")
     assert "+3.5 points (+1.2 to +5.8, 95 % sure); one adapter more in the bank" in page
     assert "-0.5 points (-1.0 to +0.2, 90 % sure); no adapter added: the bank does not grow" in page
     assert "2 adapters for 3 tasks; without one of their own: c." in page
@@ -211,7 +213,7 @@ def test_a_task_reads_what_its_result_says(plan: Plan, experienced: RunState) ->
 
 def test_a_result_without_these_facts_has_none_of_their_parts(plan: Plan) -> None:
     page = page_of(plan)
-    for absent in ("What was committed", "Experience helped", "Similarity", "Growth", "adapters in the bank"):
+    for absent in ("What each task committed", "Experience helped", "Similarity", "Growth", "adapters in the bank"):
         assert absent not in page
 
 
@@ -224,7 +226,7 @@ def test_a_result_without_these_facts_has_none_of_their_parts(plan: Plan) -> Non
 def test_half_a_fact_is_shown_as_far_as_it_goes(plan: Plan, selection: Mapping[str, object]) -> None:
     key = plan.sequences[0].upstream[1].final
     page = page_of(plan, told(committed(plan), key, {"selection": selection, "similarity": None}))
-    assert ("What was committed" in page) == bool(selection)
+    assert ("What each task committed" in page) == bool(selection)
 
 
 # -------------------------------------------------------------------------------------------------------------------- maps

@@ -80,7 +80,9 @@ def test_the_page_shows_each_run_and_is_a_page(plan: Plan, tmp_path: Path) -> No
     sides = [side(plan, "left", {"seeds": [0]}), side(plan, "<i>right", {"seeds": [1]})]
     page = write_side_by_side(sides, tmp_path).read_text()
     check_page(page)
-    assert "<i>" not in page
+    assert "<i>right" not in page
+    assert page.index("Average score at the end") < page.index("<nav"), "the answer comes first"
+    assert "forgotten 0.0 %" in page
     assert page.count("left: task view") == 2, "a caption and a label"
     assert page.count("a stage2: validation score by step") == 2, "a label and a title"
     assert "&lt;i&gt;right 50.0 %" in page
