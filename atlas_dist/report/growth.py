@@ -146,7 +146,7 @@ def _rank_chart(sequence: SequenceFacts) -> str:
             first.append((float(i), row[0]))
     if not means:
         return ""
-    lines = {"mean of the tasks so far": means, "the first task": first}
+    lines = {"mean so far": means, "the first task": first}
     title = f"Effective rank by number of tasks learnt: {means[0][1]:.2f} to {means[-1][1]:.2f}"
     chart = line_chart(lines, title, round_top(max(value for _, value in (*means, *first))), "{} tasks")
     change = f"{means[0][1]:.1f} at first, {means[-1][1]:.1f} at the end"
