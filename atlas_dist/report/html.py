@@ -43,7 +43,7 @@ def folded(summary: str, content: str) -> str:
     return f"<details><summary>{escape(summary)}</summary>{content}</details>" if content else ""
 
 
-def side_by_side(parts: Iterable[str]) -> str:
+def in_columns(parts: Iterable[str]) -> str:
     """Blocks beside each other where there is room, below each other where there is not; "" without any."""
     shown = "".join(f"<div>{part}</div>" for part in parts if part)
     return f'<div class="side">{shown}</div>' if shown else ""

@@ -11,7 +11,7 @@ from html import escape
 
 from atlas_dist.report.facts import Cell, SequenceFacts, TaskFacts
 from atlas_dist.report.heatmap import HeatCell, HeatMap, heat_map, thinned
-from atlas_dist.report.html import folded, side_by_side, table
+from atlas_dist.report.html import folded, in_columns, table
 from atlas_dist.report.svg import heat_cell
 
 Triangle = Sequence[Sequence[Cell]]
@@ -36,19 +36,20 @@ class Named:
 def score_matrices(sequence: SequenceFacts) -> str:
     """Maps of the scores in both views and of what was forgotten; the tables below them."""
     names = [task.task for task in sequence.upstream]
-    views = [("Score of each task as it was learnt (task view)", sequence.matrix["task"])]
+    views = {"task": "Score of each task as it was learnt (task view)"}
     if sequence.matrix["latest"] != sequence.matrix["task"]:
-        views.append(("The same with the newest queries and every adapter (latest view)", sequence.matrix["latest"]))
-    maps = [_triangle_map(f"{title}, %", names, rows, sequence, "{:.1f} %", full=100.0) for title, rows in views]
-    tables = [matrix_table(title, names, rows, sequence.skipped) for title, rows in views]
+        views["latest"] = "The same with the newest queries and every adapter (latest view)"
+    maps = [score_map(title, sequence, view) for view, title in views.items()]
+    tables = [matrix_table(title, sequence, view) for view, title in views.items()]
     if len(views) > 1:
         lost = sequence.forgetting("latest")
         caption = "Forgetting T<sub>F</sub> in the latest view (% of what was learnt above chance)"
-        maps.append(_triangle_map("Forgotten in the latest view, % of what was above chance", names, lost, sequence, "{:.1f} %"))
+        title = "Forgotten in the latest view, % of what was above chance"
+        maps.append(heat_map(_triangle_map(title, names, lost, sequence, "{:.1f} %")))
         tables.append(table(caption, *_triangle_table(names, lost, len(names) - 1, 100.0, sequence.skipped)))
     gap = "<p>· was not measured (sequence.evaluate_every); the last row and each task’s own score always are.</p>"
-    listed = folded("The scores as tables", side_by_side(tables))
-    return f"{side_by_side(map(heat_map, maps))}{gap if sequence.skipped else ''}{listed}"
+    listed = folded("The scores as tables", in_columns(tables))
+    return f"{in_columns(maps)}{gap if sequence.skipped else ''}{listed}"
 
 
 def rank_matrix(sequence: SequenceFacts) -> str:
@@ -63,11 +64,18 @@ def rank_matrix(sequence: SequenceFacts) -> str:
     return drawn + folded("Effective rank as a table", table(title, *body))
 
 
-def matrix_table(
-    caption: str, names: list[str], rows: tuple[tuple[Cell, ...], ...], skipped: Collection[tuple[int, int]] = ()
-) -> str:
-    """An accuracy matrix as a table: row = after which task, column = which task; `skipped` cells were not measured."""
-    return table(f"{escape(caption)} (score in %)", *_triangle_table(names, rows, len(names), 100.0, skipped))
+def score_map(title: str, sequence: SequenceFacts, view: str) -> str:
+    """The accuracy matrix of a view as a heat map."""
+    names = [task.task for task in sequence.upstream]
+    return heat_map(_triangle_map(f"{title}, %", names, sequence.matrix[view], sequence, "{:.1f} %", full=100.0))
+
+
+def matrix_table(caption: str, sequence: SequenceFacts, view: str) -> str:
+    """The same as a table: row = after which task, column = which task."""
+    names = [task.task for task in sequence.upstream]
+    return table(
+        f"{escape(caption)} (score in %)", *_triangle_table(names, sequence.matrix[view], len(names), 100.0, sequence.skipped)
+    )
 
 
 def _triangle_table(

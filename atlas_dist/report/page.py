@@ -12,7 +12,7 @@ from pathlib import Path
 from atlas_dist.report.facts import RunFacts, SequenceFacts, StageFacts, TaskFacts
 from atlas_dist.report.files import write_tables
 from atlas_dist.report.growth import growth_section, selection_section
-from atlas_dist.report.html import document, folded, side_by_side, table, wide
+from atlas_dist.report.html import document, folded, in_columns, table, wide
 from atlas_dist.report.matrices import alpha_matrices, score_matrices, similarity_matrix, without_matrix
 from atlas_dist.report.measures import SequenceMeasures
 from atlas_dist.report.overview import answer
@@ -84,7 +84,7 @@ def _sequence(sequence: SequenceFacts, number: int) -> str:
 
 def _experience(sequence: SequenceFacts) -> str:
     """What the tasks draw on, and whether that is worth anything to them."""
-    maps = side_by_side((alpha_matrices(sequence), without_matrix(sequence), similarity_matrix(sequence)))
+    maps = in_columns((alpha_matrices(sequence), without_matrix(sequence), similarity_matrix(sequence)))
     shown = f"<h3>What each task reads of the others</h3>{maps}" if maps else ""
     return shown + folded("Who reads whom", _lineage(sequence))
 
