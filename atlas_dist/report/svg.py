@@ -19,8 +19,8 @@ _W, _H, _LEFT, _TOP, _RIGHT, _BOTTOM, _LINE = 360, 180, 36, 8, 8, 24, 15
 
 
 def heat_cell(value: float | None, full: float, form: str, least: float = 0.0) -> str:
-    """A table cell whose background deepens from `least` to `full`, below zero in another colour; the number itself is always there
-    to read."""
+    """A table cell whose background deepens from `least` to `full`, below zero in another colour; the number is always
+    there to read."""
     if value is None:
         return "<td>–</td>"
     if value < 0 and least == 0:
