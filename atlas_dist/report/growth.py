@@ -8,13 +8,13 @@ from html import escape
 from statistics import fmean
 from typing import Any
 
-from atlas_dist.report.facts import SequenceFacts, TaskFacts
+from atlas_dist.report.facts import OWN, SequenceFacts, TaskFacts
 from atlas_dist.report.html import folded, table
 from atlas_dist.report.matrices import rank_matrix
 from atlas_dist.report.plot import PlotRow, plot
 from atlas_dist.report.svg import line_chart, round_top
 
-FORMS = {"experience": "experience alone", "own": "own adapter alone", "both": "experience and own adapter"}
+FORMS = {"experience": "experience alone", OWN: "own adapter alone", "both": "experience and own adapter"}
 """What a task may commit, as a result calls it and as a reader does."""
 
 
@@ -28,7 +28,8 @@ class Selection:
     """form -> score in percent on the samples that decided."""
     samples: int
     gain: Mapping[str, float] | None
-    """`mean`, `low`, `high` in points and `confidence`; None where nothing was compared."""
+    """What the best form with an adapter of its own has over experience alone: `mean`, `low`, `high` (the middle 95 %) in points,
+    `confidence` = how sure it is that this is worth an adapter; None where there was no experience."""
     grew: bool
 
     @property
@@ -37,20 +38,24 @@ class Selection:
         return FORMS.get(self.form, self.form)
 
     def certainty(self) -> str:
-        """By how much, and how sure that is; "" where it was not measured."""
+        """What its own adapter adds, and how sure that is; "" where it was not measured."""
         if self.gain is None or "mean" not in self.gain:
             return ""
-        told = f"{self.gain['mean']:+.1f} points"
+        told = f"an own adapter adds {self.gain['mean']:+.1f} points"
         if {"low", "high"} <= self.gain.keys():
-            sure = f", {_percent(self.gain['confidence'])} sure" if self.gain.get("confidence") else ""
-            told += f" ({self.gain['low']:+.1f} to {self.gain['high']:+.1f}{sure})"
-        return told
+            told += f" ({self.gain['low']:+.1f} to {self.gain['high']:+.1f})"
+        return told + (f", worth it with {_percent(self.gain['confidence'])} confidence" if "confidence" in self.gain else "")
+
+    def experience(self) -> str:
+        """What reading earlier adapters is worth to it; "" where it reads none or learnt no adapter to compare with."""
+        if self.form == OWN or not {self.form, OWN} <= self.scores.keys():
+            return ""
+        return f"{self.scores[self.form] - self.scores[OWN]:+.1f} points over its own adapter alone"
 
 
 def selections(tasks: Sequence[TaskFacts]) -> list[Selection]:
     """Of every task whose result says; [] where no method chose."""
-    found = [(task, task.metrics["selection"]) for task in tasks if task.metrics.get("selection")]
-    return [_selection(task, told) for task, told in found]
+    return [_selection(task, task.selection) for task in tasks if task.selection]
 
 
 def _selection(task: TaskFacts, told: Mapping[str, Any]) -> Selection:
@@ -80,15 +85,19 @@ def selection_section(sequence: SequenceFacts) -> str:
             text=each.told,
             low=each.gain.get("low") if each.gain else None,
             high=each.gain.get("high") if each.gain else None,
-            more="; ".join(part for part in (each.certainty(), _growth(each, each.task in beside)) if part),
+            more="; ".join(part for part in (each.experience(), each.certainty(), _growth(each, each.task in beside)) if part),
         )
         for each in found
     ]
     ends = [abs(value) for row in rows for value in (row.value, row.low, row.high) if value is not None]
     most = round_top(max(ends, default=0.0) or 1.0)
-    title = "What each task committed, and the points that it gained by it"
-    note = "The best on the samples that decide of experience alone, the task’s own adapter alone, and both."
-    return plot(title, rows, -most, most, note, unit="") + folded("As a table", _table(found))
+    title = "What each task committed, and the points that an adapter of its own adds to experience alone"
+    note = (
+        "Committed is the best, on the samples that decide, of experience alone, its own adapter alone, and both; "
+        "experience alone where an own adapter does not pay."
+    )
+    drawn = plot(title, rows, -most, most, note, unit="", spread="the middle 95 % of a bootstrap")
+    return drawn + folded("As a table", _table(found))
 
 
 def _growth(each: Selection, beside: bool) -> str:

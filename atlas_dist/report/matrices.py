@@ -166,7 +166,9 @@ def similarity_matrix(sequence: SequenceFacts) -> str:
     names = {stage.key: task.task for task in tasks for stage in task.stages}
     found = Named(
         {
-            task.task: {names.get(key, key[:12]): float(value) for key, value in task.metrics["similarity"].items()}
+            task.task: {
+                names.get(key, key[:12]): float(value) for key, value in task.metrics["similarity"].items() if value is not None
+            }
             for task in tasks
             if task.metrics.get("similarity")
         }

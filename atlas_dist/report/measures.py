@@ -24,9 +24,8 @@ from atlas_dist.core.metrics import (
     spread,
 )
 from atlas_dist.core.plan import Plan, SequenceJobs, TaskJobs
-from atlas_dist.core.results import EvalResult, TrainResult
+from atlas_dist.core.results import ADAPTER_FILE, EvalResult, TrainResult
 from atlas_dist.core.types import View
-from atlas_dist.report.facts import ADAPTER_FILE
 
 
 @dataclass(frozen=True)

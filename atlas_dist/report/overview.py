@@ -12,7 +12,7 @@ from statistics import fmean
 from atlas_dist.core.metrics import Spread, spread
 from atlas_dist.core.pace import duration
 from atlas_dist.core.types import View
-from atlas_dist.report.facts import Cell, RunFacts, SequenceFacts
+from atlas_dist.report.facts import OWN, Cell, RunFacts, SequenceFacts
 from atlas_dist.report.forecast import Compared
 from atlas_dist.report.growth import FORMS, bank_sizes, selections
 from atlas_dist.report.heatmap import thinned
@@ -205,7 +205,7 @@ def _growth(method: MethodScores) -> list[Figure]:
         found.append(("Bank", _count(most[-1], "adapter", "adapters"), told, ""))
     chosen = [each for s in method.sequences for each in selections((*s.upstream, *s.downstream)) if len(each.scores) > 1]
     if chosen:
-        helped = sum(each.form != "own" for each in chosen)
+        helped = sum(each.form != OWN for each in chosen)
         counted = Counter(each.told for each in chosen)
         order = [FORMS[form] for form in FORMS if counted[FORMS[form]]]
         told = ", ".join(f"{name} {counted[name]}" for name in (*order, *(n for n in counted if n not in order)))

@@ -142,7 +142,7 @@ def _lineage(sequence: SequenceFacts) -> str:
 
 
 def _curves(task: TaskFacts) -> str:
-    figures = "".join(_curve(s) for s in task.stages)
+    figures = "".join(_curve(s) for s in task.stages if s.curve or s.validation)
     return f'<h3>{escape(task.task)}</h3><div class="figures">{figures}</div>' if figures else ""
 
 

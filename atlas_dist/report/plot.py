@@ -32,8 +32,17 @@ class PlotRow:
     """Drawn as an outline: a task that stays out of the bank."""
 
 
-def plot(title: str, rows: Sequence[PlotRow], low: float, high: float, note: str = "", unit: str = " %") -> str:
-    """Rows on an axis from `low` to `high`; bars begin at 0. "" without a row. `note`: text below it."""
+def plot(
+    title: str,
+    rows: Sequence[PlotRow],
+    low: float,
+    high: float,
+    note: str = "",
+    unit: str = " %",
+    spread: str = "± standard deviation",
+) -> str:
+    """Rows on an axis from `low` to `high`; bars begin at 0. "" without a row. `note`: text below it; `spread`: what the lines
+    from `PlotRow.low` to `high` are."""
     if not rows:
         return ""
     span = (high - low) or 1.0
@@ -56,7 +65,7 @@ def plot(title: str, rows: Sequence[PlotRow], low: float, high: float, note: str
         )
     used = [kind for kind in MARKS if any(kind in row.marks for row in rows)]
     legend = "".join(f'<li><i class="mark {kind}"></i>{escape(MARKS[kind])}</li>' for kind in used)
-    legend += "<li><i class=reach></i>± s.d. or interval</li>" if any(row.low is not None for row in rows) else ""
+    legend += f"<li><i class=reach></i>{escape(spread)}</li>" if any(row.low is not None for row in rows) else ""
     axis = f"<span>{low:g}{unit}</span><span>{high:g}{unit}</span>"
     return (
         f'<div class="block plotted"><p class="caption">{escape(title)}</p><table class="plot"><tbody>{"".join(lines)}'

@@ -185,13 +185,45 @@ def test_what_each_task_committed_is_shown_with_its_certainty(plan: Plan, experi
     assert found["Bank"] == ("2 adapters", "for 3 tasks, 4 kB; 1 added none, for it did not pay")
     value, more = found["Experience helped"]
     assert (value, more) == ("2 of 3", "tasks; committed: experience alone 1, own adapter alone 1, experience and own adapter 1")
-    assert "+3.5 points (+1.2 to +5.8, 95 % sure); one adapter more in the bank" in page
-    assert "-0.5 points (-1.0 to +0.2, 90 % sure); no adapter added: the bank does not grow" in page
+    adds = "an own adapter adds +3.5 points (+1.2 to +5.8), worth it with 95 % confidence"
+    assert f"+3.5 points over its own adapter alone; {adds}; one adapter more in the bank" in page
+    adds = "an own adapter adds -0.5 points (-1.0 to +0.2), worth it with 90 % confidence"
+    assert f"-0.5 points over its own adapter alone; {adds}; no adapter added: the bank does not grow" in page
     assert "2 adapters for 3 tasks; without one of their own: c." in page
     assert "own adapter alone</td><td>20.0</td><td>40.0</td><td>39.0</td>" in page, "all scores, folded away as a table"
     (got,) = gather(plan, experienced).sequences
     assert bank_sizes(got) == [1, 2, 2]
     assert [each.form for each in selections(got.upstream)] == ["own", "both", "experience"]
+
+
+def test_a_job_of_its_own_may_have_chosen(plan: Plan, experienced: RunState) -> None:
+    """Then its metrics are the choice itself; that another candidate had an adapter does not make the bank grow."""
+    (jobs,) = plan.sequences
+    state = committed(plan)
+    for task in (*jobs.upstream, *jobs.downstream):
+        ref = experienced.jobs[task.final].committed
+        assert ref is not None
+        flat = {**ref.metrics["selection"], **{name: ref.metrics[name] for name in ("sees", "similarity") if name in ref.metrics}}
+        files = [blob.name for blob in ref.blobs]
+        state = told(state, task.final, flat, files)
+    state = told(state, jobs.upstream[2].stages[0], {}, ["adapter.safetensors"])
+    (nested,), (got,) = gather(plan, experienced).sequences, gather(plan, state).sequences
+    assert selections(got.upstream) == selections(nested.upstream)
+    assert bank_sizes(got) == [1, 2, 2]
+    assert figures(page_of(plan, state)) == figures(page_of(plan, experienced))
+
+
+def test_a_job_that_only_chose_has_the_score_of_its_choice(plan: Plan) -> None:
+    key = plan.sequences[0].upstream[1].final
+    state = committed(plan)
+    ref = state.jobs[key].committed
+    assert ref is not None
+    chose = replace(ref, metrics={"form": "both", "scores": {"both": 73.5, "own": 70.0}, "samples": 12, "world": 2})
+    state = replace(state, jobs={**state.jobs, key: replace(state.jobs[key], committed=chose)})
+    assert gather(plan, state).sequences[0].upstream[1].stages[-1].score == 73.5
+    page = page_of(plan, state)
+    assert "nan" not in figures(page)["Average score, %"][0]
+    assert "nan %" not in page
 
 
 def test_similarity_is_a_map_by_the_tasks_names(plan: Plan, experienced: RunState) -> None:
@@ -250,6 +282,12 @@ def test_coefficients_below_zero_have_a_colour_of_their_own(plan: Plan) -> None:
     assert f'<td class="below" style="--share:1.00" tabindex="0" aria-label="{sentence}">-0.38</td>' in page
     assert '<i class="both"></i>' in page
     assert "b reads the adapter of a at L0.aftattn: α -0.500 ± 0.125 over samples" in page
+    chosen = {**facts.sequences[0].upstream[1].metrics, "selection": {"form": "own", "scores": {}}}
+    (got,) = with_alpha(facts, reuse).sequences
+    task = got.upstream[1]
+    alone = replace(task, stages=(*task.stages[:-1], replace(task.stages[-1], metrics=chosen)))
+    assert task.reuse()["a"] == -0.375
+    assert alone.reuse() == {}, "what is committed reads no adapter but its own"
     positive = {"L0.aftattn": {"mean": [0.5, 0.25]}}
     page = render(with_alpha(facts, positive), (), measured)
     assert 'aria-label="b reads the adapter of a with coefficient α 0.500 on average"' in page, "an older result has no spread"
