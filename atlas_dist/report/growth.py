@@ -102,7 +102,7 @@ def selection_section(sequence: SequenceFacts) -> str:
 
 def _growth(each: Selection, beside: bool) -> str:
     """Downstream tasks stay out of the bank whatever they commit."""
-    return "" if beside else "one adapter more in the bank" if each.grew else "no adapter added: the bank does not grow"
+    return "" if beside or each.grew else "no adapter added: the bank does not grow"
 
 
 def _table(found: Sequence[Selection]) -> str:

@@ -186,7 +186,7 @@ def test_what_each_task_committed_is_shown_with_its_certainty(plan: Plan, experi
     value, more = found["Experience helped"]
     assert (value, more) == ("2 of 3", "tasks; committed: experience alone 1, own adapter alone 1, experience and own adapter 1")
     adds = "an own adapter adds +3.5 points (+1.2 to +5.8), worth it with 95 % confidence"
-    assert f"+3.5 points over its own adapter alone; {adds}; one adapter more in the bank" in page
+    assert f"+3.5 points over its own adapter alone; {adds}</small>" in page
     adds = "an own adapter adds -0.5 points (-1.0 to +0.2), worth it with 90 % confidence"
     assert f"-0.5 points over its own adapter alone; {adds}; no adapter added: the bank does not grow" in page
     assert "2 adapters for 3 tasks; without one of their own: c." in page
