@@ -8,12 +8,11 @@ import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from atlas_dist.config import ClusterConfig, Precision, RunConfig
-from atlas_dist.coordinator.preflight_cluster import NodeResources, has_labels
+from atlas_dist.config import Precision, RunConfig
 from atlas_dist.core.manifest import ShardManifest
 from atlas_dist.core.plan import Plan
 from atlas_dist.core.sampling import WINDOW_BYTES
-from atlas_dist.core.types import Work, WorkerGroupSpec
+from atlas_dist.core.types import Work
 from atlas_dist.data.manifest import read_manifest
 from atlas_dist.errors import AuthError, ConfigError, DataError, StoreError
 from atlas_dist.model.flops import cpu_multiplies_bf16
@@ -62,10 +61,11 @@ def check_compiler_here(config: RunConfig) -> None:
     """`train.compile` on this machine needs a compiler. What a cluster's nodes have is looked at there. Raises ConfigError."""
     on_gpu = bool(config.cluster.gpus_per_worker)
     if config.train.compile and config.cluster.address == LOCAL and not compiler(cpp=not on_gpu):
-        raise _no_compiler(["this machine"], on_gpu=on_gpu)
+        raise no_compiler(["this machine"], on_gpu=on_gpu)
 
 
-def _no_compiler(where: Sequence[str], *, on_gpu: bool) -> ConfigError:
+def no_compiler(where: Sequence[str], *, on_gpu: bool) -> ConfigError:
+    """What to say where `train.compile` finds no compiler."""
     kind, package = ("C", "gcc") if on_gpu else ("C++", "g++")
     return ConfigError(
         f"train.compile=true needs a {kind} compiler, and there is none on {', '.join(where)}.",
@@ -126,13 +126,6 @@ def slow_products(config: RunConfig) -> str:
     if not on_cpus_here or config.train.precision is not Precision.BF16 or cpu_multiplies_bf16() is not False:
         return ""
     return "This CPU cannot multiply in bfloat16: it takes many times as long as in float32. Set train.precision=fp32."
-
-
-def workers_that_fit(nodes: Sequence[NodeResources], config: ClusterConfig, group: WorkerGroupSpec, taken: int = 0) -> int:
-    """For how many of the worker group's workers the nodes have room, beside `taken` workers of other worker groups; at most for
-    all of them. What other programs of the cluster use is not known here."""
-    held = sum(node.holds(config) for node in nodes if has_labels(node.labels, group.labels))
-    return max(0, min(group.workers, held - taken))
 
 
 def _training_splits(plan: Plan, shards: ObjectStore) -> Iterator[tuple[str, ShardManifest]]:

@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 from atlas_dist.config import ClusterConfig
-from atlas_dist.coordinator.preflight import _no_compiler, new_probe_id
+from atlas_dist.coordinator.preflight import new_probe_id, no_compiler
 from atlas_dist.core.types import WorkerGroupSpec
 from atlas_dist.errors import ConfigError, StoreError
 from atlas_dist.packages import driver_too_old
@@ -105,6 +105,13 @@ def _place(group: WorkerGroupSpec, nodes: Sequence[NodeResources], left: list[in
     )
 
 
+def workers_that_fit(nodes: Sequence[NodeResources], config: ClusterConfig, group: WorkerGroupSpec, taken: int = 0) -> int:
+    """For how many of the worker group's workers the nodes have room, beside `taken` workers of other worker groups; at most for
+    all of them. What other programs of the cluster use is not known here."""
+    held = sum(node.holds(config) for node in nodes if has_labels(node.labels, group.labels))
+    return max(0, min(group.workers, held - taken))
+
+
 def has_labels(labels: Mapping[str, str], wanted: Mapping[str, str]) -> bool:
     """Whether a node satisfies a selector (`PoolConfig.labels`); a label that a node lacks is not any value."""
     return all(_one_of(labels.get(key), value) for key, value in wanted.items())
@@ -159,7 +166,7 @@ def check_nodes(reports: Iterable[NodeReport], here: NodeReport, *, gpus: bool =
         )
     lacking = [report.name for report in reports if compiles and not (report.compiles_c if gpus else report.compiles_cpp)]
     if lacking:
-        raise _no_compiler(lacking, on_gpu=gpus)
+        raise no_compiler(lacking, on_gpu=gpus)
     mine = dict(here.versions)
     other = [
         f"{report.name} has {name} {have or 'not at all'}, the driver {mine[name]}"

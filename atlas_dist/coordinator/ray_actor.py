@@ -14,7 +14,7 @@ import ray
 from atlas_dist.config import RunConfig
 from atlas_dist.coordinator.dispatch import AttemptProgress
 from atlas_dist.coordinator.pool import Lease, PoolDispatcher
-from atlas_dist.coordinator.preflight import workers_that_fit
+from atlas_dist.coordinator.preflight_cluster import workers_that_fit
 from atlas_dist.coordinator.ray_metrics import RunMetrics
 from atlas_dist.coordinator.ray_probe import draining, node_resources, nodes_of, stands
 from atlas_dist.coordinator.service import RunService, Snapshot

@@ -21,9 +21,16 @@ from atlas_dist.coordinator.preflight import (
     check_shards,
     check_store,
     slow_products,
+)
+from atlas_dist.coordinator.preflight_cluster import (
+    NodeReport,
+    NodeResources,
+    check_nodes,
+    check_resources,
+    has_labels,
+    token,
     workers_that_fit,
 )
-from atlas_dist.coordinator.preflight_cluster import NodeReport, NodeResources, check_nodes, check_resources, has_labels, token
 from atlas_dist.core.manifest import ShardInfo, ShardManifest
 from atlas_dist.core.types import TaskKind, WorkerGroupSpec
 from atlas_dist.errors import ConfigError, DataError, StoreError
