@@ -231,7 +231,7 @@ DRIVER = (
 
 
 @pytest.mark.parametrize(
-    ("driver", "cuda", "least"),
+    ("driver", "cuda", "needed"),
     [
         ("580.65.06", "13.0", 0),
         ("575.57.08", "13.0", 580),
@@ -242,18 +242,16 @@ DRIVER = (
         ("575.57.08", "", 0),
     ],
 )
-def test_a_driver_that_is_too_old_for_torchs_cuda_is_refused(driver: str, cuda: str, min_workers: int, tmp_path: Path) -> None:
+def test_a_driver_that_is_too_old_for_torchs_cuda_is_refused(driver: str, cuda: str, needed: int, tmp_path: Path) -> None:
     file = tmp_path / "version"
     if driver:
         file.write_text(DRIVER.format(driver))
     assert nvidia_driver(file) == driver
-    assert driver_too_old(driver, cuda) == min_workers
+    assert driver_too_old(driver, cuda) == needed
     report = NodeReport("n1", versions=HERE.versions, driver=nvidia_driver(file), cuda=cuda)
     check_nodes([report], HERE)  # workers on CPUs do not care
-    if min_workers:
-        with pytest.raises(
-            ConfigError, match=f"CUDA {cuda}, which needs NVIDIA's driver {min_workers} or newer; n1 has {driver}"
-        ):
+    if needed:
+        with pytest.raises(ConfigError, match=f"CUDA {cuda}, which needs NVIDIA's driver {needed} or newer; n1 has {driver}"):
             check_nodes([report], HERE, gpus=True)
     else:
         check_nodes([report], HERE, gpus=True)
