@@ -14,12 +14,15 @@ from rich.status import Status
 
 from atlas_dist.cli.words import duration
 from atlas_dist.coordinator.dispatch import AttemptProgress
+from atlas_dist.coordinator.pool import Waiting
 from atlas_dist.coordinator.service import Decision, Snapshot
 from atlas_dist.core.pace import seconds_left
 from atlas_dist.core.plan import Plan
 from atlas_dist.logs import LogFormat, log_fields
 
 PLAIN_EVERY_S = 5.0
+WAITING_FIRST_S, WAITING_MOST_S = 10.0, 600.0
+"""When a pool's waiting is told of first, and the longest silence about it, in seconds."""
 _REMEMBERED = 120
 """Reports of an attempt, about a minute of them, that its pace is judged by."""
 
@@ -47,6 +50,35 @@ class _Paces:
         return seconds_left(seen, progress.total)
 
 
+class _WaitingForRoom:
+    """What is said of pools that wait for nodes: soon after it begins, then ever more rarely, at most every ten minutes."""
+
+    def __init__(self) -> None:
+        self.due: dict[str, float] = {}
+        """Pool -> after how many seconds of waiting it is told again."""
+
+    def news(self, snapshot: Snapshot) -> list[str]:
+        """What is due to be told now."""
+        told = []
+        waiting = {each.pool: each for each in snapshot.waiting}
+        self.due = {pool: due for pool, due in self.due.items() if pool in waiting}
+        for pool, each in waiting.items():
+            if each.since_s < self.due.setdefault(pool, WAITING_FIRST_S):
+                continue
+            self.due[pool] = each.since_s + min(each.since_s, WAITING_MOST_S)
+            told.append(waits(each))
+        return told
+
+
+def waits(waiting: Waiting) -> str:
+    """`waiting for room: 3 log_fields 8 workers, since 88 s`, with the pool's name where that is not the only one's, and why."""
+    pool = "" if waiting.pool == "main" else f"pool {waiting.pool} "
+    short = waiting.fits is not None and waiting.fits < waiting.required_workers
+    what = f"waiting for room: {waiting.fits} of {waiting.workers} workers" if short else f"starting {waiting.workers} workers"
+    why = f" ({waiting.why})" if waiting.why else ""
+    return f"{pool}{what}, since {duration(waiting.since_s)}{why}"
+
+
 class ProgressDisplay(Protocol):
     """Call it with every snapshot. A context manager, because a live line must be taken down."""
 
@@ -68,6 +100,7 @@ class Watcher:
         self.live: Status | None = None
         self.attempts: dict[str, str] = {}
         self.paces = _Paces()
+        self.room = _WaitingForRoom()
 
     def __enter__(self) -> Watcher:
         if self.console.is_terminal and not self.quiet:
@@ -90,10 +123,13 @@ class Watcher:
         self.attempts |= snapshot.status.running
         lines = [self._progress(p) for p in snapshot.progress.values()]
         head = f"{snapshot.status.committed}/{snapshot.status.total} jobs"
-        text = f"{head}  " + ("; ".join(lines) if lines else "starting")
+        text = f"{head}  " + ("; ".join(lines) or "starting")
         if self.live is not None:
-            self.live.update(text)
-        elif text != self.last_text and lines and time.monotonic() - self.last_plain >= PLAIN_EVERY_S:
+            self.live.update("; ".join([text, *map(waits, snapshot.waiting)]))
+            return
+        for news in self.room.news(snapshot):
+            self._print(news)
+        if text != self.last_text and lines and time.monotonic() - self.last_plain >= PLAIN_EVERY_S:
             self.last_plain, self.last_text = time.monotonic(), text
             self._print(text)
 
@@ -124,6 +160,7 @@ class Recorder:
         self.paces = _Paces()
         self.told: dict[str, tuple[float, int]] = {}
         """Attempt -> when it was told of last, and at which step it was."""
+        self.room = _WaitingForRoom()
 
     def __enter__(self) -> Recorder:
         return self
@@ -139,6 +176,8 @@ class Recorder:
             log.log(decision.level, "%s", decision.words(self.plan), extra=log_fields(**decision.as_fields(self.plan)))
         if snapshot.status is None:
             return
+        for news in self.room.news(snapshot):
+            log.info("%s", news)
         jobs = {"committed": snapshot.status.committed, "jobs": snapshot.status.total}
         now = time.monotonic()
         for attempt, progress in snapshot.progress.items():

@@ -7,11 +7,13 @@ import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import yaml
 from rich.console import Console
 
 from atlas_dist.choices import groups
+from atlas_dist.cli.driver_log import kept_driver_log
 from atlas_dist.cli.words import ComposedRun, compose_run, hush, no_such_run, report_folder, spoken
 from atlas_dist.compose import compose_config
 from atlas_dist.config import ReferencesConfig, RunConfig
@@ -27,12 +29,20 @@ log = logging.getLogger(__name__)
 
 def run_experiment(overrides: Sequence[str], console: Console, *, quiet: bool = False, many: bool = False) -> None:
     """Plan, run, report. Raises whatever ended the run."""
-    began = time.monotonic()
     composed_run = compose_run(overrides, many=many)
     hush()
+    with kept_driver_log(composed_run.config):
+        _run_and_report(composed_run, console, quiet=quiet)
+
+
+def _run_and_report(composed_run: ComposedRun, console: Console, *, quiet: bool) -> None:
+    from atlas_dist.coordinator.preflight import check_place
+
+    began = time.monotonic()
     config = composed_run.config
     recorded = config.log.format is LogFormat.JSON
     console = spoken(config, console)
+    check_place(config, Path.cwd())  # before the shards are looked for: in a folder of Ray's own there are none
     plan = composed_run.plan()
     learnt = learn(composed_run, plan, console, quiet=quiet)
     facts = _report(composed_run, plan, Console(quiet=True) if recorded else console)
