@@ -29,7 +29,7 @@ def test_a_file_of_a_group_holds_only_what_differs_from_what_is_declared(group: 
     declared = dict(flattened(RunConfig().model_dump(mode="json")[group]))
     for choice in groups()[group]:
         given = dict(flattened(yaml.safe_load(choice_file(group, choice).read_text()) or {}))
-        assert {key for key, value in given.items() if declared[key] == value} == set(), choice
+        assert {key for key, value in given.items() if declared.get(key) == value} == set(), choice
 
 
 def test_the_budget_of_a_run_is_declared_once() -> None:
