@@ -26,12 +26,10 @@ REQUIRED = {
     "hydra": "hydra-core",
     "boto3": "boto3",
     "pydantic": "pydantic",
-    "torchmetrics": "torchmetrics",
     "google_crc32c": "google-crc32c",
     "simplejpeg": "simplejpeg",
     "PIL": "pillow",
     "numpy": "numpy",
-    "matplotlib": "matplotlib",
     "rich": "rich",
     "typer": "typer",
 }

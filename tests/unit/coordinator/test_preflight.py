@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import tomllib
@@ -287,6 +288,12 @@ def test_what_is_required_is_what_pyproject_installs() -> None:
     names = {d.partition(">")[0].partition("=")[0].partition("[")[0].strip() for d in project["dependencies"]}
     assert set(packages.REQUIRED.values()) == names
     assert packages.missing() == []
+
+
+def test_nothing_is_required_that_nothing_imports() -> None:
+    text = "\n".join(path.read_text() for path in (ROOT / "atlas_dist").rglob("*.py"))
+    imported = set(re.findall(r"^ *(?:import|from) (\w+)", text, re.MULTILINE))
+    assert packages.REQUIRED.keys() <= imported
 
 
 def test_an_image_without_a_package_is_told_which_in_one_line() -> None:
