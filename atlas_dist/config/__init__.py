@@ -16,7 +16,7 @@ from atlas_dist.config.groups import (
     TaskConfig,
     TrainConfig,
 )
-from atlas_dist.config.judge import check_rows, keys_at, load_config
+from atlas_dist.config.judge import check_rows, keys_at, load_config, takes_text
 from atlas_dist.config.run import RunConfig
 
 __all__ = [
@@ -34,4 +34,5 @@ __all__ = [
     "check_rows",
     "keys_at",
     "load_config",
+    "takes_text",
 ]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Mapping
-from typing import Any
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -73,7 +74,34 @@ def _explain(error: Any, tree: Mapping[str, Any]) -> str:
         hint = f"did you mean {near[0]}? " if near else ""
         return f"{where}: there is no such key; {hint}valid here: {', '.join(valid)}."
     shown = "" if isinstance(value, Mapping) else f" (it is {value!r})"
+    if error["type"] == "string_type" and isinstance(value, bool | int | float):
+        return f"{where}: a text is needed, and {value!r} is none: write it in quotes where it is meant as one."
     return f"{where or 'configuration'}: {error['msg'].removeprefix('Value error, ')}{shown}."
+
+
+def takes_text(key: str) -> bool:
+    """Whether the setting `key`, such as `store.url` or `tasks.x.data.dataset`, is a text: then whatever stands behind its `=`
+    is one."""
+    declared: Any = RunConfig
+    for part in key.split("."):
+        if get_origin(declared) is dict:
+            declared = get_args(declared)[1]
+        elif isinstance(declared, type) and issubclass(declared, BaseModel) and part in declared.model_fields:
+            declared = declared.model_fields[part].annotation
+        else:
+            return False
+        declared = _bare(declared)
+    return declared is str
+
+
+def _bare(declared: Any) -> Any:
+    """A type without what is annotated to it, and without None beside it."""
+    if get_origin(declared) is Annotated:
+        return _bare(get_args(declared)[0])
+    if get_origin(declared) in (Union, UnionType):
+        kinds = [kind for kind in get_args(declared) if kind is not type(None)]
+        return _bare(kinds[0]) if len(kinds) == 1 else declared
+    return declared
 
 
 def keys_at(location: tuple[Any, ...]) -> set[str]:

@@ -103,9 +103,11 @@ HEADS: dict[str, Callable[[ViltConfig], Any]] = {
 @pytest.mark.parametrize("kind", HEADS)
 def test_the_head_of_a_task_is_left_on_the_shelf(kind: str, small: Backbone, tmp_path: Path) -> None:
     """The paper's trunk is published with one."""
-    model = HEADS[kind](small.model.config)
-    model.vilt.load_state_dict(small.model.state_dict())
-    assert loaded(saved(tmp_path, model)).digest == small.digest
+    model = HEADS[kind](ViltConfig(**small.model.config.to_dict() | {"num_images": 2}))
+    model.vilt.load_state_dict(small.model.state_dict(), strict=False)  # models of pairs have a third kind of token of their own
+    weights = loaded(saved(tmp_path, model)).model.state_dict()
+    assert weights.keys() == small.model.state_dict().keys()
+    assert all(torch.equal(value, weights[name]) for name, value in small.model.state_dict().items())
 
 
 def test_what_is_no_head_is_still_refused(small: Backbone, tmp_path: Path) -> None:
