@@ -12,14 +12,18 @@ import yaml
 from rich.console import Console
 
 from atlas_dist.choices import groups
+from atlas_dist.cli.terminal import output_may_be_lost
 from atlas_dist.cli.words import Asked, asked, hush, no_such_run, open_run_store, report_folder, spoken
 from atlas_dist.compose import compose_config
 from atlas_dist.config import ReferencesConfig, RunConfig
 from atlas_dist.core.ledger import RunState
 from atlas_dist.core.plan import Plan
+from atlas_dist.errors import StoreError
 from atlas_dist.logs import LogFormat, of
 from atlas_dist.redact import redact_json
 from atlas_dist.report.facts import RunFacts, gather, of_row
+from atlas_dist.report.measures import Row
+from atlas_dist.store.places import can_be_written
 
 log = logging.getLogger(__name__)
 
@@ -33,6 +37,7 @@ def run_experiment(overrides: Sequence[str], console: Console, *, quiet: bool = 
     recorded = config.log.format is LogFormat.JSON
     console = spoken(config, console)
     plan = asked_for.plan()
+    _warn_of_report_folder(config, console)
     learnt = learn(asked_for, plan, console, quiet=quiet)
     facts = _report(asked_for, plan, Console(quiet=True) if recorded else console)
     if recorded:  # a log of records has no place for tables
@@ -82,7 +87,8 @@ def learn(asked_for: Asked, plan: Plan, console: Console, *, quiet: bool = False
     with Beside(teller, config.track.every_s), watcher(plan, console, config.log.format, quiet=quiet) as view:
 
         def see(snapshot: Snapshot) -> None:
-            view(snapshot)
+            with output_may_be_lost():
+                view(snapshot)
             teller.leads = snapshot.status is not None and snapshot.status.role is Role.LEADER
 
         drive(config, plan, asked_for.specification(), see)
@@ -160,8 +166,7 @@ def _report(asked_for: Asked, plan: Plan, console: Console) -> RunFacts:
     """Everything that is known, as a page, tables and lines; of a sweep also a page a row."""
     from atlas_dist.coordinator import paths
     from atlas_dist.coordinator.status import load_run
-    from atlas_dist.report.comparison import show_comparison, write_comparison
-    from atlas_dist.report.console import show
+    from atlas_dist.report.comparison import write_comparison
     from atlas_dist.report.forecast import compared, recall
     from atlas_dist.report.measures import compare, measure, notes
     from atlas_dist.report.page import write_report
@@ -177,23 +182,55 @@ def _report(asked_for: Asked, plan: Plan, console: Console) -> RunFacts:
     )
     folder = report_folder(config)
     about = notes(plan, state)
-    page = write_report(facts, folder, about)
-    places = [("bank  ", store.url), ("report", str(page))]
+    places = [("bank  ", store.url)]
     rows = compare(measure(plan, state))
-    if asked_for.swept:
-        for row in asked_for.rows:
+    failed: OSError | None = None
+    try:
+        places.append(("report", str(write_report(facts, folder, about))))
+        for row in asked_for.rows if asked_for.swept else ():
             write_report(of_row(facts, plan, row), folder / row)
+        if asked_for.swept or config.compare:
+            places.append(("table ", str(write_comparison(rows, folder))))
+    except OSError as error:  # what was learnt is shown all the same
+        failed = error
+    _show_results(asked_for, facts, rows, about, places, console)
+    if failed is not None:
+        raise StoreError(
+            f"The report can't be written to {folder}: {failed}.",
+            fix="All that was learnt is in the store: set report to a folder that can be written; `atlas-dist report` writes it.",
+        )
+    return facts
+
+
+def _show_results(
+    asked_for: Asked,
+    facts: RunFacts,
+    rows: Sequence[Row],
+    about: Sequence[str],
+    places: Sequence[tuple[str, str]],
+    console: Console,
+) -> None:
+    from atlas_dist.report.comparison import show_comparison
+    from atlas_dist.report.console import show
+
+    config = asked_for.config
     if asked_for.swept or config.compare:
-        places.append(("table ", str(write_comparison(rows, folder))))
         show_comparison(rows, console, title="Rows of the sweep" if asked_for.swept else "Methods on the same tasks")
         show(replace(facts, sequences=()), console, places)
-        return facts
+        return
     show(facts, console, places)
     if about or config.references != ReferencesConfig():
         show_comparison(rows, console)
     for note in about:
         console.print(note, markup=False, soft_wrap=True)
-    return facts
+
+
+def _warn_of_report_folder(config: RunConfig, console: Console) -> None:
+    """Say before hours of learning that its report will have no place."""
+    folder = report_folder(config)
+    if not can_be_written(folder):
+        text = f"report={folder} can't be written: the run goes on, and `atlas-dist report` can write to another folder later."
+        console.print(text, markup=False, soft_wrap=True)
 
 
 def _say_where_time_went(facts: RunFacts, wall: float, console: Console) -> None:

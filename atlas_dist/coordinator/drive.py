@@ -1,12 +1,11 @@
 """Run a plan from the driver: cluster up, coordinator and pool started, watched to the end, taken down again.
 
-The driver owns everything and decides nothing. Ctrl-C asks the coordinator to stop: workers save a checkpoint, the ledger notes
-it, and the same command goes on from there; a second Ctrl-C does not wait.
+The driver owns everything and decides nothing. Ctrl-C (or SIGTERM, a closed terminal: `stop_signals.py`) asks the coordinator to
+stop: workers save a checkpoint, the ledger notes it, and the same command goes on from there; a second Ctrl-C does not wait.
 """
 
 from __future__ import annotations
 
-import signal
 import threading
 import time
 import uuid
@@ -21,7 +20,8 @@ from atlas_dist.config import RunConfig
 from atlas_dist.coordinator.preflight import LOCAL
 from atlas_dist.coordinator.ray_dispatch import CoordinatorActor, PoolRunner, cluster
 from atlas_dist.coordinator.ray_probe import look_around
-from atlas_dist.coordinator.service import Snapshot
+from atlas_dist.coordinator.service import FAREWELL_S, Snapshot
+from atlas_dist.coordinator.stop_signals import StopSignals
 from atlas_dist.core.plan import Plan
 from atlas_dist.errors import Paused, TrainingError
 
@@ -40,8 +40,23 @@ def drive(config: RunConfig, plan: Plan, spec: Mapping[str, Any], watch: Watch) 
         Paused: somebody asked it to stop.
         TrainingError, StoreError, FencedError: as the coordinator ended; TrainingError also when its process was killed.
     """
+    with StopSignals() as signals:
+        try:
+            last = _driven(config, plan, spec, watch, signals)
+        except KeyboardInterrupt:
+            if signals.hurried:
+                raise
+            raise _stopped(config) from None  # before there was anybody to stop
+    if last.error is not None:
+        raise last.error
+    if last.status is None or not last.status.done:
+        raise _stopped(config)
+    return last
+
+
+def _driven(config: RunConfig, plan: Plan, spec: Mapping[str, Any], watch: Watch, signals: StopSignals) -> Snapshot:
     with cluster(config.cluster, config.gangs):
-        _hear_signals()  # after Ray has set its own
+        signals.hear()  # again: Ray has set its own
         if config.cluster.address != LOCAL:
             look_around(config)
         actor = CoordinatorActor.options(**_beside_driver(config.run)).remote(config, plan, spec)  # type: ignore[attr-defined]
@@ -49,23 +64,25 @@ def drive(config: RunConfig, plan: Plan, spec: Mapping[str, Any], watch: Watch) 
         threads = [threading.Thread(target=runner.run, name=runner.gang.name, daemon=True) for runner in runners]
         for thread in threads:
             thread.start()
+        followed = _Followed(actor, runners, watch)
         try:
-            last = _follow(actor, runners, watch)
+            last = followed.to_the_end()
         except KeyboardInterrupt:
-            last = _stop(actor, runners, watch)
+            ray.get(actor.stop.remote())
+            last = followed.to_the_end(FAREWELL_S + GO_HOME_S / 2)
         except RayActorError as error:
             raise TrainingError(
                 f"The coordinator of run {config.run} died: {str(error).splitlines()[0]}",
                 fix="Nothing recorded is lost: the same command goes on from there.",
             ) from error
-        until = time.monotonic() + GO_HOME_S
+        until = time.monotonic() + (GO_HOME_S if last.over else 0.0)
         for thread in threads:
             thread.join(max(0.0, until - time.monotonic()))
-    if last.error is not None:
-        raise last.error
-    if last.status is None or not last.status.done:
-        raise Paused(f"Run {config.run} was stopped; nothing learnt is lost.", fix="The same command goes on from there.")
     return last
+
+
+def _stopped(config: RunConfig) -> Paused:
+    return Paused(f"Run {config.run} was stopped; nothing learnt is lost.", fix="The same command goes on from there.")
 
 
 def _beside_driver(run: str) -> dict[str, Any]:
@@ -76,34 +93,24 @@ def _beside_driver(run: str) -> dict[str, Any]:
     return {"name": f"coordinator-{run}-{uuid.uuid4().hex[:8]}", "scheduling_strategy": strategy}
 
 
-def _hear_signals() -> None:
-    """Ctrl-C and SIGTERM (`ray job stop`, a pod's end) both ask for an orderly stop, also where a shell started us deaf to
-    Ctrl-C."""
+class _Followed:
+    """The run as the driver sees it: each decision is shown once, before and after it was told to stop."""
 
-    def stop(_number: int, _frame: object) -> None:
-        raise KeyboardInterrupt
+    def __init__(self, actor: Any, runners: Sequence[PoolRunner], watch: Watch) -> None:
+        self.actor, self.runners, self.watch = actor, runners, watch
+        self.seen = 0
 
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGINT, stop)
-        signal.signal(signal.SIGTERM, stop)
-
-
-def _follow(actor: Any, runners: Sequence[PoolRunner], watch: Watch) -> Snapshot:
-    """Look until the coordinator has ended, or the pool can't go on."""
-    seen = 0
-    while True:
-        snapshot: Snapshot = ray.get(actor.snapshot.remote(seen))
-        seen += len(snapshot.decisions)
-        watch(snapshot)
-        if snapshot.over:
-            return snapshot
-        broken = next((runner.error for runner in runners if runner.error is not None), None)
-        if broken is not None:
-            ray.get(actor.stop.remote())
-            raise broken
-        time.sleep(LOOK_EVERY_S)
-
-
-def _stop(actor: Any, runners: Sequence[PoolRunner], watch: Watch) -> Snapshot:
-    ray.get(actor.stop.remote())
-    return _follow(actor, runners, watch)
+    def to_the_end(self, at_most_s: float = float("inf")) -> Snapshot:
+        """Look until the coordinator has ended (one that waits for its store may take long), the pool can't go on, or time is up."""
+        until = time.monotonic() + at_most_s
+        while True:
+            snapshot: Snapshot = ray.get(self.actor.snapshot.remote(self.seen))
+            self.seen += len(snapshot.decisions)
+            self.watch(snapshot)
+            if snapshot.over or time.monotonic() > until:
+                return snapshot
+            broken = next((runner.error for runner in self.runners if runner.error is not None), None)
+            if broken is not None:
+                ray.get(self.actor.stop.remote())
+                raise broken
+            time.sleep(LOOK_EVERY_S)

@@ -33,9 +33,11 @@ from atlas_dist.config import ClusterConfig, Isolation, RunConfig
 from atlas_dist.coordinator.dispatch import Progress
 from atlas_dist.coordinator.pool import Lease, PoolDispatcher
 from atlas_dist.coordinator.preflight import check_room
+from atlas_dist.coordinator.ray_home import ray_home
 from atlas_dist.coordinator.ray_metrics import RunMetrics
 from atlas_dist.coordinator.ray_probe import draining, nodes_of, rooms
 from atlas_dist.coordinator.service import RunService, Snapshot
+from atlas_dist.coordinator.stop_signals import deaf_children
 from atlas_dist.core.plan import Plan
 from atlas_dist.core.types import Failure, Gang
 from atlas_dist.errors import AtlasError, ConfigError, TrainingError
@@ -48,6 +50,8 @@ DRAIN_LOOK_S = 2.0
 FIT_TRIES = 5
 """Times a pool's trainer is started again after its controller died; restarts of workers alone are Ray Train's and not
 counted."""
+
+LOCAL_ADVICE = "Is this machine overloaded, or the disk of its /tmp full? RAY_TMPDIR names another short folder to Ray."
 
 _WORKER_ENV = {
     "DS_ACCELERATOR": "cpu",
@@ -77,6 +81,8 @@ def cluster(config: ClusterConfig, gangs: Sequence[Gang]) -> Iterator[None]:
     if config.address == "local":
         needed = max(1, round(workers * config.cpus_per_worker + 0.499))
         options |= {"address": "local", "include_dashboard": config.dashboard, "num_cpus": max(needed, os.cpu_count() or 1)}
+        home = ray_home(os.environ)
+        options |= {"_temp_dir": home} if home else {}
     else:
         options |= {"address": config.address}
     _connect(config, options)
@@ -92,13 +98,14 @@ def _connect(config: ClusterConfig, options: dict[str, Any]) -> None:
     tries = 2 if config.address == "local" else 1
     for remaining in reversed(range(tries)):
         try:
-            ray.init(**options)
+            with deaf_children():
+                ray.init(**options)
             return
         except Exception as error:  # Ray raises bare Exceptions here
             ray.shutdown()
             if not remaining:
                 first = str(error).splitlines()[0] if str(error) else type(error).__name__
-                advice = {"local": "Is this machine overloaded, or its /tmp full?"}.get(config.address, "Is the cluster up?")
+                advice = {"local": LOCAL_ADVICE}.get(config.address, "Is the cluster up?")
                 raise ConfigError(f"cluster.address={config.address}: Ray does not start: {first}", fix=advice) from error
 
 

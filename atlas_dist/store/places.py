@@ -6,6 +6,7 @@ else, drops or stumbles over. A store in another place than its user meant is wo
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,6 +85,13 @@ def absolute_url(url: str, folder: Path) -> str:
 def file_url(path: Path) -> str:
     """`file:///…` of an absolute path, such that `parse_url` finds it again."""
     return f"file://{str(path).replace('%', '%25')}"
+
+
+def can_be_written(folder: Path) -> bool:
+    """Whether folders can be made in it, or it can be made itself."""
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    return folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
 
 
 def _file(url: str, rest: str) -> Folder:
