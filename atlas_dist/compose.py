@@ -106,11 +106,11 @@ def row_name(settings: Iterable[tuple[str, str]]) -> str:
 
 def _axis(word: str) -> _Axis:
     """Raises ConfigError: a sweep without an end, or what Hydra cannot read."""
-    key, _, value = word.partition("=")
+    key = word.partition("=")[0]
     parsed = _parsed(word)
     plain_key = key.lstrip("+").partition("@")[0]
     if parsed is None and (takes_text(plain_key) or plain_key in groups()):
-        return _Axis(key, (f"{key}={_quoted(value)}",))
+        return _Axis(key, (word,))  # composing puts it in quotes
     if parsed is None:
         fix = "Write key=value, or with -m key=a,b,c; quote what has spaces, commas or brackets."
         raise ConfigError(f"{word!r} can't be read as a setting.", fix=fix)

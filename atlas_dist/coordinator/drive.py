@@ -101,7 +101,7 @@ class _Followed:
         self.seen = 0
 
     def to_the_end(self, at_most_s: float = float("inf")) -> Snapshot:
-        """Look until the coordinator has ended (one that waits for its store may take long), the pool can't go on, or time is up."""
+        """Look until the coordinator has ended (which may be waiting for its store), the pool can't go on, or time is up."""
         until = time.monotonic() + at_most_s
         while True:
             snapshot: Snapshot = ray.get(self.actor.snapshot.remote(self.seen))

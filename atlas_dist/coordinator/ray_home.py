@@ -1,7 +1,7 @@
 """Where a Ray of our own keeps its sockets. No Ray here.
 
-The path of a Unix socket has at most 107 bytes, and Ray adds up to 68 to the folder for temporary files: below a long TMPDIR it does
-not start.
+The path of a Unix socket has at most 107 bytes, and Ray adds up to 68 to the folder for temporary files: below a long TMPDIR it
+does not start.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""Signals that stop a run, in a child process that waits like the driver. Defends: each asks for one orderly end; what a shell or a
-supervisor sends twice is not impatience; `nohup` holds; processes of ours do not hear what their group is told."""
+"""Signals that stop a run, in a child process that waits like the driver. Defends: each asks for one orderly end; what a shell or
+a supervisor sends twice is not impatience; `nohup` holds; processes of ours do not hear what their group is told."""
 
 from __future__ import annotations
 
