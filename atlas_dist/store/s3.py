@@ -212,7 +212,7 @@ class S3Store:
 
     def _explained(self, what: str, *, writes: bool = False, conditional: bool = False) -> AbstractContextManager[None]:
         """Turn the SDK's exceptions into ours."""
-        request = Request(what, self.url, self._bucket, self._clients.endpoint, writes=writes, conditional=conditional)
+        request = Request(what, self.url, self._bucket, lambda: self._clients.endpoint, writes=writes, conditional=conditional)
         return explained(request)
 
 

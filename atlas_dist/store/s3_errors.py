@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -114,14 +114,19 @@ _ABOUT_CHECKSUMS = (
 @dataclass(frozen=True)
 class Request:
     """What was asked, for the words of an error. `writes`: its effect may have happened although it failed; `conditional`: it
-    asked for a write only where nothing is yet; `endpoint`: "" = AWS."""
+    asked for a write only where nothing is yet; `where`: the server's address as far as it is known by then, "" = AWS."""
 
     what: str
     url: str
     bucket: str
-    endpoint: str
+    where: Callable[[], str]
     writes: bool = False
     conditional: bool = False
+
+    @property
+    def endpoint(self) -> str:
+        """The server's address."""
+        return self.where()
 
 
 @contextmanager
