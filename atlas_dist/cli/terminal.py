@@ -51,5 +51,7 @@ def _letter(letter: str) -> str:
         return _SPELLING[letter]
     if 0x2500 <= ord(letter) < 0x2580:  # lines of tables
         return "|" if letter in "│┃║" else "-" if letter in "─━═" else "+"
+    if 0x2800 <= ord(letter) < 0x2900:  # what turns while one waits
+        return "*"
     plain = unicodedata.normalize("NFKD", letter).encode("ascii", "ignore").decode()
     return plain or ascii(letter)[1:-1]

@@ -30,29 +30,25 @@ TO_SAFETENSORS = (
 
 
 def check_folder(folder: Path) -> None:
-    """Whether `folder` holds a configuration, weights and a tokenizer whose files are whole.
+    """Whether `folder` holds a configuration, weights and a tokenizer whose files are whole. Others in it are nobody's business.
 
     Raises:
         DataError: naming the first file that is not, and what to do.
     """
     if not folder.is_dir():
         raise DataError(f"{folder} is a file.", fix="Set backbone.source to the folder that holds config.json and the weights.")
-    for file in _files(folder):
-        _check_real(file)
     _read_json(folder / _CONFIG, folder)
     for file in _weights(folder):
+        _check_real(file)
         (_check_safetensors if file.suffix == ".safetensors" else _check_torch)(file)
-    if not any(all((folder / name).is_file() for name in names) for names in _TOKENIZERS):
+    tokenizer = next((names for names in _TOKENIZERS if all((folder / name).is_file() for name in names)), None)
+    if tokenizer is None:
         raise DataError(
             f"The folder {folder} has no tokenizer.",
             fix="Copy tokenizer.json and tokenizer_config.json of the same model into it (its save_pretrained writes them).",
         )
-
-
-def _files(folder: Path) -> Iterator[Path]:
-    """Those that are read."""
-    known = {_CONFIG, *WEIGHTS, *(name for names in _TOKENIZERS for name in names)}
-    yield from sorted(p for p in folder.iterdir() if p.is_file() and (p.name in known or p.suffix in (".safetensors", ".bin")))
+    for name in tokenizer:
+        _check_real(folder / name)
 
 
 def _check_real(file: Path) -> None:
@@ -70,6 +66,7 @@ def _check_real(file: Path) -> None:
 def _read_json(file: Path, folder: Path) -> Mapping[str, Any]:
     if not file.is_file():
         raise DataError(f"There is no {file.name} in {folder}.", fix="The folder needs config.json, weights and a tokenizer.")
+    _check_real(file)
     try:
         tree = json.loads(file.read_bytes())
     except ValueError as error:

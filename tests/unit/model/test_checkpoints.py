@@ -117,6 +117,14 @@ def test_what_is_no_head_is_still_refused(small: Backbone, tmp_path: Path) -> No
         loaded(tmp_path)
 
 
+def test_files_that_are_not_read_may_be_anything(small: Backbone, tmp_path: Path) -> None:
+    """Whoever pulls only what is needed leaves pointers for the rest."""
+    saved(tmp_path, stock(small))
+    for name in ("pytorch_model.bin", "vocab.txt", "tf_model.h5", "training_args.bin"):
+        (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 470000000\n")
+    assert loaded(tmp_path).digest == small.digest
+
+
 def test_a_home_folder_may_be_written_with_a_tilde(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     assert backbone_ref("mine", "~/models/vilt").source == f"{tmp_path}/models/vilt"
