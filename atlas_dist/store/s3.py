@@ -257,6 +257,8 @@ class _Clients:
                 return session.client(
                     "s3", endpoint_url=options.endpoint_url or None, region_name=options.region or None, config=config
                 )
+            except BotoCoreError:  # some of them are ValueErrors too
+                raise
             except ValueError as error:
                 raise ConfigError(f"The address of the S3 server can't be used: {error}.", fix="Correct endpoint_url.") from error
 
