@@ -78,7 +78,7 @@ def require_fit(store: ObjectStore, *, new_id: Callable[[], str]) -> Report:
 
 
 def _created_once(store: ObjectStore, prefix: str, *_: int) -> Finding:
-    """a key is created once, and a second create is refused"""
+    """create-if-absent is atomic: a second create of a key is refused"""
     accepted = 0
     for writer in (1, 2):
         try:
