@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra import compose, initialize_config_dir
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -161,6 +162,8 @@ def _composed(overrides: Sequence[str]) -> dict[str, Any]:
             tree = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
     except (HydraException, ConfigCompositionException, OmegaConfBaseException) as error:
         raise _explained(error) from None
+    except (ValueError, TypeError, yaml.YAMLError) as error:  # Hydra lets these out where a file is not what it expects
+        raise _unreadable(error) from error
     assert isinstance(tree, dict)
     return {**{str(key): value for key, value in tree.items()}, "hydra": kept}
 
@@ -218,6 +221,18 @@ def _settable(word: str) -> str:
     name = word.partition("=")[0]
     plain_key = name not in groups() and not name.startswith(("+", "~", "hydra.")) and "@" not in name and "/" not in name
     return f"++{word}" if plain_key else word
+
+
+def _unreadable(error: Exception) -> ConfigError:
+    """A file of configs/ that is no YAML, or whose YAML says something else than it looks like."""
+    text = " ".join(str(error).split())
+    if "in defaults" in text:
+        return ConfigError(
+            "A list of `defaults` in configs/ names true, false or a number where a file is meant: YAML reads on, off, yes, no "
+            "and digits so.",
+            fix='Write the name in quotes there: - override /sequence: "on".',
+        )
+    return ConfigError(f"A file of configs/ can't be read: {text}", fix="Mend it; YAML wants names such as on or 2024 in quotes.")
 
 
 def _explained(error: Exception) -> ConfigError:

@@ -227,6 +227,24 @@ def test_an_experiment_may_be_called_by_a_word_of_the_parser(name: str, tmp_path
     assert compose_rows([f"experiment={name}", "seeds=[0],[1]"])["seeds=1"].run == "mine"
 
 
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("defaults: [override /sequence: on]", r"names true, false or a number.*in quotes"),
+        ("defaults: [override /sequence: 2024]", r"names true, false or a number.*in quotes"),
+        ("run: [a", r"can't be read.*mine\.yaml"),
+    ],
+)
+def test_a_file_that_says_something_else_than_it_looks_like_is_told(
+    text: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "configs" / "experiment").mkdir(parents=True)
+    (tmp_path / "configs" / "experiment" / "mine.yaml").write_text(f"# @package _global_\n{text}\n")
+    with pytest.raises(ConfigError, match=says):
+        compose_config(["experiment=mine"])
+
+
 @pytest.mark.parametrize("folder", ["plain", "with space", "it's, ü", "a#b", "100%", "x=1"])
 def test_a_users_own_file_comes_before_ours_of_the_same_name(
     folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
