@@ -18,22 +18,24 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from atlas_dist.config import RunConfig
 from atlas_dist.coordinator.preflight import LOCAL
-from atlas_dist.coordinator.ray_dispatch import CoordinatorActor, PoolRunner, cluster
-from atlas_dist.coordinator.ray_probe import look_around
+from atlas_dist.coordinator.ray_actor import CoordinatorActor
+from atlas_dist.coordinator.ray_cluster import cluster
+from atlas_dist.coordinator.ray_probe import check_cluster_nodes
+from atlas_dist.coordinator.ray_runner import PoolRunner
 from atlas_dist.coordinator.service import FAREWELL_S, Snapshot
 from atlas_dist.coordinator.stop_signals import StopSignals
 from atlas_dist.core.plan import Plan
 from atlas_dist.errors import Paused, TrainingError
 
-LOOK_EVERY_S = 0.25
+POLL_EVERY_S = 0.25
 GO_HOME_S = 30.0
 """Seconds that workers have to end after the run is over, before the cluster is left anyway."""
 
-Watch = Callable[[Snapshot], None]
+OnSnapshot = Callable[[Snapshot], None]
 
 
-def drive(config: RunConfig, plan: Plan, spec: Mapping[str, Any], watch: Watch) -> Snapshot:
-    """Run `plan` until it is complete or stops; `watch` sees every new snapshot.
+def drive(config: RunConfig, plan: Plan, spec: Mapping[str, Any], on_snapshot: OnSnapshot) -> Snapshot:
+    """Run `plan` until it is complete or stops; `on_snapshot` sees every new snapshot.
 
     Raises:
         ConfigError: the cluster cannot be reached or can never hold the workers; the run exists with other settings.
@@ -42,7 +44,7 @@ def drive(config: RunConfig, plan: Plan, spec: Mapping[str, Any], watch: Watch) 
     """
     with StopSignals() as signals:
         try:
-            last = _driven(config, plan, spec, watch, signals)
+            last = _driven(config, plan, spec, on_snapshot, signals)
         except KeyboardInterrupt:
             if signals.hurried:
                 raise
@@ -54,17 +56,17 @@ def drive(config: RunConfig, plan: Plan, spec: Mapping[str, Any], watch: Watch) 
     return last
 
 
-def _driven(config: RunConfig, plan: Plan, spec: Mapping[str, Any], watch: Watch, signals: StopSignals) -> Snapshot:
-    with cluster(config.cluster, config.gangs):
+def _driven(config: RunConfig, plan: Plan, spec: Mapping[str, Any], on_snapshot: OnSnapshot, signals: StopSignals) -> Snapshot:
+    with cluster(config.cluster, config.worker_groups):
         signals.hear()  # again: Ray has set its own
         if config.cluster.address != LOCAL:
-            look_around(config)
-        actor = CoordinatorActor.options(**_beside_driver(config.run)).remote(config, plan, spec)  # type: ignore[attr-defined]
-        runners = [PoolRunner(config, actor, gang) for gang in config.gangs]
-        threads = [threading.Thread(target=runner.run, name=runner.gang.name, daemon=True) for runner in runners]
+            check_cluster_nodes(config)
+        actor = CoordinatorActor.options(**_on_drivers_node(config.run)).remote(config, plan, spec)  # type: ignore[attr-defined]
+        runners = [PoolRunner(config, actor, group) for group in config.worker_groups]
+        threads = [threading.Thread(target=runner.run, name=runner.group.name, daemon=True) for runner in runners]
         for thread in threads:
             thread.start()
-        followed = _Followed(actor, runners, watch)
+        followed = _Followed(actor, runners, on_snapshot)
         try:
             last = followed.to_the_end()
         except KeyboardInterrupt:
@@ -85,7 +87,7 @@ def _stopped(config: RunConfig) -> Paused:
     return Paused(f"Run {config.run} was stopped; nothing learnt is lost.", fix="The same command goes on from there.")
 
 
-def _beside_driver(run: str) -> dict[str, Any]:
+def _on_drivers_node(run: str) -> dict[str, Any]:
     """Where the coordinator lives: on the driver's node, so that no other node's loss can take it (and, on a cloud, with the
     rights of the head and not of the workers). Its name is its own: whoever submits a run twice attaches."""
     node = ray.get_runtime_context().get_node_id()
@@ -96,8 +98,8 @@ def _beside_driver(run: str) -> dict[str, Any]:
 class _Followed:
     """The run as the driver sees it: each decision is shown once, before and after it was told to stop."""
 
-    def __init__(self, actor: Any, runners: Sequence[PoolRunner], watch: Watch) -> None:
-        self.actor, self.runners, self.watch = actor, runners, watch
+    def __init__(self, actor: Any, runners: Sequence[PoolRunner], on_snapshot: OnSnapshot) -> None:
+        self.actor, self.runners, self.on_snapshot = actor, runners, on_snapshot
         self.seen = 0
 
     def to_the_end(self, at_most_s: float = float("inf")) -> Snapshot:
@@ -106,11 +108,11 @@ class _Followed:
         while True:
             snapshot: Snapshot = ray.get(self.actor.snapshot.remote(self.seen))
             self.seen += len(snapshot.decisions)
-            self.watch(snapshot)
+            self.on_snapshot(snapshot)
             if snapshot.over or time.monotonic() > until:
                 return snapshot
             broken = next((runner.error for runner in self.runners if runner.error is not None), None)
             if broken is not None:
                 ray.get(self.actor.stop.remote())
                 raise broken
-            time.sleep(LOOK_EVERY_S)
+            time.sleep(POLL_EVERY_S)

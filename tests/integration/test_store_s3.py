@@ -32,8 +32,8 @@ from atlas_dist.store.settle import Patience, create_settled
 from tests.chaos.fire import acknowledged, ledger_longer_than, start
 from tests.chaos.judge import judge, ledger_of, objects_of
 from tests.chaos.plans import small_plan
-from tests.faults.proxy import Fault, FaultProxy, Kind
-from tests.faults.servers import CREDENTIALS, KEY_ID, SECRET, Server, moto, seaweedfs
+from tests.kits.proxy import Fault, FaultProxy, Kind
+from tests.kits.servers import CREDENTIALS, KEY_ID, SECRET, Server, moto, seaweedfs
 
 QUICK = Patience(first_s=0.01, longest_s=0.05, total_s=5.0)
 

@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.table import Table
 
 from atlas_dist.cli.terminal import output_may_be_lost, spell_out
-from tests.bankkit import copied, toys
-from tests.shellkit import Command
+from tests.kits.bank import copied, toys
+from tests.kits.shell import Command
 
 
 def written(encoding: str, text: str, monkeypatch: pytest.MonkeyPatch, errors: str = "strict") -> str:

@@ -33,7 +33,7 @@ def small() -> Backbone:
 
 
 def stock(small: Backbone) -> ViltModel:
-    """The random trunk as transformers has it."""
+    """The random backbone as transformers has it."""
     model = ViltModel(small.model.config)
     model.load_state_dict(small.model.state_dict())
     return model
@@ -102,7 +102,7 @@ HEADS: dict[str, Callable[[ViltConfig], Any]] = {
 
 @pytest.mark.parametrize("kind", HEADS)
 def test_the_head_of_a_task_is_left_on_the_shelf(kind: str, small: Backbone, tmp_path: Path) -> None:
-    """The paper's trunk is published with one."""
+    """The paper's backbone is published with one."""
     model = HEADS[kind](ViltConfig(**small.model.config.to_dict() | {"num_images": 2}))
     model.vilt.load_state_dict(small.model.state_dict(), strict=False)  # models of pairs have a third kind of token of their own
     weights = loaded(saved(tmp_path, model)).model.state_dict()

@@ -21,7 +21,7 @@ from atlas_dist.store.artifacts import publish, save_checkpoint
 from atlas_dist.store.doctor import examine, require_fit
 from atlas_dist.store.local import LocalStore
 from atlas_dist.store.objects import MemoryStore
-from atlas_dist.store.settle import Patience, create_settled, patiently
+from atlas_dist.store.settle import Patience, create_settled, retry_unavailable
 from tests.chaos.fakes import FakeClock
 
 
@@ -35,7 +35,7 @@ WRITES: dict[str, Callable[[LocalStore, Clock], Any]] = {
         store, "runs/r/attempts/a", job="j", attempt="a", files={"f.bin": b"x"}, metrics={}, clock=clock
     ),
     "a record": lambda store, clock: create_settled(store, "runs/r/ledger/0", b"x", clock),
-    "a rewrite": lambda store, clock: patiently(lambda: store.put("k", b"x"), clock),
+    "a rewrite": lambda store, clock: retry_unavailable(lambda: store.put("k", b"x"), clock),
 }
 
 
@@ -63,7 +63,7 @@ def test_what_waiting_cannot_mend_is_said_at_once(what: str, number: int, says: 
 def test_what_may_pass_is_waited_for_and_told(number: int, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     clock, tries = FakeClock(), Patience(total_s=30.0)
     with failing(number), caplog.at_level(logging.WARNING), pytest.raises(StoreError):
-        patiently(lambda: LocalStore(tmp_path).put("k", b"x"), clock, tries)
+        retry_unavailable(lambda: LocalStore(tmp_path).put("k", b"x"), clock, tries)
     assert clock.monotonic() > 15.0
     assert "the store is asked again for" in caplog.text
 
@@ -77,7 +77,7 @@ def test_a_network_that_is_down_is_waited_for_although_there_is_advice(error: St
             raise left.pop()
         return "there"
 
-    assert patiently(read, FakeClock()) == "there"
+    assert retry_unavailable(read, FakeClock()) == "there"
 
 
 def test_a_file_in_the_way_is_named(tmp_path: Path) -> None:
@@ -113,7 +113,7 @@ def test_a_folder_without_hard_links_is_refused_before_a_run_starts(tmp_path: Pa
 @pytest.mark.usefixtures("no_links")
 def test_shards_may_lie_in_a_folder_without_hard_links(tmp_path: Path) -> None:
     """A stick is fine for data: they are written once by one writer, and need no exclusive create."""
-    from tests.integration.stagekit import pack_toys, toy_config
+    from tests.kits.stage import pack_toys, toy_config
 
     pack_toys(toy_config(tmp_path), samples=8)
     assert list(tmp_path.rglob("manifest.json"))
