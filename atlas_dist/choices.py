@@ -33,6 +33,6 @@ def groups() -> dict[str, list[str]]:
 
 
 def choice_file(group: str, choice: str) -> Path:
-    """The file that a choice stands in: the package's, or the user's own."""
-    files = (root / group / f"{choice}.yaml" for root in (config_dir(), own_configs()) if root is not None)
+    """The file that a choice stands in: the user's own, or the package's."""
+    files = (root / group / f"{choice}.yaml" for root in (own_configs(), config_dir()) if root is not None)
     return next(file for file in files if file.exists())

@@ -12,15 +12,33 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra import compose, initialize_config_dir
+from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.core.plugins import Plugins
 from hydra.errors import ConfigCompositionException, HydraException
+from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from atlas_dist.choices import config_dir, groups, own_configs
-from atlas_dist.config import RunConfig, check_rows, load_config
+from atlas_dist.config import RunConfig, check_rows, load_config, takes_text
 from atlas_dist.errors import ConfigError
+
+
+class _OwnFirst(SearchPathPlugin):  # type: ignore[misc]
+    """A user's own configs/ come before the packaged ones: a file of theirs is never passed over for one of ours."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        """Called by Hydra whenever it is started."""
+        own = own_configs()
+        if own is not None:
+            search_path.prepend("own", f"file://{own}", anchor="main")
+
+
+Plugins.instance().register(_OwnFirst)
 
 
 def compose_config(overrides: Sequence[str]) -> RunConfig:
@@ -89,17 +107,28 @@ def row_name(settings: Iterable[tuple[str, str]]) -> str:
 
 def _axis(word: str) -> _Axis:
     """Raises ConfigError: a sweep without an end, or what Hydra cannot read."""
-    try:
-        parsed = OverridesParser.create().parse_override(word)
-        key = parsed.get_key_element()
-        if not parsed.is_sweep_override():
-            return _Axis(key, (word,))
-        if not parsed.is_discrete_sweep():
-            raise ConfigError(f"{word!r} does not say which values.", fix="Write them out: key=a,b,c or key=range(1,5).")
-        return _Axis(key, tuple(f"{key}={value}" for value in parsed.sweep_string_iterator()))
-    except (HydraException, OmegaConfBaseException):
+    key = word.partition("=")[0]
+    parsed = _parsed(word)
+    plain_key = key.lstrip("+").partition("@")[0]
+    if parsed is None and (takes_text(plain_key) or plain_key in groups()):
+        return _Axis(key, (word,))  # composing puts it in quotes
+    if parsed is None:
         fix = "Write key=value, or with -m key=a,b,c; quote what has spaces, commas or brackets."
-        raise ConfigError(f"{word!r} can't be read as a setting.", fix=fix) from None
+        raise ConfigError(f"{word!r} can't be read as a setting.", fix=fix)
+    key = parsed.get_key_element()
+    if not parsed.is_sweep_override():
+        return _Axis(key, (word,))
+    if not parsed.is_discrete_sweep():
+        raise ConfigError(f"{word!r} does not say which values.", fix="Write them out: key=a,b,c or key=range(1,5).")
+    return _Axis(key, tuple(f"{key}={value}" for value in parsed.sweep_string_iterator()))
+
+
+def _parsed(word: str) -> Override | None:
+    """As Hydra reads it; None where it can't."""
+    try:
+        return OverridesParser.create().parse_override(word)
+    except (HydraException, OmegaConfBaseException):
+        return None
 
 
 def _shortened(keys: Sequence[str]) -> dict[str, str]:
@@ -123,17 +152,18 @@ def chosen(overrides: Sequence[str]) -> dict[str, str]:
 
 def _composed(overrides: Sequence[str]) -> dict[str, Any]:
     _check_words(overrides)
-    own = own_configs()
-    search = [f'hydra.searchpath=["file://{own}"]'] if own else []
+    words = [_settable(_literal(word)) for word in overrides]
     try:
         with initialize_config_dir(str(config_dir()), version_base="1.3"):
-            composed = compose("config", overrides=[*search, *map(_settable, overrides)], return_hydra_config=True)
+            composed = compose("config", overrides=words, return_hydra_config=True)
             with open_dict(composed):
                 kept = {"runtime": {"choices": OmegaConf.to_container(composed.hydra.runtime.choices)}}
                 composed.pop("hydra")
             tree = OmegaConf.to_container(composed, resolve=True, throw_on_missing=True)
     except (HydraException, ConfigCompositionException, OmegaConfBaseException) as error:
         raise _explained(error) from None
+    except (ValueError, TypeError, yaml.YAMLError) as error:  # Hydra lets these out where a file is not what it expects
+        raise _unreadable(error) from error
     assert isinstance(tree, dict)
     return {**{str(key): value for key, value in tree.items()}, "hydra": kept}
 
@@ -142,7 +172,7 @@ def _check_words(overrides: Sequence[str]) -> None:
     """Catch the two commonest slips with a better message than the parser's: no `=`, and an unknown choice of a group."""
     known = groups()
     for word in overrides:
-        if "=" not in word and not word.startswith("~"):
+        if not word.lstrip("+").partition("=")[0] or ("=" not in word and not word.startswith("~")):
             raise ConfigError(
                 f"{word!r} is not a setting.", fix="Write key=value, for example experiment=demo or train.workers=4."
             )
@@ -153,12 +183,56 @@ def _check_words(overrides: Sequence[str]) -> None:
             raise ConfigError(f"{name}={choice}: there is no such {name}.", fix=f"{hint}Choose one of: {', '.join(known[name])}.")
 
 
+def _literal(word: str) -> str:
+    """The word with its value in quotes, where Hydra would take the value for something that its user did not write: the choice
+    `on` for True, the run 20240101 for a number, a path for a syntax error or a call.
+
+    Raises:
+        ConfigError: a word that can't be read, whatever is quoted.
+    """
+    key, _, value = word.partition("=")
+    if key.startswith("~"):
+        return word
+    plain_key = key.lstrip("+")
+    parsed = _parsed(word)
+    if plain_key.partition("@")[0] in groups():
+        literal = parsed is None or not (parsed.is_sweep_override() or isinstance(parsed.value(), str | list))
+    elif parsed is None:
+        literal = True
+    else:
+        a_path = parsed.is_sweep_override() and "/" in value
+        literal = takes_text(plain_key) and (a_path or not (parsed.is_sweep_override() or isinstance(parsed.value(), str)))
+    if not literal:
+        return word
+    quoted = f"{key}={_quoted(value)}"
+    if _parsed(quoted) is None:
+        raise ConfigError(f"{word!r} can't be read as a setting.", fix="Write key=value, a key of letters, digits, '_' and '.'.")
+    return quoted
+
+
+def _quoted(value: str) -> str:
+    """In Hydra's quotes: there a backslash means something before a quote only."""
+    return "'" + re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), value) + "'"
+
+
 def _settable(word: str) -> str:
     """Let `key=value` set any key that RunConfig declares, whether or not a yaml file mentions it; RunConfig refuses the
     others."""
     name = word.partition("=")[0]
     plain_key = name not in groups() and not name.startswith(("+", "~", "hydra.")) and "@" not in name and "/" not in name
     return f"++{word}" if plain_key else word
+
+
+def _unreadable(error: Exception) -> ConfigError:
+    """A file of configs/ that is no YAML, or whose YAML says something else than it looks like."""
+    text = " ".join(str(error).split())
+    if "in defaults" in text:
+        return ConfigError(
+            "A list of `defaults` in configs/ names true, false or a number where a file is meant: YAML reads on, off, yes, no "
+            "and digits so.",
+            fix='Write the name in quotes there: - override /sequence: "on".',
+        )
+    return ConfigError(f"A file of configs/ can't be read: {text}", fix="Mend it; YAML wants names such as on or 2024 in quotes.")
 
 
 def _explained(error: Exception) -> ConfigError:

@@ -4,11 +4,13 @@
     |-- ConfigError           exit 2   a setting: unknown key, bad value, impossible combination
     |-- DataError             exit 3   shards, manifests, raw data sets, artifacts that fail their hash
     |-- AuthError             exit 4   credentials missing, wrong, or not allowed to do this
+    |   `-- ExpiredCredentials         they were good and ran out: with new ones the same command goes on
     |-- TrainingError         exit 5   a job failed for good (NaN twice, poisoned job, wrong parameter set)
     |-- StoreError            exit 6   the object store cannot be reached or cannot be trusted
     |   |-- MissingObject              the store says clearly: there is no such object
     |   |-- AlreadyExists              a create-only write lost: somebody (perhaps we) wrote it before
     |   |-- UnknownOutcome             the request may or may not have been applied: read back before deciding
+    |   |-- Unreachable                nobody answers there: a network that comes back mends it
     |   `-- PreconditionFailed         the object changed since it was last seen
     |-- FencedError           exit 7   another coordinator leads this run; this process stops and harms nothing
     `-- Paused                exit 8   stopped on request (Ctrl-C, `ray job stop`, `atlas-dist pause`); resumable
@@ -75,6 +77,10 @@ class AuthError(AtlasError):
     usually_retried = False
 
 
+class ExpiredCredentials(AuthError):
+    """A session token has run out. Nothing was applied, and new credentials mend it."""
+
+
 class TrainingError(AtlasError):
     """A job failed for good; repeating it unchanged would fail again."""
 
@@ -97,6 +103,10 @@ class AlreadyExists(StoreError):
 
 class UnknownOutcome(StoreError):
     """A write may or may not have been applied (time-out, 5xx, 409, a connection reset after the request was sent)."""
+
+
+class Unreachable(StoreError):
+    """Nobody answers at the store's address. Waiting may mend it, whatever `fix` advises meanwhile."""
 
 
 class PreconditionFailed(StoreError):

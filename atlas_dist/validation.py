@@ -39,5 +39,7 @@ def _line(fault: Any, valid: Callable[[Location], Iterable[str]], prefix: str, u
         hint = f"did you mean {near[0]}? " if near else ""
         return f"{where}: {unknown}" + (f"; {hint}valid here: {', '.join(names)}." if names else ".")
     value = fault.get("input")
+    if fault["type"] == "string_type" and isinstance(value, bool | int | float):
+        return f"{where}: a text is needed, and {value!r} is none: write it in quotes where it is meant as one."
     shown = "" if isinstance(value, Mapping) else f" (it is {value!r:.200})"
     return f"{where or whole}: {fault['msg'].removeprefix('Value error, ')}{shown}."

@@ -17,6 +17,7 @@ from rich.console import Console
 from atlas_dist import __version__
 from atlas_dist.cli.bank import bank_app
 from atlas_dist.cli.complete import complete_key, complete_word
+from atlas_dist.cli.terminal import spell_out
 from atlas_dist.cli.words import Many, Overrides
 from atlas_dist.cli.words import console as _console
 from atlas_dist.core.types import TaskKind
@@ -366,6 +367,7 @@ def _options(
 
 def main() -> NoReturn:
     """Run the command line and exit: 0 done, 2 config, 3 data, 4 auth, 5 training, 6 store, 7 fenced, 8 paused, 130 Ctrl-C."""
+    spell_out()
     try:
         app(prog_name="atlas-dist")
         sys.exit(0)

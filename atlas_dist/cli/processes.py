@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import uuid
 from collections.abc import Mapping, Sequence
 from enum import StrEnum
@@ -63,6 +64,13 @@ class RunProcess:
             return self.process.wait(timeout)
         finally:
             self.sweep()
+
+    def left_running(self, patience_s: float = 10.0) -> list[int]:
+        """Processes of this run that are still there so long after its end."""
+        until = time.monotonic() + patience_s
+        while (left := self._family()) and time.monotonic() < until:
+            time.sleep(0.1)
+        return left
 
     def sweep(self) -> None:
         """End every process that carries this run's tag."""

@@ -14,15 +14,19 @@ from rich.console import Console
 
 from atlas_dist.choices import groups
 from atlas_dist.cli.driver_log import kept_driver_log
+from atlas_dist.cli.terminal import output_may_be_lost
 from atlas_dist.cli.words import ComposedRun, compose_run, hush, no_such_run, report_folder, spoken
 from atlas_dist.compose import compose_config
 from atlas_dist.config import ReferencesConfig, RunConfig
 from atlas_dist.core.ledger import RunState
 from atlas_dist.core.plan import Plan
+from atlas_dist.errors import StoreError
 from atlas_dist.logs import LogFormat, log_fields
 from atlas_dist.redact import redact_json
 from atlas_dist.report.facts import RunFacts, gather, of_row
+from atlas_dist.report.measures import Row
 from atlas_dist.runs.stores import open_run_store
+from atlas_dist.store.places import can_be_written
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +48,7 @@ def _run_and_report(composed_run: ComposedRun, console: Console, *, quiet: bool)
     console = spoken(config, console)
     check_place(config, Path.cwd())  # before the shards are looked for: in a folder of Ray's own there are none
     plan = composed_run.plan()
+    _warn_of_report_folder(config, console)
     learnt = learn(composed_run, plan, console, quiet=quiet)
     facts = _report(composed_run, plan, Console(quiet=True) if recorded else console)
     if recorded:  # a log of records has no place for tables
@@ -93,7 +98,8 @@ def learn(composed_run: ComposedRun, plan: Plan, console: Console, *, quiet: boo
     with BackgroundSync(tracker_sync, config.track.every_s), watcher(plan, console, config.log.format, quiet=quiet) as view:
 
         def see(snapshot: Snapshot) -> None:
-            view(snapshot)
+            with output_may_be_lost():
+                view(snapshot)
             tracker_sync.leads = snapshot.status is not None and snapshot.status.role is CoordinatorRole.LEADER
 
         drive(config, plan, composed_run.specification(), see)
@@ -168,8 +174,7 @@ def _finished(composed_run: ComposedRun, plan: Plan, state: RunState) -> bool:
 
 def _report(composed_run: ComposedRun, plan: Plan, console: Console) -> RunFacts:
     """Everything that is known, as a page, tables and lines; of a sweep also a page a row."""
-    from atlas_dist.report.comparison import show_comparison, write_comparison
-    from atlas_dist.report.console import show
+    from atlas_dist.report.comparison import write_comparison
     from atlas_dist.report.forecast import compared, recall
     from atlas_dist.report.measures import compare, measure, notes
     from atlas_dist.report.page import write_report
@@ -187,23 +192,55 @@ def _report(composed_run: ComposedRun, plan: Plan, console: Console) -> RunFacts
     folder = report_folder(config)
     about = notes(plan, state)
     measured = measure(plan, state)
-    page = write_report(facts, folder, about, measured)
-    places = [("bank  ", store.url), ("report", str(page))]
+    places = [("bank  ", store.url)]
     rows = compare(measured)
-    if composed_run.swept:
-        for row in composed_run.rows:
+    failed: OSError | None = None
+    try:
+        places.append(("report", str(write_report(facts, folder, about, measured))))
+        for row in composed_run.rows if composed_run.swept else ():
             write_report(of_row(facts, plan, row), folder / row, measured=measured)
+        if composed_run.swept or config.compare:
+            places.append(("table ", str(write_comparison(rows, folder))))
+    except OSError as error:  # what was learnt is shown all the same
+        failed = error
+    _show_results(composed_run, facts, rows, about, places, console)
+    if failed is not None:
+        raise StoreError(
+            f"The report can't be written to {folder}: {failed}.",
+            fix="All that was learnt is in the store: set report to a folder that can be written; `atlas-dist report` writes it.",
+        )
+    return facts
+
+
+def _show_results(
+    composed_run: ComposedRun,
+    facts: RunFacts,
+    rows: Sequence[Row],
+    about: Sequence[str],
+    places: Sequence[tuple[str, str]],
+    console: Console,
+) -> None:
+    from atlas_dist.report.comparison import show_comparison
+    from atlas_dist.report.console import show
+
+    config = composed_run.config
     if composed_run.swept or config.compare:
-        places.append(("table ", str(write_comparison(rows, folder))))
         show_comparison(rows, console, title="Rows of the sweep" if composed_run.swept else "Methods on the same tasks")
         show(replace(facts, sequences=()), console, places)
-        return facts
+        return
     show(facts, console, places)
     if about or config.references != ReferencesConfig():
         show_comparison(rows, console)
     for note in about:
         console.print(note, markup=False, soft_wrap=True)
-    return facts
+
+
+def _warn_of_report_folder(config: RunConfig, console: Console) -> None:
+    """Say before hours of learning that its report will have no place."""
+    folder = report_folder(config)
+    if not can_be_written(folder):
+        text = f"report={folder} can't be written: the run goes on, and `atlas-dist report` can write to another folder later."
+        console.print(text, markup=False, soft_wrap=True)
 
 
 def _say_where_time_went(facts: RunFacts, wall: float, console: Console) -> None:

@@ -17,6 +17,7 @@ from atlas_dist.config.groups import (
     TrainConfig,
 )
 from atlas_dist.config.judge import check_rows, load_config
+from atlas_dist.config.keys import takes_text
 from atlas_dist.config.run import RunConfig
 
 __all__ = [
@@ -33,4 +34,5 @@ __all__ = [
     "TrainConfig",
     "check_rows",
     "load_config",
+    "takes_text",
 ]

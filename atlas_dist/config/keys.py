@@ -73,6 +73,14 @@ def declared(key: str | Sequence[Any]) -> Declared:
     return found
 
 
+def takes_text(key: str) -> bool:
+    """Whether a setting, such as `store.url` or `tasks.x.data.dataset`, is a text: then whatever stands behind its `=` is one."""
+    try:
+        return declared(key).kind is str
+    except ConfigError:
+        return False
+
+
 def fields_at(key: str | Sequence[Any]) -> Mapping[str, FieldInfo]:
     """The settings directly below a key; {} where there are none, where any name may stand, and where there is no such key."""
     try:

@@ -23,6 +23,7 @@ from atlas_dist.config.groups import (
     TrainConfig,
 )
 from atlas_dist.core.types import Work, WorkerGroupSpec
+from atlas_dist.store.places import absolute_url
 
 
 class RunConfig(Section):
@@ -66,13 +67,13 @@ class RunConfig(Section):
     """Folder for the report; "" = `<store>/…` beside a local store, else ./report-<run>."""
 
     def at(self, folder: Path) -> RunConfig:
-        """The same run with relative local places resolved against `folder`: workers have working folders of their own."""
+        """The same run with relative local places resolved against `folder`: workers have working folders of their own.
 
-        def absolute(url: str) -> str:
-            return url if "://" in url else str((folder / Path(url).expanduser()).resolve())
-
-        store = self.store.model_copy(update={"url": absolute(self.store.url)})
-        shards = self.shards.model_copy(update={"url": absolute(self.shards.url)})
+        Raises:
+            ConfigError: a URL that is none.
+        """
+        store = self.store.model_copy(update={"url": absolute_url(self.store.url, folder)})
+        shards = self.shards.model_copy(update={"url": absolute_url(self.shards.url, folder)})
         return self.model_copy(update={"store": store, "shards": shards})
 
     @field_validator("seeds")

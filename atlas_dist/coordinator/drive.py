@@ -1,17 +1,15 @@
 """Run a plan from the driver: cluster up, coordinator and pool started, watched to the end, taken down again.
 
-The driver owns everything and decides nothing. Ctrl-C asks the coordinator to stop: workers save a checkpoint, the ledger notes
-it, and the same command goes on from there; a second Ctrl-C does not wait.
+The driver owns everything and decides nothing. Ctrl-C (or SIGTERM, a closed terminal: `stop_signals.py`) asks the coordinator to
+stop: workers save a checkpoint, the ledger notes it, and the same command goes on from there; a second Ctrl-C does not wait.
 """
 
 from __future__ import annotations
 
-import signal
 import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -24,7 +22,8 @@ from atlas_dist.coordinator.ray_actor import CoordinatorActor
 from atlas_dist.coordinator.ray_cluster import cluster
 from atlas_dist.coordinator.ray_probe import check_cluster_nodes
 from atlas_dist.coordinator.ray_runner import PoolRunner
-from atlas_dist.coordinator.service import Snapshot
+from atlas_dist.coordinator.service import FAREWELL_S, Snapshot
+from atlas_dist.coordinator.stop_signals import StopSignals
 from atlas_dist.core.plan import Plan
 from atlas_dist.errors import Paused, TrainingError
 
@@ -43,8 +42,23 @@ def drive(config: RunConfig, plan: Plan, spec: Mapping[str, Any], on_snapshot: O
         Paused: somebody asked it to stop.
         TrainingError, StoreError, FencedError: as the coordinator ended; TrainingError also when its process was killed.
     """
+    with StopSignals() as signals:
+        try:
+            last = _driven(config, plan, spec, on_snapshot, signals)
+        except KeyboardInterrupt:
+            if signals.hurried:
+                raise
+            raise _stopped(config) from None  # before there was anybody to stop
+    if last.error is not None:
+        raise last.error
+    if last.status is None or not last.status.done:
+        raise _stopped(config)
+    return last
+
+
+def _driven(config: RunConfig, plan: Plan, spec: Mapping[str, Any], on_snapshot: OnSnapshot, signals: StopSignals) -> Snapshot:
     with cluster(config.cluster, config.worker_groups):
-        _hear_signals()  # after Ray has set its own
+        signals.hear()  # again: Ray has set its own
         if config.cluster.address != LOCAL:
             check_cluster_nodes(config)
         actor = CoordinatorActor.options(**_on_drivers_node(config.run)).remote(config, plan, spec)  # type: ignore[attr-defined]
@@ -52,24 +66,25 @@ def drive(config: RunConfig, plan: Plan, spec: Mapping[str, Any], on_snapshot: O
         threads = [threading.Thread(target=runner.run, name=runner.group.name, daemon=True) for runner in runners]
         for thread in threads:
             thread.start()
-        told = _Told()
+        followed = _Followed(actor, runners, on_snapshot)
         try:
-            last = _follow(actor, runners, on_snapshot, told)
+            last = followed.to_the_end()
         except KeyboardInterrupt:
-            last = _stop(actor, runners, on_snapshot, told)
+            ray.get(actor.stop.remote())
+            last = followed.to_the_end(FAREWELL_S + GO_HOME_S / 2)
         except RayActorError as error:
             raise TrainingError(
                 f"The coordinator of run {config.run} died: {str(error).splitlines()[0]}",
                 fix="Nothing recorded is lost: the same command goes on from there.",
             ) from error
-        until = time.monotonic() + GO_HOME_S
+        until = time.monotonic() + (GO_HOME_S if last.over else 0.0)
         for thread in threads:
             thread.join(max(0.0, until - time.monotonic()))
-    if last.error is not None:
-        raise last.error
-    if last.status is None or not last.status.done:
-        raise Paused(f"Run {config.run} was stopped; nothing learnt is lost.", fix="The same command goes on from there.")
     return last
+
+
+def _stopped(config: RunConfig) -> Paused:
+    return Paused(f"Run {config.run} was stopped; nothing learnt is lost.", fix="The same command goes on from there.")
 
 
 def _on_drivers_node(run: str) -> dict[str, Any]:
@@ -80,40 +95,24 @@ def _on_drivers_node(run: str) -> dict[str, Any]:
     return {"name": f"coordinator-{run}-{uuid.uuid4().hex[:8]}", "scheduling_strategy": strategy}
 
 
-def _hear_signals() -> None:
-    """Ctrl-C and SIGTERM (`ray job stop`, a pod's end) both ask for an orderly stop, also where a shell started us deaf to
-    Ctrl-C."""
+class _Followed:
+    """The run as the driver sees it: each decision is shown once, before and after it was told to stop."""
 
-    def stop(_number: int, _frame: object) -> None:
-        raise KeyboardInterrupt
+    def __init__(self, actor: Any, runners: Sequence[PoolRunner], on_snapshot: OnSnapshot) -> None:
+        self.actor, self.runners, self.on_snapshot = actor, runners, on_snapshot
+        self.seen = 0
 
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGINT, stop)
-        signal.signal(signal.SIGTERM, stop)
-
-
-@dataclass
-class _Told:
-    """How many decisions the watcher has been told of: none of them twice, also when a stop interrupts the telling."""
-
-    decisions: int = 0
-
-
-def _follow(actor: Any, runners: Sequence[PoolRunner], on_snapshot: OnSnapshot, told: _Told) -> Snapshot:
-    """Look until the coordinator has ended, or the pool can't go on."""
-    while True:
-        snapshot: Snapshot = ray.get(actor.snapshot.remote(told.decisions))
-        told.decisions += len(snapshot.decisions)
-        on_snapshot(snapshot)
-        if snapshot.over:
-            return snapshot
-        broken = next((runner.error for runner in runners if runner.error is not None), None)
-        if broken is not None:
-            ray.get(actor.stop.remote())
-            raise broken
-        time.sleep(POLL_EVERY_S)
-
-
-def _stop(actor: Any, runners: Sequence[PoolRunner], on_snapshot: OnSnapshot, told: _Told) -> Snapshot:
-    ray.get(actor.stop.remote())
-    return _follow(actor, runners, on_snapshot, told)
+    def to_the_end(self, at_most_s: float = float("inf")) -> Snapshot:
+        """Look until the coordinator has ended (which may be waiting for its store), the pool can't go on, or time is up."""
+        until = time.monotonic() + at_most_s
+        while True:
+            snapshot: Snapshot = ray.get(self.actor.snapshot.remote(self.seen))
+            self.seen += len(snapshot.decisions)
+            self.on_snapshot(snapshot)
+            if snapshot.over or time.monotonic() > until:
+                return snapshot
+            broken = next((runner.error for runner in self.runners if runner.error is not None), None)
+            if broken is not None:
+                ray.get(self.actor.stop.remote())
+                raise broken
+            time.sleep(POLL_EVERY_S)

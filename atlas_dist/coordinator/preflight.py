@@ -103,7 +103,8 @@ def check_store(config: RunConfig) -> None:
     report = examine(store, new_id=new_probe_id, writers=WRITERS, keys=KEYS)
     if not report.fit:
         raise StoreError(
-            f"{report.url} can't be trusted with a ledger:\n{report}", fix="`atlas-dist doctor URL` tries it out at length."
+            f"{report.url} can't be trusted with a ledger:\n{report}",
+            fix=report.fix or "`atlas-dist doctor URL` tries it out at length.",
         )
 
 

@@ -11,10 +11,14 @@ import ray
 
 from atlas_dist.config import ClusterConfig
 from atlas_dist.coordinator.preflight_cluster import check_resources
+from atlas_dist.coordinator.ray_home import ray_home
 from atlas_dist.coordinator.ray_job import job_environment
 from atlas_dist.coordinator.ray_probe import node_resources
+from atlas_dist.coordinator.stop_signals import deaf_children
 from atlas_dist.core.types import WorkerGroupSpec
 from atlas_dist.errors import ConfigError
+
+LOCAL_ADVICE = "Is this machine overloaded, or the disk of its /tmp full? RAY_TMPDIR names another short folder to Ray."
 
 _WORKER_ENV = {
     "DS_ACCELERATOR": "cpu",
@@ -44,6 +48,8 @@ def cluster(config: ClusterConfig, worker_groups: Sequence[WorkerGroupSpec]) -> 
     if config.address == "local":
         needed = max(1, round(workers * config.cpus_per_worker + 0.499))
         options |= {"address": "local", "include_dashboard": config.dashboard, "num_cpus": max(needed, os.cpu_count() or 1)}
+        home = ray_home(os.environ)
+        options |= {"_temp_dir": home} if home else {}
     else:
         options |= {"address": config.address}
     _connect(config, options)
@@ -59,13 +65,14 @@ def _connect(config: ClusterConfig, options: dict[str, Any]) -> None:
     tries = 2 if config.address == "local" else 1
     for remaining in reversed(range(tries)):
         try:
-            ray.init(**options)
+            with deaf_children():
+                ray.init(**options)
             return
         except Exception as error:  # Ray raises bare Exceptions here
             ray.shutdown()
             if not remaining:
                 first = str(error).splitlines()[0] if str(error) else type(error).__name__
-                advice = {"local": "Is this machine overloaded, or its /tmp full?"}.get(config.address, "Is the cluster up?")
+                advice = {"local": LOCAL_ADVICE}.get(config.address, "Is the cluster up?")
                 message = f"cluster.address={config.address}: Ray does not start: {first}"
                 raise ConfigError(message, fix=advice, retry=True) from error
 

@@ -15,20 +15,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
-from atlas_dist.errors import ConfigError, DataError
+from atlas_dist.errors import AtlasError, ConfigError, DataError
 from atlas_dist.model.backbones import ARCHITECTURES, AdapterSite, Architecture, BackboneInput, Encoded, architecture_named
+from atlas_dist.model.weight_files import TO_SAFETENSORS, check_folder
 
 TINY_FOLDER = Path(__file__).parent / "assets" / "tiny_vilt"
 
@@ -36,18 +36,8 @@ DEFAULT_ARCHITECTURE = "vilt"
 """Of a folder or repository that is given without one. It is said rather than read from the checkpoint, so that what a command
 means does not hang on a file; the file is asked whether it agrees."""
 
-# What ViltForMaskedLM adds on top of ViltModel. A checkpoint may bring exactly these and nothing else that we do not load.
-_MLM_HEAD = (
-    "mlm_score.bias",
-    "mlm_score.decoder.bias",
-    "mlm_score.decoder.weight",
-    "mlm_score.transform.LayerNorm.bias",
-    "mlm_score.transform.LayerNorm.weight",
-    "mlm_score.transform.dense.bias",
-    "mlm_score.transform.dense.weight",
-    # A constant buffer that old versions of transformers saved with the weights.
-    "vilt.embeddings.text_embeddings.position_ids",
-)
+_SHOWN = 6
+"""Names of parameters in one message."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +48,8 @@ class BackboneRef:
         name: what reports and errors call it.
         source: a folder, or a repository id on the hub; "" for random weights.
         revision: the hub commit (full hash); None for folders.
-        leftovers: checkpoint keys that we knowingly do not load. Any other surplus or missing key is an error.
+        leftovers: checkpoint keys that we knowingly do not load, besides the heads and leftovers that its architecture knows. Any
+            other surplus or missing key is an error.
         architecture: a key of `backbones.ARCHITECTURES`.
     """
 
@@ -76,7 +67,7 @@ BACKBONES: dict[str, BackboneRef] = {
         BackboneRef("random-tiny", ""),
         BackboneRef("random-clip", "", architecture="clip"),
         # The first commit with weights, config and fixed tokenizer; later ones change the README and a length we set ourselves.
-        BackboneRef("vilt-b32-mlm", "dandelin/vilt-b32-mlm", "6acc83f152113edb2d3b503e2ea4b107ed592a49", _MLM_HEAD),
+        BackboneRef("vilt-b32-mlm", "dandelin/vilt-b32-mlm", "6acc83f152113edb2d3b503e2ea4b107ed592a49"),
         BackboneRef(
             "clip-vit-b32", "openai/clip-vit-base-patch32", "3d74acf9a28c67741b2f4f2ea7635f0aaf6f0268", architecture="clip"
         ),
@@ -149,7 +140,8 @@ def backbone_ref(name: str, source: str = "", revision: str = "", architecture: 
         ConfigError: an unknown name or architecture, or an architecture that is not the named backbone's.
     """
     if source:
-        return BackboneRef(name, source, revision or None, architecture=architecture or DEFAULT_ARCHITECTURE)
+        place = str(Path(source).expanduser()) if source.startswith("~/") else source
+        return BackboneRef(name, place, revision or None, architecture=architecture or DEFAULT_ARCHITECTURE)
     ref = _look_up(name)
     if architecture and architecture_named(architecture).name != ref.architecture:
         raise ConfigError(
@@ -166,7 +158,8 @@ def load_backbone(which: str | BackboneRef, *, seed: int = 0) -> Backbone:
 
     Raises:
         ConfigError: an unknown name or architecture, or a checkpoint of another architecture.
-        DataError: the checkpoint cannot be reached, or its keys or shapes are not exactly those of the model.
+        DataError: the checkpoint cannot be reached, a file of it is damaged or missing, its keys or shapes are not exactly those
+            of the model, a value is not finite, or its tokenizer is another model's.
     """
     ref = which if isinstance(which, BackboneRef) else _look_up(which)
     architecture = architecture_named(ref.architecture)
@@ -174,6 +167,7 @@ def load_backbone(which: str | BackboneRef, *, seed: int = 0) -> Backbone:
         model = _load_weights(ref, architecture) if ref.source else _random_model(architecture, seed)
         architecture.prepare(model)
     tokenizer = _load_tokenizer(ref if ref.source else BACKBONES["tiny"])
+    _check_tokenizer(ref, tokenizer, architecture.limits(model).vocabulary)
     _freeze(model)
     digest = backbone_digest(model, tokenizer)
     architecture.accelerate(model)
@@ -221,22 +215,36 @@ def _look_up(name: str) -> BackboneRef:
 
 
 def _load_weights(ref: BackboneRef, architecture: Architecture) -> nn.Module:
-    wanted: str = architecture.model_class.__name__
     try:
+        if Path(ref.source).exists():
+            check_folder(Path(ref.source))
         _check_model_type(ref, architecture)
         model, report = architecture.model_class.from_pretrained(
             ref.source, revision=ref.revision or "main", dtype=torch.float32, output_loading_info=True
         )
+    except AtlasError:
+        raise
     except OSError as error:
         raise _unreachable(ref, error) from error
-    except (RuntimeError, SafetensorError) as error:
-        raise DataError(
-            f"The weights of backbone {ref.name!r} from {ref.source!r} do not fit a {wanted}: {error}",
-            fix=f"Point the backbone at an intact checkpoint of the architecture {architecture.name}.",
-        ) from error
-    _check_keys(ref, (*ref.leftovers, *architecture.leftovers), report)
+    except Exception as error:  # whatever torch, safetensors and transformers make of a file that is none of theirs
+        raise _unloadable(ref, architecture, error) from error
+    _check_keys(ref, architecture, report)
+    _check_finite(ref, model)
     loaded: nn.Module = model
     return loaded
+
+
+def _unloadable(ref: BackboneRef, architecture: Architecture, error: Exception) -> DataError:
+    if type(error).__name__ == "UnpicklingError":
+        return DataError(
+            f"pytorch_model.bin of backbone {ref.name!r} from {ref.source!r} holds more than tensors: it is not run.",
+            fix=f"Only if you trust its source, convert it in its folder: {TO_SAFETENSORS}",
+        )
+    wanted: str = architecture.model_class.__name__
+    return DataError(
+        f"The weights of backbone {ref.name!r} from {ref.source!r} do not fit a {wanted}: {_shortened(error)}",
+        fix=f"Point the backbone at an intact checkpoint of the architecture {architecture.name}.",
+    )
 
 
 def _check_model_type(ref: BackboneRef, architecture: Architecture) -> None:
@@ -252,17 +260,39 @@ def _check_model_type(ref: BackboneRef, architecture: Architecture) -> None:
     )
 
 
-def _check_keys(ref: BackboneRef, leftovers: tuple[str, ...], report: Mapping[str, Any]) -> None:
+def _check_keys(ref: BackboneRef, architecture: Architecture, report: Mapping[str, Any]) -> None:
+    dropped = {*ref.leftovers, *architecture.leftovers}
     missing = sorted(report["missing_keys"])
-    unexpected = sorted(set(report["unexpected_keys"]) - set(leftovers))
+    unexpected = sorted(k for k in report["unexpected_keys"] if k not in dropped and not k.startswith(architecture.heads))
     misshapen = sorted(str(key) for key in report.get("mismatched_keys", ()))
     faults = {"missing": missing, "unexpected": unexpected, "wrong shape": misshapen}
     if any(faults.values()):
-        listed = "; ".join(f"{fault}: {', '.join(keys)}" for fault, keys in faults.items() if keys)
+        listed = "; ".join(f"{fault}: {_listed(keys)}" for fault, keys in faults.items() if keys)
         raise DataError(
             f"The checkpoint of backbone {ref.name!r} from {ref.source!r} does not match the model ({listed}).",
-            fix="Use the checkpoint this backbone was defined for, or list keys that may be dropped in BackboneRef.leftovers.",
+            fix=f"Use a whole checkpoint of a {architecture.model_class.__name__}, with or without the head of a task on top, as "
+            "save_pretrained of transformers writes it.",
         )
+
+
+def _check_finite(ref: BackboneRef, model: nn.Module) -> None:
+    """A checkpoint that overflowed once computes nothing but NaN."""
+    bad = [name for name, value in model.named_parameters() if not bool(torch.isfinite(value).all())]
+    if bad:
+        raise DataError(
+            f"The checkpoint of backbone {ref.name!r} from {ref.source!r} has values that are not finite (NaN or infinite) in "
+            f"{_listed(bad)}.",
+            fix="Use one from before its training went wrong, or one that was not cut down to float16.",
+        )
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
+
+
+def _shortened(error: Exception) -> str:
+    return " ".join(str(error).split())[:600]
 
 
 def _load_tokenizer(ref: BackboneRef) -> PreTrainedTokenizerFast:
@@ -270,12 +300,38 @@ def _load_tokenizer(ref: BackboneRef) -> PreTrainedTokenizerFast:
         tokenizer = AutoTokenizer.from_pretrained(ref.source, revision=ref.revision or "main", use_fast=True)
     except OSError as error:
         raise _unreachable(ref, error) from error
+    except Exception as error:  # the Rust library raises bare Exceptions for what it can't read
+        raise DataError(
+            f"The tokenizer of backbone {ref.name!r} from {ref.source!r} can't be read: {_shortened(error)}",
+            fix="Download tokenizer.json and tokenizer_config.json again.",
+        ) from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise DataError(
             f"The tokenizer of backbone {ref.name!r} is a {type(tokenizer).__name__}, not a fast one.",
             fix="Add its tokenizer.json to the checkpoint folder.",
         )
     return tokenizer
+
+
+def _check_tokenizer(ref: BackboneRef, tokenizer: PreTrainedTokenizerFast, vocabulary: int) -> None:
+    """Whether it knows words, and none that the model has no embedding for."""
+    known = set(tokenizer.get_vocab()) - set(tokenizer.all_special_tokens)
+    if not known:
+        raise DataError(
+            f"The tokenizer of backbone {ref.name!r} from {ref.source!r} knows no words, only special tokens.",
+            fix="Copy tokenizer.json and tokenizer_config.json of the same model into the checkpoint's folder.",
+        )
+    if tokenizer.vocab_size > vocabulary:
+        raise DataError(
+            f"The tokenizer of backbone {ref.name!r} from {ref.source!r} knows {tokenizer.vocab_size} tokens, its "
+            f"model {vocabulary}.",
+            fix="Use the tokenizer that the model was trained with: its tokenizer.json belongs into the checkpoint's folder.",
+        )
+    if tokenizer.pad_token_id is None:
+        raise DataError(
+            f"The tokenizer of backbone {ref.name!r} from {ref.source!r} has no padding token.",
+            fix="Name one in its tokenizer_config.json (pad_token).",
+        )
 
 
 def _unreachable(ref: BackboneRef, error: OSError) -> DataError:

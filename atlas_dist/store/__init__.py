@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
-from atlas_dist.core.keys import check_key
 from atlas_dist.errors import ConfigError
 from atlas_dist.store.local import LocalStore
 from atlas_dist.store.objects import MemoryStore, ObjectInfo, ObjectStore
+from atlas_dist.store.places import Bucket, Folder, Memory, parse_url
 
 __all__ = ["ObjectInfo", "ObjectStore", "StoreOptions", "open_store"]
 
@@ -39,29 +37,24 @@ def open_store(url: str, *, options: StoreOptions | None = None) -> ObjectStore:
         AuthError: credentials are missing, wrong, or not allowed to list the bucket.
     """
     options = options or StoreOptions()
-    parts = urlsplit(url)
-    if parts.scheme in ("", "file"):
-        return LocalStore(Path(unquote(parts.path) if parts.scheme else url).expanduser())
-    if parts.scheme == "memory":
-        return _memory.setdefault(parts.netloc, MemoryStore(parts.netloc))
-    if parts.scheme == "s3":
-        return _open_s3(url, parts.netloc, parts.path.strip("/"), options)
-    raise ConfigError(f"Unknown store URL {url!r}.", fix="Use a folder, file:///…, s3://bucket/prefix or memory://name.")
+    match parse_url(url):
+        case Folder(path):
+            return LocalStore(path)
+        case Memory(name):
+            return _memory.setdefault(name, MemoryStore(name))
+        case Bucket(bucket, prefix):
+            return _open_s3(bucket, prefix, options)
 
 
-def _open_s3(url: str, bucket: str, prefix: str, options: StoreOptions) -> ObjectStore:
+def _open_s3(bucket: str, prefix: str, options: StoreOptions) -> ObjectStore:
     # boto3 takes half a second to import: only those who use S3 pay for it.
     from atlas_dist.store.s3 import S3Options, S3Store
 
-    if not bucket or "@" in bucket:
-        raise ConfigError("An s3:// URL needs a bucket and no credentials.", fix="Write s3://bucket/prefix.")
-    if options.endpoint_url and "://" not in options.endpoint_url:
+    if options.endpoint_url and not options.endpoint_url.startswith(("http://", "https://")):
         raise ConfigError(
             f"endpoint_url={options.endpoint_url} is no address.",
             fix="Write it with http:// or https://, as in http://10.0.0.1:9000.",
         )
-    if prefix:
-        check_key(prefix)
     store = S3Store(
         bucket,
         prefix,

@@ -23,6 +23,8 @@ class Finding:
     promise: str
     kept: bool
     detail: str = ""
+    fix: str = ""
+    """What to do about it, where that is known."""
 
 
 @dataclass(frozen=True)
@@ -37,10 +39,17 @@ class Report:
         """Every promise was kept."""
         return all(f.kept for f in self.findings)
 
+    @property
+    def fix(self) -> str:
+        """What to do first; "" = nothing is wrong, or nothing better is known than another store."""
+        return next((f.fix for f in self.findings if not f.kept and f.fix), "")
+
     def __str__(self) -> str:
         lines = [f"{'ok  ' if f.kept else 'FAIL'}  {f.promise}{f': {f.detail}' if f.detail else ''}" for f in self.findings]
-        verdict = "fit to hold runs" if self.fit else "NOT fit to hold runs: use a local folder or an S3 with conditional writes"
-        return "\n".join([*lines, f"{self.url} is {verdict}."])
+        unfit = (
+            "NOT fit to hold runs" if self.fix else "NOT fit to hold runs: use a local folder or an S3 with conditional writes"
+        )
+        return "\n".join([*lines, f"{self.url} is {'fit to hold runs' if self.fit else unfit}."])
 
 
 def examine(store: ObjectStore, *, new_id: Callable[[], str], writers: int = WRITERS, keys: int = KEYS) -> Report:
@@ -48,11 +57,13 @@ def examine(store: ObjectStore, *, new_id: Callable[[], str], writers: int = WRI
     prefix = f"doctor/{new_id()}"
     findings = []
     try:
-        for check in (_one_winner, _reads_follow_writes, _replaced_objects_are_noticed, _deletes_hold):
+        for check in (_created_once, _one_winner, _reads_follow_writes, _replaced_objects_are_noticed, _deletes_hold):
             try:
                 findings.append(check(store, prefix, writers, keys))
             except StoreError as error:
-                findings.append(Finding(_words(check), False, str(error)))
+                findings.append(Finding(_words(check), False, error.message, error.fix))
+            if check is _created_once and not findings[-1].kept:
+                break  # nothing else can be right, and a race of writers would only say it many times
     finally:
         _tidy(store, prefix)
     return Report(store.url, tuple(findings))
@@ -62,8 +73,23 @@ def require_fit(store: ObjectStore, *, new_id: Callable[[], str]) -> Report:
     """`examine`, and refuse a store that fails. Raises StoreError with the report."""
     report = examine(store, new_id=new_id)
     if not report.fit:
-        raise StoreError(f"This store can't be trusted with a ledger:\n{report}")
+        raise StoreError(f"This store can't be trusted with a ledger:\n{report}", fix=report.fix)
     return report
+
+
+def _created_once(store: ObjectStore, prefix: str, *_: int) -> Finding:
+    """create-if-absent is atomic: a second create of a key is refused"""
+    accepted = 0
+    for writer in (1, 2):
+        try:
+            store.create(f"{prefix}/once/x", _mark(writer))
+            accepted += 1
+        except AlreadyExists:
+            return Finding(_words(_created_once), True)
+        except UnknownOutcome:
+            continue
+    detail = "a second one was accepted: the store ignores If-None-Match (conditional writes)" if accepted > 1 else ""
+    return Finding(_words(_created_once), accepted < 2, detail)
 
 
 def _one_winner(store: ObjectStore, prefix: str, writers: int, keys: int) -> Finding:

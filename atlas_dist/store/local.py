@@ -3,6 +3,10 @@
 `create` writes a temporary file in the key's own folder, syncs it, and links it to its name: `link` fails when the name is taken,
 on every local file system and on NFS, so exactly one writer wins and no reader ever sees half a file. The folder is synced too:
 a name that a power cut can take back was never written.
+
+Over NFS the answer to a `link` or a `rename` that was done may get lost, and the repeated request then fails: what the names
+hold afterwards is the truth. Files that can't be objects of ours (`.nfs…` of open files that were deleted, `.DS_Store`) are
+passed over.
 """
 
 from __future__ import annotations
@@ -15,13 +19,34 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from atlas_dist.core.keys import check_key
+from atlas_dist.core.keys import check_key, check_name
 from atlas_dist.errors import AlreadyExists, AuthError, DataError, MissingObject, PreconditionFailed, StoreError, UnknownOutcome
 from atlas_dist.failpoints import failpoint
 from atlas_dist.store.objects import HalfWritten, ObjectInfo, too_large
+from atlas_dist.store.places import file_url
 
 _TEMPORARY = ".tmp-"
 """Safe names never start with a dot: a temporary file can't be taken for an object, or for a key's folder."""
+_NO_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EINVAL, errno.EXDEV})
+_NO_SYNC = frozenset({errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF})
+"""What file systems answer that can't sync a folder (CIFS, some FUSE): there is nothing more to do about its names."""
+
+_ROOM = "Free some space, then run the same command again."
+_IN_THE_WAY = (
+    "A file has the name that a folder of the store needs: move it away, or set store.url (shards.url) to another folder."
+)
+_MENDS: dict[int, tuple[str, str]] = {
+    errno.ENOSPC: ("the disk is full", _ROOM),
+    errno.EDQUOT: ("the quota of this disk is used up", _ROOM),
+    errno.EROFS: ("the file system is read-only", "Set store.url (shards.url) to a folder that can be written."),
+    errno.EFBIG: ("this file system takes no file of that size", "Set store.url (shards.url) to another disk."),
+    errno.ENAMETOOLONG: ("the path is too long", "Set store.url (shards.url) to a shorter path."),
+    errno.ENOTDIR: ("a file stands where a folder should", _IN_THE_WAY),
+    errno.EEXIST: ("a file stands where a folder should", _IN_THE_WAY),
+    errno.EISDIR: ("a folder stands where a file should", "Move it away, or set store.url (shards.url) to another folder."),
+    errno.ELOOP: ("a symbolic link leads back to itself", "Mend the link, or set store.url (shards.url) to another folder."),
+}
+"""What no waiting mends: number -> what it is, what to do."""
 
 
 class LocalStore:
@@ -33,12 +58,12 @@ class LocalStore:
     @property
     def url(self) -> str:
         """`file:///…`."""
-        return f"file://{self._root}"
+        return file_url(self._root)
 
     def create(self, key: str, data: bytes) -> None:
         """Write if absent, durably. Raises AlreadyExists, UnknownOutcome, StoreError (disk full), AuthError."""
         target = self._path(key)
-        with _explained(f"create {key}"):
+        with _explained(f"create {key}", writes=True):
             temporary = self._write_temporary(target, data)
             try:
                 failpoint("local.create.before_link")
@@ -54,13 +79,15 @@ class LocalStore:
     def put(self, key: str, data: bytes) -> None:
         """Write or replace, atomically. Raises StoreError (disk full), AuthError."""
         target = self._path(key)
-        with _explained(f"write {key}"):
+        with _explained(f"write {key}", writes=True):
             self._replace(self._write_temporary(target, data), target)
 
     def put_file(self, key: str, path: Path) -> ObjectInfo:
         """Write or replace from a file, atomically. Raises StoreError (disk full), AuthError."""
         target = self._path(key)
-        with _explained(f"write {key}"), path.open("rb") as source:
+        with _explained(f"read {path}"):
+            opened = path.open("rb")
+        with opened as source, _explained(f"write {key}", writes=True):
             temporary = self._temporary(target)
             with _removed_on_error(temporary), temporary.open("xb") as sink:
                 shutil.copyfileobj(source, sink, 1 << 20)
@@ -135,7 +162,7 @@ class LocalStore:
         """Keys below `folder` whose first segment starts with `start`."""
         with suppress(FileNotFoundError, NotADirectoryError), os.scandir(folder) as entries:
             for entry in entries:
-                if entry.name.startswith(_TEMPORARY) or not entry.name.startswith(start):
+                if not entry.name.startswith(start) or not _may_be_ours(entry.name):
                     continue
                 if entry.is_dir():
                     yield from self._walk(Path(entry.path), f"{base}{entry.name}/", "")
@@ -156,18 +183,44 @@ class LocalStore:
 
     @staticmethod
     def _replace(temporary: Path, target: Path) -> None:
+        written = temporary.stat()
         with _removed_on_error(temporary):
-            temporary.replace(target)
+            try:
+                temporary.replace(target)
+            except FileNotFoundError:
+                if not _is(target, written):
+                    raise
         _sync_folder(target.parent)
 
 
+def _may_be_ours(name: str) -> bool:
+    """Whether an object or a folder of them can have this name."""
+    try:
+        check_name(name, "file name")
+    except DataError:
+        return False
+    return True
+
+
+def _is(target: Path, written: os.stat_result) -> bool:
+    """Whether `target` is the file that was written: then the call that failed was done all the same (NFS asks twice)."""
+    try:
+        found = target.stat()
+    except OSError:
+        return False
+    return (found.st_dev, found.st_ino) == (written.st_dev, written.st_ino)
+
+
 def _link(temporary: Path, target: Path, key: str) -> None:
+    written = temporary.stat()
     try:
         target.hardlink_to(temporary)
-    except FileExistsError as error:
-        raise AlreadyExists(f"{key} exists.") from error
     except OSError as error:
-        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK):
+        if _is(target, written):
+            return
+        if isinstance(error, FileExistsError):
+            raise AlreadyExists(f"{key} exists.") from error
+        if error.errno not in _NO_LINKS:
             raise
         raise StoreError(
             f"{target.parent} is on a file system without hard links ({error.strerror}), so writes can't be made exclusive.",
@@ -183,6 +236,9 @@ def _sync_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         _sync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_SYNC:
+            raise
     finally:
         os.close(descriptor)
 
@@ -209,20 +265,20 @@ def _removed_on_error(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _explained(what: str) -> Iterator[None]:
-    """Turn what the operating system says into our errors."""
+def _explained(what: str, *, writes: bool = False) -> Iterator[None]:
+    """Turn what the operating system says into our errors. Where something is written, a name that is gone tells nothing about
+    objects: somebody has cleared the folder away meanwhile."""
     try:
         yield
     except FileNotFoundError as error:
-        raise MissingObject(f"Cannot {what}: there is no {error.filename}.") from error
+        kind = UnknownOutcome if writes else MissingObject
+        raise kind(f"Cannot {what}: there is no {error.filename}.") from error
     except PermissionError as error:
         raise AuthError(f"Cannot {what}: {error}.", fix="Check the folder's owner and mode.") from error
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise StoreError(
-                f"Cannot {what}: the disk is full.", fix="Free some space, then run the same command again."
-            ) from error
-        raise StoreError(f"Cannot {what}: {error}.") from error
+        why, fix = _MENDS.get(error.errno or 0, (str(error), ""))
+        where = f" ({error.filename})" if fix and error.filename else ""
+        raise StoreError(f"Cannot {what}: {why}{where}.", fix=fix) from error
 
 
 def _info(key: str, stat: os.stat_result) -> ObjectInfo:

@@ -8,53 +8,38 @@ What the rest of the house relies on is stricter than what the SDK does by itsel
 - Ranged reads carry `If-Match`, check the range they were given, and return what arrived when a body is cut; the SDK neither
   retries nor verifies those.
 - A client is made on first use in each process: one inherited over `fork` shares sockets and returns other processes' bytes.
+- Credentials that have expired are looked for again once, by a new client: somebody may have renewed the file they come from.
 
-Credentials come from the SDK's own chain (environment, profile, instance role) and are never read, kept or logged here.
+Credentials come from the SDK's own chain (environment, profile, instance role) and are never read, kept or logged here. What a
+server said becomes an error of ours in `s3_errors.py`.
 """
 
 from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import boto3
+from boto3.exceptions import S3UploadFailedError
 from boto3.s3.transfer import TransferConfig
 from botocore.config import Config
-from botocore.exceptions import (
-    BotoCoreError,
-    ClientError,
-    ConnectTimeoutError,
-    EndpointConnectionError,
-    NoCredentialsError,
-    PartialCredentialsError,
-    TokenRetrievalError,
-)
+from botocore.exceptions import BotoCoreError, ClientError
 from urllib3.exceptions import HTTPError
 
 from atlas_dist.core.keys import check_key
-from atlas_dist.errors import (
-    AlreadyExists,
-    AtlasError,
-    AuthError,
-    MissingObject,
-    PreconditionFailed,
-    StoreError,
-    UnknownOutcome,
-)
+from atlas_dist.errors import AlreadyExists, ConfigError, PreconditionFailed, StoreError
 from atlas_dist.store.objects import ObjectInfo, too_large
 from atlas_dist.store.plain_http import read_plain
+from atlas_dist.store.s3_errors import Request, code_of, expired, explained, status_of
 
 _MIB = 1 << 20
 _WINDOW = 64 << 10
-_AUTH_CODES = frozenset(
-    {"AccessDenied", "ExpiredToken", "InvalidAccessKeyId", "InvalidToken", "SignatureDoesNotMatch", "RequestTimeTooSkewed"}
-)
-_NO_CREDENTIALS = (NoCredentialsError, PartialCredentialsError, TokenRetrievalError)
 
 
 @dataclass(frozen=True)
@@ -97,36 +82,35 @@ class S3Store:
         return f"s3://{self._bucket}/{self._prefix}".rstrip("/")
 
     def check(self) -> None:
-        """See whether the bucket answers. Raises StoreError (no such bucket, unreachable), AuthError."""
+        """See whether the bucket answers. Raises StoreError (no such bucket, unreachable), AuthError, ConfigError."""
         with self._explained("reach the bucket"):
-            self._clients.patient.list_objects_v2(Bucket=self._bucket, Prefix=self._prefix, MaxKeys=1)
+            self._send("list_objects_v2", Prefix=self._prefix, MaxKeys=1)
 
     def create(self, key: str, data: bytes) -> None:
         """Write if absent. Raises AlreadyExists, UnknownOutcome."""
         name = self._name(key)
         try:
-            with self._explained(f"create {key}", unknown=True):
-                self._clients.single_try.put_object(Bucket=self._bucket, Key=name, Body=data, IfNoneMatch="*")
+            with self._explained(f"create {key}", writes=True, conditional=True):
+                self._send("put_object", once=True, Key=name, Body=data, IfNoneMatch="*")
         except PreconditionFailed as error:
             raise AlreadyExists(f"{key} exists.") from error
 
     def put(self, key: str, data: bytes) -> None:
         """Write or replace. Raises UnknownOutcome."""
         name = self._name(key)
-        with self._explained(f"write {key}", unknown=True):
-            self._clients.patient.put_object(Bucket=self._bucket, Key=name, Body=data)
+        with self._explained(f"write {key}", writes=True):
+            self._send("put_object", Key=name, Body=data)
 
     def put_file(self, key: str, path: Path) -> ObjectInfo:
-        """Write or replace from a file, in parts where large, each part with a checksum. Raises UnknownOutcome."""
+        """Write or replace from a file, in parts where large, each with a checksum unless the SDK's own settings
+        (`AWS_REQUEST_CHECKSUM_CALCULATION`) say otherwise. Raises UnknownOutcome."""
         name = self._name(key)
+        expected = path.stat().st_size
         part = self._options.part_bytes
         transfer = TransferConfig(multipart_threshold=part, multipart_chunksize=part, max_concurrency=4)
-        with self._explained(f"upload {key}", unknown=True):
-            self._clients.patient.upload_file(
-                str(path), self._bucket, name, Config=transfer, ExtraArgs={"ChecksumAlgorithm": "CRC32"}
-            )
+        with self._explained(f"upload {key}", writes=True):
+            self._renewed(lambda client: client.upload_file(str(path), self._bucket, name, Config=transfer))
         info = self.stat(key)
-        expected = path.stat().st_size
         if info.size != expected:
             raise StoreError(f"{key} has {info.size} bytes after an upload of {expected}.", fix="Did something else write it?")
         return info
@@ -135,7 +119,7 @@ class S3Store:
         """The whole object. Raises MissingObject; DataError above `limit`."""
         name = self._name(key)
         with self._explained(f"read {key}"):
-            answer = self._clients.patient.get_object(Bucket=self._bucket, Key=name)
+            answer = self._send("get_object", Key=name)
             size = int(answer["ContentLength"])
             if size > limit:
                 answer["Body"].close()
@@ -150,12 +134,12 @@ class S3Store:
         name = self._name(key)
         with self._explained(f"look up {key}"):
             try:
-                answer = self._clients.patient.head_object(Bucket=self._bucket, Key=name)
+                answer = self._send("head_object", Key=name)
             except ClientError as error:
-                if _status(error) != 404:
+                if not 400 <= status_of(error) < 500:
                     raise
-                # A HEAD has no body: its 404 can't say what is absent, the key or the bucket. A GET can.
-                answer = self._clients.patient.get_object(Bucket=self._bucket, Key=name)
+                # A HEAD has no body: it can't say what is absent, the key or the bucket, nor why it is refused. A GET can.
+                answer = self._send("get_object", Key=name)
                 answer["Body"].close()
         return ObjectInfo(key, int(answer["ContentLength"]), _etag(answer))
 
@@ -164,14 +148,12 @@ class S3Store:
         if not len(out):
             return 0
         name = self._name(key)
-        match = {"IfMatch": f'"{if_match}"'} if if_match else {}
+        match: dict[str, Any] = {"IfMatch": f'"{if_match}"'} if if_match else {}
         with self._explained(f"read {key}"):
             try:
-                answer = self._clients.patient.get_object(
-                    Bucket=self._bucket, Key=name, Range=f"bytes={start}-{start + len(out) - 1}", **match
-                )
+                answer = self._send("get_object", Key=name, Range=f"bytes={start}-{start + len(out) - 1}", **match)
             except ClientError as error:
-                if _code(error) == "InvalidRange" or _status(error) == 416:
+                if code_of(error) == "InvalidRange" or status_of(error) == 416:
                     return 0
                 raise
             body = answer["Body"]
@@ -187,12 +169,10 @@ class S3Store:
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         """Objects below `prefix` in key order."""
         cut = len(self._prefix)
-        token: dict[str, str] = {}
+        token: dict[str, Any] = {}
         while True:
             with self._explained(f"list {prefix}"):
-                page = self._clients.patient.list_objects_v2(
-                    Bucket=self._bucket, Prefix=self._prefix + prefix, MaxKeys=self._options.page, **token
-                )
+                page = self._send("list_objects_v2", Prefix=self._prefix + prefix, MaxKeys=self._options.page, **token)
             for each in page.get("Contents", ()):
                 yield ObjectInfo(each["Key"][cut:], int(each["Size"]), each["ETag"].strip('"'))
             if not page.get("IsTruncated"):
@@ -202,8 +182,8 @@ class S3Store:
     def delete(self, key: str) -> None:
         """Remove; missing keys are fine."""
         name = self._name(key)
-        with self._explained(f"delete {key}", unknown=True):
-            self._clients.patient.delete_object(Bucket=self._bucket, Key=name)
+        with self._explained(f"delete {key}", writes=True):
+            self._send("delete_object", Key=name)
 
     def _name(self, key: str) -> str:
         return self._prefix + check_key(key)
@@ -216,78 +196,50 @@ class S3Store:
         if if_match and _etag(answer) != if_match:
             raise PreconditionFailed(f"{key} changed: version {_etag(answer)}, expected {if_match}.")
 
-    @contextmanager
-    def _explained(self, what: str, *, unknown: bool = False) -> Iterator[None]:
-        """Turn the SDK's exceptions into ours; `unknown` marks requests whose effect may have happened all the same."""
+    def _send(self, operation: str, *, once: bool = False, **arguments: Any) -> Any:
+        """One request to the bucket; `once`: never repeated by the SDK."""
+        return self._renewed(lambda client: getattr(client, operation)(Bucket=self._bucket, **arguments), once=once)
+
+    def _renewed(self, ask: Callable[[Any], Any], *, once: bool = False) -> Any:
+        """Ask; where the credentials have expired, a second time with whatever credentials there are by now."""
         try:
-            yield
-        except AtlasError:
-            raise
-        except ClientError as error:
-            raise self._from_answer(what, error, unknown) from None
-        except _NO_CREDENTIALS as error:
-            raise AuthError(
-                f"Cannot {what} in {self.url}: {error}.", fix="Set AWS credentials (environment, profile or role)."
-            ) from None
-        except (BotoCoreError, HTTPError, OSError) as error:
-            raise self._from_transport(what, error, unknown) from None
-        except Exception as error:
-            # s3transfer wraps what the server said; the XML parser raises its own: such an answer has told us nothing.
-            if isinstance(error.__context__, ClientError):
-                raise self._from_answer(what, error.__context__, unknown) from None
-            kind = UnknownOutcome if unknown else StoreError
-            raise kind(f"Cannot {what} in {self.url}: {type(error).__name__}: {error}.") from error
+            return ask(self._clients.get(once=once))
+        except (ClientError, S3UploadFailedError) as error:
+            if not expired(error):
+                raise
+        self._clients.forget()
+        return ask(self._clients.get(once=once))
 
-    def _from_answer(self, what: str, error: ClientError, unknown: bool) -> AtlasError:
-        code, status = _code(error), _status(error)
-        text = f"Cannot {what} in {self.url}: {code} ({status})."
-        if code == "NoSuchKey" and status == 404:
-            return MissingObject(text)
-        if code == "NoSuchBucket":
-            return StoreError(f"There is no bucket {self._bucket!r}.", fix=f"Create it, or correct the address {self.url}.")
-        if code in _AUTH_CODES or status in (401, 403):
-            return AuthError(text, fix="Check the credentials and the bucket policy (cluster/ has a minimal one).")
-        if code == "PreconditionFailed" or status == 412:
-            return PreconditionFailed(text)
-        if code == "NotImplemented" or status == 501:
-            return StoreError(text, fix="This server can't do conditional writes; `atlas-dist doctor` tells more.")
-        if unknown and (status >= 500 or status in (0, 200, 408, 409, 429)):
-            return UnknownOutcome(text)
-        return StoreError(text)
-
-    def _from_transport(self, what: str, error: Exception, unknown: bool) -> StoreError:
-        endpoint = self._options.endpoint_url or "AWS"
-        text = f"Cannot {what} in {self.url}: {type(error).__name__} at {endpoint}."
-        unreachable = isinstance(error, EndpointConnectionError | ConnectTimeoutError)
-        fix = f"Is the network up, and is {endpoint} the right endpoint_url?" if unreachable else ""
-        return UnknownOutcome(text, fix=fix) if unknown else StoreError(text, fix=fix)
+    def _explained(self, what: str, *, writes: bool = False, conditional: bool = False) -> AbstractContextManager[None]:
+        """Turn the SDK's exceptions into ours."""
+        request = Request(what, self.url, self._bucket, lambda: self._clients.endpoint, writes=writes, conditional=conditional)
+        return explained(request)
 
 
 class _Clients:
-    """Two boto3 clients of this process, made on first use."""
+    """Two boto3 clients of this process, made on first use: one repeats what is safe to repeat, one sends everything once."""
 
     def __init__(self, options: S3Options) -> None:
         self._options = options
         self._lock = threading.Lock()
         self._made: dict[tuple[int, int], Any] = {}
+        self.endpoint = options.endpoint_url
+        """Where requests go, as far as it is known: the settings of the SDK may name a server too."""
 
-    @property
-    def patient(self) -> Any:
-        """Repeats what is safe to repeat."""
-        return self._get(self._options.attempts)
-
-    @property
-    def single_try(self) -> Any:
-        """Sends every request once."""
-        return self._get(1)
-
-    def _get(self, attempts: int) -> Any:
+    def get(self, *, once: bool = False) -> Any:
+        """A client. Raises what the SDK says of settings and credentials; ConfigError: an address that it refuses."""
+        attempts = 1 if once else self._options.attempts
         key = (os.getpid(), attempts)
         client = self._made.get(key)
         if client is None:
             with self._lock:
                 client = self._made.get(key) or self._made.setdefault(key, self._make(attempts))
         return client
+
+    def forget(self) -> None:
+        """The next request makes a client anew, and looks for credentials again."""
+        with self._lock:
+            self._made.clear()
 
     def _make(self, attempts: int) -> Any:
         options = self._options
@@ -296,12 +248,37 @@ class _Clients:
             read_timeout=options.read_timeout_s,
             retries={"total_max_attempts": attempts, "mode": "standard"},
             max_pool_connections=options.connections,
-            s3={"addressing_style": "path"} if options.endpoint_url else {},
         )
         # A session of its own: boto3's default one is shared between threads that may be making clients too.
-        return boto3.session.Session().client(
-            "s3", endpoint_url=options.endpoint_url or None, region_name=options.region or None, config=config
-        )
+        session = boto3.session.Session()
+
+        def make(config: Config) -> Any:
+            try:
+                return session.client(
+                    "s3", endpoint_url=options.endpoint_url or None, region_name=options.region or None, config=config
+                )
+            except BotoCoreError:  # some of them are ValueErrors too
+                raise
+            except ValueError as error:
+                raise ConfigError(f"The address of the S3 server can't be used: {error}.", fix="Correct endpoint_url.") from error
+
+        client = make(config)
+        self.endpoint = str(client.meta.endpoint_url)
+        if _is_aws(self.endpoint) or _addressing_style(session):
+            return client
+        # Few servers but AWS' own answer to bucket.host; some that do are told so in the profile (s3.addressing_style).
+        return make(config.merge(Config(s3={"addressing_style": "path"})))
+
+
+def _is_aws(endpoint: str) -> bool:
+    host = urlsplit(endpoint).hostname or ""
+    return host.endswith((".amazonaws.com", ".amazonaws.com.cn"))
+
+
+def _addressing_style(session: boto3.session.Session) -> str:
+    """What the SDK's own configuration file says; "" = nothing."""
+    about = session._session.get_scoped_config().get("s3") or {}  # no public name leads to the configuration file
+    return str(about.get("addressing_style", "")) if isinstance(about, dict) else ""
 
 
 def _fill(out: memoryview, body: Any) -> int:
@@ -321,14 +298,6 @@ def _fill(out: memoryview, body: Any) -> int:
         if not filled:
             raise
     return filled
-
-
-def _code(error: ClientError) -> str:
-    return str(error.response.get("Error", {}).get("Code", ""))
-
-
-def _status(error: ClientError) -> int:
-    return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
 
 
 def _etag(answer: Any) -> str:

@@ -7,15 +7,20 @@ won). Guessing either way loses or doubles a fact.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
 from atlas_dist.clock import Clock
-from atlas_dist.errors import AlreadyExists, MissingObject, PreconditionFailed, StoreError, UnknownOutcome
+from atlas_dist.errors import AlreadyExists, MissingObject, PreconditionFailed, StoreError, UnknownOutcome, Unreachable
 from atlas_dist.store.objects import ObjectStore
 
 _T = TypeVar("_T")
+_TOLD_AFTER_S, _TOLD_EVERY_S = 5.0, 60.0
+"""Seconds of waiting after which it is said what is waited for, and how often again."""
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -36,7 +41,7 @@ def retry_unavailable(what: Callable[[], _T], clock: Clock, patience: Patience =
     Clear answers (MissingObject, AlreadyExists, PreconditionFailed) and errors that waiting can't mend are raised at once.
 
     Raises:
-        StoreError: the last one, when patience has run out.
+        StoreError: one that waiting can't mend, at once; else the last one, when patience has run out.
     """
     waits = _Waits(clock, patience)
     while True:
@@ -45,6 +50,8 @@ def retry_unavailable(what: Callable[[], _T], clock: Clock, patience: Patience =
         except (MissingObject, AlreadyExists, PreconditionFailed):
             raise
         except StoreError as error:
+            if not _may_pass(error):
+                raise
             waits.wait_or_raise(error)
 
 
@@ -72,7 +79,7 @@ def create_settled(store: ObjectStore, key: str, data: bytes, clock: Clock, pati
                 raise
             return
         except StoreError as error:
-            if not isinstance(error, UnknownOutcome) and not _may_pass(error):
+            if not _may_pass(error):
                 raise
             waits.wait_or_raise(error)
         else:
@@ -81,7 +88,7 @@ def create_settled(store: ObjectStore, key: str, data: bytes, clock: Clock, pati
 
 def _may_pass(error: StoreError) -> bool:
     # A fix that the user must apply (missing bucket, full disk) is not waited for.
-    return not error.fix
+    return isinstance(error, UnknownOutcome | Unreachable) or not error.fix
 
 
 def _read_back(store: ObjectStore, key: str, size: int, clock: Clock, patience: Patience) -> bytes | None:
@@ -103,9 +110,14 @@ class _Waits:
         self._patience = patience
         self._next = patience.first_s
         self._give_up_at = clock.monotonic() + patience.total_s
+        self._tell_at = clock.monotonic() + _TOLD_AFTER_S
 
     def wait_or_raise(self, error: StoreError) -> None:
-        if self._clock.monotonic() + self._next > self._give_up_at:
+        now = self._clock.monotonic()
+        if now + self._next > self._give_up_at:
             raise error
+        if now >= self._tell_at:
+            self._tell_at = now + _TOLD_EVERY_S
+            log.warning("the store is asked again for %.0f s more: %s", self._give_up_at - now, error)
         self._clock.sleep(self._next)
         self._next = min(self._next * 2.0, self._patience.longest_s)

@@ -20,7 +20,7 @@ import torch.distributed as dist
 from atlas_dist.core.pace import likeness
 from atlas_dist.core.results import Result
 from atlas_dist.core.types import Assignment, Failure, FailureKind, JobKind, StageJob
-from atlas_dist.errors import AuthError, ConfigError, DataError, Paused, StoreError
+from atlas_dist.errors import AuthError, ConfigError, DataError, ExpiredCredentials, Paused, StoreError
 from atlas_dist.logs import log_context, log_fields
 from atlas_dist.output_tail import OutputTail
 from atlas_dist.store import artifacts
@@ -178,7 +178,7 @@ def failure_of(error: Exception, step: int) -> Failure:
         return Failure(FailureKind.NONFINITE, reason, error.step)
     if isinstance(error, Paused):
         return Failure(FailureKind.PREEMPTED, reason, step)
-    if isinstance(error, StoreError):
+    if isinstance(error, StoreError | ExpiredCredentials):
         return Failure(FailureKind.STORE, reason, step)
     if isinstance(error, ConfigError | AuthError | DataError):
         return Failure(FailureKind.FATAL, reason, step)

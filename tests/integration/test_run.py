@@ -6,15 +6,20 @@ is bit for bit the bank of an undisturbed one; old tasks' predictions never chan
 
 from __future__ import annotations
 
+import os
+import pty
 import re
-from collections.abc import Iterator
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from atlas_dist.cli.processes import Part, kill
 from atlas_dist.core.records import Commit, Dispatch, Fail
-from tests.kits.run import Left, Running, left_by
+from tests.kits.run import TIMEOUT_S, Left, Running, left_by
 from tests.kits.servers import CREDENTIALS, SECRET, credentials, moto
 from tests.kits.stage import pack_toys, toy_config
 
@@ -105,6 +110,80 @@ def test_ctrl_c_and_kill_9_of_a_worker_leave_the_same_bank(folder: Path, undistu
     assert left.hashes() == undisturbed.hashes()
     commits = [e.record.job for e in left.entries if isinstance(e.record, Commit)]
     assert sorted(commits) == sorted(left.plan.jobs), "at most one commit a job, and all of them"
+
+
+def to_the_driver(run: Running, number: signal.Signals) -> None:
+    os.kill(run.process.pid, number)
+
+
+def to_its_group(run: Running, number: signal.Signals) -> None:
+    os.killpg(run.process.pid, number)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("send", [to_the_driver, to_its_group])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT])
+def test_a_signal_stops_in_order_and_the_next_run_ends_with_the_same_bank(
+    folder: Path, undisturbed: Left, number: signal.Signals, send: Callable[[Running, signal.Signals], None]
+) -> None:
+    """Also when Ray's processes are told with the whole group: it is the driver that stops them."""
+    mine = words(folder, f"{number.name}-{send.__name__}")
+    first = Running(mine, folder / "signal.txt")
+    first.wait_for("dispatch order0-seed0/2 toy_kin stage1")
+    send(first, number)
+    assert first.process.wait(500) == 8, first.text()
+    assert first.left_running() == []
+    assert first.text().count("dispatch order0-seed0/2 toy_kin stage1") == 1, "no decision is told twice"
+    Running(mine, folder / "again.txt").ends_with(0)
+    assert left_by(mine).hashes() == undisturbed.hashes()
+
+
+@pytest.mark.slow
+def test_a_closed_terminal_stops_in_order(folder: Path, undisturbed: Left) -> None:
+    mine = words(folder, "terminal")
+    seen = folder / "terminal.txt"
+    pid, terminal = pty.fork()
+    if not pid:
+        os.execv(sys.executable, [sys.executable, "-m", "atlas_dist", "run", *mine])
+    with seen.open("wb") as file:
+        until = time.monotonic() + TIMEOUT_S
+        while b"dispatch order0-seed0/2 toy_kin stage1" not in seen.read_bytes():
+            assert time.monotonic() < until, seen.read_bytes()[-2000:]
+            file.write(os.read(terminal, 1 << 16))
+            file.flush()
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 8
+    Running(mine, folder / "again.txt").ends_with(0)
+    assert left_by(mine).hashes() == undisturbed.hashes()
+
+
+@pytest.mark.slow
+def test_a_minute_of_sigstop_changes_nothing(folder: Path, undisturbed: Left) -> None:
+    mine = words(folder, "sleeping")
+    run = Running(mine, folder / "sleeping.txt")
+    run.wait_for("dispatch order0-seed0/2 toy_kin stage1")
+    to_the_driver(run, signal.SIGSTOP)
+    time.sleep(60)
+    to_the_driver(run, signal.SIGCONT)
+    run.ends_with(0)
+    assert left_by(mine).hashes() == undisturbed.hashes()
+
+
+@pytest.mark.slow
+def test_below_a_long_tmpdir_a_run_runs(folder: Path, undisturbed: Left) -> None:
+    long = folder / ("very-long-folder-name-" * 5)
+    long.mkdir()
+    mine = words(folder, "long")
+    Running(mine, folder / "long.txt", env={"TMPDIR": str(long)}).ends_with(0)
+    assert left_by(mine).hashes() == undisturbed.hashes()
+
+
+@pytest.mark.slow
+def test_a_run_on_a_terminal_that_is_not_utf8_ends_well(folder: Path, undisturbed: Left) -> None:
+    mine = words(folder, "latin")
+    run = Running(mine, folder / "latin.txt", env={"PYTHONIOENCODING": "latin-1"})
+    run.ends_with(0)
+    assert "mean alpha of each adapter" in run.text()
 
 
 def test_two_pools_work_at_the_same_time_and_learn_the_same(folder: Path, undisturbed: Left) -> None:

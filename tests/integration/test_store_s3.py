@@ -7,18 +7,33 @@ import os
 import pickle
 import uuid
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from atlas_dist.clock import SystemClock
-from atlas_dist.errors import AlreadyExists, AuthError, DataError, MissingObject, PreconditionFailed, StoreError, UnknownOutcome
-from atlas_dist.store import open_store
+from atlas_dist.errors import (
+    AlreadyExists,
+    AuthError,
+    DataError,
+    ExpiredCredentials,
+    MissingObject,
+    PreconditionFailed,
+    StoreError,
+    UnknownOutcome,
+    Unreachable,
+)
+from atlas_dist.store import StoreOptions, open_store
+from atlas_dist.store.doctor import examine, require_fit
 from atlas_dist.store.objects import ObjectStore
 from atlas_dist.store.s3 import S3Options, S3Store
 from atlas_dist.store.settle import Patience, create_settled
+from tests.chaos.fire import acknowledged, ledger_longer_than, start
+from tests.chaos.judge import judge, ledger_of, objects_of
+from tests.chaos.plans import small_plan
 from tests.kits.proxy import Fault, FaultProxy, Kind
-from tests.kits.servers import CREDENTIALS, Server, moto, seaweedfs
+from tests.kits.servers import CREDENTIALS, KEY_ID, SECRET, Server, moto, seaweedfs
 
 QUICK = Patience(first_s=0.01, longest_s=0.05, total_s=5.0)
 
@@ -197,3 +212,192 @@ def test_an_object_replaced_between_reads_is_noticed(spoiled: tuple[FaultProxy, 
     proxy.add(Fault(Kind.MEANWHILE, method="GET", action=lambda: direct.put("shard", b"b" * 1000)))
     with pytest.raises(PreconditionFailed):
         store.read_range("shard", 500, memoryview(window), if_match=etag)
+
+
+# ------------------------------------------------------------------------------------------------ servers that differ from AWS
+
+
+@pytest.mark.parametrize(
+    "prefix",
+    ["my data/x", "données/übung", "a+b=c,d", "run(1)/[x]", "it's 100%", "a#b", "a?b&c", "a;b@c$d!e~f", "a%20b", ".h/-x", "数据"],
+)
+def test_a_prefix_may_have_odd_letters(server: Server, prefix: str, tmp_path: Path) -> None:
+    """Keys are ours and plain; the folder of the bucket that they lie below is somebody else's choice."""
+    whole = f"{uuid.uuid4().hex}/{prefix}"
+    store = open_store(server.url(whole), options=server.options())
+    assert store.url == server.url(whole)
+    store.create("a/b", b"12345")
+    with pytest.raises(AlreadyExists):
+        store.create("a/b", b"other")
+    (tmp_path / "file").write_bytes(b"67")
+    store.put_file("a/c", tmp_path / "file")
+    assert [(i.key, i.size) for i in store.list("")] == [("a/b", 5), ("a/c", 2)]
+    assert read(store, "a/b", 5) == b"12345"
+    store.delete("a/b")
+    assert [i.key for i in store.list("a/")] == ["a/c"]
+    beside = open_store(server.url(f"{whole}y"), options=server.options())
+    assert list(beside.list("")) == []
+
+
+TRAILER = Fault(
+    Kind.REFUSE,
+    method="PUT",
+    head="x-amz-(sdk-checksum|checksum-crc|trailer)",
+    times=-1,
+    status=501,
+    says=("NotImplemented", "A header you sent is not implemented: x-amz-trailer"),
+)
+
+
+def test_a_server_without_checksums_names_the_setting_and_works_with_it(
+    server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """boto3 1.36 and later add checksums that older servers refuse; it is not conditional writes that they lack."""
+    (tmp_path / "large").write_bytes(os.urandom((16 << 20) + 1))
+    with FaultProxy(server.endpoint) as proxy:
+        proxy.add(replace(TRAILER))
+        options = server.options(proxy.endpoint, attempts=2)
+        store = open_store(server.url(uuid.uuid4().hex), options=options)
+        for write in (
+            lambda: store.create("k", b"x"),
+            lambda: store.put("k", b"x"),
+            lambda: store.put_file("k", tmp_path / "large"),
+        ):
+            with pytest.raises(StoreError, match=r"x-amz-trailer.*AWS_REQUEST_CHECKSUM_CALCULATION=when_required") as caught:
+                write()
+            assert "conditional writes" not in str(caught.value)
+        with pytest.raises(StoreError, match=r"FAIL .*x-amz-trailer(.|\n)*AWS_REQUEST_CHECKSUM_CALCULATION=when_required"):
+            require_fit(store, new_id=lambda: "exam")
+        monkeypatch.setenv("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
+        monkeypatch.setenv("AWS_RESPONSE_CHECKSUM_VALIDATION", "when_required")
+        store = open_store(server.url(uuid.uuid4().hex), options=options)
+        assert examine(store, new_id=lambda: "exam", writers=2, keys=2).fit
+        assert store.put_file("k", tmp_path / "large").size == (16 << 20) + 1
+
+
+@pytest.mark.parametrize(("status", "code"), [(501, "NotImplemented"), (400, "InvalidArgument")])
+def test_a_server_without_conditional_creates_is_refused_with_its_reason(server: Server, status: int, code: str) -> None:
+    with FaultProxy(server.endpoint) as proxy:
+        says = (code, "If-None-Match is not supported on PUT")
+        proxy.add(Fault(Kind.REFUSE, method="PUT", head="if-none-match", times=-1, status=status, says=says))
+        store = open_store(server.url(uuid.uuid4().hex), options=server.options(proxy.endpoint))
+        with pytest.raises(
+            StoreError, match=r"FAIL .*If-None-Match is not supported(.|\n)*can't do conditional writes"
+        ) as caught:
+            require_fit(store, new_id=lambda: "exam")
+        assert "CHECKSUM" not in str(caught.value)
+        assert sum(method == "PUT" for method, _ in proxy.requests) == 1, "one clear answer is enough"
+
+
+def test_a_server_named_by_the_sdks_own_setting_is_asked_by_path(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """bucket.localhost is no host: few servers but AWS' have names for buckets."""
+    port = server.endpoint.rpartition(":")[2]
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", f"http://localhost:{port}")
+    store = open_store(server.url(uuid.uuid4().hex))
+    store.put("k", b"v")
+    assert store.get("k") == b"v"
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://localhost:9")
+    with pytest.raises(Unreachable, match=r"http://localhost:9"):
+        open_store(server.url("x"), options=StoreOptions(attempts=1, connect_timeout_s=1.0))
+
+
+def test_a_style_that_the_profile_asks_for_is_kept(server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Some servers refuse paths: who has one says so to the SDK."""
+    (tmp_path / "config").write_text("[default]\ns3 =\n  addressing_style = virtual\n")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    port = server.endpoint.rpartition(":")[2]
+    with pytest.raises(StoreError) as caught:
+        open_store(server.url("x"), options=server.options(f"http://s3.invalid:{port}", attempts=1, connect_timeout_s=1.0))
+    assert "bucket.s3.invalid" in str(caught.value)
+
+
+EXPIRED = ("ExpiredToken", "The provided token has expired.")
+
+
+def test_a_token_that_ends_is_looked_for_again(server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Whoever renews the credentials file in time does not interrupt a run."""
+    for name in CREDENTIALS:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
+    secret = f"aws_secret_access_key = {SECRET}\n"
+    (tmp_path / "credentials").write_text(f"[default]\naws_access_key_id = old\n{secret}")
+    with FaultProxy(server.endpoint) as proxy:
+        proxy.add(Fault(Kind.REFUSE, head="Credential=old/", times=-1, says=EXPIRED))
+        store = open_store(server.url(uuid.uuid4().hex), options=server.options(proxy.endpoint, check=False))
+        (tmp_path / "file").write_bytes(b"x")
+        calls = {
+            "create": lambda: store.create("c", b"x"),
+            "put": lambda: store.put("p", b"x"),
+            "upload": lambda: store.put_file("f", tmp_path / "file"),
+            "get": lambda: store.get("c"),
+            "stat": lambda: store.stat("c"),
+            "list": lambda: list(store.list("")),
+        }
+        for name, call in calls.items():
+            with pytest.raises(ExpiredCredentials, match=r"token has expired.*get new credentials") as caught:
+                call()
+            assert caught.value.exit_code == 4, name
+        (tmp_path / "credentials").write_text(f"[default]\naws_access_key_id = {KEY_ID}\n{secret}")
+        for call in calls.values():
+            call()
+        assert store.get("c") == b"x"
+
+
+def test_a_token_that_ends_in_the_middle_of_a_run_costs_nothing(tmp_path: Path) -> None:
+    """It is said, with exit code 4; with new credentials the same command goes on and completes the run."""
+    with moto() as server, FaultProxy(server.endpoint) as proxy:
+        url = server.url(uuid.uuid4().hex)
+        options = ("--endpoint", proxy.endpoint, "--tasks", "2", "--pace", "0.3")
+        process = start(url, "run", *options)
+        store = open_store(url, options=server.options())
+        ledger_longer_than(store, 3)
+        proxy.add(Fault(Kind.REFUSE, times=-1, says=EXPIRED))
+        output, _ = process.communicate(timeout=120)
+        assert process.returncode == ExpiredCredentials.exit_code, output
+        assert "get new credentials" in output
+        before = ledger_of(objects_of(store), "run")
+        proxy.clear()
+        process = start(url, "run", *options)
+        more, _ = process.communicate(timeout=120)
+        assert process.returncode == 0, more
+        after = ledger_of(objects_of(store), "run")
+        assert {key: after[key] for key in before} == before
+        judge(store, {"run": len(small_plan(2).jobs)}, acknowledged(output + more, "run"))
+
+
+WORDS = {
+    "a clock that is off": (403, "RequestTimeTooSkewed", "The difference is too large.", AuthError, "clock of this machine"),
+    "another region": (
+        400,
+        "AuthorizationHeaderMalformed",
+        "the region 'x' is wrong; expecting 'y'",
+        StoreError,
+        "expecting 'y'.*region",
+    ),
+    "a full bucket": (
+        507,
+        "XMinioStorageFull",
+        "Storage backend has reached its limit.",
+        StoreError,
+        "has reached its limit.*Make room",
+    ),
+    "a read-only key": (403, "AccessDenied", "not allowed to perform: s3:PutObject", AuthError, "s3:PutObject.*policy"),
+    "something else": (400, "OddRequest", "The moon is in the wrong place.", StoreError, "The moon is in the wrong place"),
+}
+
+
+@pytest.mark.parametrize("case", WORDS)
+def test_what_the_server_said_is_passed_on(spoiled: tuple[FaultProxy, ObjectStore, ObjectStore], case: str) -> None:
+    proxy, store, _ = spoiled
+    status, code, message, kind, says = WORDS[case]
+    proxy.add(Fault(Kind.REFUSE, method="PUT", times=-1, status=status, says=(code, message)))
+    with pytest.raises(kind, match=says):
+        store.put("k", b"x")
+
+
+def test_a_head_that_is_refused_says_why(spoiled: tuple[FaultProxy, ObjectStore, ObjectStore]) -> None:
+    """The answer to a HEAD has no body, so no reason."""
+    proxy, store, _ = spoiled
+    proxy.add(Fault(Kind.REFUSE, times=-1, status=403, says=("AccessDenied", "s3:GetObject is not allowed")))
+    with pytest.raises(AuthError, match="s3:GetObject is not allowed"):
+        store.stat("k")

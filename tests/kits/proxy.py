@@ -39,15 +39,18 @@ class Kind(StrEnum):
     THROTTLE = "body at `rate` bytes a second"
     CLOSE_EARLY = "closed before anything was forwarded"
     MEANWHILE = "`action` happens before the request is forwarded"
+    REFUSE = "`status` with the error `says`, not forwarded"
 
 
 @dataclass
 class Fault:
-    """One rule. An empty method or path matches every request; `path` is a regular expression searched in path and query."""
+    """One rule. An empty method, path or head matches every request; `path` is a regular expression searched in path and query,
+    `head` one that is searched in the headers."""
 
     kind: Kind
     method: str = ""
     path: str = ""
+    head: str = ""
     times: int = 1
     """How often it still applies; negative = always."""
     chance: float = 1.0
@@ -56,10 +59,14 @@ class Fault:
     seconds: float = 1.0
     rate: int = 65536
     action: Callable[[], None] = lambda: None
+    status: int = 400
+    says: tuple[str, str] = ("InvalidRequest", "")
+    """Code and message."""
 
-    def matches(self, method: str, path: str) -> bool:
+    def matches(self, method: str, path: str, head: str = "") -> bool:
         """Whether the rule is about such a request."""
-        return self.times != 0 and self.method in ("", method) and re.search(self.path, path) is not None
+        wanted = self.times != 0 and self.method in ("", method)
+        return wanted and re.search(self.path, path) is not None and re.search(self.head, head, re.IGNORECASE) is not None
 
 
 _SLOW_DOWN = b"<Error><Code>SlowDown</Code><Message>Slow down.</Message></Error>"
@@ -121,14 +128,14 @@ class FaultProxy:
                 return
             method, path, _ = head.split(b"\r\n", 1)[0].decode("latin-1").split(" ", 2)
             body = _read_body(client, head, rest)
-            fault = self._draw(method, path)
+            fault = self._draw(method, path, head.decode("latin-1"))
             self._answer(client, head, body, fault)
 
-    def _draw(self, method: str, path: str) -> Fault | None:
+    def _draw(self, method: str, path: str, head: str) -> Fault | None:
         with self._lock:
             self.requests.append((method, path))
             for fault in self._faults:
-                if fault.matches(method, path) and self._rng.random() < fault.chance:
+                if fault.matches(method, path, head) and self._rng.random() < fault.chance:
                     fault.times -= 1
                     self.applied[fault.kind] += 1
                     return fault
@@ -144,6 +151,10 @@ class FaultProxy:
             client.sendall(_response(503, "Slow Down", _SLOW_DOWN))
         elif kind is Kind.CUT_404:
             client.sendall(_response(404, "Not Found", _HALF_404))
+        elif kind is Kind.REFUSE:
+            code, message = fault.says
+            said = f"<Error><Code>{code}</Code><Message>{message}</Message></Error>".encode()
+            client.sendall(_response(fault.status, "Refused", b"" if head.startswith(b"HEAD ") else said))
         else:
             if kind is Kind.MEANWHILE:
                 fault.action()

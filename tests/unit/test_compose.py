@@ -10,7 +10,7 @@ import yaml
 
 from atlas_dist.choices import choice_file, groups
 from atlas_dist.compose import compose_config, compose_rows
-from atlas_dist.config import RunConfig, load_config
+from atlas_dist.config import RunConfig, load_config, takes_text
 from atlas_dist.config.groups import BudgetConfig
 from atlas_dist.core.keys import flattened
 from atlas_dist.core.types import Budget, Stage
@@ -162,3 +162,132 @@ def test_what_cannot_be_swept_in_one_run_is_refused_by_name(words: list[str], sa
 def test_several_values_without_m_say_what_m_is_for() -> None:
     with pytest.raises(ConfigError, match="-m"):
         compose_config(["experiment=toy", "train.budget.lr=1e-3,5e-4"])
+
+
+# ------------------------------------------------------------------------------------------ words that mean something to a parser
+
+
+ODD = [
+    "/tmp/données/s",
+    "/tmp/lr=1e-3/s",
+    "/tmp/run(1)/s",
+    "/tmp/a#1",
+    "/tmp/a,b/s",
+    "/tmp/a&b;c!d@e%f^g",
+    "/tmp/{x}/[y]",
+    '/tmp/it\'s "mine"',
+    "/tmp/back\\slash",
+    "/tmp/ends in\\",
+    "/tmp/数据",
+    "/tmp/a:b",
+    "/tmp/$HOME",
+    "/tmp/a|b<c>",
+    "/tmp/100%",
+    "/tmp/*?",
+]
+
+
+@pytest.mark.parametrize("path", ODD)
+def test_a_path_is_taken_as_it_was_written(path: str) -> None:
+    assert compose_config(["experiment=toy", f"store.url={path}"]).store.url == path
+    assert compose_config(["experiment=toy", f"++shards.url={path}"]).shards.url == path
+    if "," not in path:
+        assert compose_rows(["experiment=toy", f"store.url={path}", "seeds=[0],[1]"])["seeds=0"].store.url == path
+
+
+def test_what_hydra_understood_before_means_the_same() -> None:
+    def url(word: str) -> str:
+        return compose_config(["experiment=toy", word]).store.url
+
+    assert url("store.url=/tmp/a b") == "/tmp/a b"
+    assert url("store.url='/tmp/a,b'") == "/tmp/a,b"
+    assert url('store.url="/tmp/it\'s"') == "/tmp/it's"
+    assert url(r"store.url=/tmp/a\,b") == "/tmp/a,b"
+    assert url("store.url=/tmp/${run}/s") == "/tmp/toy/s"
+    assert url("store.url=~/x") == str(Path.home() / "x")
+
+
+@pytest.mark.parametrize(
+    "name", ["20240101", "2024_01_01", "1e3", "007", "on", "true", "null", "inf", "1.5", "2024-01-01", "yes"]
+)
+def test_a_run_is_called_what_its_user_wrote(name: str) -> None:
+    assert compose_config(["experiment=toy", f"run={name}"]).run == name
+    assert next(iter(compose_rows(["experiment=toy", f"run={name}"]).values())).run == name
+
+
+def test_a_name_that_no_run_can_have_is_told_in_the_settings_words() -> None:
+    for name in ("données", "a b", "-x", "a/b"):
+        with pytest.raises(ConfigError, match="run: String should match pattern"):
+            compose_config(["experiment=toy", f"run={name}"])
+
+
+@pytest.mark.parametrize(
+    ("word", "says"),
+    [
+        ("train.budget.lr=1e-3,é", "train.budget.lr"),
+        ("train.workers=zwei", "train.workers.*integer"),
+        ("train.workers=é", "train.workers.*integer.*'é'"),
+        ("sequence.upstream=[digits", r"sequence.upstream.*'\[digits'"),
+        ("tasks={x:{kind:single", "tasks.*dict"),
+        ("na ïve=1", "can't be read as a setting"),
+        ("=1", "is not a setting"),
+        ("sequence.upstream=[true]", r"sequence.upstream.0: a text is needed, and True is none: write it in quotes"),
+    ],
+)
+def test_no_parsers_jargon_is_shown(word: str, says: str) -> None:
+    with pytest.raises(ConfigError, match=says) as caught:
+        compose_config(["experiment=toy", word])
+    for jargon in ("token recognition", "mismatched input", "no viable alternative", "extraneous", "LexerNoViableAlt"):
+        assert jargon not in str(caught.value)
+
+
+CHOICES = ["on", "off", "yes", "null", "true", "20240101", "1e3", "a b", "naïve", "x=1", "run(1)", "a.b"]
+
+
+@pytest.mark.parametrize("name", CHOICES)
+def test_an_experiment_may_be_called_by_a_word_of_the_parser(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "configs" / "experiment").mkdir(parents=True)
+    text = "# @package _global_\ndefaults: [override /sequence: toy]\nrun: mine\n"
+    (tmp_path / "configs" / "experiment" / f"{name}.yaml").write_text(text)
+    assert name in groups()["experiment"]
+    assert compose_config([f"experiment={name}"]).run == "mine"
+    assert compose_rows([f"experiment={name}", "seeds=[0],[1]"])["seeds=1"].run == "mine"
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("defaults: [override /sequence: on]", r"names true, false or a number.*in quotes"),
+        ("defaults: [override /sequence: 2024]", r"names true, false or a number.*in quotes"),
+        ("run: [a", r"can't be read.*mine\.yaml"),
+    ],
+)
+def test_a_file_that_says_something_else_than_it_looks_like_is_told(
+    text: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "configs" / "experiment").mkdir(parents=True)
+    (tmp_path / "configs" / "experiment" / "mine.yaml").write_text(f"# @package _global_\n{text}\n")
+    with pytest.raises(ConfigError, match=says):
+        compose_config(["experiment=mine"])
+
+
+@pytest.mark.parametrize("folder", ["plain", "with space", "it's, ü", "a#b", "100%", "x=1"])
+def test_a_users_own_file_comes_before_ours_of_the_same_name(
+    folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A task `digits` of one's own was passed over in silence for scikit-learn's."""
+    home = tmp_path / folder
+    (home / "configs" / "task").mkdir(parents=True)
+    (home / "configs" / "task" / "digits.yaml").write_text("kind: single\ndata: {dataset: mine}\nmax_text: 8\n")
+    monkeypatch.chdir(home)
+    assert compose_config(["+task@tasks.extra=digits"]).tasks["extra"].data.dataset == "mine"
+    assert choice_file("task", "digits") == home / "configs" / "task" / "digits.yaml"
+    monkeypatch.chdir(tmp_path)
+    assert compose_config(["+task@tasks.extra=digits"]).tasks["extra"].data.dataset != "mine"
+
+
+def test_which_settings_are_texts() -> None:
+    assert all(map(takes_text, ("run", "store.url", "report", "tasks.x.data.dataset", "backbone.source", "shards.cache_dir")))
+    assert not any(map(takes_text, ("train.workers", "seeds", "tasks", "tasks.x", "train.precision", "no.such", "")))

@@ -66,11 +66,12 @@ class Encoded(NamedTuple):
 @dataclass(frozen=True)
 class Limits:
     """What a model of an architecture takes and gives: P of its pooled output, side in pixels of its square pictures, most text
-    tokens with the special ones."""
+    tokens with the special ones, different tokens."""
 
     pooled: int
     image_size: int
     text_tokens: int
+    vocabulary: int
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,7 @@ class Architecture:
         prepare: gives a loaded model what its checkpoint lacks; what it does is part of the digest.
         accelerate: makes a model faster in place and changes no result but by rounding.
         leftovers: keys that checkpoints of any model of this kind may bring and we do not load.
+        heads: what the names of parameters begin with that models for a task put on top of this one, and we do not load.
         image_types: how many pictures of a sample it can tell apart.
     """
 
@@ -132,6 +134,7 @@ class Architecture:
     prepare: Callable[[Any], None] = lambda _: None
     accelerate: Callable[[Any], None] = lambda _: None
     leftovers: tuple[str, ...] = ()
+    heads: tuple[str, ...] = ()
     image_types: int = 1
 
     def layers(self, model: nn.Module) -> list[nn.Module]:

@@ -71,7 +71,8 @@ def _prepare(model: CLIPModel) -> None:
 def _limits(model: CLIPModel) -> Limits:
     config = model.config
     text, picture = config.text_config, config.vision_config
-    return Limits(3 * int(config.projection_dim), int(picture.image_size), int(text.max_position_embeddings))
+    tokens, positions = int(text.vocab_size), int(text.max_position_embeddings)
+    return Limits(3 * int(config.projection_dim), int(picture.image_size), positions, tokens)
 
 
 def _towers(model: CLIPModel) -> tuple[Tower, ...]:
@@ -135,4 +136,5 @@ CLIP = Architecture(
     pixel_std=(0.26862954, 0.26130258, 0.27577711),
     # Constant buffers that old versions of transformers saved with the weights.
     leftovers=("text_model.embeddings.position_ids", "vision_model.embeddings.position_ids"),
+    heads=("classifier.",),
 )

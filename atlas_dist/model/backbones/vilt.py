@@ -51,7 +51,8 @@ def _offer_image_types(model: ViltModel) -> None:
 
 def _limits(model: ViltModel) -> Limits:
     config = model.config
-    return Limits(int(config.hidden_size), int(config.image_size), int(config.max_position_embeddings))
+    tokens, positions = int(config.vocab_size), int(config.max_position_embeddings)
+    return Limits(int(config.hidden_size), int(config.image_size), positions, tokens)
 
 
 def _towers(model: ViltModel) -> tuple[Tower, ...]:
@@ -120,5 +121,9 @@ VILT = Architecture(
     encode=_encode,
     pixel_mean=(0.5, 0.5, 0.5),
     pixel_std=(0.5, 0.5, 0.5),
+    # A constant buffer that old versions of transformers saved with the weights.
+    leftovers=("embeddings.text_embeddings.position_ids", "vilt.embeddings.text_embeddings.position_ids"),
+    # Of ViltForMaskedLM; of …ForQuestionAnswering and …ForImagesAndTextClassification; of …ForImageAndTextRetrieval.
+    heads=("mlm_score.", "classifier.", "rank_output."),
     image_types=_TOKEN_TYPES - 1,
 )

@@ -153,6 +153,8 @@ CASES: dict[str, tuple[Callable[[Path, str], Words], int, tuple[str, ...]]] = {
     "no picture": (_no_picture, 3, ("file", "neither JPEG nor PNG", "Give")),
     "nobody to pause": (lambda folder, _: ("pause", f"store.url={folder}"), 2, ("no run demo", "atlas-dist run")),
     "no bucket": (lambda *_: ("doctor", "s3://"), 2, ("bucket", "s3://bucket/prefix")),
+    "two slashes": (lambda *_: ("doctor", "file://runs/x"), 2, ("'runs'", "file:///", "runs/x for a folder below this one")),
+    "one slash": (lambda *_: ("doctor", "s3:/bucket/x"), 2, ("s3:/bucket/x", "s3://bucket/x")),
     "no shards": (_no_shards, 3, ("toy_", "nothing")),
     "torn manifest": (_torn_manifest, 3, ("toy_kin", "manifest")),
     "damaged adapter": (_damaged_adapter, 3, ("1 of", "replica")),
@@ -177,6 +179,45 @@ def test_an_error_says_cause_value_and_fix(case: str, shell: Shell, refusing: st
     assert "not-a-secret-value" not in text
     assert all(word in text for word in says), text
     assert "Fix: " in text or "\n" in text.strip() or case == "bad value", "what to do about it"
+
+
+def test_a_profile_that_is_not_there_is_a_matter_of_credentials(
+    shell: Shell, refusing: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "config").write_text("[profile work]\nregion = us-east-1\n")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/dev/null")
+    monkeypatch.setenv("AWS_PROFILE", "nosuch")
+    for words in (("doctor", "s3://b/a", "--endpoint-url", refusing), ("bank", "ls", "store.url=s3://b/a")):
+        code, text = shell(*words)
+        assert code == 4, text
+        assert "nosuch" in text
+        assert "Set AWS_PROFILE to one that exists, or unset it; the profiles there are work." in text
+
+
+def test_a_configuration_file_of_the_sdk_that_cannot_be_read_is_named(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "config").write_text("no section\n")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    code, text = shell("bank", "ls", "store.url=s3://b/a")
+    assert code == 4, text
+    assert "AWS_CONFIG_FILE" in text
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("store.region=us east",), "store.region"),
+        (("store.endpoint_url=ftp://host",), "http://"),
+        (("store.endpoint_url=http://ho st:9",), "endpoint_url"),
+    ],
+)
+def test_a_server_that_cannot_be_meant_is_a_matter_of_settings(shell: Shell, words: Words, says: str) -> None:
+    code, text = shell("bank", "ls", "store.url=s3://b/a", *words)
+    assert code == 2, text
+    assert says in text
+    assert "Fix: " in text
 
 
 @pytest.mark.parametrize(("number", "says"), [(errno.ENOSPC, "make room"), (errno.EROFS, "read-only"), (errno.EIO, "--debug")])

@@ -81,6 +81,40 @@ def test_a_run_completes_and_running_it_again_does_nothing() -> None:
     assert {line.state for line in task_lines(world.plan, load_run(world.store, "r")[0])} == {TaskState.EVALUATED}
 
 
+class _JumpingClock(FakeClock):
+    """The clock on the wall is set an hour back and forth while a run learns; the one that measures is not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.looks = 0
+
+    def wall(self) -> float:
+        self.looks += 1
+        return self.now + (0.0, 3600.0, -3600.0, -86400.0)[self.looks // 5 % 4]
+
+
+def test_a_clock_that_jumps_changes_nothing() -> None:
+    """Neither way: waits after failures are short, and the leader stays the leader."""
+    left = ["poison", "poison"]
+
+    def outcome(_: Assignment) -> Failure | None:
+        return Failure(FailureKind.POISON, left.pop(), 0) if left else None
+
+    calm, jumping = World(tasks=2), World(tasks=2, outcome=outcome)
+    jumping.clock = _JumpingClock()
+    began = jumping.clock.monotonic()
+    assert calm.live(calm.coordinator()).phase is Phase.COMPLETE
+    assert jumping.live(jumping.coordinator()).phase is Phase.COMPLETE
+    assert jumping.clock.monotonic() - began < 600
+    assert len(jumping.records(Elect)) == 1
+    judge(jumping.store, {"r": len(jumping.plan.jobs)})
+
+    def blobs(world: World) -> dict[str, Any]:
+        return {c.job: {b.name: b.sha256 for b in c.blobs if b.name != "trace.json"} for c in world.records(Commit)}
+
+    assert blobs(jumping) == blobs(calm)
+
+
 def test_another_run_reuses_what_was_learnt() -> None:
     """The key names everything that a result depends on: nothing is trained twice."""
     world = World(tasks=2)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from atlas_dist.core.types import FailureKind
-from atlas_dist.errors import AuthError, ConfigError, DataError, Paused, StoreError
+from atlas_dist.errors import AuthError, ConfigError, DataError, ExpiredCredentials, Paused, StoreError
 from atlas_dist.train import engine, feed
 from atlas_dist.train.feed import Feeder, micro_batch_for
 from atlas_dist.train.loop import LoopSettings, NonFiniteLoss
@@ -84,6 +84,7 @@ def test_pixels_are_normalised_on_the_device_and_shared_ones_stay_shared() -> No
         (StoreError("x"), FailureKind.STORE, 3),
         (DataError("x"), FailureKind.FATAL, 3),
         (AuthError("x"), FailureKind.FATAL, 3),
+        (ExpiredCredentials("x"), FailureKind.STORE, 3),
         (ConfigError("x"), FailureKind.FATAL, 3),
         (RuntimeError("x"), FailureKind.POISON, 3),
         (RuntimeError("[gloo/transport/tcp/pair.cc:537] Read error: Connection reset by peer"), FailureKind.PREEMPTED, 3),

@@ -1,0 +1,309 @@
+"""Checkpoints as people have them: sharded, halved, with heads, damaged, without a tokenizer. Each either computes what the whole
+float32 one does, or is refused in a sentence with the file and what to do; never loaded with chance or NaN in it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import (
+    ViltConfig,
+    ViltForImageAndTextRetrieval,
+    ViltForImagesAndTextClassification,
+    ViltForMaskedLM,
+    ViltForQuestionAnswering,
+    ViltModel,
+)
+
+from atlas_dist.errors import DataError
+from atlas_dist.model.backbone import TINY_FOLDER, Backbone, BackboneRef, backbone_ref, load_backbone
+
+
+@pytest.fixture(scope="module")
+def small() -> Backbone:
+    return load_backbone("random-tiny")
+
+
+def stock(small: Backbone) -> ViltModel:
+    """The random backbone as transformers has it."""
+    model = ViltModel(small.model.config)
+    model.load_state_dict(small.model.state_dict())
+    return model
+
+
+def tokenizer(folder: Path) -> None:
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(TINY_FOLDER / name, folder)
+
+
+def saved(folder: Path, model: Any, **options: Any) -> Path:
+    """A folder as `save_pretrained` leaves it, with the tiny tokenizer."""
+    model.save_pretrained(folder, **options)
+    tokenizer(folder)
+    return folder
+
+
+def loaded(folder: Path) -> Backbone:
+    return load_backbone(BackboneRef("mine", str(folder)))
+
+
+def edited(folder: Path, edit: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> None:
+    file = folder / "model.safetensors"
+    save_file(edit(load_file(file)), file, metadata={"format": "pt"})
+
+
+def as_bin(folder: Path, content: Any = None) -> Path:
+    """pytorch_model.bin in the place of the safetensors file."""
+    weights = load_file(folder / "model.safetensors")
+    torch.save(weights if content is None else content, folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    return folder / "pytorch_model.bin"
+
+
+# ----------------------------------------------------------------------------------------------------------------- what loads
+
+
+def test_a_sharded_checkpoint_is_the_whole_one(small: Backbone, tmp_path: Path) -> None:
+    saved(tmp_path, stock(small), max_shard_size="20KB")
+    assert len(list(tmp_path.glob("model-*.safetensors"))) > 1
+    assert loaded(tmp_path).digest == small.digest
+
+
+def test_a_bin_of_tensors_is_the_whole_one(small: Backbone, tmp_path: Path) -> None:
+    saved(tmp_path, stock(small))
+    as_bin(tmp_path)
+    assert loaded(tmp_path).digest == small.digest
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_halved_checkpoint_is_computed_in_float32(dtype: torch.dtype, small: Backbone, tmp_path: Path) -> None:
+    saved(tmp_path, stock(small).to(dtype))
+    model = loaded(tmp_path).model
+    name = "pooler.dense.weight"
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert torch.equal(model.get_parameter(name), small.model.get_parameter(name).to(dtype).float())
+
+
+HEADS: dict[str, Callable[[ViltConfig], Any]] = {
+    "masked words": ViltForMaskedLM,
+    "answers": ViltForQuestionAnswering,
+    "pairs": ViltForImagesAndTextClassification,
+    "retrieval": ViltForImageAndTextRetrieval,
+}
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_the_head_of_a_task_is_left_on_the_shelf(kind: str, small: Backbone, tmp_path: Path) -> None:
+    """The paper's backbone is published with one."""
+    model = HEADS[kind](ViltConfig(**small.model.config.to_dict() | {"num_images": 2}))
+    model.vilt.load_state_dict(small.model.state_dict(), strict=False)  # models of pairs have a third kind of token of their own
+    weights = loaded(saved(tmp_path, model)).model.state_dict()
+    assert weights.keys() == small.model.state_dict().keys()
+    assert all(torch.equal(value, weights[name]) for name, value in small.model.state_dict().items())
+
+
+def test_what_is_no_head_is_still_refused(small: Backbone, tmp_path: Path) -> None:
+    saved(tmp_path, stock(small))
+    edited(tmp_path, lambda weights: {**weights, "encoder.extra.weight": torch.zeros(2)})
+    with pytest.raises(DataError, match=r"unexpected: encoder\.extra\.weight"):
+        loaded(tmp_path)
+
+
+def test_files_that_are_not_read_may_be_anything(small: Backbone, tmp_path: Path) -> None:
+    """Whoever pulls only what is needed leaves pointers for the rest."""
+    saved(tmp_path, stock(small))
+    for name in ("pytorch_model.bin", "vocab.txt", "tf_model.h5", "training_args.bin"):
+        (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 470000000\n")
+    assert loaded(tmp_path).digest == small.digest
+
+
+def test_a_home_folder_may_be_written_with_a_tilde(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert backbone_ref("mine", "~/models/vilt").source == f"{tmp_path}/models/vilt"
+
+
+# --------------------------------------------------------------------------------------------------------------- what is refused
+
+
+def _nan(folder: Path) -> None:
+    def edit(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        weights["pooler.dense.bias"][3] = float("nan")
+        return weights
+
+    edited(folder, edit)
+
+
+def _infinite(folder: Path) -> None:
+    edited(folder, lambda weights: {**weights, "pooler.dense.bias": torch.full_like(weights["pooler.dense.bias"], float("inf"))})
+
+
+def _other_vocabulary(folder: Path) -> None:
+    name = "embeddings.text_embeddings.word_embeddings.weight"
+    edited(folder, lambda weights: {**weights, name: weights[name][:-7].clone()})
+
+
+def _fewer_embeddings_than_words(folder: Path) -> None:
+    """Weights and configuration agree with each other and not with the tokenizer."""
+    _other_vocabulary(folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["vocab_size"] -= 7
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def _no_tokenizer(folder: Path) -> None:
+    for file in folder.glob("tokenizer*"):
+        file.unlink()
+
+
+def _only_its_config(folder: Path) -> None:
+    (folder / "tokenizer.json").unlink()
+
+
+def _no_words(folder: Path) -> None:
+    """As a library writes it that had nothing to start from."""
+    _no_tokenizer(folder)
+    (folder / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\n")
+
+
+def _broken_tokenizer(folder: Path) -> None:
+    file = folder / "tokenizer.json"
+    file.write_bytes(file.read_bytes()[:-200])
+
+
+def _pointer(name: str) -> Callable[[Path], None]:
+    text = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 470000000\n"
+
+    def damage(folder: Path) -> None:
+        if name == "pytorch_model.bin":
+            as_bin(folder)
+        (folder / name).write_text(text)
+
+    return damage
+
+
+def _cut(name: str, keep: Callable[[int], int]) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        if name == "pytorch_model.bin":
+            as_bin(folder)
+        os.truncate(folder / name, keep((folder / name).stat().st_size))
+
+    return damage
+
+
+def _web_page(name: str) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        if name == "pytorch_model.bin":
+            as_bin(folder)
+        (folder / name).write_text("<!DOCTYPE html><html>404 not found</html>" * 40)
+
+    return damage
+
+
+class Trap:
+    """What a pickle could run."""
+
+    def __reduce__(self) -> Any:
+        return (os.system, ("touch /tmp/atlas-dist-trap-was-sprung",))
+
+
+def _trap(folder: Path) -> None:
+    as_bin(folder, {"pooler.dense.bias": Trap()})
+
+
+def _whole_model(folder: Path) -> None:
+    """`torch.save(model)` and not of its tensors."""
+    as_bin(folder, ViltModel.from_pretrained(folder))
+
+
+def _other_format(name: str) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        (folder / "model.safetensors").rename(folder / name)
+
+    return damage
+
+
+def _no_config(folder: Path) -> None:
+    (folder / "config.json").unlink()
+
+
+def _no_weights(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+
+
+def _prefixed(folder: Path) -> None:
+    """As a trainer saves it that had wrapped the model."""
+    edited(folder, lambda weights: {f"module.net.{name}": value for name, value in weights.items()})
+
+
+FAULTS: dict[str, tuple[Callable[[Path], None], str]] = {
+    "NaN inside": (_nan, r"not finite.*pooler\.dense\.bias.*before its training went wrong"),
+    "infinity inside": (_infinite, r"not finite.*pooler\.dense\.bias"),
+    "another vocabulary": (_other_vocabulary, r"do not fit|wrong shape"),
+    "a tokenizer of another vocabulary": (_fewer_embeddings_than_words, r"knows \d+ tokens, its model \d+.*trained with"),
+    "no tokenizer": (_no_tokenizer, r"has no tokenizer.*tokenizer\.json"),
+    "no tokenizer but its configuration": (_only_its_config, r"has no tokenizer.*tokenizer\.json"),
+    "a tokenizer without words": (_no_words, r"knows no words.*tokenizer\.json"),
+    "half a tokenizer": (_broken_tokenizer, r"tokenizer.*can't be read.*tokenizer\.json"),
+    "a pointer for weights": (_pointer("model.safetensors"), r"model\.safetensors is a pointer of Git LFS.*git lfs pull"),
+    "a pointer for a bin": (_pointer("pytorch_model.bin"), r"pytorch_model\.bin is a pointer of Git LFS.*git lfs pull"),
+    "a pointer for a tokenizer": (_pointer("tokenizer.json"), r"tokenizer\.json is a pointer of Git LFS.*git lfs pull"),
+    "weights cut off": (_cut("model.safetensors", lambda n: n - 100), r"model\.safetensors is cut off.*\d+ of \d+.*again"),
+    "weights cut off early": (_cut("model.safetensors", lambda n: 100), r"model\.safetensors.*cut off"),
+    "weights of no bytes": (_cut("model.safetensors", lambda n: 0), r"model\.safetensors is empty"),
+    "a bin cut off": (_cut("pytorch_model.bin", lambda n: n // 2), r"pytorch_model\.bin is cut off.*again"),
+    "a configuration cut off": (_cut("config.json", lambda n: n // 2), r"config\.json is not JSON.*again"),
+    "a page for weights": (_web_page("model.safetensors"), r"model\.safetensors is no safetensors file"),
+    "a page for a bin": (_web_page("pytorch_model.bin"), r"pytorch_model\.bin is no file of torch"),
+    "a bin that would run something": (_trap, r"holds more than tensors.*convert it.*safetensors"),
+    "a bin of a whole model": (_whole_model, r"holds more than tensors.*convert it.*safetensors"),
+    "weights of TensorFlow": (_other_format("tf_model.h5"), r"holds tf_model\.h5, but no model\.safetensors.*save_pretrained"),
+    "weights of flax": (_other_format("flax_model.msgpack"), r"holds flax_model\.msgpack, but no.*save_pretrained"),
+    "weights of a trainer": (_other_format("last.ckpt"), r"holds last\.ckpt, but no.*save_pretrained"),
+    "an adapter of PEFT": (_other_format("adapter_model.safetensors"), r"adapter_model\.safetensors, but no.*merge"),
+    "weights of another name": (_other_format("model.fp16.safetensors"), r"model\.fp16\.safetensors, but no.*Rename"),
+    "no configuration": (_no_config, r"no config\.json"),
+    "no weights": (_no_weights, r"has no weights"),
+    "keys of a wrapper": (_prefixed, r"missing: .* and \d+ more; unexpected: module\.net\."),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_faulty_checkpoint_is_told_in_a_sentence(fault: str, small: Backbone, tmp_path: Path) -> None:
+    damage, says = FAULTS[fault]
+    damage(saved(tmp_path, stock(small)))
+    with pytest.raises(DataError, match=f"(?s){says}") as caught:
+        loaded(tmp_path)
+    assert str(tmp_path) in str(caught.value), "the folder is named"
+    assert caught.value.fix
+    assert len(caught.value.message) < 1200
+    assert not Path("/tmp/atlas-dist-trap-was-sprung").exists()
+
+
+def test_a_shard_that_is_missing_is_named(small: Backbone, tmp_path: Path) -> None:
+    saved(tmp_path, stock(small), max_shard_size="20KB")
+    gone = sorted(tmp_path.glob("model-*.safetensors"))[1]
+    gone.unlink()
+    with pytest.raises(DataError, match=rf"lists {gone.name}.*Download {gone.name}"):
+        loaded(tmp_path)
+
+
+def test_a_shard_that_is_cut_off_is_named(small: Backbone, tmp_path: Path) -> None:
+    saved(tmp_path, stock(small), max_shard_size="20KB")
+    cut = sorted(tmp_path.glob("model-*.safetensors"))[1]
+    os.truncate(cut, cut.stat().st_size - 10)
+    with pytest.raises(DataError, match=rf"{cut.name} is cut off"):
+        loaded(tmp_path)
+
+
+def test_a_file_is_no_folder(small: Backbone, tmp_path: Path) -> None:
+    saved(tmp_path, stock(small))
+    with pytest.raises(DataError, match=r"model\.safetensors is a file.*the folder"):
+        loaded(tmp_path / "model.safetensors")
