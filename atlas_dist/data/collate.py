@@ -12,7 +12,8 @@ import torch
 from atlas_dist.core.sampling import Ordinals
 from atlas_dist.core.types import TaskKind, TaskSpec
 from atlas_dist.data.batch import BadSample, RankBatch, StreamLimits
-from atlas_dist.data.decode import MEAN_COLOUR, Pixels, TextEncoder, decode_into
+from atlas_dist.data.decode import MEAN_COLOUR, TextEncoder, decode_into
+from atlas_dist.data.images import Pixels
 from atlas_dist.data.sample import Sample, parse_sample
 from atlas_dist.errors import DataError
 

@@ -20,8 +20,8 @@ MEAN_COLOUR = (120, 114, 104)
 def decode_into(data: memoryview, out: Pixels) -> None:
     """Decode a picture to fill `out`, uint8 [H, W, 3], RGB, resized where it has another size.
 
-    A plain JPEG larger than the target is decoded at the smallest DCT scale that is not smaller than it: at half or a quarter of the
-    size most of the work is never done.
+    A plain JPEG larger than the target is decoded at the smallest DCT scale that is not smaller than it: at half or a quarter of
+    the size most of the work is never done.
 
     Raises:
         PictureError: not a picture that is read, cut, damaged or too large.
@@ -35,6 +35,16 @@ def decode_into(data: memoryview, out: Pixels) -> None:
     if decoded.shape != out.shape:
         decoded = np.asarray(Image.fromarray(decoded).resize((width, height), Image.Resampling.BICUBIC))
     np.copyto(out, decoded)
+
+
+def longer_than(tokenizer: Any, length: int, texts: Sequence[tuple[str, ...]]) -> list[int]:
+    """Numbers of the texts (one segment or two each) that have more than `length` tokens, [CLS] and [SEP] included: those that
+    `TextEncoder` cuts."""
+    backend = Tokenizer.from_str(getattr(tokenizer, "backend_tokenizer", tokenizer).to_str())
+    backend.no_truncation()
+    backend.no_padding()
+    encoded = backend.encode_batch_fast([t if len(t) == 2 else t[0] for t in texts])
+    return [number for number, text in enumerate(encoded) if len(text.ids) > length]
 
 
 class TextEncoder:

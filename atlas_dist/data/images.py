@@ -1,8 +1,8 @@
 """Picture bytes -> 8-bit RGB as a viewer shows it. The one decoder of packing, streaming, verifying and predicting.
 
-Formats are told by content, never by name, and only those of `KINDS` are opened. Two decoders stand behind it: simplejpeg, for plain
-JPEGs whose pixels it is known to give like Pillow (tests/unit/data/test_pictures.py compares them), and Pillow for everything else,
-what simplejpeg refuses included. So a picture is either readable everywhere or nowhere.
+Formats are told by content, never by name, and only those of `KINDS` are opened. Two decoders stand behind it: simplejpeg, for
+plain JPEGs whose pixels it is known to give like Pillow (tests/unit/data/test_pictures.py compares them), and Pillow for
+everything else, what simplejpeg refuses included. So a picture is either readable everywhere or nowhere.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image, ImageCms
 
-from atlas_dist.errors import DataError
+from atlas_dist.data.leftout import UnusableError
 
 Pixels = NDArray[np.uint8]
 
@@ -53,12 +53,11 @@ _FOREIGN = (
 _CONVERT = "Convert it to JPEG or PNG."
 
 
-class PictureError(DataError):
-    """A picture that cannot be used. `reason` is the kind of trouble in a few words, the same for all alike, to count by."""
+class PictureError(UnusableError):
+    """A picture that cannot be used."""
 
     def __init__(self, message: str, *, fix: str = "", reason: str = "damaged picture") -> None:
-        super().__init__(message, fix=fix)
-        self.reason = reason
+        super().__init__(message, fix=fix, reason=reason)
 
 
 @dataclass(frozen=True)
@@ -106,8 +105,8 @@ def sniff(data: bytes | memoryview) -> str:
 def decode_picture(data: bytes | memoryview, limits: PictureLimits = LIMITS) -> Pixels:
     """RGB uint8 [H, W, 3], as a viewer shows the picture.
 
-    EXIF orientation is applied; palettes become colours; transparency is laid over white; 16-bit greys and greys of other depths are
-    scaled to 0 … 255; CMYK becomes RGB. Of what moves, the first frame.
+    EXIF orientation is applied; palettes become colours; transparency is laid over white; 16-bit greys and greys of other
+    depths are scaled to 0 … 255; CMYK becomes RGB. Of what moves, the first frame.
 
     Raises:
         PictureError: not one of `KINDS`, cut, damaged, or larger than the limits.
@@ -120,7 +119,11 @@ def decode_picture(data: bytes | memoryview, limits: PictureLimits = LIMITS) -> 
 
 
 def decode_plain_jpeg(
-    data: bytes | memoryview, limits: PictureLimits = LIMITS, *, at_least: tuple[int, int] | None = None, out: Pixels | None = None
+    data: bytes | memoryview,
+    limits: PictureLimits = LIMITS,
+    *,
+    at_least: tuple[int, int] | None = None,
+    out: Pixels | None = None,
 ) -> Pixels | None:
     """The fast path: pixels of a JPEG that needs nothing but decoding; None for every other, which Pillow then judges.
 
@@ -168,9 +171,9 @@ def rgb_of(image: Image.Image) -> Image.Image:
 def stored_form(data: bytes, size: int) -> tuple[str, bytes]:
     """(extension, bytes) to store: square `size` x `size` when the picture is larger on any side, else as it came.
 
-    Smaller JPEGs and PNGs keep their bytes, since enlarging adds nothing that the stream cannot add; the other kinds become PNG, so
-    that shards hold only what every WebDataset reader knows. Every picture is decoded once, by the decoder that the stream has: a
-    packed split holds no unreadable one. A resized JPEG stays JPEG, the rest PNG.
+    Smaller JPEGs and PNGs keep their bytes, since enlarging adds nothing that the stream cannot add; the other kinds become
+    PNG, so that shards hold only what every WebDataset reader knows. Every picture is decoded once, by the decoder that the
+    stream has: a packed split holds no unreadable one. A resized JPEG stays JPEG, the rest PNG.
 
     Args:
         size: side in pixels of the backbone's input; 0 = keep as it is.
@@ -211,8 +214,8 @@ _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 
 
 def _is_plain_jpeg(data: bytes | memoryview) -> bool:
-    """Whether nothing before the first scan asks for more than decoding: no EXIF or XMP that turns it, no Adobe marker (which says what
-    the colours are), 8 bits, one or three components, every marker where the one before it says."""
+    """Whether nothing before the first scan asks for more than decoding: no EXIF or XMP that turns it, no Adobe marker (which
+    says what the colours are), 8 bits, one or three components, every marker where the one before it says."""
     at, frame = 2, False
     while at + 4 <= len(data):
         if data[at] != 0xFF:
@@ -262,7 +265,7 @@ def _may_turn(segment: bytes) -> bool:
     try:
         exif = Image.Exif()
         exif.load(segment)
-        return exif.get(_ORIENTATION, 1) != 1
+        return bool(exif.get(_ORIENTATION, 1) != 1)
     except Exception:
         return True
 
@@ -290,7 +293,8 @@ def _damaged(error: Exception) -> PictureError:
 
 
 def _turned(image: Image.Image) -> Image.Image:
-    """As its EXIF says how it was held. An EXIF block that cannot be read turns nothing: viewers show such pictures as they are."""
+    """As its EXIF says how it was held. An EXIF block that cannot be read turns nothing: viewers show such pictures as they
+    are."""
     image.load()
     try:
         orientation = image.getexif().get(_ORIENTATION, 1)
@@ -320,8 +324,9 @@ def _flattened(image: Image.Image) -> Image.Image:
 
 
 def _grey(image: Image.Image) -> Image.Image:
-    """Greys of more than 8 bits, scaled to 0 … 255. 16 bits by their full range, so that pictures keep their brightness beside each
-    other; integers of 32 bits and floats by the smallest of the ranges 1 (floats), 255, 65535 that holds them, else by their own."""
+    """Greys of more than 8 bits, scaled to 0 … 255. 16 bits by their full range, so that pictures keep their brightness beside
+    each other; integers of 32 bits and floats by the smallest of the ranges 1 (floats), 255, 65535 that holds them, else by
+    their own."""
     values = np.asarray(image).astype(np.float64)
     clear = image.info.get("transparency")
     hidden = values == float(clear) if isinstance(clear, int | float) else None
@@ -331,7 +336,7 @@ def _grey(image: Image.Image) -> Image.Image:
         scaled = values * (255.0 / 65535.0)
     else:
         ranges: tuple[Any, ...] = (1.0, 255.0, 65535.0) if image.mode == "F" else (255.0, 65535.0)
-        full = next((top for top in ranges if 0 <= low and high <= top), None)
+        full = next((top for top in ranges if low >= 0 and high <= top), None)
         scaled = values * (255.0 / full) if full else (values - low) * (255.0 / max(high - low, 1e-12))
     grey = np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
     if hidden is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -305,9 +306,10 @@ def test_init_writes_an_experiment_that_composes_and_packs(shell: Shell, tmp_pat
     assert kinds == dict(zip(names, (TaskKind.SINGLE, TaskKind.SINGLE, TaskKind.CHOICE, TaskKind.PAIR), strict=True))
     packed = shell("shards", "pack", "experiment=mine")
     assert "packed pets/train: 12 samples, 2 classes" in packed
-    kept = [len((tmp_path / "data" / "claims" / f"{s}.jsonl").read_text().splitlines()) for s in ("train", "val")]
+    kept = [int(n) for n in re.findall(r"packed claims/(?:train|val): (\d+) samples", packed)]
     assert sum(kept) == 40
     assert 2 <= kept[1] <= 16
+    assert [f.name for f in (tmp_path / "data" / "claims").glob("*.jsonl")] == ["all.jsonl"], "the data are left as they are"
     assert str(tmp_path) in shell("config", "--explain", "run", "experiment=mine"), "one's own file is named as the source"
 
 

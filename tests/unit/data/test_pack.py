@@ -85,8 +85,8 @@ def test_unreadable_records_are_named_and_too_many_stop_the_pack(pictures):
         run_pack("image_folder", pictures, store, "pets", "train", shard_samples=8)
     with pytest.raises(DataError):
         read_manifest(store, "pets", "train")
-    report = run_pack("image_folder", pictures, store, "pets", "train", shard_samples=8, max_unreadable=0.1)
-    assert [name for name, _ in report.unreadable] == ["train/dog/4.jpg"]
+    report = run_pack("image_folder", pictures, store, "pets", "train", shard_samples=8, max_bad=0.1)
+    assert [(e.record, e.reason) for e in report.left_out] == [("train/dog/4.jpg", "damaged picture")]
     assert report.manifest.samples == 19 and report.manifest.classes == ("cat", "dog")
 
 
