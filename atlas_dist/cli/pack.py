@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,7 @@ from atlas_dist.compose import compose_config
 from atlas_dist.config import PackOn, RunConfig, TaskConfig
 from atlas_dist.core.types import TaskKind
 from atlas_dist.data.decode import longer_than
-from atlas_dist.data.leftout import SHOWN, by_reason, shown
+from atlas_dist.data.leftout import SHOWN, LeftOut, by_reason, shown
 from atlas_dist.data.manifest import read_manifest
 from atlas_dist.data.pack import MapFn, run_pack
 from atlas_dist.data.tasks import CONVERTERS
@@ -107,12 +107,7 @@ def _pack_split(
         f"packed {task.data.dataset}/{split}: {manifest.samples} samples, {len(manifest.classes)} classes, "
         f"{len(manifest.shards)} shards, {manifest.size / 1e6:.1f} MB{note}"
     )
-    for reason, entries in by_reason(report.left_out).items():
-        console.print(f"  left out {len(entries)}: {reason}", markup=False)
-        for entry in entries[:SHOWN]:
-            console.print(f"    {entry.record}{f': {entry.detail}' if entry.detail else ''}", markup=False, soft_wrap=True)
-    for sentence in report.notes:
-        console.print(f"  note: {sentence}", markup=False, soft_wrap=True)
+    _print_left_out(report.left_out, report.notes, console)
 
 
 def _say_unlearnt(store: ObjectStore, task: TaskConfig, console: Console) -> None:
@@ -170,7 +165,7 @@ def list_shards(overrides: Sequence[str], console: Console) -> None:
 
 def verify_shards(overrides: Sequence[str], console: Console) -> None:
     """Re-read everything. Raises DataError when any part is damaged."""
-    from atlas_dist.data.inspect import run_verify
+    from atlas_dist.data.inspect import run_verify, unlabelled
 
     config = compose_config(overrides)
     store = open_shards(config)
@@ -179,6 +174,9 @@ def verify_shards(overrides: Sequence[str], console: Console) -> None:
         faults = run_verify(store, dataset, split)
         damaged += len(faults)
         console.print(f"{dataset}/{split}: {'whole' if not faults else f'{len(faults)} damaged'}")
+        without = unlabelled(read_manifest(store, dataset, split))
+        if without:
+            console.print(f"  note: {without} samples have no label; training masks them")
         for fault in faults:
             console.print(f"  {fault.shard} {fault.where}: {fault.reason}", markup=False)
     if damaged:
@@ -192,10 +190,23 @@ def index_shards(dataset: str, split: str, kind: TaskKind, overrides: Sequence[s
     from atlas_dist.data.inspect import run_index
 
     config = compose_config(overrides)
-    manifest = run_index(open_shards(config), dataset, split, kind)
+    found = run_index(open_shards(config), dataset, split, kind)
+    manifest = found.manifest
     console.print(
-        f"indexed {dataset}/{split}: {manifest.samples} samples in {len(manifest.shards)} shards, digest {manifest.digest[:12]}"
+        f"indexed {dataset}/{split}: {manifest.samples} samples in {len(manifest.shards)} shards, {len(manifest.classes)} classes, "
+        f"{manifest.images} images a sample, digest {manifest.digest[:12]}"
     )
+    _print_left_out(found.left_out, found.notes, console)
+
+
+def _print_left_out(left_out: Iterable[LeftOut], notes: Iterable[str], console: Console) -> None:
+    """Each reason with its count and its first records, then what is odd."""
+    for reason, entries in by_reason(left_out).items():
+        console.print(f"  left out {len(entries)}: {reason}", markup=False, soft_wrap=True)
+        for entry in entries[:SHOWN]:
+            console.print(f"    {entry.record}{f': {entry.detail}' if entry.detail else ''}", markup=False, soft_wrap=True)
+    for sentence in notes:
+        console.print(f"  note: {sentence}", markup=False, soft_wrap=True)
 
 
 def list_converters(console: Console) -> None:

@@ -48,6 +48,11 @@ class Record:
     values: Mapping[str, Any]
     number: int
 
+    @property
+    def untyped(self) -> bool:
+        """Whether all its values are texts because its file, a table, knows nothing else."""
+        return self.where.rpartition(",")[0].lower().endswith((".csv", ".tsv"))
+
     def text(self, field: str) -> str:
         """A text; a number counts as its digits. Raises DataError naming line and field."""
         return self._whole(field, str(self._checked(field, _TEXT, "a text")))

@@ -11,6 +11,7 @@ from statistics import fmean
 from atlas_dist.report.facts import Cell, RunFacts, SequenceFacts, StageFacts, TaskFacts
 from atlas_dist.report.files import write_tables
 from atlas_dist.report.html import document, table, wide
+from atlas_dist.report.masked import masked_sentence
 from atlas_dist.report.outlook import Pace
 from atlas_dist.report.speed import speed_section
 from atlas_dist.report.svg import Bar, bars, heat_cell, line_chart, lineage
@@ -43,7 +44,7 @@ def _sequence(sequence: SequenceFacts, number: int) -> str:
     names = [t.task for t in sequence.upstream]
     parts = [f'<section id="s{number}"><h2>{escape(sequence.name)}: {escape(" → ".join(names))}</h2>']
     parts.append(f"<p>Method {escape(sequence.method)}, seed {sequence.seed}.</p>")
-    parts.append(_verdict(sequence))
+    parts.append(_verdict(sequence) + _masked(sequence))
     parts.append('<div class="side">')
     parts.append(matrix_table("Task view: each task read as it was learnt", names, sequence.matrix["task"], sequence.skipped))
     differs = sequence.matrix["latest"] != sequence.matrix["task"]
@@ -92,6 +93,11 @@ def _forgetting(sequence: SequenceFacts) -> str:
     names = [t.task for t in sequence.upstream]
     head, body = _triangle(names, sequence.forgetting("latest"), len(names) - 1, 100.0, sequence.skipped)
     return table("Forgetting T<sub>F</sub> in the latest view (% of what was learnt above chance)", head, body)
+
+
+def _masked(sequence: SequenceFacts) -> str:
+    told = [masked_sentence(t.task, [s.metrics for s in t.stages]) for t in (*sequence.upstream, *sequence.downstream)]
+    return "".join(f'<p class="bad">{escape(sentence)}</p>' for sentence in told if sentence)
 
 
 def _verdict(sequence: SequenceFacts) -> str:

@@ -155,6 +155,7 @@ class Learner:
         if context.leader:
             files[DETAILS_FILE] = canonical_json({"curve": state.curve, "validation": state.validation, "alpha": alpha})
         metrics = self._metrics(module, inside, state, settings, timing, mixture, final, resumed_at)
+        metrics["bad_samples"] = context.masked(*(s.stream for s in mixture.sources), *(split for _, split in validations))
         metrics["seconds"] |= {"setup": round(setup, 3), "training": round(watch.lap(), 3)}
         return files, metrics | {"resumed_at": resumed_at}
 
@@ -221,7 +222,6 @@ class Learner:
             "trained_parameters": sum(_size(parameters[n]) for n in inside),
             "seconds": {k: round(v, 3) for k, v in asdict(timing).items()},
             "bytes_read": sum(s.bytes for s in stats),
-            "bad_samples": [asdict(b) for s in stats for b in s.bad],
             "world": self.context.world,
             "environment": environment() | {"device": device_name()},
             "mfu": settings.mfu(learnt / max(1e-9, timing.stepping + timing.waiting)),

@@ -94,9 +94,11 @@ def score(
             if context.leader:
                 report(Progress(done + 1, len(job.views), scores.loss, scores.score, 0.0, 0.0, 0.0))
         without = _without_each(context, assignment, stream)
+        bad = context.masked(stream)
     found: dict[str, Any] = {"views": views, "seconds": {"scoring": round(watch.lap(), 3)}, "world": context.world}
     # Which learnt task this is about, so that a bank can be checked from its store alone, without the plan.
     found["model_from"] = job.model_from
+    found |= {"bad_samples": bad} if bad else {}
     return files, found | ({"without": without} if without else {})
 
 

@@ -193,10 +193,10 @@ def _right(record: Record, choices: Sequence[str], written: Sequence[str | int |
     same = normal_forms([*choices, str(answer)])
     spelt = [same[choice] for choice in choices]
     by_text = spelt.index(same[str(answer)]) if same[str(answer)] in spelt else -1
-    counts = isinstance(answer, int) or (isinstance(answer, str) and answer.isdecimal() and _from_table(record))
+    counts = isinstance(answer, int) or (isinstance(answer, str) and answer.isdecimal() and record.untyped)
     by_number = int(answer) if counts and int(answer) < len(choices) else -1
     # Beside choices that are texts, a number counts them.
-    may_be_text = isinstance(answer, str) or _from_table(record) or any(not isinstance(choice, str) for choice in written)
+    may_be_text = isinstance(answer, str) or record.untyped or any(not isinstance(choice, str) for choice in written)
     if options.answer_is != "either":
         return by_text if options.answer_is == "text" else by_number
     if may_be_text and by_text >= 0 and by_number >= 0 and by_text != by_number:
@@ -205,11 +205,6 @@ def _right(record: Record, choices: Sequence[str], written: Sequence[str | int |
             "Set the converter's option answer_is to text or number.",
         )
     return by_text if may_be_text and by_text >= 0 else by_number
-
-
-def _from_table(record: Record) -> bool:
-    """Whether all its values are texts because a table knows nothing else."""
-    return record.where.rpartition(",")[0].lower().endswith((".csv", ".tsv"))
 
 
 def _has(source: Source, options: RecordOptions, split: str) -> bool:
