@@ -191,10 +191,10 @@ def index_shards(dataset: str, split: str, kind: TaskKind, overrides: Sequence[s
 
     config = compose_config(overrides)
     found = run_index(open_shards(config), dataset, split, kind)
-    manifest = found.manifest
+    m = found.manifest
     console.print(
-        f"indexed {dataset}/{split}: {manifest.samples} samples in {len(manifest.shards)} shards, {len(manifest.classes)} classes, "
-        f"{manifest.images} images a sample, digest {manifest.digest[:12]}"
+        f"indexed {dataset}/{split}: {m.samples} samples in {len(m.shards)} shards, {len(m.classes)} classes, "
+        f"{m.images} images a sample, digest {m.digest[:12]}"
     )
     _print_left_out(found.left_out, found.notes, console)
 

@@ -142,8 +142,6 @@ def run_pack(
     notes = raw.notes + (_cut(raw.samples, long_texts) if long_texts is not None else ())
     if (existing := _existing(store, dataset, split, recipe, raw, overwrite)) is not None:
         return PackReport(existing, by_rule + raw.bad, notes, len(existing.shards))
-    _refuse_too_many(raw.bad, len(raw.samples) + len(raw.bad), max_bad)
-
     stamps = stamps_of(raw.source, raw.samples) if raw.images else ""
     order = shuffled(len(raw.samples), seed)
     jobs = [
