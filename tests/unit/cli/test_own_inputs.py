@@ -315,11 +315,13 @@ def test_index_says_what_it_found_and_what_it_left_out(shell: Shell) -> None:
     assert "left out 20: members ending in .npy" in said and "0.tar: 0000.npy" in said
     assert "note: 4 of 20 samples have no label (first: 0000); training masks them" in said
     shell("shards", "index", "few", "val", "shards.url=shards")
-    task = "tasks={t:{kind:single,data:{dataset:few},max_text:8}}"
-    code, said = shell(
-        "shards", "verify", "experiment=toy", task, "sequence.upstream=[t]", "sequence.downstream=[]", "shards.url=shards"
-    )
-    assert code == 0 and "note: 4 samples have no label" in said
+    task = "tasks: {t: {kind: single, data: {dataset: few}, max_text: 8}}\nsequence: {upstream: [t], downstream: []}\n"
+    experiment = "defaults:\n  - override /sequence: mine\nshards: {url: shards}\n"
+    for group, text in (("sequence", task), ("experiment", experiment)):
+        Path("configs", group).mkdir(parents=True)
+        Path("configs", group, "mine.yaml").write_text(f"# @package _global_\n{text}")
+    code, said = shell("shards", "verify", "experiment=mine")
+    assert code == 0 and "few/train: whole" in said and "note: 4 samples have no label" in said
 
 
 def test_configs_that_init_wrote_are_plain_yaml(shell: Shell) -> None:
