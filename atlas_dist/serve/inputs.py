@@ -32,7 +32,7 @@ def texts_of(task: TaskSpec, text: Text | None, choices: Sequence[str]) -> list[
         DataError: choices are missing, too many or too few, or given to a task that has none; a question is missing; or what is
             given is no text.
     """
-    given = [*((text,) if isinstance(text, str) or text is None else text), *choices]
+    given: list[object] = [*(text if isinstance(text, list | tuple) else (text,)), *choices]
     wrong = next((part for part in given if part is not None and not isinstance(part, str)), None)
     if wrong is not None:
         raise DataError(f"{wrong!r} is a {type(wrong).__name__} and no text.", fix="Give texts: str(…).")
@@ -79,13 +79,13 @@ def pixels_of(task: TaskSpec, pictures: Sequence[Picture], side: int) -> NDArray
     out = np.empty((task.images, side, side, 3), np.uint8)
     out[:] = MEAN_COLOUR
     for slot, picture in zip(out, pictures, strict=False):
-        named = isinstance(picture, str | Path)
+        named = f" {Path(picture)}" if isinstance(picture, str | Path) else ""
         try:
             _, stored = stored_form(_compressed(picture), side)
             decode_into(memoryview(stored), slot)
         except (OSError, DataError) as error:
             why = error.strerror if isinstance(error, OSError) else error.message
-            what = f"Cannot read the picture {picture}" if named else "Cannot read a picture"
+            what = f"Cannot read the picture{named}" if named else "Cannot read a picture"
             raise DataError(f"{what}: {why}", fix=getattr(error, "fix", "") or "Give a picture such as a JPEG or PNG.") from error
     return out
 
