@@ -85,11 +85,9 @@ def init(experiment: str, folders: Sequence[Path], held_out: float, console: Con
 def _refuse_taken(group: str, name: str, fix: str) -> None:
     """Raises ConfigError: the name is one of the package's own choices, or a word that YAML and Hydra take for a value."""
     if name.lower() in _VALUES:
-        raise ConfigError(
-            f"{name!r} cannot name an {group}: in a configuration it is a value.".replace("an task", "a task"), fix=fix
-        )
+        raise ConfigError(f"The {group} cannot be called {name}: in a configuration that is a value.", fix=fix)
     if (config_dir() / group / f"{name}.yaml").exists():
-        raise ConfigError(f"atlas-dist has a {group} {name} of its own.".replace("a experiment", "an experiment"), fix=fix)
+        raise ConfigError(f"The {group} cannot be called {name}: that is one of atlas-dist's own.", fix=fix)
 
 
 def task_name(folder: Path) -> str:

@@ -75,7 +75,7 @@ def test_init_refuses_names_that_are_values_or_ours(shell: Shell, name: str) -> 
 def test_init_refuses_a_folder_named_like_a_task_of_ours(shell: Shell) -> None:
     folder("data/digits", 2, 2)
     code, said = shell("init", "mine", "data/digits")
-    assert code == 2 and "task digits of its own" in said and "digits_own" in said
+    assert code == 2 and "task cannot be called digits" in said and "digits_own" in said
 
 
 @pytest.mark.parametrize(
