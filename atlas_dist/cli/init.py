@@ -136,15 +136,15 @@ def _record_options(folder: Path, files: Sequence[str], held_out: float) -> dict
 
 def _pictures(name: str, folder: Path) -> Found:
     counts: dict[str, int] = {}
-    trouble = ""
     for split in ("train", "val"):
         try:
             counts[split] = len(CONVERTERS["image_folder"].run(folder, split, {}).samples)
-        except DataError as error:
-            trouble = trouble or str(error)
+        except DataError:
+            if all((folder / split).is_dir() for split in ("train", "val")):
+                raise  # it is meant to be this; what is wrong with it is the answer
     if len(counts) < 2:
         raise DataError(
-            f"{folder} holds neither a .jsonl file nor pictures in train/CLASS/ and val/CLASS/. {trouble}".strip(),
+            f"{folder} holds neither a .jsonl file nor pictures in train/CLASS/ and val/CLASS/.",
             fix='Add a .jsonl with one object a line, such as {"image": "a.jpg", "text": "What is it?", "label": "cat"}.',
         )
     return Found(name, folder, TaskKind.SINGLE, "image_folder", {}, counts["train"], 8)

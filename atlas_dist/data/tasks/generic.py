@@ -202,7 +202,8 @@ def _right(record: Record, choices: Sequence[str], written: Sequence[str | int |
     if may_be_text and by_text >= 0 and by_number >= 0 and by_text != by_number:
         record.refuse(
             f"answer {answer!r} of {list(written)!r} is choice {by_text} by its text and choice {by_number} by its number",
-            "Set the converter's option answer_is to text or number.",
+            "Write the choices as texts; then an answer that is a text names one and a number counts them. "
+            "Or set the converter's option answer_is to text or number.",
         )
     return by_text if may_be_text and by_text >= 0 else by_number
 
