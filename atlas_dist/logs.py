@@ -1,8 +1,8 @@
 """What a line of a log looks like, and whose it is: a record carries run, job, attempt, rank, pool and host where known.
 
-A process says once what is true of all it does (`set_up`); a piece of work says what is true of it (`about`, a context variable);
-a call says what is true of its own line (`extra=of(step=3)`). `text` puts these before the message, `json` makes one object a
-line. Other libraries' records take the same form, from warnings on. Secrets are blotted out of both.
+A process says once what is true of all it does (`set_up`); a piece of work says what is true of it (`log_context`, a context
+variable); a call says what is true of its own line (`extra=log_fields(step=3)`). `text` puts these before the message, `json`
+makes one object a line. Other libraries' records take the same form, from warnings on. Secrets are blotted out of both.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class LogFormat(StrEnum):
 
 
 @contextmanager
-def about(**fields: Any) -> Iterator[None]:
+def log_context(**fields: Any) -> Iterator[None]:
     """Records of this thread (or task) carry these fields until the block ends."""
     token = _work.set({**_work.get(), **fields})
     try:
@@ -47,12 +47,12 @@ def about(**fields: Any) -> Iterator[None]:
         _work.reset(token)
 
 
-def of(**fields: Any) -> dict[str, Any]:
+def log_fields(**fields: Any) -> dict[str, Any]:
     """For the `extra` of a logging call: fields of this one record."""
     return {"fields": fields}
 
 
-class Whose(logging.Filter):
+class ContextFilter(logging.Filter):
     """Gives every record its fields: the process's, the work's, its own, in this order. Drops other libraries' chatter."""
 
     def __init__(self, process: Mapping[str, Any]) -> None:
@@ -61,8 +61,8 @@ class Whose(logging.Filter):
         self.chatter = logging.INFO if os.environ.get("ATLAS_DEBUG") else logging.WARNING
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Whether the record is written; its fields are in `record.whose`."""
-        record.whose = {**self.process, **_work.get(), **getattr(record, "fields", {})}
+        """Whether the record is written; its fields are in `record.context`."""
+        record.context = {**self.process, **_work.get(), **getattr(record, "fields", {})}
         return record.name.partition(".")[0] == OURS or record.levelno >= self.chatter
 
 
@@ -71,8 +71,8 @@ class TextForm(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """One line, or as many as message and traceback have."""
-        whose = getattr(record, "whose", {})
-        prefix = " ".join(f"{name}={str(whose[name]).replace(' ', '_')}" for name in PREFIX if whose.get(name, "") != "")
+        context = getattr(record, "context", {})
+        prefix = " ".join(f"{name}={str(context[name]).replace(' ', '_')}" for name in PREFIX if context.get(name, "") != "")
         lines = [f"{_time(record)} {record.levelname} {prefix} {record.name}: {record.getMessage()}"]
         lines += [self.formatException(record.exc_info)] if record.exc_info else []
         return redact("\n".join(lines))
@@ -84,7 +84,7 @@ class JsonForm(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """One line, whatever the message holds."""
         tree = {"time": _time(record), "level": record.levelname, "logger": record.name, "message": record.getMessage()}
-        tree |= {name: value for name, value in getattr(record, "whose", {}).items() if name not in tree}
+        tree |= {name: value for name, value in getattr(record, "context", {}).items() if name not in tree}
         if record.exc_info:
             tree["traceback"] = self.formatException(record.exc_info)
         return json.dumps(_plain(redact_json(tree)), ensure_ascii=False)
@@ -95,7 +95,7 @@ def set_up(form: LogFormat, **process: Any) -> None:
     stream handlers that they brought give way to ours; those that write files stay."""
     handler = logging.StreamHandler()
     handler.setFormatter(JsonForm() if form is LogFormat.JSON else TextForm())
-    handler.addFilter(Whose({**process, "host": socket.gethostname()}))
+    handler.addFilter(ContextFilter({**process, "host": socket.gethostname()}))
     loggers = [logger for logger in logging.root.manager.loggerDict.values() if isinstance(logger, logging.Logger)]
     for logger in loggers:
         brought = [h for h in logger.handlers if _writes_a_stream(h)]

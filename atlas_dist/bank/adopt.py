@@ -9,12 +9,12 @@ from pathlib import Path
 from atlas_dist.bank.package import original_files
 from atlas_dist.bank.weights import BankWeights
 from atlas_dist.clock import Clock, SystemClock
-from atlas_dist.coordinator import paths
-from atlas_dist.coordinator.facts import point_to
 from atlas_dist.core.keys import check_name, digest_of, plain
 from atlas_dist.core.records import Adopt, Begin, Elect, Finish
 from atlas_dist.core.types import CommittedRef
 from atlas_dist.errors import ConfigError
+from atlas_dist.runs import layout
+from atlas_dist.runs.results import point_to
 from atlas_dist.store import artifacts
 from atlas_dist.store.log import RecordLog
 from atlas_dist.store.objects import ObjectStore
@@ -40,7 +40,7 @@ def import_bank(store: ObjectStore, folder: Path, weights: BankWeights, run: str
             fix="Import the whole bank that it was made from; use this one with `predict --from`.",
         )
     clock = clock or SystemClock()
-    log = RecordLog(store, paths.ledger(run), writer=f"import-{uuid.uuid4().hex}", clock=clock, new_id=lambda: uuid.uuid4().hex)
+    log = RecordLog(store, layout.ledger(run), writer=f"import-{uuid.uuid4().hex}", clock=clock, new_id=lambda: uuid.uuid4().hex)
     if log.read_new():
         raise ConfigError(f"There is a run {run} in {store.url} already.", fix="Choose another name with --as NAME.")
     files = {key: original_files(folder, task) for key, task in weights.tasks.items()}
@@ -48,7 +48,7 @@ def import_bank(store: ObjectStore, folder: Path, weights: BankWeights, run: str
     for key, task in weights.tasks.items():
         learnt = task.learnt
         attempt = check_name(f"{key}-import", "attempt")
-        prefix = paths.attempt(run, attempt)
+        prefix = layout.attempt(run, attempt)
         for name, data in files[key].items():
             store.put(f"{prefix}/{check_name(name, 'file name')}", data)
         artifacts.verify(store, prefix, learnt.ref.blobs)

@@ -6,7 +6,7 @@ import json
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 
-from atlas_dist.bank.facts import Bank, Learnt
+from atlas_dist.bank.contents import Bank, Learnt
 from atlas_dist.bank.weights import BankWeights
 
 
@@ -55,14 +55,14 @@ On a shell: `atlas-dist predict --from path/to/this/folder --task {first} --imag
 
 ## What it depends on
 
-- Trunk: `{base_model}`{f" at `{base.revision}`" if base.revision else ""} ({base.architecture}), digest `{base.digest}`.
+- Backbone: `{base_model}`{f" at `{base.revision}`" if base.revision else ""} ({base.architecture}), digest `{base.digest}`.
 - Method: {weights.first.method} `{json.dumps(dict(weights.first.settings), sort_keys=True)}`; products in {weights.precision}.
 - Written by atlas-dist{_version()}. Files are safetensors and JSON; `adapter_config.json` has their sizes and sha256.
 
 ## Limits
 
-The scores hold for data like that of the validation splits and for nothing else. A small adapter inherits what its trunk and its
-data get wrong. The licences of the trunk and of the data sets apply.
+The scores hold for data like that of the validation splits and for nothing else. A small adapter inherits what its backbone and
+its data get wrong. The licences of the backbone and of the data sets apply.
 """
 
 
@@ -76,7 +76,7 @@ def _pruned(weights: BankWeights, names: dict[str, str]) -> str:
         return ""
     left_out = ", ".join(names[key] for key in names if key in weights.dropped) or "none"
     lines = "\n".join(
-        f"| {names[key]} | {score:.2f} | {', '.join(names[seen] for seen in weights.view(key)) or 'the trunk alone'} |"
+        f"| {names[key]} | {score:.2f} | {', '.join(names[seen] for seen in weights.view(key)) or 'the backbone alone'} |"
         for key, score in weights.rescored.items()
     )
     return f"""The table is about the whole bank as its run learnt it. **This folder holds a pruned one**: the adapters of
@@ -116,7 +116,7 @@ def _lineage(tasks: list[Learnt], names: dict[str, str]) -> str:
     for learnt in tasks:
         when = datetime.fromtimestamp(learnt.at, UTC).strftime("%Y-%m-%d %H:%M UTC")
         ancestors = " + ".join(names[key] for key in learnt.sees)
-        made = f"on {ancestors}" if ancestors else "on the trunk alone"
+        made = f"on {ancestors}" if ancestors else "on the backbone alone"
         lines.append(
             f"- **{learnt.name}** {made}; {when}; key `{learnt.key}`; data `{learnt.task.dataset}` with digests "
             f"`{learnt.task.train_digest[:12]}` and `{learnt.task.val_digest[:12]}`"

@@ -23,7 +23,7 @@ from safetensors.torch import load as parse_tensors
 from torch import Tensor
 
 from atlas_dist.bank.card import model_card
-from atlas_dist.bank.facts import CONFIG_FILE, Bank, Base, Learnt, parse_description
+from atlas_dist.bank.contents import CONFIG_FILE, Bank, Base, Learnt, parse_description
 from atlas_dist.bank.weights import BankWeights, LearntWeights
 from atlas_dist.core.keys import canonical_json, check_name, plain, sha256_hex
 from atlas_dist.core.records import from_json
@@ -223,7 +223,7 @@ def _describe(weights: BankWeights, files: Mapping[str, bytes]) -> _Package:
     hub = known is not None and known.revision is not None and not base.source
     names = {key: task.learnt.name for key, task in weights.tasks.items()}
     return _Package(
-        # A trunk that ships with this package has no address on the hub; its name is one that `load_backbone` knows.
+        # A backbone that ships with this package has no address on the hub; its name is one that `load_backbone` knows.
         base_model_name_or_path=known.source if hub and known else base.source or base.name,
         revision=(known.revision or "") if hub and known else base.revision,
         base_model=base.address,

@@ -4,7 +4,8 @@
 every bank that has one fewer, over all of its tasks on their validation splits, and leaves out the adapter that costs least, as
 long as the budget holds. To be without an adapter means the same as in a run's own leave-one-out: the adapter, its key and every
 task's query for it are not there, so the sum over adapters has a term less (and what that term scaled of x goes with it). An
-adapter may be left out even of the task that grew it; that task then reads what is left of its view, in the end the bare trunk.
+adapter may be left out even of the task that grew it; that task then reads what is left of its view, in the end the bare
+backbone.
 
 Nothing of the store is altered. The validation split chooses here, so the scores of a pruned bank are a little too good.
 """
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from atlas_dist.bank.facts import Bank
+from atlas_dist.bank.contents import Bank
 from atlas_dist.bank.verify import rescore_weights
 from atlas_dist.bank.weights import BankWeights
 from atlas_dist.train.context import RankContext

@@ -1,17 +1,17 @@
-"""Is a bank still what its ledger says? Every committed file is read again and hashed; with a trunk and data, scored again."""
+"""Is a bank still what its ledger says? Every committed file is read again and hashed; with a backbone and data, scored again."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from atlas_dist.bank.facts import Bank, Evaluation, Learnt
+from atlas_dist.bank.contents import Bank, Evaluation, Learnt
 from atlas_dist.bank.weights import BankWeights
 from atlas_dist.config import BackboneConfig, MethodConfig, Precision, RunConfig
-from atlas_dist.coordinator.status import load_run
 from atlas_dist.core.types import Assignment, CommittedRef, JobKind, StageJob, View
 from atlas_dist.errors import ConfigError, DataError
 from atlas_dist.model.backbone import Backbone
+from atlas_dist.runs.status import load_run
 from atlas_dist.store import artifacts
 from atlas_dist.store.objects import ObjectStore
 from atlas_dist.train.context import RankContext
@@ -89,14 +89,14 @@ def rescore(config: RunConfig, bank: Bank, learnt: Learnt, context: RankContext 
     """Score one learnt task in its own view, by the very code that a run's evaluations use.
 
     Args:
-        config: says where the shards are, and `train.eval_batch`; trunk, method and precision are the bank's own.
-        context: of an earlier call with the same bank, to keep the trunk.
+        config: says where the shards are, and `train.eval_batch`; backbone, method and precision are the bank's own.
+        context: of an earlier call with the same bank, to keep the backbone.
 
     Raises:
-        DataError: the trunk or the shards are not those that the task was learnt with, or a file is damaged.
+        DataError: the backbone or the shards are not those that the task was learnt with, or a file is damaged.
     """
     context = context or rescoring_context(config, bank, learnt)
-    require_base(context.trunk(), learnt)
+    require_base(context.backbone(), learnt)
     refs: Mapping[str, CommittedRef] = {key: bank.learnt[key].ref for key in learnt.view}
     job = rescoring_job(learnt)
     _, metrics = score(context, Assignment(job, "rescore", "", refs), lambda _: False)
@@ -124,7 +124,7 @@ def rescoring_job(learnt: Learnt) -> StageJob:
 
 
 def rescoring_context(config: RunConfig, bank: Bank | BankWeights, learnt: Learnt) -> RankContext:
-    """A rank of its own with the trunk, the method and the precision that a task was learnt with. Needs no Ray."""
+    """A rank of its own with the backbone, the method and the precision that a task was learnt with. Needs no Ray."""
     join_alone()
     train = config.train.model_copy(update={"precision": Precision(bank.precision), "zero_stage": 0, "leave_one_out": False})
     base = BackboneConfig.model_validate(learnt.base.address)
@@ -140,12 +140,12 @@ def rescore_weights(context: RankContext, weights: BankWeights, key: str, view: 
         view: some of the adapters that the task reads, in bank order; None = all of them.
 
     Raises:
-        DataError: the trunk or the shards are not those that the task was learnt with, or a tensor does not fit.
+        DataError: the backbone or the shards are not those that the task was learnt with, or a tensor does not fit.
     """
     task, has = weights.tasks[key], weights.view(key)
     chosen = has if view is None else tuple(view)
     rows = [has.index(seen) for seen in chosen]
-    require_base(context.trunk(), task.learnt)
+    require_base(context.backbone(), task.learnt)
     job = rescoring_job(task.learnt)
     queries = {name: tensor[rows] for name, tensor in queries_of(task.own).items()}
     adapters = [weights.tasks[seen].adapter for seen in chosen]
@@ -178,12 +178,12 @@ def worth(context: RankContext, weights: BankWeights, key: str) -> Worth:
     return Worth(score, weights.tasks[key].learnt.score, "what training measured", NO_EVALUATION_TOLERANCE)
 
 
-def require_base(trunk: Backbone, learnt: Learnt) -> None:
-    """Raises ConfigError unless `trunk` is the one that the task was learnt on."""
-    if trunk.digest != learnt.base.digest:
+def require_base(backbone: Backbone, learnt: Learnt) -> None:
+    """Raises ConfigError unless `backbone` is the one that the task was learnt on."""
+    if backbone.digest != learnt.base.digest:
         raise ConfigError(
             f"{learnt.name} was learnt on another backbone: {learnt.base.name} with digest {learnt.base.digest[:12]}; "
-            f"{trunk.name} here has {trunk.digest[:12]}.",
+            f"{backbone.name} here has {backbone.digest[:12]}.",
             fix="Use the weights it was learnt with (backbone.source, backbone.revision), or the version of atlas-dist that did.",
         )
 

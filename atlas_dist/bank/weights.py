@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
-from atlas_dist.bank.facts import Bank, Base, Learnt
+from atlas_dist.bank.contents import Bank, Base, Learnt
 from atlas_dist.core.types import TaskKind
 from atlas_dist.data.manifest import read_manifest
 from atlas_dist.errors import AtlasError, DataError
@@ -35,7 +35,7 @@ class LearntWeights:
 
 @dataclass(frozen=True)
 class BankWeights:
-    """Some learnt tasks of one trunk and one method, with every adapter that they see. Keys are job keys, in bank order.
+    """Some learnt tasks of one backbone and one method, with every adapter that they see. Keys are job keys, in bank order.
 
     A task whose own adapter was left out (`dropped`) has an empty `adapter`, and queries for what is left of its view.
     """
@@ -64,7 +64,7 @@ class BankWeights:
                 dict(first.settings),
             ):
                 raise DataError(
-                    f"{task.learnt.name} and {first.name} have another trunk or method: they cannot share a model.",
+                    f"{task.learnt.name} and {first.name} have another backbone or method: they cannot share a model.",
                     fix="Name the tasks that belong together with --task.",
                 )
             missing = [key for key in task.learnt.sees if key not in self.tasks]
@@ -73,12 +73,12 @@ class BankWeights:
 
     @property
     def first(self) -> Learnt:
-        """Any of them: trunk, method and settings are the same for all."""
+        """Any of them: backbone, method and settings are the same for all."""
         return next(iter(self.tasks.values())).learnt
 
     @property
     def base(self) -> Base:
-        """The trunk they belong to."""
+        """The backbone they belong to."""
         return self.first.base
 
     def view(self, key: str) -> tuple[str, ...]:

@@ -21,7 +21,7 @@ from atlas_dist.cli.words import Many, Overrides
 from atlas_dist.cli.words import console as _console
 from atlas_dist.core.types import TaskKind
 from atlas_dist.errors import AtlasError, StoreError
-from atlas_dist.logs import in_json, of
+from atlas_dist.logs import in_json, log_fields
 from atlas_dist.redact import redact
 
 app = typer.Typer(
@@ -372,7 +372,7 @@ def _tell(error: AtlasError, origin: Exception | None = None) -> None:
     """Cause, value and fix; the traceback (of `origin`, where the error only names it) with --debug. A log in JSON stays one."""
     if in_json():
         trace = (origin or error) if os.environ.get("ATLAS_DEBUG") else None
-        fields = of(error=type(error).__name__, fix=error.fix, exit_code=error.exit_code)
+        fields = log_fields(error=type(error).__name__, fix=error.fix, exit_code=error.exit_code)
         logging.getLogger("atlas_dist.cli").error("%s", error.message, exc_info=trace, extra=fields)
         return
     console = Console(stderr=True, highlight=False, soft_wrap=True)

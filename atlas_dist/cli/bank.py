@@ -13,14 +13,15 @@ from rich.console import Console
 from rich.table import Table
 
 from atlas_dist.cli.bank_tidy import gc, prune
-from atlas_dist.cli.words import Overrides, composed, console, hush, open_run_store, shards_if_there
+from atlas_dist.cli.words import Overrides, composed, console, hush
 from atlas_dist.config import RunConfig
 from atlas_dist.core.keys import SHORT
 from atlas_dist.errors import ConfigError, DataError
+from atlas_dist.runs.stores import open_run_store, shards_if_there
 from atlas_dist.store import ObjectStore
 
 if TYPE_CHECKING:  # what it imports takes a tenth of a second, which a shell's TAB and --help need not pay
-    from atlas_dist.bank.facts import Bank, Learnt
+    from atlas_dist.bank.contents import Bank, Learnt
 
 bank_app = typer.Typer(help="What a run has learnt: list, show, check, export, import, tidy.", no_args_is_help=True)
 bank_app.command("gc")(gc)
@@ -33,7 +34,7 @@ TaskWord = Annotated[str, typer.Argument(help="Task name, or the beginning of a 
 @bank_app.command("ls")
 def ls(overrides: Overrides = None, as_json: AsJson = False) -> None:
     """List the learnt tasks of a run, in the order they were committed."""
-    from atlas_dist.bank.facts import runs_of
+    from atlas_dist.bank.contents import runs_of
 
     config, store, bank = _open(overrides)
     if as_json:
@@ -48,7 +49,7 @@ def ls(overrides: Overrides = None, as_json: AsJson = False) -> None:
         size = sum(blob.size for blob in e.ref.blobs) / 1e6
         table.add_row(
             e.name, e.task.kind.value, f"{e.score:.1f}", f"{evaluation.score:.1f}" if evaluation else "–",
-            ", ".join(_names(bank, e.sees)) or "the trunk alone", f"{size:.1f}", e.key[:SHORT], e.adopted_from or "this run",
+            ", ".join(_names(bank, e.sees)) or "the backbone alone", f"{size:.1f}", e.key[:SHORT], e.adopted_from or "this run",
         )  # fmt: skip
     out.print(table)
     others = [run for run in runs_of(store) if run != config.run]
@@ -81,7 +82,7 @@ def log(overrides: Overrides = None) -> None:
     out = console()
     for e in bank.learnt.values():
         seconds = e.ref.metrics.get("seconds", {}).get("training", 0.0)
-        made = f"on {' + '.join(_names(bank, e.sees))}" if e.sees else "on the trunk alone"
+        made = f"on {' + '.join(_names(bank, e.sees))}" if e.sees else "on the backbone alone"
         origin = f", taken over from run {e.adopted_from}" if e.adopted_from else ""
         out.print(
             f"{_when(e)}  {e.key[:SHORT]}  {e.name} {made}: {e.score:.1f} %, trained {seconds:.0f} s{origin}",
@@ -96,7 +97,7 @@ def diff(
     overrides: Overrides = None,
 ) -> None:
     """Compare the banks of two runs of one store, task by task: equal to the last byte, learnt otherwise, or only in one."""
-    from atlas_dist.bank.facts import read_bank
+    from atlas_dist.bank.contents import read_bank
 
     config = composed(overrides)
     store = open_run_store(config)
@@ -237,7 +238,7 @@ def import_(
 
 def _open(overrides: list[str] | None, *, whole: bool = True) -> tuple[RunConfig, ObjectStore, Any]:
     """Configuration, store and bank; with `whole` off, a bank that cannot be read is None (its files are about to be judged)."""
-    from atlas_dist.bank.facts import read_bank
+    from atlas_dist.bank.contents import read_bank
 
     config = composed(overrides)
     store = open_run_store(config)
@@ -293,7 +294,7 @@ def _difference(name: str, a: list[Learnt], b: list[Learnt], left: Bank, right: 
         for word, differs in (
             ("data", a[0].task != b[0].task),
             ("method or settings", (a[0].method, a[0].settings) != (b[0].method, b[0].settings)),
-            ("trunk", a[0].base.digest != b[0].base.digest),
+            ("backbone", a[0].base.digest != b[0].base.digest),
             ("precision", left.precision != right.precision),
             ("earlier adapters", a[0].sees != b[0].sees),
         )

@@ -13,10 +13,11 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from atlas_dist.cli.words import Overrides, composed, console, hush, open_run_store, shards_if_there
+from atlas_dist.cli.words import Overrides, composed, console, hush
 from atlas_dist.clock import SystemClock
 from atlas_dist.core.keys import SHORT
 from atlas_dist.errors import ConfigError
+from atlas_dist.runs.stores import open_run_store, shards_if_there
 
 if TYPE_CHECKING:
     from atlas_dist.coordinator.collect import Remains, Survey
@@ -33,7 +34,7 @@ def gc(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document instead of a table.")] = False,
 ) -> None:
     """Free what attempts left behind that nothing can use: failed or superseded ones, spent checkpoints, half-written files."""
-    from atlas_dist.bank.facts import runs_of
+    from atlas_dist.bank.contents import runs_of
     from atlas_dist.coordinator.collect import collect, survey
 
     config = composed(overrides)
@@ -71,7 +72,7 @@ def prune(
     fresh: Annotated[bool, typer.Option("--fresh", help="Score everything again; take nothing from the ledger.")] = False,
 ) -> None:
     """Find adapters that a bank could do without, by leave-one-out; write what is left as an exported bank. Alters nothing."""
-    from atlas_dist.bank.facts import read_bank
+    from atlas_dist.bank.contents import read_bank
     from atlas_dist.bank.package import export_bank, require_new
     from atlas_dist.bank.prune import Allowance, Scorer, Step, as_record, recorded_scores
     from atlas_dist.bank.prune import prune as eliminate

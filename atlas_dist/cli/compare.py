@@ -8,12 +8,13 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from atlas_dist.bank.facts import read_bank, runs_of
-from atlas_dist.cli.words import composed, hush, open_run_store, shards_if_there
+from atlas_dist.bank.contents import read_bank, runs_of
+from atlas_dist.cli.words import composed, hush
 from atlas_dist.config import RunConfig
 from atlas_dist.core.types import TaskSpec
 from atlas_dist.errors import ConfigError
 from atlas_dist.report.side_by_side import Side, brief, cautions, differences, write_side_by_side
+from atlas_dist.runs.stores import open_run_store, shards_if_there
 from atlas_dist.store import ObjectStore, StoreOptions, open_store
 
 
@@ -50,9 +51,9 @@ def compare_runs(words: Sequence[str], folder: Path, console: Console) -> None:
 def _sides(config: RunConfig, store: ObjectStore, run: str, name: str) -> list[Side]:
     """The run, or each row of it where it is a sweep."""
     from atlas_dist.coordinator.recall import recall
-    from atlas_dist.coordinator.status import load_run
     from atlas_dist.report.facts import gather, is_of, of_row
     from atlas_dist.report.measures import compare, measure
+    from atlas_dist.runs.status import load_run
 
     bank = read_bank(store, run)
     state, entries = load_run(store, run)

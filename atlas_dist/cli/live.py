@@ -13,11 +13,11 @@ from rich.console import Console
 from rich.status import Status
 
 from atlas_dist.cli.words import duration
-from atlas_dist.coordinator.dispatch import Progress
+from atlas_dist.coordinator.dispatch import AttemptProgress
 from atlas_dist.coordinator.service import Decision, Snapshot
 from atlas_dist.core.pace import seconds_left
 from atlas_dist.core.plan import Plan
-from atlas_dist.logs import LogFormat, of
+from atlas_dist.logs import LogFormat, log_fields
 
 PLAIN_EVERY_S = 5.0
 _REMEMBERED = 120
@@ -28,7 +28,7 @@ _QUIET_EVENTS = frozenset({"begin", "abandon", "ignored"})
 log = logging.getLogger(__name__)
 
 
-def watcher(plan: Plan, console: Console, form: LogFormat, *, quiet: bool) -> View:
+def watcher(plan: Plan, console: Console, form: LogFormat, *, quiet: bool) -> ProgressDisplay:
     """The view for a form of the log."""
     return Recorder(plan, quiet=quiet) if form is LogFormat.JSON else Watcher(plan, console, quiet=quiet)
 
@@ -39,7 +39,7 @@ class _Paces:
     def __init__(self) -> None:
         self.seen: dict[str, deque[tuple[float, int]]] = {}
 
-    def left(self, progress: Progress) -> float | None:
+    def left(self, progress: AttemptProgress) -> float | None:
         """Seconds; None = not known yet."""
         seen = self.seen.setdefault(progress.attempt, deque(maxlen=_REMEMBERED))
         if not seen or seen[-1][1] != progress.step:
@@ -47,10 +47,10 @@ class _Paces:
         return seconds_left(seen, progress.total)
 
 
-class View(Protocol):
+class ProgressDisplay(Protocol):
     """Call it with every snapshot. A context manager, because a live line must be taken down."""
 
-    def __enter__(self) -> View: ...
+    def __enter__(self) -> ProgressDisplay: ...
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None: ...
 
@@ -101,7 +101,7 @@ class Watcher:
         if decision.event not in _QUIET_EVENTS:
             self._print(decision.words(self.plan))
 
-    def _progress(self, progress: Progress) -> str:
+    def _progress(self, progress: AttemptProgress) -> str:
         job = self.plan.jobs.get(self.attempts.get(progress.attempt, ""))
         left = self.paces.left(progress)
         return f"{job.label if job else progress.attempt} {_pace(progress)}{'' if left is None else f' {duration(left)} left'}"
@@ -136,7 +136,7 @@ class Recorder:
         if self.quiet:
             return
         for decision in snapshot.decisions:
-            log.log(decision.level, "%s", decision.words(self.plan), extra=of(**decision.whose(self.plan)))
+            log.log(decision.level, "%s", decision.words(self.plan), extra=log_fields(**decision.as_fields(self.plan)))
         if snapshot.status is None:
             return
         jobs = {"committed": snapshot.status.committed, "jobs": snapshot.status.total}
@@ -148,13 +148,13 @@ class Recorder:
                 continue
             self.told[attempt] = now, progress.step
             key = snapshot.status.running.get(attempt, "")
-            whose = {"job": key, "label": self.plan.jobs[key].label} if key in self.plan.jobs else {}
+            job_fields = {"job": key, "label": self.plan.jobs[key].label} if key in self.plan.jobs else {}
             where = {"attempt": attempt, "step": progress.step, "total": progress.total, "seconds_left": left}
-            fields = {**where, **progress.metrics, **jobs, **whose}
-            log.info("%s", _pace(progress), extra=of(**fields))
+            fields = {**where, **progress.metrics, **jobs, **job_fields}
+            log.info("%s", _pace(progress), extra=log_fields(**fields))
 
 
-def _pace(progress: Progress) -> str:
+def _pace(progress: AttemptProgress) -> str:
     m: Any = progress.metrics
     told = f"step {progress.step}/{progress.total} loss {m['loss']:.3f} score {m['score']:.1f}%"
     if not m["samples_per_s"]:  # scoring is not timed batch by batch

@@ -9,10 +9,11 @@ from typing import Any
 
 import typer
 
-from atlas_dist.cli.words import Asked, asked, console, no_such_run, open_run_store
+from atlas_dist.cli.words import ComposedRun, compose_run, console, no_such_run
 from atlas_dist.core.keys import plain
 from atlas_dist.core.ledger import Entry
 from atlas_dist.errors import AtlasError
+from atlas_dist.runs.stores import open_run_store
 
 POLL_S = 2.0
 
@@ -20,17 +21,17 @@ POLL_S = 2.0
 def show_logs(overrides: list[str] | None, *, last: int, follow: bool, as_json: bool, many: bool = False) -> None:
     """Print the newest `last` entries (0 = all), and with `follow` those that come, until the run ends or Ctrl-C."""
     from atlas_dist.clock import SystemClock
-    from atlas_dist.coordinator import paths
+    from atlas_dist.runs import layout
     from atlas_dist.store.log import RecordLog, threaded
 
-    asked_for = asked(overrides, many=many)
-    config = asked_for.config
+    composed_run = compose_run(overrides, many=many)
+    config = composed_run.config
     store = open_run_store(config)
-    log = RecordLog(store, paths.ledger(config.run), writer="reader", clock=SystemClock(), new_id=str, read_many=threaded)
+    log = RecordLog(store, layout.ledger(config.run), writer="reader", clock=SystemClock(), new_id=str, read_many=threaded)
     entries = log.read_new()
     if not entries:
         raise no_such_run(config)
-    labels = _labels(asked_for)
+    labels = _labels(composed_run)
     _print(entries[-last:] if last else entries, labels, as_json)
     while follow and type(entries[-1].record).__name__ not in ("Finish", "Cancel"):
         time.sleep(POLL_S)
@@ -39,10 +40,10 @@ def show_logs(overrides: list[str] | None, *, last: int, follow: bool, as_json: 
         entries = more or entries
 
 
-def _labels(asked_for: Asked) -> Mapping[str, str]:
+def _labels(composed_run: ComposedRun) -> Mapping[str, str]:
     """Job keys as people call them; {} where the shards are out of reach: keys do as well."""
     try:
-        return {key: job.label for key, job in asked_for.plan().jobs.items()}
+        return {key: job.label for key, job in composed_run.plan().jobs.items()}
     except AtlasError:
         return {}
 

@@ -22,8 +22,9 @@ from atlas_dist.data.pack import MapFn, run_pack
 from atlas_dist.data.tasks import CONVERTERS
 from atlas_dist.errors import ConfigError, DataError
 from atlas_dist.model.backbone import Backbone
+from atlas_dist.runs.stores import open_shards
 from atlas_dist.store import ObjectStore
-from atlas_dist.train.context import configured_backbone, open_shards
+from atlas_dist.train.context import configured_backbone
 
 
 def pack_experiment(overrides: Sequence[str], console: Console) -> None:

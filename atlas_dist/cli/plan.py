@@ -11,13 +11,14 @@ import typer
 from rich.text import Text
 from rich.tree import Tree
 
-from atlas_dist.cli.words import asked, console, hush, open_run_store
+from atlas_dist.cli.words import compose_run, console, hush
 from atlas_dist.config import RunConfig
 from atlas_dist.core.ledger import RunState
 from atlas_dist.core.plan import Plan, SequenceJobs
 from atlas_dist.core.types import CommittedRef
 from atlas_dist.errors import AtlasError
 from atlas_dist.report.outlook import JobOutlook, Outlook, foresee, like_of
+from atlas_dist.runs.stores import open_run_store
 from atlas_dist.store.objects import ObjectStore
 
 ALIKE = 64
@@ -27,14 +28,14 @@ ALIKE = 64
 def show_plan(overrides: list[str] | None, *, as_json: bool, many: bool = False) -> None:
     """Print the tree and the sums. Raises ConfigError, DataError, StoreError: whatever a run would trip over."""
     from atlas_dist.coordinator.preflight import slow_products
-    from atlas_dist.coordinator.status import load_run
+    from atlas_dist.runs.status import load_run
 
-    asked_for = asked(overrides, many=many)
-    config = asked_for.config
+    composed_run = compose_run(overrides, many=many)
+    config = composed_run.config
     hush()
-    plan, store = asked_for.plan(), open_run_store(config)
+    plan, store = composed_run.plan(), open_run_store(config)
     state, _ = load_run(store, config.run)
-    outlook = look_ahead(config, plan, state, store)
+    outlook = forecast_run(config, plan, state, store)
     if as_json:
         typer.echo(json.dumps(as_document(config, outlook)))
         return
@@ -46,16 +47,16 @@ def show_plan(overrides: list[str] | None, *, as_json: bool, many: bool = False)
         out.print(hint, markup=False, soft_wrap=True)
 
 
-def look_ahead(config: RunConfig, plan: Plan, state: RunState, store: ObjectStore) -> Outlook:
+def forecast_run(config: RunConfig, plan: Plan, state: RunState, store: ObjectStore) -> Outlook:
     """What is left of a plan. Raises DataError, StoreError: shards that are not there, a store in trouble."""
     from atlas_dist.data.manifest import read_manifest
-    from atlas_dist.train.context import open_shards
+    from atlas_dist.runs.stores import open_shards
 
     shards = open_shards(config)
     splits = {(j.task.dataset, split) for j in plan.jobs.values() for split in (j.task.train, j.task.val)}
     manifests = {(dataset, split): read_manifest(shards, dataset, split) for dataset, split in splits}
     own, alike = _elsewhere(store, plan, config)
-    return foresee(plan, state, own, manifests, config.shards.buffer_mb << 20, config.gangs, alike)
+    return foresee(plan, state, own, manifests, config.shards.buffer_mb << 20, config.worker_groups, alike)
 
 
 def as_document(config: RunConfig, outlook: Outlook) -> dict[str, Any]:
@@ -83,9 +84,9 @@ def _elsewhere(
     """By their pointers alone, facts of other runs that the plan has too (the run that adopts them verifies every byte), and some
     that it has not, to judge time by."""
     known = {info.key.rpartition("/")[2] for info in store.list("results/")}
-    asked_for = [*(key for key in plan.jobs if key in known), *sorted(known - set(plan.jobs))[:ALIKE]]
+    wanted = [*(key for key in plan.jobs if key in known), *sorted(known - set(plan.jobs))[:ALIKE]]
     with ThreadPoolExecutor(16) as pool:  # one after the other, thousands of them would take minutes from S3
-        read = zip(asked_for, pool.map(partial(_pointer, store), asked_for), strict=True)
+        read = zip(wanted, pool.map(partial(_pointer, store), wanted), strict=True)
         found = {key: pointer for key, pointer in read if pointer is not None}
     own = {key: pointer for key, pointer in found.items() if key in plan.jobs and pointer[0] != config.run}
     others = (ref for key, (_, ref) in found.items() if key not in plan.jobs)
@@ -95,13 +96,13 @@ def _elsewhere(
 
 def _pointer(store: ObjectStore, key: str) -> tuple[str, CommittedRef] | None:
     """(run, result); None when it is damaged: then it is no fact, and the job would be trained."""
-    from atlas_dist.coordinator import paths
-    from atlas_dist.coordinator.facts import Pointer
     from atlas_dist.core.records import from_json
+    from atlas_dist.runs import layout
+    from atlas_dist.runs.results import Pointer
     from atlas_dist.store.artifacts import read_json
 
     try:
-        pointer = from_json(Pointer, read_json(store, paths.result(key)))
+        pointer = from_json(Pointer, read_json(store, layout.result(key)))
     except AtlasError:
         return None
     return pointer.run, pointer.ref
@@ -122,7 +123,7 @@ def _tree(sequence: SequenceJobs, outlook: Outlook) -> Tree:
             node.add(_line(outlook.jobs[key]))
     references = dict.fromkeys((*sequence.alone.values(), *sequence.pretrained.values()))
     if references:
-        node = tree.add(Text("references: learnt alone, or from the pretrained trunk", style="bold"))
+        node = tree.add(Text("references: learnt alone, or from the pretrained backbone", style="bold"))
         for key in references:
             node.add(_line(outlook.jobs[key]))
     return tree

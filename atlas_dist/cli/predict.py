@@ -11,10 +11,11 @@ from typing import Any
 
 import typer
 
-from atlas_dist.cli.words import composed, console, hush, open_run_store, shards_if_there
+from atlas_dist.cli.words import composed, console, hush
 from atlas_dist.data.records import Record, read_records
 from atlas_dist.data.source import is_url
 from atlas_dist.errors import ConfigError, DataError
+from atlas_dist.runs.stores import open_run_store, shards_if_there
 
 _FIELDS = ("task", "image", "text", "choices")
 
@@ -60,7 +61,7 @@ def predict(
 
 def _from_store(overrides: list[str] | None, wanted: Sequence[str]) -> Any:
     """The tasks that are asked, with what they see, without exporting them first."""
-    from atlas_dist.bank.facts import read_bank
+    from atlas_dist.bank.contents import read_bank
     from atlas_dist.bank.weights import load_weights
     from atlas_dist.serve import AtlasModel
 

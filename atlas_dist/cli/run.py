@@ -12,14 +12,15 @@ import yaml
 from rich.console import Console
 
 from atlas_dist.choices import groups
-from atlas_dist.cli.words import Asked, asked, hush, no_such_run, open_run_store, report_folder, spoken
+from atlas_dist.cli.words import ComposedRun, compose_run, hush, no_such_run, report_folder, spoken
 from atlas_dist.compose import compose_config
 from atlas_dist.config import ReferencesConfig, RunConfig
 from atlas_dist.core.ledger import RunState
 from atlas_dist.core.plan import Plan
-from atlas_dist.logs import LogFormat, of
+from atlas_dist.logs import LogFormat, log_fields
 from atlas_dist.redact import redact_json
 from atlas_dist.report.facts import RunFacts, gather, of_row
+from atlas_dist.runs.stores import open_run_store
 
 log = logging.getLogger(__name__)
 
@@ -27,41 +28,41 @@ log = logging.getLogger(__name__)
 def run_experiment(overrides: Sequence[str], console: Console, *, quiet: bool = False, many: bool = False) -> None:
     """Plan, run, report. Raises whatever ended the run."""
     began = time.monotonic()
-    asked_for = asked(overrides, many=many)
+    composed_run = compose_run(overrides, many=many)
     hush()
-    config = asked_for.config
+    config = composed_run.config
     recorded = config.log.format is LogFormat.JSON
     console = spoken(config, console)
-    plan = asked_for.plan()
-    learnt = learn(asked_for, plan, console, quiet=quiet)
-    facts = _report(asked_for, plan, Console(quiet=True) if recorded else console)
+    plan = composed_run.plan()
+    learnt = learn(composed_run, plan, console, quiet=quiet)
+    facts = _report(composed_run, plan, Console(quiet=True) if recorded else console)
     if recorded:  # a log of records has no place for tables
-        log.info("the report is written", extra=of(report=str(report_folder(config)), bank=config.store.url))
+        log.info("the report is written", extra=log_fields(report=str(report_folder(config)), bank=config.store.url))
     if learnt:
         _say_where_time_went(facts, time.monotonic() - began, console)
 
 
-def learn(asked_for: Asked, plan: Plan, console: Console, *, quiet: bool = False) -> bool:
+def learn(composed_run: ComposedRun, plan: Plan, console: Console, *, quiet: bool = False) -> bool:
     """Run a plan to its end; False when there was nothing left to do. Raises whatever ended the run."""
     hush()
-    console = spoken(asked_for.config, console)
+    console = spoken(composed_run.config, console)
     from atlas_dist.cli.live import watcher
-    from atlas_dist.cli.track import make_teller
+    from atlas_dist.cli.track import make_tracker_sync
     from atlas_dist.coordinator.preflight import check_before_cluster, slow_products
     from atlas_dist.coordinator.ray_env import before_ray
-    from atlas_dist.coordinator.status import load_run
-    from atlas_dist.report.tracking import Beside
+    from atlas_dist.report.tracking import BackgroundSync
+    from atlas_dist.runs.status import load_run
 
-    config = asked_for.config
+    config = composed_run.config
     state, _ = load_run(open_run_store(config), config.run)
-    if _finished(asked_for, plan, state):
+    if _finished(composed_run, plan, state):
         console.print(f"run {config.run} is complete; nothing to do")
         return False
-    teller = make_teller(config, plan, lambda text: console.print(text, markup=False, soft_wrap=True))
+    tracker_sync = make_tracker_sync(config, plan, lambda text: console.print(text, markup=False, soft_wrap=True))
     check_before_cluster(config, plan)
     if not quiet:
-        workers = " + ".join(str(gang.workers) for gang in config.gangs)
-        rows = f"{len(asked_for.rows)} rows, " if asked_for.swept else ""
+        workers = " + ".join(str(group.workers) for group in config.worker_groups)
+        rows = f"{len(composed_run.rows)} rows, " if composed_run.swept else ""
         console.print(
             f"run {config.run}: {rows}{len(plan.jobs)} jobs ({plan.training_jobs} train) on {workers} workers, "
             f"store {config.store.url}"
@@ -76,49 +77,49 @@ def learn(asked_for: Asked, plan: Plan, console: Console, *, quiet: bool = False
     before_ray(config.cluster)
     from atlas_dist.coordinator.drive import drive
     from atlas_dist.coordinator.service import Snapshot
-    from atlas_dist.coordinator.status import Role
+    from atlas_dist.runs.status import CoordinatorRole
 
     console = spoken(config, console)  # again: Ray has brought a handler of its own
-    with Beside(teller, config.track.every_s), watcher(plan, console, config.log.format, quiet=quiet) as view:
+    with BackgroundSync(tracker_sync, config.track.every_s), watcher(plan, console, config.log.format, quiet=quiet) as view:
 
         def see(snapshot: Snapshot) -> None:
             view(snapshot)
-            teller.leads = snapshot.status is not None and snapshot.status.role is Role.LEADER
+            tracker_sync.leads = snapshot.status is not None and snapshot.status.role is CoordinatorRole.LEADER
 
-        drive(config, plan, asked_for.specification(), see)
+        drive(config, plan, composed_run.specification(), see)
     return True
 
 
 def _foresee(config: RunConfig, plan: Plan, state: RunState) -> None:
     """Where a run begins, keep what is foreseen, for its report."""
-    from atlas_dist.cli.plan import look_ahead
-    from atlas_dist.coordinator import paths
+    from atlas_dist.cli.plan import forecast_run
     from atlas_dist.report.forecast import keep
+    from atlas_dist.runs import layout
 
     store = open_run_store(config)
-    keep(store, paths.forecast(config.run), look_ahead(config, plan, state, store))
+    keep(store, layout.forecast(config.run), forecast_run(config, plan, state, store))
 
 
 def write_run_report(overrides: Sequence[str], console: Console, *, many: bool = False) -> None:
     """Gather and show a run's results again. Raises ConfigError: there is no such run."""
-    from atlas_dist.coordinator.status import load_run
+    from atlas_dist.runs.status import load_run
 
-    asked_for = asked(overrides, many=many)
+    composed_run = compose_run(overrides, many=many)
     hush()
-    plan = asked_for.plan()
-    state, _ = load_run(open_run_store(asked_for.config), asked_for.config.run)
+    plan = composed_run.plan()
+    state, _ = load_run(open_run_store(composed_run.config), composed_run.config.run)
     if not state.next_seq:
-        raise no_such_run(asked_for.config)
-    _report(asked_for, plan, console)
+        raise no_such_run(composed_run.config)
+    _report(composed_run, plan, console)
 
 
 def send_request(overrides: Sequence[str], kind: str, reason: str, console: Console, *, many: bool = False) -> None:
     """Leave a request in the run's inbox. Raises ConfigError: there is no such run (a request would wait for one to come)."""
     from atlas_dist.clock import SystemClock
-    from atlas_dist.coordinator.inbox import RequestKind, ask
-    from atlas_dist.coordinator.status import load_run
+    from atlas_dist.runs.requests import RequestKind, ask
+    from atlas_dist.runs.status import load_run
 
-    config = asked(overrides, many=many).config
+    config = compose_run(overrides, many=many).config
     store = open_run_store(config)
     if not load_run(store, config.run)[0].next_seq:
         raise no_such_run(config)
@@ -143,12 +144,12 @@ def check_store(url: str, endpoint_url: str, console: Console) -> None:
     console.print(str(report), markup=False)
 
 
-def _finished(asked_for: Asked, plan: Plan, state: RunState) -> bool:
+def _finished(composed_run: ComposedRun, plan: Plan, state: RunState) -> bool:
     """Whether the ledger says that exactly this run is complete: then no cluster needs to be started. Nor for one that would be
     refused: raises ConfigError where the name is another run's."""
     from atlas_dist.coordinator.coordinator import check_same_run, meaning
 
-    spec = asked_for.specification()
+    spec = composed_run.specification()
     if state.finished and state.spec == spec:
         return True
     if state.next_seq:
@@ -156,20 +157,20 @@ def _finished(asked_for: Asked, plan: Plan, state: RunState) -> bool:
     return False
 
 
-def _report(asked_for: Asked, plan: Plan, console: Console) -> RunFacts:
+def _report(composed_run: ComposedRun, plan: Plan, console: Console) -> RunFacts:
     """Everything that is known, as a page, tables and lines; of a sweep also a page a row."""
-    from atlas_dist.coordinator import paths
-    from atlas_dist.coordinator.status import load_run
     from atlas_dist.report.comparison import show_comparison, write_comparison
     from atlas_dist.report.console import show
     from atlas_dist.report.forecast import compared, recall
     from atlas_dist.report.measures import compare, measure, notes
     from atlas_dist.report.page import write_report
+    from atlas_dist.runs import layout
+    from atlas_dist.runs.status import load_run
 
-    config = asked_for.config
+    config = composed_run.config
     store = open_run_store(config)
     state, entries = load_run(store, config.run)
-    foreseen = recall(store, paths.forecast(config.run))
+    foreseen = recall(store, layout.forecast(config.run))
     facts = replace(
         gather(plan, state, store, entries),
         compared=compared(plan, state, foreseen),
@@ -180,12 +181,12 @@ def _report(asked_for: Asked, plan: Plan, console: Console) -> RunFacts:
     page = write_report(facts, folder, about)
     places = [("bank  ", store.url), ("report", str(page))]
     rows = compare(measure(plan, state))
-    if asked_for.swept:
-        for row in asked_for.rows:
+    if composed_run.swept:
+        for row in composed_run.rows:
             write_report(of_row(facts, plan, row), folder / row)
-    if asked_for.swept or config.compare:
+    if composed_run.swept or config.compare:
         places.append(("table ", str(write_comparison(rows, folder))))
-        show_comparison(rows, console, title="Rows of the sweep" if asked_for.swept else "Methods on the same tasks")
+        show_comparison(rows, console, title="Rows of the sweep" if composed_run.swept else "Methods on the same tasks")
         show(replace(facts, sequences=()), console, places)
         return facts
     show(facts, console, places)

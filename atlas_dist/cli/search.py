@@ -11,7 +11,7 @@ from rich.table import Table
 
 from atlas_dist.cli.proposals import propose
 from atlas_dist.cli.run import learn
-from atlas_dist.cli.words import Asked, asked, open_run_store, report_folder
+from atlas_dist.cli.words import ComposedRun, compose_run, report_folder
 from atlas_dist.compose import compose_config, row_name
 from atlas_dist.config import RunConfig, check_rows
 from atlas_dist.core.keys import digest_of
@@ -20,6 +20,7 @@ from atlas_dist.core.search import KINDS, Rung, Space, Trial, draw, ranked, rung
 from atlas_dist.core.types import Stage
 from atlas_dist.errors import ConfigError, TrainingError
 from atlas_dist.packages import need_extra
+from atlas_dist.runs.stores import open_run_store
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Search:
     @property
     def name(self) -> str:
         """Another search of the same experiment has another name; the same one finds its runs again."""
-        asked_for = [
+        identity = [
             list(self.words),
             [s.__dict__ for s in self.spaces],
             self.task,
@@ -47,7 +48,7 @@ class Search:
             self.factor,
             self.seed,
         ]
-        return f"{self.base.run[:40]}-search-{digest_of(asked_for)[:6]}"
+        return f"{self.base.run[:40]}-search-{digest_of(identity)[:6]}"
 
     def named(self, drawn: Sequence[Mapping[str, str]]) -> dict[str, Mapping[str, str]]:
         """Name of a row -> key -> value, in the order in which they were drawn."""
@@ -55,7 +56,7 @@ class Search:
         short = {s.key: end if ends.count(end) == 1 else s.key for s, end in zip(self.spaces, ends, strict=True)}
         return {row_name((short[key], value) for key, value in candidate.items()): candidate for candidate in drawn}
 
-    def rows(self, candidates: Mapping[str, Mapping[str, str]], rung: Rung, run: str) -> Asked:
+    def rows(self, candidates: Mapping[str, Mapping[str, str]], rung: Rung, run: str) -> ComposedRun:
         """One rung: a row a candidate, the sequence up to the task, the stage as long as the rung says. Raises ConfigError."""
         settled = [*self.words, *self._up_to_the_task(), *self._as_long_as(rung), f"run={run}"]
         found = {
@@ -63,7 +64,7 @@ class Search:
             for name, candidate in candidates.items()
         }
         check_rows(found)
-        return Asked(found)
+        return ComposedRun(found)
 
     def _up_to_the_task(self) -> list[str]:
         order = self.base.sequence.upstream
@@ -88,9 +89,9 @@ class Search:
             words += [f"tasks.{self.task}.stage2.max_steps=1", f"tasks.{self.task}.stage2.validations=1"]
         return words
 
-    def scores(self, rung: Asked, plan: Plan) -> dict[str, float]:
+    def scores(self, rung: ComposedRun, plan: Plan) -> dict[str, float]:
         """Row -> validation score in percent of the stage's best state. Raises TrainingError: a trial has none."""
-        from atlas_dist.coordinator.status import load_run
+        from atlas_dist.runs.status import load_run
 
         state, _ = load_run(open_run_store(rung.config), rung.config.run)
         found: dict[str, list[float]] = {row: [] for row in rung.rows}
@@ -183,7 +184,7 @@ def _asked(overrides: Sequence[str], task: str, stage: int, trials: int, factor:
         raise ConfigError(
             "Nothing to search: no word is a space.", fix=f"Give one, as in tasks.NAME.stage2.lr=log(1e-4,1e-2): {KINDS}."
         )
-    base = asked(words, many=False).config
+    base = compose_run(words, many=False).config
     names = [*base.sequence.upstream, *base.sequence.downstream]
     if task not in names:
         raise ConfigError(f"--task is {task!r}.", fix=f"The sequence has: {', '.join(names)}.")

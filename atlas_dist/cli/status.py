@@ -12,10 +12,8 @@ from typing import Any
 import typer
 from rich.console import Console
 
-from atlas_dist.cli.words import asked, console, duration, hush, no_such_run, open_run_store
+from atlas_dist.cli.words import compose_run, console, duration, hush, no_such_run
 from atlas_dist.config import RunConfig
-from atlas_dist.coordinator import paths
-from atlas_dist.coordinator.status import Role, RunStatus, TaskLine, load_run, missing_parents, status_of, task_lines
 from atlas_dist.core.ledger import RunState
 from atlas_dist.core.pace import seconds_left
 from atlas_dist.core.plan import Plan
@@ -23,6 +21,9 @@ from atlas_dist.core.schedule import Frontier
 from atlas_dist.core.types import JobKind, View
 from atlas_dist.errors import AtlasError
 from atlas_dist.report.masked import masked_sentence
+from atlas_dist.runs import layout
+from atlas_dist.runs.status import CoordinatorRole, RunStatus, TaskLine, load_run, missing_parents, status_of, task_lines
+from atlas_dist.runs.stores import open_run_store
 from atlas_dist.store.artifacts import read_json
 from atlas_dist.store.curves import TRAIN, CurveReader, Point
 from atlas_dist.store.objects import ObjectStore
@@ -56,12 +57,12 @@ def show_status(overrides: list[str] | None, *, watch: float, as_json: bool, man
     Raises:
         ConfigError: there is no such run. DataError, StoreError: as `load_run`.
     """
-    asked_for = asked(overrides, many=many)
-    config = asked_for.config
+    composed_run = compose_run(overrides, many=many)
+    config = composed_run.config
     hush()
-    plan, store, out = asked_for.plan(), open_run_store(config), console()
+    plan, store, out = composed_run.plan(), open_run_store(config), console()
     while True:
-        standing = look(config, plan, store)
+        standing = read_standing(config, plan, store)
         if as_json:
             typer.echo(json.dumps(as_document(standing)))
         else:
@@ -73,7 +74,7 @@ def show_status(overrides: list[str] | None, *, watch: float, as_json: bool, man
         time.sleep(watch)
 
 
-def look(config: RunConfig, plan: Plan, store: ObjectStore) -> Standing:
+def read_standing(config: RunConfig, plan: Plan, store: ObjectStore) -> Standing:
     """One look. Raises as `show_status`."""
     from atlas_dist.cli.logs import line
 
@@ -84,7 +85,7 @@ def look(config: RunConfig, plan: Plan, store: ObjectStore) -> Standing:
     beat = _last_beat(store, config.run, state)
     steps, told = _steps(beat), _told(store, state)
     return Standing(
-        status=status_of(plan, state, Frontier.of(plan, state), Role.FOLLOWER),
+        status=status_of(plan, state, Frontier.of(plan, state), CoordinatorRole.FOLLOWER),
         tasks=task_lines(plan, state),
         jobs=[_job(plan, state, key, steps, told) for key in plan.jobs],
         leader=_leader(beat),
@@ -187,7 +188,7 @@ def _job(
 def _last_beat(store: ObjectStore, run: str, state: RunState) -> Any:
     """What the leader said last; None when it cannot be read: nothing depends on it."""
     try:
-        return read_json(store, paths.beat(run, state.epoch), limit=1 << 20)
+        return read_json(store, layout.beat(run, state.epoch), limit=1 << 20)
     except AtlasError:
         return None
 

@@ -92,8 +92,8 @@ def _strike(run: RunProcess, part: Part, draw: Random) -> Blow | None:
 
 def _compare(calm: list[str], stormy: list[str]) -> tuple[list[str], list[str]]:
     """Files that differ, and jobs that were committed more than once."""
-    from atlas_dist.coordinator.status import load_run
-    from atlas_dist.train.context import open_run_store
+    from atlas_dist.runs.status import load_run
+    from atlas_dist.runs.stores import open_run_store
 
     banks = []
     twice: list[str] = []

@@ -16,9 +16,8 @@ from rich.console import Console
 
 from atlas_dist.cli.complete import complete_word
 from atlas_dist.config import RunConfig
-from atlas_dist.errors import AtlasError, ConfigError
+from atlas_dist.errors import ConfigError
 from atlas_dist.logs import LineLog, LogFormat, set_up
-from atlas_dist.store import ObjectStore, StoreOptions, open_store
 
 if TYPE_CHECKING:
     from atlas_dist.core.plan import Plan
@@ -35,7 +34,7 @@ Many = Annotated[
 
 
 @dataclass(frozen=True)
-class Asked:
+class ComposedRun:
     """What the words of a command mean: one configuration, or with -m the rows of a sweep, which share all that a run has
     once."""
 
@@ -65,12 +64,12 @@ class Asked:
         return specification_of_rows(self.rows)
 
 
-def asked(overrides: Sequence[str] | None, *, many: bool) -> Asked:
+def compose_run(overrides: Sequence[str] | None, *, many: bool) -> ComposedRun:
     """Compose what was asked for; `many`: with Hydra's sweeps. Raises ConfigError."""
     from atlas_dist.compose import compose_config, compose_rows
 
     words = list(overrides or [])
-    return Asked(compose_rows(words) if many else {"": compose_config(words)})
+    return ComposedRun(compose_rows(words) if many else {"": compose_config(words)})
 
 
 def console() -> Console:
@@ -104,11 +103,6 @@ def composed(overrides: list[str] | None) -> RunConfig:
     return compose_config(overrides or [])
 
 
-def open_run_store(config: RunConfig) -> ObjectStore:
-    """The store of durable state, without importing what trains."""
-    return open_store(config.store.url, options=StoreOptions(config.store.endpoint_url, config.store.region))
-
-
 def no_such_run(config: RunConfig) -> ConfigError:
     """For commands that look at a run."""
     return ConfigError(f"There is no run {config.run} in {config.store.url}.", fix="Start it with `atlas-dist run`.")
@@ -120,14 +114,6 @@ def report_folder(config: RunConfig) -> Path:
         return Path(config.report)
     url = config.store.url
     return Path(f"report-{config.run}") if "://" in url else Path(url).parent / f"report-{config.run}"
-
-
-def shards_if_there(config: RunConfig) -> ObjectStore | None:
-    """The packed data; None when they are out of reach, for commands that can do without."""
-    try:
-        return open_store(config.shards.url, options=StoreOptions(config.shards.endpoint_url, config.shards.region))
-    except AtlasError:
-        return None
 
 
 def duration(seconds: float) -> str:

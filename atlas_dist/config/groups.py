@@ -100,7 +100,7 @@ class ShardsConfig(Section):
 
 
 class BackboneConfig(Section):
-    """The frozen trunk."""
+    """The frozen backbone."""
 
     name: str = "tiny"
     """`tiny` (ships with the package), `random-tiny` and `random-clip` (tests), `vilt-b32-mlm` (the paper's, from the hub),
@@ -128,9 +128,9 @@ class ReferencesConfig(Section):
     for."""
 
     alone: MethodConfig | None = None
-    """Learns each upstream task by itself from the pretrained trunk: T_UK and forward transfer."""
+    """Learns each upstream task by itself from the pretrained backbone: T_UK and forward transfer."""
     pretrained: MethodConfig | None = None
-    """Learns each downstream task from the pretrained trunk instead of from what the sequence taught: T_LS."""
+    """Learns each downstream task from the pretrained backbone instead of from what the sequence taught: T_LS."""
 
 
 class DataRef(Section):
@@ -252,13 +252,13 @@ class TrainConfig(Section):
     precision: Precision = Precision.FP32
     """Of the matrix products; parameters, optimizer state and statistics stay in float32."""
     zero_stage: Literal[0, 1, 2, 3] = 0
-    """DeepSpeed ZeRO stage. Adapters are small: 0 unless the trunk does not fit."""
+    """DeepSpeed ZeRO stage. Adapters are small: 0 unless the backbone does not fit."""
     activation_checkpointing: bool = False
-    """Compute each layer of the trunk again in backward instead of remembering it: about a third more arithmetic, memory for one
-    layer's activations instead of all. The same numbers."""
+    """Compute each layer of the backbone again in backward instead of remembering it: about a third more arithmetic, memory for
+    one layer's activations instead of all. The same numbers."""
     compile: bool = False
-    """Run the trunk's layers through torch.compile while training: the first steps take minutes, results may differ in the last
-    bits (they are facts of their own then, never mixed with those of a run without it)."""
+    """Run the backbone's layers through torch.compile while training: the first steps take minutes, results may differ in the
+    last bits (they are facts of their own then, never mixed with those of a run without it)."""
     isolation: Isolation = Isolation.POOL
     """`pool`: one long-lived group of workers pulls jobs. `per_job`: a fresh group a job, 20 s each."""
     checkpoint_every: int = Field(default=200, ge=0)

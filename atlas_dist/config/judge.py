@@ -13,7 +13,7 @@ from atlas_dist.errors import ConfigError
 
 
 def check_rows(rows: Mapping[str, RunConfig]) -> None:
-    """Whether these can be rows of one run: one store, one cluster, one trunk, one engine.
+    """Whether these can be rows of one run: one store, one cluster, one backbone, one engine.
 
     Raises:
         ConfigError: naming the first keys that differ although one run has them only once.

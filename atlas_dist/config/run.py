@@ -22,7 +22,7 @@ from atlas_dist.config.groups import (
     TrackConfig,
     TrainConfig,
 )
-from atlas_dist.core.types import Gang, Work
+from atlas_dist.core.types import Work, WorkerGroupSpec
 
 
 class RunConfig(Section):
@@ -41,7 +41,7 @@ class RunConfig(Section):
     raw_root: str = "."
     """Folder of the data sets as distributed, for `atlas-dist shards pack`."""
     backbone: BackboneConfig = BackboneConfig()
-    """The frozen trunk."""
+    """The frozen backbone."""
     method: MethodConfig = MethodConfig()
     """The continual-learning method and its settings."""
     compare: dict[Name, MethodConfig] = Field(default_factory=dict)
@@ -108,13 +108,13 @@ class RunConfig(Section):
         return self
 
     @property
-    def gangs(self) -> tuple[Gang, ...]:
+    def worker_groups(self) -> tuple[WorkerGroupSpec, ...]:
         """The pools with what they take from `train`."""
         return tuple(
-            Gang(
+            WorkerGroupSpec(
                 name=name,
                 workers=pool.workers or self.train.workers,
-                least=pool.min_workers or (0 if pool.workers else self.train.min_workers),
+                min_workers=pool.min_workers or (0 if pool.workers else self.train.min_workers),
                 takes=frozenset(pool.takes),
                 labels=pool.labels,
             )
@@ -122,10 +122,12 @@ class RunConfig(Section):
         )
 
     @model_validator(mode="after")
-    def _least_below_most(self) -> RunConfig:
-        for gang in self.gangs:
-            if gang.least > gang.workers:
-                raise ValueError(f"pool {gang.name} has {gang.workers} workers, fewer than its min_workers of {gang.least}")
+    def _min_workers_fit(self) -> RunConfig:
+        for group in self.worker_groups:
+            if group.min_workers > group.workers:
+                raise ValueError(
+                    f"pool {group.name} has {group.workers} workers, fewer than its min_workers of {group.min_workers}"
+                )
         return self
 
     @model_validator(mode="after")
@@ -133,7 +135,7 @@ class RunConfig(Section):
         wanted = [Work.UPSTREAM, Work.EVALUATION]
         wanted += [Work.TRANSFER] if self.sequence.downstream else []
         wanted += [Work.REFERENCE] if self.references.alone or self.references.pretrained else []
-        taken = {work for gang in self.gangs for work in gang.takes}
+        taken = {work for group in self.worker_groups for work in group.takes}
         left = [work.value for work in wanted if work not in taken]
         if left:
             raise ValueError(f"no pool takes {' or '.join(left)}; add it to the `takes` of one of cluster.pools")
@@ -141,7 +143,7 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _batches_suffice(self) -> RunConfig:
-        most = max((gang.workers for gang in self.gangs if gang.takes - {Work.EVALUATION}), default=0)
+        most = max((group.workers for group in self.worker_groups if group.takes - {Work.EVALUATION}), default=0)
         for name, task in self.tasks.items():
             for stage, budget in task.budgets(self.train).items():
                 if budget.global_batch < most:

@@ -7,11 +7,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from atlas_dist.clock import Clock
-from atlas_dist.coordinator import paths
 from atlas_dist.core.ledger import Entry, RunState, fold
 from atlas_dist.core.plan import Plan
 from atlas_dist.core.records import Adopt, Commit, Elect, Record
 from atlas_dist.core.schedule import Frontier
+from atlas_dist.runs import layout
 from atlas_dist.store.log import Map, RecordLog
 from atlas_dist.store.objects import ObjectStore
 from atlas_dist.store.settle import Patience
@@ -47,7 +47,7 @@ class RunBook:
         self.frontier = Frontier(plan)
         self.tell = log_sink
         self._log = RecordLog(
-            store, paths.ledger(run), writer=self.writer, clock=clock, new_id=ids, patience=patience, read_many=read_many
+            store, layout.ledger(run), writer=self.writer, clock=clock, new_id=ids, patience=patience, read_many=read_many
         )
 
     def replay(self) -> int:

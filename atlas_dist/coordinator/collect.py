@@ -16,15 +16,15 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from atlas_dist.clock import Clock
-from atlas_dist.coordinator import paths
-from atlas_dist.coordinator.facts import Pointer, delete_below
-from atlas_dist.coordinator.heartbeat import TTL_S, Heart, Watch
 from atlas_dist.core.ledger import Attempt, AttemptStatus, Entry, RunState, fold
 from atlas_dist.core.records import Abandon, Commit, Dispatch, Elect, Fail, Record, from_json
 from atlas_dist.core.types import FailureKind
 from atlas_dist.errors import DataError, FencedError, MissingObject
 from atlas_dist.failpoints import failpoint
-from atlas_dist.store.artifacts import RESULT, insist, read_json
+from atlas_dist.runs import layout
+from atlas_dist.runs.heartbeat import TTL_S, HeartbeatWriter, LeaderMonitor
+from atlas_dist.runs.results import Pointer, delete_below
+from atlas_dist.store.artifacts import RESULT, read_json, retry_damaged
 from atlas_dist.store.log import Map, RecordLog, threaded
 from atlas_dist.store.objects import HalfWritten, LeavesHalves, ObjectInfo, ObjectStore
 from atlas_dist.store.settle import DEFAULT_PATIENCE, Patience
@@ -121,37 +121,37 @@ def collect(
             f"Run {run} has a coordinator at work (epoch {state.epoch}), which collects its garbage itself.",
             fix="Wait until it is done, or `atlas-dist pause` it first.",
         )
-    seat = _Seat(store, log, state, Heart(store, run, writer, clock, ttl_s))
-    seat.record(Elect(reason=f"garbage is collected; {vacancy}"))
+    collector = _Collector(store, log, state, HeartbeatWriter(store, run, writer, clock, ttl_s))
+    collector.record(Elect(reason=f"garbage is collected; {vacancy}"))
     try:
-        seat.pulse()
+        collector.keep_alive()
         for remains in found.garbage:
-            seat.free(remains)
+            collector.free(remains)
             tell(remains)
         if isinstance(store, LeavesHalves):
             for half in found.halves:
                 store.drop_half(half)
     finally:
-        seat.heart.beat(seat.state.epoch, {}, released=True)
+        collector.heartbeat.beat(collector.state.epoch, {}, released=True)
     return found
 
 
 @dataclass
-class _Seat:
+class _Collector:
     """The collector as leader: every change is recorded before it happens, and it shows that it is alive."""
 
     store: ObjectStore
     log: RecordLog
     state: RunState
-    heart: Heart
+    heartbeat: HeartbeatWriter
 
     def record(self, record: Record) -> None:
         epoch = self.state.epoch + isinstance(record, Elect)
         self.state = fold(self.state, [self.log.append(epoch, record)])
 
-    def pulse(self) -> None:
-        if self.heart.due():
-            self.heart.beat(self.state.epoch, {})
+    def keep_alive(self) -> None:
+        if self.heartbeat.due():
+            self.heartbeat.beat(self.state.epoch, {})
 
     def free(self, remains: Remains) -> None:
         if remains.ends:
@@ -159,27 +159,27 @@ class _Seat:
         if remains.gives_up:
             self.record(Abandon(job=remains.job, attempt=remains.attempt, reason=remains.why))
             failpoint("abandon.before_delete")
-        delete_below(self.store, remains.prefix, self.pulse)
+        delete_below(self.store, remains.prefix, self.keep_alive)
         failpoint("abandon.after_delete")
 
 
 def _log(
     store: ObjectStore, run: str, writer: str, clock: Clock, new_id: Callable[[], str], patience: Patience, read_many: Map
 ) -> RecordLog:
-    return RecordLog(store, paths.ledger(run), writer=writer, clock=clock, new_id=new_id, patience=patience, read_many=read_many)
+    return RecordLog(store, layout.ledger(run), writer=writer, clock=clock, new_id=new_id, patience=patience, read_many=read_many)
 
 
 def _vacancy(store: ObjectStore, run: str, epoch: int, clock: Clock, ttl_s: float) -> str:
     """Why nobody leads; "" when somebody does. Watches for up to `ttl_s` where the last leader did not say that it left."""
     if not epoch:
         return "nobody has led it yet"
-    watch = Watch(store, run, clock, ttl_s)
-    reason = watch.silent(epoch)
-    first = watch.seen
+    monitor = LeaderMonitor(store, run, clock, ttl_s)
+    reason = monitor.silent(epoch)
+    first = monitor.seen
     while not reason:
         clock.sleep(ttl_s / 15)
-        reason = watch.silent(epoch)
-        if watch.seen != first:
+        reason = monitor.silent(epoch)
+        if monitor.seen != first:
             return ""
     return reason
 
@@ -215,7 +215,7 @@ def _surveyed(store: ObjectStore, state: RunState, entries: Iterable[Entry], clo
 
 
 def _attempts(run: str) -> str:
-    return paths.attempt(run, "any").removesuffix("any")
+    return layout.attempt(run, "any").removesuffix("any")
 
 
 def _held(store: ObjectStore, run: str) -> Mapping[str, list[ObjectInfo]]:
@@ -243,7 +243,7 @@ def _remains(attempt: str, job: str, prefix: str, why: str, objects: list[Object
 
 def _judged(store: ObjectStore, state: RunState, attempt: Attempt, objects: list[ObjectInfo]) -> tuple[str, Remains | None]:
     """The pile that an attempt's files belong to; None = there is nothing to say, they are its committed files."""
-    place = paths.attempt(state.run, attempt.id)
+    place = layout.attempt(state.run, attempt.id)
     if attempt.prefix != place:
         return "kept", _remains(attempt.id, attempt.job, place, f"the ledger says that it lies in {attempt.prefix}", objects)
     if attempt.status is AttemptStatus.COMMITTED:
@@ -282,7 +282,7 @@ def _named_by_a_pointer(store: ObjectStore, attempt: Attempt) -> str:
     (only commits are pointed to); what other runs rely on is not deleted on the strength of an argument.
     """
     try:
-        pointer = insist(lambda: from_json(Pointer, read_json(store, paths.result(attempt.job))))
+        pointer = retry_damaged(lambda: from_json(Pointer, read_json(store, layout.result(attempt.job))))
     except MissingObject:
         return ""
     except DataError as error:

@@ -17,11 +17,9 @@ from typing import Any
 
 from atlas_dist.clock import Clock, SystemClock
 from atlas_dist.coordinator.book import LogSink, RunBook, log_line
-from atlas_dist.coordinator.dispatch import Dispatcher, Progress
-from atlas_dist.coordinator.heartbeat import Watch
+from atlas_dist.coordinator.dispatch import AttemptProgress, Dispatcher
 from atlas_dist.coordinator.leader import Leader
 from atlas_dist.coordinator.settings import CoordinatorSettings
-from atlas_dist.coordinator.status import Phase, Role, RunStatus, status_of
 from atlas_dist.core.keys import digest_of, plain
 from atlas_dist.core.ledger import RunState
 from atlas_dist.core.plan import Plan
@@ -30,6 +28,8 @@ from atlas_dist.core.schedule import infeasible
 from atlas_dist.errors import ConfigError, FencedError, StoreError
 from atlas_dist.failpoints import failpoint
 from atlas_dist.redact import redact_json
+from atlas_dist.runs.heartbeat import LeaderMonitor
+from atlas_dist.runs.status import CoordinatorRole, Phase, RunStatus, status_of
 from atlas_dist.store.log import Map
 from atlas_dist.store.objects import ObjectStore
 
@@ -81,10 +81,10 @@ class Coordinator:
             log_sink=log_sink,
             read_many=read_many,
         )
-        self._watch = Watch(store, run, self._clock, self._settings.ttl_s)
+        self._monitor = LeaderMonitor(store, run, self._clock, self._settings.ttl_s)
         self._leader: Leader | None = None
         self._opened_at = 0
-        self._next_look = float("-inf")
+        self._next_check = float("-inf")
 
     @property
     def state(self) -> RunState:
@@ -94,15 +94,15 @@ class Coordinator:
     @property
     def status(self) -> RunStatus:
         """How the run stands, as this process knows it."""
-        role = Role.LEADER if self._leader else Role.FOLLOWER
+        role = CoordinatorRole.LEADER if self._leader else CoordinatorRole.FOLLOWER
         status = status_of(self._book.plan, self._book.state, self._book.frontier, role)
-        if role is Role.FOLLOWER and status.phase in _STOPPED and not self._has_news():
+        if role is CoordinatorRole.FOLLOWER and status.phase in _STOPPED and not self._has_news():
             # Whoever attaches wants the run to go on: wait for the seat, whether its holder is leaving or dead.
             return replace(status, phase=Phase.WAITING)
         return status
 
     @property
-    def progress(self) -> Mapping[str, Progress]:
+    def progress(self) -> Mapping[str, AttemptProgress]:
         """The newest word of each attempt under way (leader only)."""
         return self._leader.progress if self._leader else {}
 
@@ -168,23 +168,23 @@ class Coordinator:
 
     def _follow(self) -> None:
         now = self._clock.monotonic()
-        if now < self._next_look:
+        if now < self._next_check:
             return
-        self._next_look = now + self._settings.follow_every_s
+        self._next_check = now + self._settings.follow_every_s
         try:
             # One small question each time; the whole ledger is listed only when the answer is yes.
             news = self._book.overtaken()
         except StoreError:
             news = False
         if news and self._book.replay():
-            self._watch.restart()
+            self._monitor.restart()
         if not self._settled():
             self._elect_if_vacant()
 
     def _elect_if_vacant(self) -> None:
         """Try to lead where nobody does. Losing the race is no error: then somebody leads, and this process follows."""
         epoch = self._book.state.epoch
-        reason = self._watch.silent(epoch) if epoch else "the run begins"
+        reason = self._monitor.silent(epoch) if epoch else "the run begins"
         if not reason:
             return
         # Whoever starts a paused run wants it to run; a follower finds a pause that it saw coming as it was asked for.
@@ -193,7 +193,7 @@ class Coordinator:
             self._book.record(Elect(reason=reason))
         except FencedError:
             self._book.replay()
-            self._watch.restart()
+            self._monitor.restart()
             return
         failpoint("election.after")
         self._leader = Leader(self._book, self._store, self._dispatcher, self._clock, self._settings)

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from atlas_dist.core.schedule import Capacity, Pool
 from atlas_dist.core.types import Assignment, Failure
 
-__all__ = ["Capacity", "Dispatcher", "Event", "Failed", "Finished", "Lost", "Pool", "Progress"]
+__all__ = ["AttemptProgress", "Capacity", "Dispatcher", "Event", "Failed", "Finished", "Lost", "Pool"]
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Failed:
 
 
 @dataclass(frozen=True)
-class Progress:
+class AttemptProgress:
     """The attempt is at `step` of `total`. Not recorded: for people, and for the rule about attempts that get nowhere."""
 
     attempt: str
@@ -49,7 +49,7 @@ class Lost:
     reason: str = "its workers went away"
 
 
-Event = Finished | Failed | Progress | Lost
+Event = Finished | Failed | AttemptProgress | Lost
 
 
 class Dispatcher(Protocol):

@@ -19,40 +19,42 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from atlas_dist.config import RunConfig
 from atlas_dist.coordinator.preflight import LOCAL
-from atlas_dist.coordinator.ray_dispatch import CoordinatorActor, PoolRunner, cluster
-from atlas_dist.coordinator.ray_probe import look_around
+from atlas_dist.coordinator.ray_actor import CoordinatorActor
+from atlas_dist.coordinator.ray_cluster import cluster
+from atlas_dist.coordinator.ray_probe import check_cluster_nodes
+from atlas_dist.coordinator.ray_runner import PoolRunner
 from atlas_dist.coordinator.service import Snapshot
 from atlas_dist.core.plan import Plan
 from atlas_dist.errors import Paused, TrainingError
 
-LOOK_EVERY_S = 0.25
+POLL_EVERY_S = 0.25
 GO_HOME_S = 30.0
 """Seconds that workers have to end after the run is over, before the cluster is left anyway."""
 
-Watch = Callable[[Snapshot], None]
+OnSnapshot = Callable[[Snapshot], None]
 
 
-def drive(config: RunConfig, plan: Plan, spec: Mapping[str, Any], watch: Watch) -> Snapshot:
-    """Run `plan` until it is complete or stops; `watch` sees every new snapshot.
+def drive(config: RunConfig, plan: Plan, spec: Mapping[str, Any], on_snapshot: OnSnapshot) -> Snapshot:
+    """Run `plan` until it is complete or stops; `on_snapshot` sees every new snapshot.
 
     Raises:
         ConfigError: the cluster cannot be reached or can never hold the workers; the run exists with other settings.
         Paused: somebody asked it to stop.
         TrainingError, StoreError, FencedError: as the coordinator ended; TrainingError also when its process was killed.
     """
-    with cluster(config.cluster, config.gangs):
+    with cluster(config.cluster, config.worker_groups):
         _hear_signals()  # after Ray has set its own
         if config.cluster.address != LOCAL:
-            look_around(config)
-        actor = CoordinatorActor.options(**_beside_driver(config.run)).remote(config, plan, spec)  # type: ignore[attr-defined]
-        runners = [PoolRunner(config, actor, gang) for gang in config.gangs]
-        threads = [threading.Thread(target=runner.run, name=runner.gang.name, daemon=True) for runner in runners]
+            check_cluster_nodes(config)
+        actor = CoordinatorActor.options(**_on_drivers_node(config.run)).remote(config, plan, spec)  # type: ignore[attr-defined]
+        runners = [PoolRunner(config, actor, group) for group in config.worker_groups]
+        threads = [threading.Thread(target=runner.run, name=runner.group.name, daemon=True) for runner in runners]
         for thread in threads:
             thread.start()
         try:
-            last = _follow(actor, runners, watch)
+            last = _follow(actor, runners, on_snapshot)
         except KeyboardInterrupt:
-            last = _stop(actor, runners, watch)
+            last = _stop(actor, runners, on_snapshot)
         except RayActorError as error:
             raise TrainingError(
                 f"The coordinator of run {config.run} died: {str(error).splitlines()[0]}",
@@ -68,7 +70,7 @@ def drive(config: RunConfig, plan: Plan, spec: Mapping[str, Any], watch: Watch) 
     return last
 
 
-def _beside_driver(run: str) -> dict[str, Any]:
+def _on_drivers_node(run: str) -> dict[str, Any]:
     """Where the coordinator lives: on the driver's node, so that no other node's loss can take it (and, on a cloud, with the
     rights of the head and not of the workers). Its name is its own: whoever submits a run twice attaches."""
     node = ray.get_runtime_context().get_node_id()
@@ -88,22 +90,22 @@ def _hear_signals() -> None:
         signal.signal(signal.SIGTERM, stop)
 
 
-def _follow(actor: Any, runners: Sequence[PoolRunner], watch: Watch) -> Snapshot:
+def _follow(actor: Any, runners: Sequence[PoolRunner], on_snapshot: OnSnapshot) -> Snapshot:
     """Look until the coordinator has ended, or the pool can't go on."""
     seen = 0
     while True:
         snapshot: Snapshot = ray.get(actor.snapshot.remote(seen))
         seen += len(snapshot.decisions)
-        watch(snapshot)
+        on_snapshot(snapshot)
         if snapshot.over:
             return snapshot
         broken = next((runner.error for runner in runners if runner.error is not None), None)
         if broken is not None:
             ray.get(actor.stop.remote())
             raise broken
-        time.sleep(LOOK_EVERY_S)
+        time.sleep(POLL_EVERY_S)
 
 
-def _stop(actor: Any, runners: Sequence[PoolRunner], watch: Watch) -> Snapshot:
+def _stop(actor: Any, runners: Sequence[PoolRunner], on_snapshot: OnSnapshot) -> Snapshot:
     ray.get(actor.stop.remote())
-    return _follow(actor, runners, watch)
+    return _follow(actor, runners, on_snapshot)

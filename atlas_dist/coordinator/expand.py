@@ -1,5 +1,5 @@
-"""From a configuration to a plan: read the manifests, name the trunk, lay out the orders. Everything that can be wrong is found
-here, before any worker starts."""
+"""From a configuration to a plan: read the manifests, name the backbone, lay out the orders. Everything that can be wrong is
+found here, before any worker starts."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from atlas_dist.core.types import MethodSpec, TaskSpec
 from atlas_dist.data.manifest import read_manifest
 from atlas_dist.errors import ConfigError, DataError
 from atlas_dist.methods import make_method
-from atlas_dist.model.trunks import Architecture
-from atlas_dist.train.context import configured_backbone, open_shards
+from atlas_dist.model.backbones import Architecture
+from atlas_dist.runs.stores import open_shards
+from atlas_dist.train.context import configured_backbone
 
 NUMERICS_VERSION = 1
 """Raised whenever equal settings may give another result than before: results of older versions are then not reused."""
@@ -25,7 +26,7 @@ def expand(config: RunConfig) -> Plan:
     """The plan of a run.
 
     Raises:
-        ConfigError: a setting does not fit the method, the trunk or the data.
+        ConfigError: a setting does not fit the method, the backbone or the data.
         DataError: a shard set is missing or damaged.
     """
     return expand_rows({"": config})
@@ -41,12 +42,12 @@ def expand_rows(rows: Mapping[str, RunConfig]) -> Plan:
         As `expand`.
     """
     base = next(iter(rows.values()))
-    trunk, read = configured_backbone(base), cache(partial(read_manifest, open_shards(base)))
+    backbone, read = configured_backbone(base), cache(partial(read_manifest, open_shards(base)))
     for config in rows.values():
-        _check_texts(config, trunk.max_text_tokens)
-        _check_image_types(config, trunk.architecture)
+        _check_texts(config, backbone.max_text_tokens)
+        _check_image_types(config, backbone.architecture)
     specs = {row: {name: packed_task(config, name, read) for name in used_tasks(config)} for row, config in rows.items()}
-    return lay_out(rows, specs, trunk.digest)
+    return lay_out(rows, specs, backbone.digest)
 
 
 def used_tasks(config: RunConfig) -> list[str]:
@@ -55,7 +56,7 @@ def used_tasks(config: RunConfig) -> list[str]:
 
 
 def lay_out(rows: Mapping[str, RunConfig], specs: Mapping[str, Mapping[str, TaskSpec]], backbone_digest: str) -> Plan:
-    """The plan of rows on data and a trunk that are known by their digests.
+    """The plan of rows on data and a backbone that are known by their digests.
 
     Args:
         specs: row -> name of each task that it uses -> what the task is.
@@ -69,20 +70,22 @@ def lay_out(rows: Mapping[str, RunConfig], specs: Mapping[str, Mapping[str, Task
 
 def _sequences(row: str, config: RunConfig, specs: Mapping[str, TaskSpec]) -> Iterator[SequenceSpec]:
     methods = {name: _method(config, variant) for name, variant in config.variants.items()}
-    references = References(**{what: _method(config, asked) for what, asked in config.references if asked is not None})
+    references = References(
+        **{what: _method(config, requested) for what, requested in config.references if requested is not None}
+    )
     tasks = {name: PlannedTask(spec, config.tasks[name].budgets(config.train)) for name, spec in specs.items()}
     for variant, method in methods.items():
-        called = "-".join(part for part in (row, variant if config.compare else "") if part)
+        variant_name = "-".join(part for part in (row, variant if config.compare else "") if part)
         for seed in config.seeds:
             for number, order in enumerate(config.sequence.all_orders):
                 yield SequenceSpec(
-                    name=f"{called}-order{number}-seed{seed}".removeprefix("-"),
+                    name=f"{variant_name}-order{number}-seed{seed}".removeprefix("-"),
                     method=method,
                     seed=seed,
                     upstream=tuple(tasks[t] for t in order),
                     downstream=tuple(tasks[t] for t in config.sequence.downstream),
                     references=references,
-                    variant=called or variant,
+                    variant=variant_name or variant,
                     evaluate_every=config.sequence.evaluate_every,
                 )
 
@@ -111,8 +114,8 @@ def specification(config: RunConfig) -> dict[str, Any]:
     # What a run may be asked for in addition is named where it is: older runs keep the specification that they began with.
     if config.sequence.evaluate_every == 1:
         lasting["sequence"].pop("evaluate_every")
-    asked = {"compare": tree["compare"], "only": tree["only"], "references": config.references.model_dump(exclude_none=True)}
-    lasting |= {name: value for name, value in asked.items() if value}
+    requested = {"compare": tree["compare"], "only": tree["only"], "references": config.references.model_dump(exclude_none=True)}
+    lasting |= {name: value for name, value in requested.items() if value}
     return lasting
 
 
@@ -125,24 +128,25 @@ def specification_of_rows(rows: Mapping[str, RunConfig]) -> dict[str, Any]:
     return {"rows": each, "backbone": first["backbone"], "train": {"precision": first["train"]["precision"]}}
 
 
-def _method(config: RunConfig, asked: MethodConfig) -> MethodSpec:
+def _method(config: RunConfig, requested: MethodConfig) -> MethodSpec:
     """The plan's view of a method. Raises ConfigError for settings that do not fit it, or the engine."""
-    spec = make_method(asked.name, asked.settings).spec
-    if config.train.zero_stage == 3 and spec.shares_trunk:
+    spec = make_method(requested.name, requested.settings).spec
+    if config.train.zero_stage == 3 and spec.shares_backbone:
         raise ConfigError(
-            f"{asked.name} trains the trunk, which train.zero_stage=3 takes apart for every job.",
+            f"{requested.name} trains the backbone, which train.zero_stage=3 takes apart for every job.",
             fix="Set train.zero_stage to 0.",
         )
     return spec
 
 
 def _check_image_types(config: RunConfig, architecture: Architecture) -> None:
-    """A setting that the trunk cannot follow is refused, not passed over."""
-    for asked in filter(None, (*config.variants.values(), config.references.alone, config.references.pretrained)):
-        wanted = make_method(asked.name, asked.settings).second_image_type
+    """A setting that the backbone cannot follow is refused, not passed over."""
+    for requested in filter(None, (*config.variants.values(), config.references.alone, config.references.pretrained)):
+        wanted = make_method(requested.name, requested.settings).second_image_type
         if wanted > architecture.image_types:
             raise ConfigError(
-                f"{asked.name}: second_image_type is {wanted}, but {architecture.name} trunks know {architecture.image_types}.",
+                f"{requested.name}: second_image_type is {wanted}, "
+                f"but {architecture.name} backbones know {architecture.image_types}.",
                 fix="Leave method.settings.second_image_type at 1.",
             )
 
@@ -204,6 +208,6 @@ def _check_texts(config: RunConfig, limit: int) -> None:
     for name, task in config.tasks.items():
         if task.max_text > limit:
             raise ConfigError(
-                f"tasks.{name}.max_text is {task.max_text}; the trunk {config.backbone.name} reads at most {limit} text tokens.",
+                f"tasks.{name}.max_text is {task.max_text}; {config.backbone.name} reads at most {limit} text tokens.",
                 fix=f"Set tasks.{name}.max_text={limit} or less.",
             )

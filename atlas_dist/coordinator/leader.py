@@ -5,12 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from atlas_dist.clock import Clock
-from atlas_dist.coordinator import paths
 from atlas_dist.coordinator.book import RunBook
-from atlas_dist.coordinator.dispatch import Dispatcher, Failed, Finished, Lost, Progress
-from atlas_dist.coordinator.facts import Pointer, delete_below, point_to, verified_fact, verified_result
-from atlas_dist.coordinator.heartbeat import Heart
-from atlas_dist.coordinator.inbox import RequestKind, discard, read_requests
+from atlas_dist.coordinator.dispatch import AttemptProgress, Dispatcher, Failed, Finished, Lost
 from atlas_dist.coordinator.settings import CoordinatorSettings
 from atlas_dist.core.ledger import Attempt, AttemptStatus, JobState
 from atlas_dist.core.records import Abandon, Adopt, Cancel, Commit, Dispatch, Fail, Finish, Halt, Pause, Quarantine, Resume
@@ -29,6 +25,10 @@ from atlas_dist.core.types import Assignment, Failure, FailureKind, StageResult
 from atlas_dist.errors import DataError, FencedError, StoreError
 from atlas_dist.failpoints import failpoint
 from atlas_dist.redact import redact
+from atlas_dist.runs import layout
+from atlas_dist.runs.heartbeat import HeartbeatWriter
+from atlas_dist.runs.requests import RequestKind, discard, read_requests
+from atlas_dist.runs.results import Pointer, delete_below, point_to, verified_fact, verified_result
 from atlas_dist.store.artifacts import newest_checkpoint
 from atlas_dist.store.objects import ObjectStore
 
@@ -53,18 +53,18 @@ class Leader:
         self._dispatcher = dispatcher
         self._clock = clock
         self._settings = settings
-        self._heart = Heart(store, book.run, book.writer, clock, settings.ttl_s)
+        self._heartbeat = HeartbeatWriter(store, book.run, book.writer, clock, settings.ttl_s)
         self._next_inbox = float("-inf")
         self._ended: dict[str, Failure] = {}
         """Attempts that ended -> what to record when they left no RESULT."""
-        self._progress: dict[str, Progress] = {}
+        self._progress: dict[str, AttemptProgress] = {}
         self._cancelled: set[str] = set()
         self._bad_facts: set[str] = set()
         self._to_delete: list[str] = []
         """Prefixes that the ledger has given up, whose objects may still be there."""
 
     @property
-    def progress(self) -> Mapping[str, Progress]:
+    def progress(self) -> Mapping[str, AttemptProgress]:
         """The newest word of each attempt under way."""
         return self._progress
 
@@ -88,28 +88,28 @@ class Leader:
 
     def tick(self) -> None:
         """One round. Raises FencedError, StoreError."""
-        self._pulse()
+        self._keep_alive()
         self._take_requests()
         self._take_events()
         self._settle_ended()
         self._decide_and_act()
         self._clean()
-        self._pulse()
+        self._keep_alive()
 
     def stand_down(self, *, release: bool) -> None:
         """Stop this process's attempts; `release`: tell followers that they need not wait."""
         for attempt in sorted(self._book.state.running):
             self._dispatcher.cancel(attempt)
         if release:
-            self._heart.beat(self._book.state.epoch, {}, released=True)
+            self._heartbeat.beat(self._book.state.epoch, {}, released=True)
 
-    def _pulse(self) -> None:
+    def _keep_alive(self) -> None:
         """Beat, and see whether somebody else leads by now: an idle zombie should not have to wait for its next append."""
-        if not self._heart.due():
+        if not self._heartbeat.due():
             return
         running = {a: [self._progress[a].step, self._progress[a].total] for a in self._book.state.running if a in self._progress}
-        pools = {p.name: {"workers": p.gang, "of": p.limit, "standing": p.standing} for p in self._dispatcher.capacity().pools}
-        self._heart.beat(self._book.state.epoch, running, pools=pools)
+        pools = {p.name: {"workers": p.ranks, "of": p.limit, "standing": p.standing} for p in self._dispatcher.capacity().pools}
+        self._heartbeat.beat(self._book.state.epoch, running, pools=pools)
         try:
             deposed = self._book.overtaken()
         except StoreError:
@@ -142,7 +142,7 @@ class Leader:
             if event.attempt not in self._book.state.running:
                 continue
             match event:
-                case Progress():
+                case AttemptProgress():
                     self._progress[event.attempt] = event
                 case Finished():
                     self._ended[event.attempt] = Failure(FailureKind.POISON, "it said it had finished but left no RESULT")
@@ -167,9 +167,9 @@ class Leader:
             self._fail(attempt, Failure(FailureKind.PREEMPTED, "the job was committed meanwhile", max(0, failure.step)))
             return True
         try:
-            result = verified_result(self._store, attempt.job, attempt.id, attempt.prefix, self._pulse)
+            result = verified_result(self._store, attempt.job, attempt.id, attempt.prefix, self._keep_alive)
             if result is None and failure.step == _UNKNOWN_STEP:
-                kept = newest_checkpoint(self._store, [attempt.prefix], pulse=self._pulse)
+                kept = newest_checkpoint(self._store, [attempt.prefix], keep_alive=self._keep_alive)
                 failure = Failure(failure.kind, failure.reason, kept.step if kept else 0)
         except DataError as error:
             self._fail(attempt, Failure(FailureKind.POISON, f"its result is damaged: {error}", max(0, failure.step)))
@@ -236,7 +236,7 @@ class Leader:
         try:
             late = self._late_result(job)
             fact = None if late else self._fact(job)
-            resume = newest_checkpoint(self._store, latest_usable(job), before=_before(job), pulse=self._pulse)
+            resume = newest_checkpoint(self._store, latest_usable(job), before=_before(job), keep_alive=self._keep_alive)
         except StoreError as error:
             # Only looking may be put off. What is recorded below must not be: an append of unknown outcome ends this leader.
             self._book.tell("trouble", {"job": job.key, "reason": f"not started yet: {error}"})
@@ -250,7 +250,7 @@ class Leader:
             self._book.record(Adopt(job.key, ref.attempt, ref.prefix, ref.blobs, ref.metrics, run=fact.run))
             return
         attempt = f"{job.key}-e{self._book.state.epoch}-{len(job.attempts) + 1}"
-        prefix = paths.attempt(self._book.run, attempt)
+        prefix = layout.attempt(self._book.run, attempt)
         record = Dispatch(
             job=job.key,
             attempt=attempt,
@@ -288,7 +288,7 @@ class Leader:
             if attempt.status is not AttemptStatus.FAILED:
                 continue
             try:
-                result = verified_result(self._store, attempt.job, attempt.id, attempt.prefix, self._pulse)
+                result = verified_result(self._store, attempt.job, attempt.id, attempt.prefix, self._keep_alive)
             except DataError:
                 continue
             if result is not None:
@@ -300,7 +300,7 @@ class Leader:
         if job.key in self._bad_facts:
             return None
         try:
-            return verified_fact(self._store, job.key, self._pulse)
+            return verified_fact(self._store, job.key, self._keep_alive)
         except DataError as error:
             self._bad_facts.add(job.key)
             self._book.tell("ignored", {"job": job.key, "reason": f"another run's result is damaged: {error}"})
@@ -317,7 +317,7 @@ class Leader:
         """Delete what the ledger has given up. Only ever after the record that gave it up."""
         while self._to_delete:
             try:
-                delete_below(self._store, self._to_delete[-1], self._pulse)
+                delete_below(self._store, self._to_delete[-1], self._keep_alive)
             except StoreError:
                 return
             failpoint("abandon.after_delete")

@@ -10,8 +10,8 @@ import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from atlas_dist.coordinator.dispatch import Capacity, Event, Failed, Finished, Lost, Pool, Progress
-from atlas_dist.core.types import Assignment, Failure, FailureKind, Gang
+from atlas_dist.coordinator.dispatch import AttemptProgress, Capacity, Event, Failed, Finished, Lost, Pool
+from atlas_dist.core.types import Assignment, Failure, FailureKind, WorkerGroupSpec
 
 
 @dataclass(frozen=True)
@@ -23,12 +23,12 @@ class Lease:
 
 
 @dataclass
-class _Seat:
+class PoolState:
     """One pool: who sits there, what waits for it, what it is doing."""
 
-    gang: Gang
+    spec: WorkerGroupSpec
     world: int
-    """Ranks of the group that sits there; of one that is yet to come, the fewest it may have."""
+    """Ranks of the group that sits there; of one that is yet to come, the number that it needs at least."""
     group: str = ""
     waiting: Assignment | None = None
     running: str = ""
@@ -51,21 +51,21 @@ class _Seat:
 
 @dataclass
 class PoolDispatcher:
-    """The coordinator's Dispatcher on one side, the workers' desk on the other. Thread-safe.
+    """The coordinator's Dispatcher on one side, the workers' requests on the other. Thread-safe.
 
     Args:
-        gangs: the pools.
+        worker groups: the pools.
     """
 
-    gangs: Sequence[Gang]
-    _seats: dict[str, _Seat] = field(init=False)
+    worker_groups: Sequence[WorkerGroupSpec]
+    _pools: dict[str, PoolState] = field(init=False)
     _events: list[Event] = field(default_factory=list, init=False)
     _ended: set[str] = field(default_factory=set, init=False)
     _cancelled: set[str] = field(default_factory=set, init=False)
     _closing: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
-        self._seats = {gang.name: _Seat(gang, gang.fewest) for gang in self.gangs}
+        self._pools = {spec.name: PoolState(spec, spec.required_workers) for spec in self.worker_groups}
         self._changed = threading.Condition()
 
     # --- the coordinator's side -------------------------------------------------------------------------------------------------
@@ -77,21 +77,21 @@ class PoolDispatcher:
                 pools=tuple(
                     Pool(
                         name,
-                        free=int(seat.idle and not self._closing),
+                        free=int(state.idle and not self._closing),
                         total=1,
-                        gang=seat.world,
-                        limit=seat.gang.workers,
-                        takes=seat.gang.takes,
-                        standing=seat.standing,
+                        ranks=state.world,
+                        limit=state.spec.workers,
+                        takes=state.spec.takes,
+                        standing=state.standing,
                     )
-                    for name, seat in self._seats.items()
+                    for name, state in self._pools.items()
                 )
             )
 
     def start(self, assignment: Assignment) -> None:
-        """Put the job on the pool's desk; its workers pick it up with their next `lease`."""
+        """Leave the job for the pool; its workers pick it up with their next `lease`."""
         with self._changed:
-            self._seats[assignment.pool].waiting = assignment
+            self._pools[assignment.pool].waiting = assignment
             self._changed.notify_all()
 
     def poll(self) -> list[Event]:
@@ -101,27 +101,27 @@ class PoolDispatcher:
             return events
 
     def cancel(self, attempt: str) -> None:
-        """Ask the workers to stop the attempt at their next progress report; take it off the desk if it was not begun."""
+        """Ask the workers to stop the attempt at their next progress report; drop it if it was not begun."""
         with self._changed:
             self._cancelled.add(attempt)
-            for seat in self._seats.values():
-                if seat.waiting is not None and seat.waiting.attempt == attempt:
-                    seat.waiting = None
+            for state in self._pools.values():
+                if state.waiting is not None and state.waiting.attempt == attempt:
+                    state.waiting = None
                     self._end(Lost(attempt, "cancelled before it began"))
 
     def leave(self, pool: str, group: str, reason: str) -> None:
         """Send `group` away, if it is the one that sits there: its job saves a checkpoint at its next report, and another group
         comes in its place."""
         with self._changed:
-            seat = self._seats[pool]
-            if seat.group == group:
-                seat.leaving = reason
+            state = self._pools[pool]
+            if state.group == group:
+                state.leaving = reason
                 self._changed.notify_all()
 
     def comes_back(self, pool: str) -> bool:
         """Whether the pool's group was sent away and the next one is expected."""
         with self._changed:
-            return bool(self._seats[pool].leaving) and not self._closing
+            return bool(self._pools[pool].leaving) and not self._closing
 
     def close(self) -> None:
         """Send every group home, and stop what runs at its next report (a checkpoint is saved first)."""
@@ -134,25 +134,25 @@ class PoolDispatcher:
     def lease(self, pool: str, group: str, wait_s: float, *, world: int = 0) -> Lease:
         """A job for `group` of `world` ranks (0 = as many as the pool has), waiting at most `wait_s` seconds for one."""
         with self._changed:
-            seat = self._seats[pool]
-            if seat.group != group:
-                self._replaced(seat, "the pool's workers were started again")
-                seat.group, seat.world, seat.leaving = group, world or seat.gang.workers, ""
-            if not self._closing and not seat.leaving and seat.waiting is None:
+            state = self._pools[pool]
+            if state.group != group:
+                self._replaced(state, "the pool's workers were started again")
+                state.group, state.world, state.leaving = group, world or state.spec.workers, ""
+            if not self._closing and not state.leaving and state.waiting is None:
                 self._changed.wait(wait_s)
-            if self._closing or seat.leaving or seat.group != group:
+            if self._closing or state.leaving or state.group != group:
                 return Lease(go_home=True)
-            if seat.waiting is None:
+            if state.waiting is None:
                 return Lease()
-            assignment, seat.waiting = seat.waiting, None
-            seat.running = assignment.attempt
+            assignment, state.waiting = state.waiting, None
+            state.running = assignment.attempt
             return Lease(assignment)
 
-    def progress(self, event: Progress) -> bool:
+    def progress(self, event: AttemptProgress) -> bool:
         """Note where an attempt is; True asks it to save a checkpoint and stop."""
         with self._changed:
             self._events.append(event)
-            leaving = any(seat.leaving for seat in self._seats.values() if seat.running == event.attempt)
+            leaving = any(state.leaving for state in self._pools.values() if state.running == event.attempt)
             return self._closing or leaving or event.attempt in self._cancelled
 
     def finished(self, attempt: str) -> None:
@@ -163,28 +163,28 @@ class PoolDispatcher:
     def failed(self, attempt: str, failure: Failure) -> None:
         """The attempt stopped without a result. The first rank to say so is believed."""
         with self._changed:
-            asked = failure.kind is FailureKind.PREEMPTED and attempt in self._cancelled
-            why = next((seat.leaving for seat in self._seats.values() if seat.running == attempt), "")
+            was_cancelled = failure.kind is FailureKind.PREEMPTED and attempt in self._cancelled
+            why = next((state.leaving for state in self._pools.values() if state.running == attempt), "")
             if why and failure.kind is FailureKind.PREEMPTED:
                 failure = replace(failure, reason=f"{why}: {failure.reason}")
-            self._end(Lost(attempt, failure.reason) if asked else Failed(attempt, failure))
+            self._end(Lost(attempt, failure.reason) if was_cancelled else Failed(attempt, failure))
 
     def gone(self, pool: str, reason: str) -> None:
         """The whole pool ended: its job is lost, and it has no room until a new group comes."""
         with self._changed:
-            seat = self._seats[pool]
-            self._replaced(seat, reason)
-            seat.group, seat.world = "", seat.gang.fewest
+            state = self._pools[pool]
+            self._replaced(state, reason)
+            state.group, state.world = "", state.spec.required_workers
 
-    def _replaced(self, seat: _Seat, reason: str) -> None:
-        if seat.running:
-            self._end(Lost(seat.running, reason))
+    def _replaced(self, state: PoolState, reason: str) -> None:
+        if state.running:
+            self._end(Lost(state.running, reason))
 
     def _end(self, event: Finished | Failed | Lost) -> None:
         """Record the end of an attempt once, and free its seat."""
-        for seat in self._seats.values():
-            if seat.running == event.attempt:
-                seat.running = ""
+        for state in self._pools.values():
+            if state.running == event.attempt:
+                state.running = ""
         if event.attempt not in self._ended:
             self._ended.add(event.attempt)
             self._events.append(event)

@@ -20,7 +20,7 @@ def before_ray(cluster: ClusterConfig) -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
-    # An elastic gang that has just lost a node first tries its old size: for so long, before it starts smaller.
+    # An elastic worker group that has just lost a node first tries its old size: for so long, before it starts smaller.
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "30")
     if cluster.address == "local":
         os.environ["RAY_AUTH_MODE"] = "token"

@@ -8,8 +8,8 @@ from typing import Any
 
 from ray.util.metrics import Counter, Gauge
 
-from atlas_dist.coordinator.dispatch import Progress
-from atlas_dist.coordinator.status import RunStatus
+from atlas_dist.coordinator.dispatch import AttemptProgress
+from atlas_dist.runs.status import RunStatus
 
 GAUGES: Mapping[str, str] = {
     "atlas_jobs_planned": "jobs of the plan",
@@ -36,7 +36,7 @@ class RunMetrics:
         self._failures = Counter(FAILURES, description="attempts that ended without a result, by kind", tag_keys=("run", "kind"))
         self._run = {"run": run}
 
-    def progress(self, event: Progress) -> None:
+    def progress(self, event: AttemptProgress) -> None:
         """The newest word of an attempt."""
         self._set("atlas_step", event.step)
         metrics: Mapping[str, Any] = event.metrics

@@ -16,7 +16,7 @@ import ray
 from ray.exceptions import RayTaskError
 
 from atlas_dist.config import RunConfig
-from atlas_dist.coordinator.ray_dispatch import cluster
+from atlas_dist.coordinator.ray_cluster import cluster
 from atlas_dist.data.pack import MapFn, ShardDone, ShardJob
 from atlas_dist.errors import AtlasError
 

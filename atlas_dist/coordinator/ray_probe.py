@@ -11,18 +11,18 @@ from ray.util.placement_group import placement_group_table
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from atlas_dist.config import RunConfig
-from atlas_dist.coordinator.preflight import Look, Room, check_nodes, token
+from atlas_dist.coordinator.preflight_cluster import NodeReport, NodeResources, check_nodes, token
 from atlas_dist.errors import AtlasError
 from atlas_dist.packages import cpu_only, missing, versions
-from atlas_dist.train.context import open_run_store
+from atlas_dist.runs.stores import open_run_store
 
-LOOK_S = 300.0
+REPORT_S = 300.0
 """Seconds for a node to unpack the code, start a process and look around."""
 
 
-def rooms() -> list[Room]:
+def node_resources() -> list[NodeResources]:
     """The nodes that are up."""
-    return [Room(n["NodeManagerAddress"], _of(n, "CPU"), _of(n, "GPU"), dict(n.get("Labels") or {})) for n in _nodes()]
+    return [NodeResources(n["NodeManagerAddress"], _of(n, "CPU"), _of(n, "GPU"), dict(n.get("Labels") or {})) for n in _nodes()]
 
 
 def draining() -> frozenset[str]:
@@ -32,13 +32,13 @@ def draining() -> frozenset[str]:
     return frozenset(cluster_state.get_draining_nodes())
 
 
-def nodes_of(room: str) -> frozenset[str]:
+def nodes_of(placement_group: str) -> frozenset[str]:
     """Ids of the nodes that a placement group, by its id, has workers on; empty when it is gone."""
-    group = placement_group_table().get(room, {})
+    group = placement_group_table().get(placement_group, {})
     return frozenset(group.get("bundles_to_node_id", {}).values())
 
 
-def look_around(config: RunConfig) -> None:
+def check_cluster_nodes(config: RunConfig) -> None:
     """Start a process on every node that may get a worker, and refuse the cluster when one of them could not do the work.
 
     Raises:
@@ -49,21 +49,21 @@ def look_around(config: RunConfig) -> None:
     ]
     place = (config.store.url, config.store.endpoint_url, config.store.region)
     with token(open_run_store(config)) as seen:
-        asked = [(n["NodeManagerAddress"], _on(n["NodeID"]).remote(n["NodeManagerAddress"], place, seen)) for n in nodes]
-        if asked:
-            ray.wait([reference for _, reference in asked], num_returns=len(asked), timeout=LOOK_S)
-        looks = [_answer(name, reference) for name, reference in asked]
-    here = Look("driver", versions=tuple(versions().items()))
-    check_nodes(looks, here, gpus=bool(config.cluster.gpus_per_worker))
+        pending = [(n["NodeManagerAddress"], _on(n["NodeID"]).remote(n["NodeManagerAddress"], place, seen)) for n in nodes]
+        if pending:
+            ray.wait([reference for _, reference in pending], num_returns=len(pending), timeout=REPORT_S)
+        reports = [_answer(name, reference) for name, reference in pending]
+    here = NodeReport("driver", versions=tuple(versions().items()))
+    check_nodes(reports, here, gpus=bool(config.cluster.gpus_per_worker))
 
 
 def _on(node: str) -> Any:
-    """`_look` as a task that runs on that node or not at all."""
+    """`_report_from` as a task that runs on that node or not at all."""
     strategy = NodeAffinitySchedulingStrategy(node_id=node, soft=False)
-    return ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=strategy)(_look)
+    return ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=strategy)(_report_from)
 
 
-def _look(name: str, place: tuple[str, str, str], seen: str) -> Look:
+def _report_from(name: str, place: tuple[str, str, str], seen: str) -> NodeReport:
     trouble = ""
     absent = missing()
     if not absent:
@@ -74,18 +74,18 @@ def _look(name: str, place: tuple[str, str, str], seen: str) -> Look:
             open_store(url, options=StoreOptions(endpoint, region)).stat(seen)
         except AtlasError as error:
             trouble = f"{type(error).__name__}: {error.message}"
-    return Look(name, tuple(absent), tuple(versions().items()), cpu_only(), trouble)
+    return NodeReport(name, tuple(absent), tuple(versions().items()), cpu_only(), trouble)
 
 
-def _answer(name: str, reference: Any) -> Look:
+def _answer(name: str, reference: Any) -> NodeReport:
     try:
-        look: Look = ray.get(reference, timeout=0)
+        report: NodeReport = ray.get(reference, timeout=0)
     except GetTimeoutError:
-        return Look(name, silent=f"no answer within {LOOK_S:.0f} s")
+        return NodeReport(name, silent=f"no answer within {REPORT_S:.0f} s")
     except Exception as error:  # Ray's other errors have no common base worth naming
         first = next((line for line in reversed(str(error).splitlines()) if line.strip()), type(error).__name__)
-        return Look(name, silent=first.strip()[:300])
-    return look
+        return NodeReport(name, silent=first.strip()[:300])
+    return report
 
 
 def _nodes() -> list[dict[str, Any]]:

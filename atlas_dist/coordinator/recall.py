@@ -22,7 +22,7 @@ def recall(state: RunState, known: Mapping[str, TaskSpec], backbone_digest: str,
 
     Args:
         known: tasks that it has learnt, as its results describe them. The others are looked up in the packed data.
-        backbone_digest: of the trunk, as its results say; "" = none yet, then the trunk itself is asked.
+        backbone_digest: of the backbone, as its results say; "" = none yet, then the backbone itself is asked.
         shards: the packed data, where they can be reached.
 
     Raises:

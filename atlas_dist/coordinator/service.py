@@ -14,14 +14,14 @@ from typing import Any
 
 from atlas_dist.config import RunConfig
 from atlas_dist.coordinator.coordinator import Coordinator, CoordinatorSettings
-from atlas_dist.coordinator.dispatch import Progress
+from atlas_dist.coordinator.dispatch import AttemptProgress
 from atlas_dist.coordinator.pool import PoolDispatcher
-from atlas_dist.coordinator.status import RunStatus
 from atlas_dist.core.plan import Plan
 from atlas_dist.errors import AtlasError
-from atlas_dist.logs import of
+from atlas_dist.logs import log_fields
+from atlas_dist.runs.status import RunStatus
+from atlas_dist.runs.stores import open_run_store
 from atlas_dist.store.log import threaded
-from atlas_dist.train.context import open_run_store
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ class Decision:
         score = f"score {fields['score']:.1f}%" if "score" in fields else ""
         return " ".join(part for part in (self.event, name, score, f"({reason})" if reason else "") if part)
 
-    def whose(self, plan: Plan) -> dict[str, Any]:
+    def as_fields(self, plan: Plan) -> dict[str, Any]:
         """For programs: the same as fields of a log's record."""
         job = plan.jobs.get(str(self.fields.get("job", "")))
         return {"event": self.event, **({"label": job.label} if job else {}), **self.fields}
@@ -71,7 +71,7 @@ class Snapshot:
     over: bool
     """The coordinator has ended; `error` says why when it was not a success."""
     error: AtlasError | None = None
-    progress: Mapping[str, Progress] = field(default_factory=dict)
+    progress: Mapping[str, AttemptProgress] = field(default_factory=dict)
     """attempt -> its newest report"""
     decisions: tuple[Decision, ...] = ()
     """Those after the number that was asked for."""
@@ -80,14 +80,14 @@ class Snapshot:
 class RunService:
     """See the module's docstring. `run` is the thread's body; every other method may be called from anywhere."""
 
-    def __init__(self, config: RunConfig, plan: Plan, spec: Mapping[str, Any], desk: PoolDispatcher) -> None:
-        self._desk = desk
+    def __init__(self, config: RunConfig, plan: Plan, spec: Mapping[str, Any], dispatcher: PoolDispatcher) -> None:
+        self._dispatcher = dispatcher
         self._plan = plan
         self._coordinator = Coordinator(
             config.run,
             plan,
             open_run_store(config),
-            desk,
+            dispatcher,
             ids=lambda: uuid.uuid4().hex,
             spec=spec,
             log_sink=self._note,
@@ -97,7 +97,7 @@ class RunService:
         self._lock = threading.Lock()
         self._decisions: list[Decision] = []
         self._status: RunStatus | None = None
-        self._progress: dict[str, Progress] = {}
+        self._progress: dict[str, AttemptProgress] = {}
         self._error: AtlasError | None = None
         self._over = False
         self._stopping = threading.Event()
@@ -115,7 +115,7 @@ class RunService:
                 f"The coordinator failed: {error}\n{traceback.format_exc()}", fix="Report this; the run can be resumed."
             )
         finally:
-            self._desk.close()
+            self._dispatcher.close()
             self._over = True
 
     def _lead(self) -> None:
@@ -132,7 +132,7 @@ class RunService:
 
     def _part(self) -> None:
         """Let the workers save a checkpoint and record that they stopped; start nothing new."""
-        self._desk.close()
+        self._dispatcher.close()
         until = time.monotonic() + FAREWELL_S
         status = self._coordinator.tick()
         while status.running and time.monotonic() < until:
@@ -144,7 +144,7 @@ class RunService:
         """Ask for an orderly end; the run stays resumable."""
         self._stopping.set()
 
-    def note(self, progress: Progress) -> None:
+    def note(self, progress: AttemptProgress) -> None:
         """Keep an attempt's newest report for whoever looks."""
         with self._lock:
             self._progress[progress.attempt] = progress
@@ -166,7 +166,7 @@ class RunService:
         with self._lock:
             decision = Decision(len(self._decisions) + 1, time.time(), event, dict(fields))
             self._decisions.append(decision)
-        log.log(decision.level, "%s", decision.words(self._plan), extra=of(**decision.whose(self._plan)))
+        log.log(decision.level, "%s", decision.words(self._plan), extra=log_fields(**decision.as_fields(self._plan)))
 
     def _see(self, status: RunStatus) -> None:
         with self._lock:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from atlas_dist.coordinator.heartbeat import TTL_S
 from atlas_dist.core.schedule import DEFAULT_RULES, RetryRules
+from atlas_dist.runs.heartbeat import TTL_S
 from atlas_dist.store.settle import DEFAULT_PATIENCE, Patience
 
 

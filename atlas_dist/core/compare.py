@@ -23,7 +23,7 @@ def refusal(mine: StageJob, reference: StageJob, task: str) -> str:
 
 def _learnt(job: StageJob, task: str) -> tuple[TaskSpec, tuple[int, int, float]]:
     """The task as the job learnt it, and for how long: samples a step, steps, epochs (0 where steps decide)."""
-    known = {job.task.name: (job.task, job.budget), **{g.task.name: (g.task, g.budget) for g in job.guests}}
+    known = {job.task.name: (job.task, job.budget), **{g.task.name: (g.task, g.budget) for g in job.auxiliary_tasks}}
     spec, budget = known[task]
     return spec, _length(budget, job.budget.global_batch)
 

@@ -9,10 +9,10 @@ from typing import Any
 from atlas_dist.core.types import StageJob
 
 
-def likeness(job: StageJob, trunk: str, precision: str) -> dict[str, Any]:
+def likeness(job: StageJob, backbone: str, precision: str) -> dict[str, Any]:
     """What the time of a sample depends on most, with the samples of a step: a result keeps it, for the plans of other runs."""
     stage = job.stage.stage.value if job.stage else ""
-    about = {"trunk": trunk, "precision": precision, "kind": job.kind.value, "stage": stage, "task": job.task.name}
+    about = {"trunk": backbone, "precision": precision, "kind": job.kind.value, "stage": stage, "task": job.task.name}
     return about | {"batch": job.budget.global_batch}
 
 

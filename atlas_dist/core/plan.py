@@ -18,7 +18,7 @@ from functools import cached_property
 from typing import Any
 
 from atlas_dist.core.keys import digest_of, key_of
-from atlas_dist.core.types import Budget, Guest, JobKind, MethodSpec, Stage, StageJob, TaskSpec, View
+from atlas_dist.core.types import AuxiliaryTask, Budget, JobKind, MethodSpec, Stage, StageJob, TaskSpec, View
 from atlas_dist.errors import ConfigError
 
 UPSTREAM, EVALUATION, TRANSFER, TRANSFER_EVALUATION, REFERENCE, REFERENCE_EVALUATION = range(6)
@@ -42,9 +42,9 @@ class References:
     """Methods whose scores the measures of transfer divide by (METHOD.md, Evaluation); None = not asked for."""
 
     alone: MethodSpec | None = None
-    """Learns each upstream task by itself from the pretrained trunk: S_FT."""
+    """Learns each upstream task by itself from the pretrained backbone: S_FT."""
     pretrained: MethodSpec | None = None
-    """Learns each downstream task from the pretrained trunk instead of from what the sequence taught: S_LS,PT."""
+    """Learns each downstream task from the pretrained backbone instead of from what the sequence taught: S_LS,PT."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ class SequenceJobs:
     alone: Mapping[str, str] = field(default_factory=dict)
     """upstream task -> the job that scores it learnt by itself (`References.alone`)."""
     pretrained: Mapping[str, str] = field(default_factory=dict)
-    """downstream task -> the job that scores it learnt from the pretrained trunk (`References.pretrained`)."""
+    """downstream task -> the job that scores it learnt from the pretrained backbone (`References.pretrained`)."""
     reads: View = View.TASK
     """The view of an old task that counts for the method."""
     variant: str = ""
@@ -127,7 +127,7 @@ class Plan:
     @cached_property
     def tasks(self) -> dict[str, TaskSpec]:
         """Every task of the plan by name, also those that a job learns beside its own."""
-        known = {guest.task.name: guest.task for job in self.jobs.values() for guest in job.guests}
+        known = {auxiliary.task.name: auxiliary.task for job in self.jobs.values() for auxiliary in job.auxiliary_tasks}
         return known | {job.task.name: job.task for job in self.jobs.values()}
 
     def behind(self, sequence: SequenceJobs) -> set[str]:
@@ -206,7 +206,7 @@ class _Builder:
         chain = _Chain()
         for i, task in enumerate(spec.upstream):
             label = f"{spec.name}/{i + 1} {task.spec.name}"
-            earlier = tuple(Guest(t.spec, t.budgets[Stage.TWO]) for t in spec.upstream[:i]) if spec.method.recalls else ()
+            earlier = tuple(AuxiliaryTask(t.spec, t.budgets[Stage.TWO]) for t in spec.upstream[:i]) if spec.method.recalls else ()
             jobs = self._learn(
                 spec.method, spec.seed, task, chain.bank, chain.learnt[-1:], label, UPSTREAM, earlier, leaves=spec.method.recalls
             )
@@ -222,8 +222,8 @@ class _Builder:
     def _together(self, spec: SequenceSpec) -> _Chain:
         """All tasks in one job, which is the same for every order: nothing comes before anything else."""
         own, *others = sorted(spec.upstream, key=lambda t: t.spec.name)
-        guests = tuple(Guest(t.spec, t.budgets[Stage.TWO]) for t in others)
-        joint = self._learn(spec.method, spec.seed, own, (), [], f"{spec.name}/all", UPSTREAM, guests)
+        auxiliary_tasks = tuple(AuxiliaryTask(t.spec, t.budgets[Stage.TWO]) for t in others)
+        joint = self._learn(spec.method, spec.seed, own, (), [], f"{spec.name}/all", UPSTREAM, auxiliary_tasks)
         chain = _Chain(learnt=[replace(joint, task=t.spec.name) for t in spec.upstream])
         for i, _ in enumerate(spec.upstream):
             for j in range(i + 1):
@@ -255,7 +255,7 @@ class _Builder:
         before: Sequence[TaskJobs],
         label: str,
         priority: int,
-        guests: tuple[Guest, ...] = (),
+        auxiliary_tasks: tuple[AuxiliaryTask, ...] = (),
         *,
         leaves: bool = False,
     ) -> TaskJobs:
@@ -263,7 +263,7 @@ class _Builder:
         done: list[str] = []
         grown = read = bank
         adapter = ""
-        trunk_from = before[-1].final if before and method.shares_trunk else ""
+        backbone_from = before[-1].final if before and method.shares_backbone else ""
         for stage in method.first if method.first and not bank else method.stages:
             if stage.needs_earlier and not bank:
                 continue
@@ -276,15 +276,15 @@ class _Builder:
                 task=task.spec,
                 method=method.name,
                 seed=seed,
-                parents=_unique((*visible, *done[-1:], *inherits, *((trunk_from,) if trunk_from else ()))),
+                parents=_unique((*visible, *done[-1:], *inherits, *((backbone_from,) if backbone_from else ()))),
                 bank=visible,
                 model_from=done[-1] if done else "",
                 queries_from=inherits[0] if inherits else "",
                 stage=stage,
                 budget=task.budget(stage.stage),
                 settings=method.settings,
-                trunk_from=trunk_from,
-                guests=guests,
+                backbone_from=backbone_from,
+                auxiliary_tasks=auxiliary_tasks,
                 leaves=leaves,
                 label=f"{label} {stage.stage.value}",
                 priority=priority,
@@ -307,12 +307,12 @@ class _Builder:
         label: str,
         priority: int,
     ) -> str:
-        """Add the job that scores `old` on the bank, or with the trunk, after `newest` was learnt.
+        """Add the job that scores `old` on the bank, or with the backbone, after `newest` was learnt.
 
         A method whose tasks share neither has nothing newer to read an old task from.
         """
         banked = bool(bank) and spec.method.stages[-1].sees_earlier and bank[: len(old.bank)] == old.bank
-        shares = banked or spec.method.shares_trunk
+        shares = banked or spec.method.shares_backbone
         seen = bank if banked else old.bank
         again = shares and newest.final != old.final
         job = StageJob(
@@ -345,9 +345,9 @@ def _identity(job: StageJob, method: MethodSpec, common: Common) -> dict[str, An
 
     What came to jobs later than the first results is named only where it is used, so that older results keep their names.
     """
-    later: dict[str, Any] = {"trunk_from": job.trunk_from, "guests": job.guests, "leaves": job.leaves}
+    later: dict[str, Any] = {"trunk_from": job.backbone_from, "guests": job.auxiliary_tasks, "leaves": job.leaves}
     # The low-shot choice once depended on the stage as well; results of that time must not be taken for today's.
-    later["low_shot"] = 2 if any(task.shots for task in (job.task, *(guest.task for guest in job.guests))) else 0
+    later["low_shot"] = 2 if any(task.shots for task in (job.task, *(auxiliary.task for auxiliary in job.auxiliary_tasks))) else 0
     return {
         **{name: value for name, value in later.items() if value},
         "kind": job.kind,

@@ -24,18 +24,19 @@ _LEARNING = {UPSTREAM: Work.UPSTREAM, TRANSFER: Work.TRANSFER, REFERENCE: Work.R
 
 @dataclass(frozen=True)
 class Pool:
-    """A group of workers that runs one job per slot, all its workers together (a gang) or none.
+    """A group of workers that runs one job per slot, all its workers together or none.
 
-    Example: Pool("main", free=1, total=1, gang=2, limit=8): one job at a time on two workers; the cluster can form gangs of 8.
+    Example: Pool("main", free=1, total=1, ranks=2, limit=8): one job at a time on two workers; the cluster can form worker groups
+    of 8.
     """
 
     name: str
     free: int
     total: int
-    gang: int = 1
+    ranks: int = 1
     """Workers that one slot needs at the same time, or that sit there now: a group may come back smaller."""
     limit: int = 0
-    """The largest gang that the cluster can ever form; 0 = not known, anything may come up."""
+    """The largest worker group that the cluster can ever form; 0 = not known, anything may come up."""
     takes: frozenset[Work] = frozenset(Work)
     """What the pool accepts."""
     standing: str = ""
@@ -183,9 +184,9 @@ def _deserts(plan: Plan) -> list[tuple[int, int, int]]:
 
 def infeasible(plan: Plan, capacity: Capacity) -> list[str]:
     """Why some job could never run, one line a reason; empty when all could. Asked once, before anything is recorded."""
-    fitting = [p for p in capacity.pools if not p.limit or p.gang <= p.limit]
+    fitting = [p for p in capacity.pools if not p.limit or p.ranks <= p.limit]
     too_big = [
-        f"pool {p.name} needs {p.gang} workers at once; the cluster can never give more than {p.limit}"
+        f"pool {p.name} needs {p.ranks} workers at once; the cluster can never give more than {p.limit}"
         for p in capacity.pools
         if p not in fitting
     ]
@@ -318,7 +319,7 @@ class _Starts:
 
     def _slot(self, job: StageJob, kept: int) -> str:
         """A free slot for the job: first where no chain could run anyway; `kept` slots of the others stay free."""
-        fitting = [p for p in self.capacity.pools if work_of(job) in p.takes and (not p.limit or p.gang <= p.limit)]
+        fitting = [p for p in self.capacity.pools if work_of(job) in p.takes and (not p.limit or p.ranks <= p.limit)]
         if not _is_chain(job):
             for pool in fitting:
                 if Work.UPSTREAM not in pool.takes and self.free[pool.name]:

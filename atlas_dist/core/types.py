@@ -48,25 +48,25 @@ class Work(StrEnum):
 
 
 @dataclass(frozen=True)
-class Gang:
+class WorkerGroupSpec:
     """A group of workers that takes one job at a time, all of it together.
 
-    Example: Gang("big", workers=8, least=4, takes=frozenset({Work.UPSTREAM}), labels={"market": "reserved"})
+    Example: WorkerGroupSpec("big", workers=8, min_workers=4, takes=frozenset({Work.UPSTREAM}), labels={"market": "reserved"})
     """
 
     name: str
     workers: int
     """Ranks when there is room for all."""
-    least: int = 0
+    min_workers: int = 0
     """Ranks that it goes on with when nodes are lost; 0 = all of them."""
     takes: frozenset[Work] = frozenset(Work)
     labels: Mapping[str, str] = field(default_factory=dict)
     """Ray node labels that its nodes must have: key -> `value`, `!value`, `in(a,b)` or `!in(a,b)`."""
 
     @property
-    def fewest(self) -> int:
+    def required_workers(self) -> int:
         """Ranks without which it waits for room."""
-        return self.least or self.workers
+        return self.min_workers or self.workers
 
 
 class Stage(StrEnum):
@@ -89,7 +89,7 @@ class Role(StrEnum):
     """The new adapter with, where the weighting has them, its key and its own query."""
     HEAD = "head"
     BACKBONE = "backbone"
-    """The trunk, or its upper part where the method keeps the bottom (a copy of its own: the pretrained one never changes)."""
+    """The backbone, or its upper part where the method keeps the bottom (a copy of its own: the pretrained one never changes)."""
     FUSION = "fusion"
     """AdapterFusion's attention over the visible adapters, the task's own."""
 
@@ -187,8 +187,8 @@ class MethodSpec:
     """The adapter that a task learns is visible to later tasks of the sequence."""
     first: tuple[StagePlan, ...] = ()
     """Stages of a task that finds the bank empty; () = `stages`."""
-    shares_trunk: bool = False
-    """Every task goes on from the trunk as the task before it left it."""
+    shares_backbone: bool = False
+    """Every task goes on from the backbone as the task before it left it."""
     recalls: bool = False
     """A task also learns from, or for, the tasks before it: their heads, a memory that each task leaves to the next."""
     joint: bool = False
@@ -196,12 +196,12 @@ class MethodSpec:
 
     @property
     def reads(self) -> View:
-        """The view of an old task that counts for this method: with one shared trunk, only the newest exists in practice."""
-        return View.LATEST if self.shares_trunk else View.TASK
+        """The view of an old task that counts for this method: with one shared backbone, only the newest exists in practice."""
+        return View.LATEST if self.shares_backbone else View.TASK
 
 
 @dataclass(frozen=True)
-class Guest:
+class AuxiliaryTask:
     """Another task that a training job has to do with: an earlier one that it recalls, or one that it learns at the same time."""
 
     task: TaskSpec
@@ -236,9 +236,9 @@ class StageJob:
     """Evaluation only: how many adapters at the start of `bank` existed for the task itself (the `task` view)."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Of the method: with its name, all that a worker needs to build it. One run may hold several methods."""
-    trunk_from: str = ""
-    """The job whose trunk, and whose memory, this one goes on from ("" = the pretrained trunk, no memory)."""
-    guests: tuple[Guest, ...] = ()
+    backbone_from: str = ""
+    """The job whose backbone, and whose memory, this one goes on from ("" = the pretrained backbone, no memory)."""
+    auxiliary_tasks: tuple[AuxiliaryTask, ...] = ()
     """Other tasks that this job has to do with; see `MethodSpec.recalls` and `joint`."""
     leaves: bool = False
     """The job leaves a memory to later tasks."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from atlas_dist.errors import ConfigError
-from atlas_dist.methods import atlas, baselines, fusion, trunk
+from atlas_dist.methods import atlas, baselines, finetune, fusion
 from atlas_dist.methods.base import Maker, Method
 
 METHODS: Mapping[str, Maker] = {
@@ -15,12 +15,12 @@ METHODS: Mapping[str, Maker] = {
     "individual_adapters": baselines.individual_adapters,
     "adapter_fusion": fusion.adapter_fusion,
     "i2i": fusion.i2i,
-    "sequential_finetune": trunk.sequential_finetune,
-    "freeze_bottom_k": trunk.freeze_bottom_k,
-    "ewc": trunk.ewc,
-    "lwf": trunk.lwf,
-    "experience_replay": trunk.experience_replay,
-    "multitask": trunk.multitask,
+    "sequential_finetune": finetune.sequential_finetune,
+    "freeze_bottom_k": finetune.freeze_bottom_k,
+    "ewc": finetune.ewc,
+    "lwf": finetune.lwf,
+    "experience_replay": finetune.experience_replay,
+    "multitask": finetune.multitask,
 }
 
 

@@ -3,9 +3,9 @@
 A method never sees workers, shards or stores. The plan reads its `MethodSpec` (which stages, what each sees and trains, what one
 task takes over from the one before); the trainer asks for the mixing spec and for the small objects:
 
-    term    adds to the loss            EWC's quadratic penalty, LwF's distillation
-    keeps   what a task leaves to later ones, as tensors    EWC's Fisher information, replay's reservoir
-    mixes   which task's samples a step takes               replay, multitask
+    regularizer   adds to the loss            EWC's quadratic penalty, LwF's distillation
+    build_memory  what a task leaves to later ones, as tensors    EWC's Fisher information, replay's reservoir
+    replay        which task's samples a step takes               replay, multitask
 
 What a task leaves takes up what was left to it: a memory is a fold over the tasks, so that a task needs only the one before it.
 """
@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
 from atlas_dist.core.sampling import Ordinals
-from atlas_dist.core.types import Guest, MethodSpec, StagePlan
+from atlas_dist.core.types import AuxiliaryTask, MethodSpec, StagePlan
 from atlas_dist.errors import ConfigError
 from atlas_dist.model.heads import Head, HeadSpec
 from atlas_dist.model.mixing import MixingSpec
@@ -33,7 +33,7 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
-class Lesson(Protocol):
+class StageContext(Protocol):
     """A stage in progress, as a method's small objects see it."""
 
     @property
@@ -52,8 +52,8 @@ class Lesson(Protocol):
         ...
 
     @property
-    def trunk(self) -> Mapping[str, Tensor]:
-        """The trunk's parameters that train, by name; live."""
+    def backbone(self) -> Mapping[str, Tensor]:
+        """The backbone's parameters that train, by name; live."""
         ...
 
     @property
@@ -71,26 +71,29 @@ class Lesson(Protocol):
         ...
 
     def fisher(self, samples: int) -> dict[str, Tensor]:
-        """Mean over about `samples` training samples of the squared gradient of each one's loss, for every name of `trunk`."""
+        """Mean over about `samples` training samples of the squared gradient of each one's loss, for every name of `backbone`."""
         ...
 
 
-Term = Callable[[Mapping[str, Tensor], Tensor], Tensor]
+Regularizer = Callable[[Mapping[str, Tensor], Tensor], Tensor]
 """(batch, the features of its forward pass [b·K, I·D]) -> a scalar that is added once a step, or one number a sample [b]."""
 
-MakeTerm = Callable[[Lesson], Term]
-Keeps = Callable[[Lesson], dict[str, Tensor]]
+BuildRegularizer = Callable[[StageContext], Regularizer]
+BuildMemory = Callable[[StageContext], dict[str, Tensor]]
 
 
-class Mixes(Protocol):
+class Replay(Protocol):
     """Which other tasks a stage's steps are shared with."""
 
-    def steps(self, own: int, guests: Mapping[str, tuple[Guest, int]], memory: Mapping[str, Tensor]) -> dict[str, int]:
-        """Further steps of each guest, beside the `own` ones of the task. `guests`: name -> (guest, its own length in steps)."""
+    def steps(
+        self, own: int, auxiliary_tasks: Mapping[str, tuple[AuxiliaryTask, int]], memory: Mapping[str, Tensor]
+    ) -> dict[str, int]:
+        """Further steps of each auxiliary task, beside the `own` ones of the task. `auxiliary_tasks`: name -> (auxiliary task,
+        its own length in steps)."""
         ...
 
     def samples(self, task: str, memory: Mapping[str, Tensor]) -> tuple[int, ...] | None:
-        """Ordinals of the guest's samples that may be used; None = all of them."""
+        """Ordinals of the auxiliary task's samples that may be used; None = all of them."""
         ...
 
 
@@ -111,12 +114,12 @@ class Method:
     fuses: bool = False
     """Several visible adapters are read through AdapterFusion."""
     frozen_layers: int = 0
-    """How many layers at the bottom of a trunk that trains stay as pretrained, with the embeddings below them."""
-    trunk_lr_scale: float = 1.0
-    term: MakeTerm | None = None
-    keeps: Keeps | None = None
-    mixes: Mixes | None = None
-    trains_guests: bool = False
+    """How many layers at the bottom of a backbone that trains stay as pretrained, with the embeddings below them."""
+    backbone_lr_scale: float = 1.0
+    regularizer: BuildRegularizer | None = None
+    build_memory: BuildMemory | None = None
+    replay: Replay | None = None
+    trains_auxiliary: bool = False
     """The heads of the other tasks of a job train along."""
 
 

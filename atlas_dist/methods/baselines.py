@@ -26,7 +26,7 @@ class IndividualSettings(HeadOnlySettings):
 
 
 def head_only(settings: Mapping[str, Any]) -> Method:
-    """The frozen trunk and a head: what the features alone are worth."""
+    """The frozen backbone and a head: what the features alone are worth."""
     own = checked(HeadOnlySettings, "head_only", settings)
     stage = StagePlan(stage=Stage.TWO, sees_earlier=False, grows=False, trains=(Role.HEAD,))
     return Method(

@@ -6,7 +6,7 @@ Kirkpatrick et al. 2017, "Overcoming catastrophic forgetting in neural networks"
 
 F_k is the diagonal of task k's Fisher information at θ_k, estimated from squared gradients at the true labels. The sum over
 tasks k is kept as one quadratic with the same gradient: F = Σ_k F_k around the mean of the θ_k weighted by F_k. So the memory
-stays as large as two trunks however many tasks there were.
+stays as large as two backbones however many tasks there were.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from atlas_dist.methods.base import Lesson, Term
+from atlas_dist.methods.base import Regularizer, StageContext
 
 IMPORTANCE, ANCHOR = "importance/", "anchor/"
 
 
 @dataclass(frozen=True)
 class FisherMemory:
-    """What a task leaves: `importance/<name>` F and `anchor/<name>`, the centre, of every trunk parameter that trains."""
+    """What a task leaves: `importance/<name>` F and `anchor/<name>`, the centre, of every backbone parameter that trains."""
 
     samples: int
 
-    def __call__(self, lesson: Lesson) -> dict[str, Tensor]:
+    def __call__(self, stage_context: StageContext) -> dict[str, Tensor]:
         """Fold this task's Fisher information into the memory it was given."""
         found: dict[str, Tensor] = {}
-        for name, fisher in lesson.fisher(self.samples).items():
-            value = lesson.trunk[name].detach().cpu()
-            before = lesson.memory.get(IMPORTANCE + name, torch.zeros_like(fisher))
-            centre = lesson.memory.get(ANCHOR + name, value)
+        for name, fisher in stage_context.fisher(self.samples).items():
+            value = stage_context.backbone[name].detach().cpu()
+            before = stage_context.memory.get(IMPORTANCE + name, torch.zeros_like(fisher))
+            centre = stage_context.memory.get(ANCHOR + name, value)
             total = before + fisher
             # Where nothing matters any value will do; the newest keeps the arithmetic finite.
             share = torch.where(total > 0, fisher / total.clamp(min=torch.finfo(total.dtype).tiny), torch.ones_like(total))
@@ -49,12 +49,14 @@ class PullBack:
 
     weight: float
 
-    def __call__(self, lesson: Lesson) -> Term:
-        """The penalty over the trunk's parameters that train."""
-        trunk = lesson.trunk
-        device = next(iter(trunk.values())).device
-        held = {n: (lesson.memory[IMPORTANCE + n].to(device), lesson.memory[ANCHOR + n].to(device)) for n in trunk}
-        return lambda _batch, _features: self.weight * penalty(trunk, held)
+    def __call__(self, stage_context: StageContext) -> Regularizer:
+        """The penalty over the backbone's parameters that train."""
+        backbone = stage_context.backbone
+        device = next(iter(backbone.values())).device
+        held = {
+            n: (stage_context.memory[IMPORTANCE + n].to(device), stage_context.memory[ANCHOR + n].to(device)) for n in backbone
+        }
+        return lambda _batch, _features: self.weight * penalty(backbone, held)
 
 
 def penalty(values: Mapping[str, Tensor], held: Mapping[str, tuple[Tensor, Tensor]]) -> Tensor:

@@ -1,7 +1,7 @@
 """Learning without forgetting: on the new task's samples, the old heads shall go on saying what they said before.
 
 Li & Hoiem 2016, "Learning without Forgetting" (arXiv 1606.09282): the old heads' answers to the new samples are recorded with
-the model as the task before left it, and distilled (Hinton et al. 2015, arXiv 1503.02531) while trunk, old heads and the new
+the model as the task before left it, and distilled (Hinton et al. 2015, arXiv 1503.02531) while backbone, old heads and the new
 head train.
 
 Heads differ in kind here. Each old head reads the new samples' features as they come; one for two images sees a single picture
@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from atlas_dist.core.types import TaskKind
-from atlas_dist.methods.base import Lesson, Term
+from atlas_dist.methods.base import Regularizer, StageContext
 from atlas_dist.model.heads import Head, HeadSpec
 
 
@@ -30,13 +30,13 @@ class Distilled:
     weight: float
     temperature: float
 
-    def __call__(self, lesson: Lesson) -> Term:
+    def __call__(self, stage_context: StageContext) -> Regularizer:
         """The loss against what the model of the task before says."""
 
-        def term(batch: Mapping[str, Tensor], features: Tensor) -> Tensor:
-            earlier, frozen = lesson.before(batch)
+        def regularizer(batch: Mapping[str, Tensor], features: Tensor) -> Tensor:
+            earlier, frozen = stage_context.before(batch)
             losses = []
-            for task, (spec, head) in lesson.heads.items():
+            for task, (spec, head) in stage_context.heads.items():
                 said = read(head, features)
                 with torch.no_grad():
                     wanted = read(frozen[task], earlier)
@@ -44,7 +44,7 @@ class Distilled:
             samples = len(batch["input_ids"])
             return self.weight * torch.stack(losses).mean(dim=0).view(samples, -1).mean(dim=1)
 
-        return term
+        return regularizer
 
 
 def read(head: Head, features: Tensor) -> Tensor:

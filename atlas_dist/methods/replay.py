@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from atlas_dist.core.sampling import Ordinals, random_keys
-from atlas_dist.core.types import Guest
-from atlas_dist.methods.base import Lesson
+from atlas_dist.core.types import AuxiliaryTask
+from atlas_dist.methods.base import StageContext
 
 RESERVOIR = "reservoir/"
 
@@ -32,16 +32,18 @@ class Reservoir:
     capacity: int
     every: int
 
-    def __call__(self, lesson: Lesson) -> dict[str, Tensor]:
+    def __call__(self, stage_context: StageContext) -> dict[str, Tensor]:
         """Fold the task that was just learnt into the reservoir."""
-        seen = {name.removeprefix(RESERVOIR): ordinals.numpy() for name, ordinals in lesson.memory.items()}
-        seen[lesson.task] = lesson.samples
-        chosen = smallest(seen, self.capacity, lesson.seed)
+        seen = {name.removeprefix(RESERVOIR): ordinals.numpy() for name, ordinals in stage_context.memory.items()}
+        seen[stage_context.task] = stage_context.samples
+        chosen = smallest(seen, self.capacity, stage_context.seed)
         return {RESERVOIR + task: torch.from_numpy(ordinals) for task, ordinals in chosen.items() if len(ordinals)}
 
-    def steps(self, own: int, guests: Mapping[str, tuple[Guest, int]], memory: Mapping[str, Tensor]) -> dict[str, int]:
+    def steps(
+        self, own: int, auxiliary_tasks: Mapping[str, tuple[AuxiliaryTask, int]], memory: Mapping[str, Tensor]
+    ) -> dict[str, int]:
         """One step of rehearsal for every `every` of its own, shared by what the reservoir holds of each task."""
-        held = {task: len(memory[RESERVOIR + task]) for task in guests if RESERVOIR + task in memory}
+        held = {task: len(memory[RESERVOIR + task]) for task in auxiliary_tasks if RESERVOIR + task in memory}
         return shared(own // self.every, {task: count for task, count in held.items() if count})
 
     def samples(self, task: str, memory: Mapping[str, Tensor]) -> tuple[int, ...] | None:
@@ -51,11 +53,13 @@ class Reservoir:
 
 @dataclass(frozen=True)
 class Everything:
-    """Every guest learns as long as it would by itself, from all of its samples."""
+    """Every auxiliary task learns as long as it would by itself, from all of its samples."""
 
-    def steps(self, own: int, guests: Mapping[str, tuple[Guest, int]], memory: Mapping[str, Tensor]) -> dict[str, int]:
-        """Each guest's own length."""
-        return {task: length for task, (_, length) in guests.items()}
+    def steps(
+        self, own: int, auxiliary_tasks: Mapping[str, tuple[AuxiliaryTask, int]], memory: Mapping[str, Tensor]
+    ) -> dict[str, int]:
+        """Each auxiliary task's own length."""
+        return {task: length for task, (_, length) in auxiliary_tasks.items()}
 
     def samples(self, task: str, memory: Mapping[str, Tensor]) -> tuple[int, ...] | None:
         """All."""

@@ -1,7 +1,7 @@
-"""The model that a stage trains: a frozen trunk, mixing sites hooked into it, and one task's head.
+"""The model that a stage trains: a frozen backbone, mixing sites hooked into it, and one task's head.
 
     spec   = MixingSpec(rank=48, weighting=Weighting.WHOLE)                     # model/mixing.py
-    model  = AtlasModel(trunk, HeadSpec(TaskKind.SINGLE, 10), spec, visible=3, grows=False, seed=7)
+    model  = AdaptedModel(backbone, HeadSpec(TaskKind.SINGLE, 10), spec, visible=3, grows=False, seed=7)
     model.load_adapters([adapter_of_job_1, adapter_of_job_2, adapter_of_job_3])  # each: `adapter/<site>/…`, `key/<site>`
     model.load_queries(queries_of_the_previous_task)                            # `queries/<site>` [3, D]
     model.load_head(head_tensors)                                               # `head/<name>`
@@ -10,11 +10,11 @@
     groups = model.optimizer_groups(lr=5e-4, query_lr_scale=100.0, weight_decay=0.01)
     logits, penalty = model(batch)                                              # [B, C], scalar (0 in eval mode)
     model.export_adapter(); model.export_queries(); model.export_head()         # flat dict[str, Tensor] on the CPU
-    model.close()                                                               # unhook: the trunk is as before
+    model.close()                                                               # unhook: the backbone is as before
 
-The trunk is an unmodified model of transformers, of an architecture that `trunks/` knows: a forward hook on each dense layer of
-METHOD.md ("Where adapters sit") passes the layer's output through its site, and `close` takes the hooks away again, so that one
-cached trunk serves job after job.
+The backbone is an unmodified model of transformers, of an architecture that `backbones/` knows: a forward hook on each dense
+layer of METHOD.md ("Where adapters sit") passes the layer's output through its site, and `close` takes the hooks away again, so
+that one cached backbone serves job after job.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from torch.utils.hooks import RemovableHandle
 from atlas_dist.core.types import Role
 from atlas_dist.errors import DataError, TrainingError
 from atlas_dist.model import tensors as named
+from atlas_dist.model.backbones import BackboneInput, architecture_of
 from atlas_dist.model.fusion import FusionSite
 from atlas_dist.model.heads import Head, HeadSpec
 from atlas_dist.model.layers import AS_THEY_ARE, LayerRuns, run_layers
 from atlas_dist.model.mixing import AdapterGroup, MixingSite, MixingSpec, SiteOutput
-from atlas_dist.model.trunks import TrunkInput, architecture_of
 
 
 class AtlasOutput(NamedTuple):
@@ -51,24 +51,24 @@ class AtlasOutput(NamedTuple):
     penalty: Tensor
 
 
-class AtlasModel(nn.Module):
-    """Trunk, sites and head of one job. See the module's docstring.
+class AdaptedModel(nn.Module):
+    """Backbone, sites and head of one job. See the module's docstring.
 
     Args:
-        backbone: the trunk (`Backbone.model`), a model of one of `trunks.ARCHITECTURES`; shared between models, at most one open
-            AtlasModel at a time. Fine-tuning (`Role.BACKBONE`) changes it: give that job a copy of its own.
+        backbone: `Backbone.model`, a model of one of `backbones.ARCHITECTURES`; shared between models, at most one open
+            AdaptedModel at a time. Fine-tuning (`Role.BACKBONE`) changes it: give that job a copy of its own.
         head: the task's kind and number of classes.
         mixing: adapter rank, weighting and options.
         visible: how many earlier adapters of the bank this model sees (T >= 0).
         grows: add a new adapter (stage two, individual adapters).
         seed: of the new tensors (head, new adapter, fresh queries).
-        second_image_type: modality type of a pair's second image (1: as ATLAS; 2: as CLiMB), where the trunk has such types.
+        second_image_type: modality type of a pair's second image (1: as ATLAS; 2: as CLiMB), where the backbone has such types.
         normalize_ortho: unit rows in the penalty (default: as the released code, no).
         fuses: the visible adapters are read through AdapterFusion (model/fusion.py) instead of being mixed.
-        runs: how the trunk's layers run (model/layers.py).
+        runs: how the backbone's layers run (model/layers.py).
 
     Raises:
-        TrainingError: the trunk still carries the hooks of another model.
+        TrainingError: the backbone still carries the hooks of another model.
         ConfigError: it is of no known architecture.
     """
 
@@ -135,7 +135,7 @@ class AtlasModel(nn.Module):
             TrainingError: the model was closed.
         """
         if not self._handles and len(self.sites):
-            raise TrainingError("This model was closed: its adapters are no longer part of the trunk.")
+            raise TrainingError("This model was closed: its adapters are no longer part of the backbone.")
         texts, images = batch["input_ids"].shape[1], batch["pixel_values"].shape[1]
         if (texts, images) != (spec.texts, spec.images):
             raise DataError(
@@ -150,7 +150,7 @@ class AtlasModel(nn.Module):
         """One pass over every text of every sample with its `image`: [B·K, P]. Choices are folded into the batch."""
         texts = batch["input_ids"].shape[1]
         pixels = batch["pixel_values"][:, image]
-        given = TrunkInput(
+        given = BackboneInput(
             input_ids=batch["input_ids"].flatten(0, 1),
             attention_mask=batch["attention_mask"].flatten(0, 1),
             token_type_ids=batch["token_type_ids"].flatten(0, 1),
@@ -166,7 +166,7 @@ class AtlasModel(nn.Module):
         return torch.stack(penalties).sum() if penalties else like.new_zeros(())
 
     def train(self, mode: bool = True) -> Self:
-        """As `nn.Module.train`, but a frozen trunk stays in eval mode: its dropout is 0 (METHOD.md, What trains, and how)."""
+        """As `nn.Module.train`, but a frozen backbone stays in eval mode: its dropout is 0 (METHOD.md, What trains, and how)."""
         super().train(mode)
         if not any(p.requires_grad for p in self.backbone.parameters()):
             self.backbone.eval()
@@ -177,7 +177,7 @@ class AtlasModel(nn.Module):
     def trainable_names(self, roles: Iterable[Role], *, frozen_layers: int = 0) -> tuple[str, ...]:
         """Names (as in `named_parameters`) of the parameters that these roles train, sorted.
 
-        `frozen_layers`: of a trunk that trains, this many layers at the bottom (of each tower) stay, with the embeddings below
+        `frozen_layers`: of a backbone that trains, this many layers at the bottom (of each tower) stay, with the embeddings below
         them. Raises ConfigError when it has no more than that.
         """
         kept = self._architecture.kept(self.backbone, frozen_layers)
@@ -215,25 +215,25 @@ class AtlasModel(nn.Module):
         self.train(self.training)
 
     def optimizer_groups(
-        self, *, lr: float, query_lr_scale: float, weight_decay: float, trunk_lr_scale: float = 1.0
+        self, *, lr: float, query_lr_scale: float, weight_decay: float, backbone_lr_scale: float = 1.0
     ) -> list[dict[str, Any]]:
         """Groups of the parameters that require gradients: dicts with `name`, `params`, `lr`, `weight_decay`; no empty ones.
 
-        `queries` (of the frozen adapters) learn at `lr` x `query_lr_scale`; `weights` and `biases` at `lr`; where the trunk has a
-        rate of its own (`trunk_lr_scale` is not 1), its `trunk weights` and `trunk biases` at `lr` x that. Biases do not decay,
-        nor does the text embedding's LayerNorm; the head's LayerNorm and the trunk's others do. That is what the released
-        optimizer really did (shared/golden/meta.json, `optimizer`), since it spelled its exceptions by name.
+        `queries` (of the frozen adapters) learn at `lr` x `query_lr_scale`; `weights` and `biases` at `lr`; where the backbone
+        has a rate of its own (`backbone_lr_scale` is not 1), its `backbone weights` and `backbone biases` at `lr` x that. Biases
+        do not decay, nor does the text embedding's LayerNorm; the head's LayerNorm and the backbone's others do. That is what the
+        released optimizer really did (shared/golden/meta.json, `optimizer`), since it spelled its exceptions by name.
         """
         members: dict[str, list[nn.Parameter]] = {"queries": [], "weights": [], "biases": []}
         for name, parameter in self.named_parameters():
             if parameter.requires_grad:
-                own_rate = trunk_lr_scale != 1.0 and name.startswith("backbone.")
-                members.setdefault(f"{'trunk ' * own_rate}{_optimizer_group(name)}", []).append(parameter)
+                own_rate = backbone_lr_scale != 1.0 and name.startswith("backbone.")
+                members.setdefault(f"{'backbone ' * own_rate}{_optimizer_group(name)}", []).append(parameter)
         return [
             {
                 "name": name,
                 "params": params,
-                "lr": lr * (query_lr_scale if name == "queries" else trunk_lr_scale if name.startswith("trunk") else 1.0),
+                "lr": lr * (query_lr_scale if name == "queries" else backbone_lr_scale if name.startswith("backbone") else 1.0),
                 "weight_decay": 0.0 if name.endswith("biases") else weight_decay,
             }
             for name, params in members.items()
@@ -292,8 +292,8 @@ class AtlasModel(nn.Module):
         """`fusion/<site>/{query,query_bias,key,key_bias,value}`; empty when the model does not fuse."""
         return named.export(self._fusion_slots())
 
-    def export_trunk(self) -> dict[str, Tensor]:
-        """Every parameter of the trunk that trains, by its name in the trunk; empty when it is frozen."""
+    def export_backbone(self) -> dict[str, Tensor]:
+        """Every parameter of the backbone that trains, by its name in the backbone; empty when it is frozen."""
         return named.export({name: [p.data] for name, p in self.backbone.named_parameters() if p.requires_grad})
 
     def export_head(self) -> dict[str, Tensor]:
@@ -348,7 +348,7 @@ class AtlasModel(nn.Module):
         return report
 
     def close(self) -> None:
-        """Remove every hook; the trunk computes as before. Safe to call twice; also the exit of a `with` block."""
+        """Remove every hook; the backbone computes as before. Safe to call twice; also the exit of a `with` block."""
         while self._handles:
             self._handles.pop().remove()
         self._undo_runs()
@@ -376,7 +376,7 @@ class AtlasModel(nn.Module):
         if any(isinstance(hook, _SiteHook) for hook in dense._forward_hooks.values()):
             self.close()
             raise TrainingError(
-                f"The trunk is in use: {site_name} carries another model's adapters.", fix="Close that model first."
+                f"The backbone is in use: {site_name} carries another model's adapters.", fix="Close that model first."
             )
         self._handles.append(dense.register_forward_hook(self._hooks[site_name]))
 

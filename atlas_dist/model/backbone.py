@@ -8,7 +8,7 @@ A backbone is chosen by name:
     vilt-b32-mlm    dandelin/vilt-b32-mlm from the Hugging Face hub, at a pinned revision: the paper's
     clip-vit-b32    openai/clip-vit-base-patch32 from the hub, at a pinned revision
 
-Any other folder or hub checkpoint is reached with a ``BackboneRef`` of one's own that says its architecture (``trunks/``).
+Any other folder or hub checkpoint is reached with a ``BackboneRef`` of one's own that says its architecture (``backbones/``).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerFas
 from transformers.utils import logging as transformers_logging
 
 from atlas_dist.errors import ConfigError, DataError
-from atlas_dist.model.trunks import ARCHITECTURES, AdapterSite, Architecture, Encoded, TrunkInput, architecture_named
+from atlas_dist.model.backbones import ARCHITECTURES, AdapterSite, Architecture, BackboneInput, Encoded, architecture_named
 
 TINY_FOLDER = Path(__file__).parent / "assets" / "tiny_vilt"
 
@@ -59,7 +59,7 @@ class BackboneRef:
         source: a folder, or a repository id on the hub; "" for random weights.
         revision: the hub commit (full hash); None for folders.
         leftovers: checkpoint keys that we knowingly do not load. Any other surplus or missing key is an error.
-        architecture: a key of `trunks.ARCHITECTURES`.
+        architecture: a key of `backbones.ARCHITECTURES`.
     """
 
     name: str
@@ -86,11 +86,11 @@ BACKBONES: dict[str, BackboneRef] = {
 
 @dataclass(frozen=True, eq=False)
 class Backbone:
-    """A frozen trunk with its tokenizer.
+    """A frozen backbone with its tokenizer.
 
     Attributes:
         name: the name it was loaded by.
-        model: in evaluation mode, float32, no dropout, nothing requires a gradient; accelerated (see ``trunks/``).
+        model: in evaluation mode, float32, no dropout, nothing requires a gradient; accelerated (see ``backbones/``).
         tokenizer: fast tokenizer with a padding token, special tokens at both ends of a text.
         digest: sha256 (hex) of weights, tokenizer and configuration: equal digests compute equal results,
             to the last bit where the weights also come from the same file (products depend on where it puts them in memory).
@@ -138,8 +138,8 @@ class Backbone:
         return self.encode_all(**given).pooled
 
     def encode_all(self, **given: Any) -> Encoded:
-        """Hidden states of each tower and the pooled output; arguments are the attributes of `trunks.TrunkInput`."""
-        return self.architecture.encode(self.model, TrunkInput(**given))
+        """Hidden states of each tower and the pooled output; arguments are the attributes of `backbones.BackboneInput`."""
+        return self.architecture.encode(self.model, BackboneInput(**given))
 
 
 def backbone_ref(name: str, source: str = "", revision: str = "", architecture: str = "") -> BackboneRef:

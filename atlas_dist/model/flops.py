@@ -14,9 +14,9 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from atlas_dist.model.atlas import AtlasModel
+from atlas_dist.model.atlas import AdaptedModel
+from atlas_dist.model.backbones import Tower, architecture_of, stack
 from atlas_dist.model.mixing import AdapterGroup
-from atlas_dist.model.trunks import Tower, architecture_of, stack
 
 PEAKS: dict[str, tuple[float, float]] = {
     "NVIDIA B200": (2250.0, 75.0),
@@ -75,7 +75,7 @@ class StepFlops:
         return self.forward + self.backward
 
 
-def sample_flops(model: AtlasModel, text: int) -> StepFlops:
+def sample_flops(model: AdaptedModel, text: int) -> StepFlops:
     """What one sample of the model's task costs, with whatever requires gradients now.
 
     Args:
@@ -83,24 +83,24 @@ def sample_flops(model: AtlasModel, text: int) -> StepFlops:
 
     Passes that a sample takes (texts, images) are counted; under ZeRO-3, call it before the parameters are taken apart.
     """
-    spec, trunk = model.head_spec, model.backbone
+    spec, backbone = model.head_spec, model.backbone
     passes = spec.texts * spec.images
-    towers = [_tower_flops(model, tower, text) for tower in architecture_of(trunk).towers(trunk)]
+    towers = [_tower_flops(model, tower, text) for tower in architecture_of(backbone).towers(backbone)]
     head = 2.0 * sum(p.numel() for p in model.head.parameters() if p.dim() == 2)
-    deep = any(p.requires_grad for part in (trunk, model.sites) for p in part.parameters())
+    deep = any(p.requires_grad for part in (backbone, model.sites) for p in part.parameters())
     forward, backward = (sum(getattr(t, way) for t in towers) for way in ("forward", "backward"))
     # The head reads all images of a text at once. Its weights get gradients, and its input where anything below it does.
     return StepFlops(passes * forward + spec.texts * head, passes * backward + spec.texts * head * (2 if deep else 1))
 
 
-def _tower_flops(model: AtlasModel, tower: Tower, text: int) -> StepFlops:
+def _tower_flops(model: AdaptedModel, tower: Tower, text: int) -> StepFlops:
     """One pass of one sample through one stack of layers with its sites."""
     layers = stack(model.backbone, tower)
     tokens = tower.own_tokens + text * tower.reads_text
     patches = model.backbone.get_submodule(tower.patches) if tower.patches else None
     # One of the picture's tokens is its class token.
     embedding = 2.0 * (tower.own_tokens - 1) * cast(Tensor, patches.weight).numel() if patches is not None else 0.0
-    frozen = _Trunk(tokens, tower.width, tower.inner, len(layers), embedding, 2.0 * tower.width * tower.pooled)
+    frozen = _Backbone(tokens, tower.width, tower.inner, len(layers), embedding, 2.0 * tower.width * tower.pooled)
     parts = [part for name, part in model.sites.items() if name.startswith(tower.letter)]
     groups = [g for site in parts for g in site.modules() if isinstance(g, AdapterGroup)]
     fusions = [m for site in parts for name, m in site.named_modules() if name == "fusion"]
@@ -117,7 +117,7 @@ def _tower_flops(model: AtlasModel, tower: Tower, text: int) -> StepFlops:
 
 
 @dataclass(frozen=True)
-class _Trunk:
+class _Backbone:
     """One pass of one sample through frozen layers. FLOPs of the patches' projection (`embedding`) and of the pooled token's."""
 
     tokens: int
@@ -145,7 +145,7 @@ class _Trunk:
         return self.embedding + self.layers * (self._projections + self._attention + self._mlp) + self.pooler
 
     def backward(self, *, whole: bool) -> float:
-        """To the inputs of each product, weights left out. A frozen trunk's gradient ends at its lowest site, above the first
+        """To the inputs of each product, weights left out. A frozen backbone's gradient ends at its lowest site, above the first
         layer's attention; with `whole`, it goes through that as well."""
         layers = self.layers * (self._projections + 2 * self._attention + self._mlp)
         return layers + self.pooler - (0.0 if whole else self._projections + 2 * self._attention)

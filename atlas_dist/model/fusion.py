@@ -1,4 +1,4 @@
-"""AdapterFusion at one place of the trunk: attention, token by token, over the outputs of several frozen adapters.
+"""AdapterFusion at one place of the backbone: attention, token by token, over the outputs of several frozen adapters.
 
 Pfeiffer et al. 2021, "AdapterFusion: Non-Destructive Task Composition for Transfer Learning" (arXiv 2005.00247), section 3.2:
 
@@ -7,7 +7,7 @@ Pfeiffer et al. 2021, "AdapterFusion: Non-Destructive Task Composition for Trans
 with x the site's input and y_i adapter i's output, its residual inside (METHOD.md, One site). Q and K are Linear(D, D); W is a
 matrix that starts as the identity, so that before training the output is an average of what the adapters say.
 
-With a growing adapter the site *imitates* (I2I, Srinivasan et al. 2023, arXiv 2304.02168): the trunk goes on with the fused
+With a growing adapter the site *imitates* (I2I, Srinivasan et al. 2023, arXiv 2304.02168): the backbone goes on with the fused
 output, and the new adapter is asked to give the same from the same input. Its error is the site's penalty.
 """
 

@@ -1,7 +1,7 @@
-"""How a trunk's layers are run: as they are, computed again on the way back instead of remembered, or compiled.
+"""How a backbone's layers are run: as they are, computed again on the way back instead of remembered, or compiled.
 
-Both are set on the layers of a trunk *in place*, for the time that one job has it, and taken away again: the trunk is shared by
-the jobs of a process. Neither touches parameters, their names, or what a layer means.
+Both are set on the layers of a backbone *in place*, for the time that one job has it, and taken away again: the backbone is
+shared by the jobs of a process. Neither touches parameters, their names, or what a layer means.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class LayerRuns:
 
     Args:
         recompute: keep a layer's input only and compute the layer again in backward (activation checkpointing; Chen et al. 2016,
-            arXiv 1604.06174). About a third more arithmetic, a layer's activations instead of the trunk's. The same numbers.
+            arXiv 1604.06174). About a third more arithmetic, a layer's activations instead of the backbone's. The same numbers.
         compiled: run each layer through `torch.compile`. Fused kernels round differently: results may differ in the last bits.
     """
 
@@ -45,10 +45,10 @@ def run_layers(
         second_time: entered while a layer is computed again, so that whoever listens in (the sites) does not hear it twice.
 
     Raises:
-        TrainingError: a layer's way of running was changed already: another model has the trunk.
+        TrainingError: a layer's way of running was changed already: another model has the backbone.
     """
     if any("forward" in vars(layer) for layer in layers):
-        raise TrainingError("The trunk is in use: its layers run as another model asked.", fix="Close that model first.")
+        raise TrainingError("The backbone is in use: its layers run as another model asked.", fix="Close that model first.")
     if runs == AS_THEY_ARE:
         return lambda: None
     for layer in layers:
@@ -75,7 +75,7 @@ def _recomputed(
         forward,
         *args,
         use_reentrant=False,
-        preserve_rng_state=False,  # the trunk draws nothing: its dropout is 0
+        preserve_rng_state=False,  # the backbone draws nothing: its dropout is 0
         determinism_check="none",  # it would compare shapes that ZeRO-3 takes away
         context_fn=lambda: (nullcontext(), second_time()),
         **kwargs,

@@ -1,4 +1,4 @@
-"""Mixing sites: the stacked adapters of one place in the trunk, and how their outputs become one (METHOD.md, One site).
+"""Mixing sites: the stacked adapters of one place in the backbone, and how their outputs become one (METHOD.md, One site).
 
 A site holds up to two groups of adapters. `frozen` are the earlier adapters of the bank that the job sees; in stage one
 their queries train. `grown` is the new adapter of stage two. Adapters never interact, so the groups are two calls whose outputs

@@ -91,7 +91,7 @@ class SequenceFacts:
     without: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     """task -> its score, right after it was learnt, without each adapter of its bank in turn; tasks that read one adapter only
     are not there."""
-    breadth: tuple[tuple[Cell, ...], ...] = ()
+    effective_rank: tuple[tuple[Cell, ...], ...] = ()
     """Effective rank of the pooled outputs on task j's validation split after task i, latest view: does what the bank can tell
     apart grow?"""
     skipped: tuple[tuple[int, int], ...] = ()
@@ -227,7 +227,7 @@ def _sequence(plan: Plan, state: RunState, jobs: SequenceJobs, reader: CurveRead
         fingerprints=prints,
         transfers={task: _score(_views(state, key), View.TASK) for task, key in jobs.transfers.items()},
         without=_without(state, jobs),
-        breadth=tuple(tuple(_breadth(cells[i, j]) for j in range(i + 1)) for i in range(count)),
+        effective_rank=tuple(tuple(_effective_rank(cells[i, j]) for j in range(i + 1)) for i in range(count)),
         skipped=tuple(at for at in every if at not in jobs.evaluations),
     )
 
@@ -238,7 +238,7 @@ def _without(state: RunState, jobs: SequenceJobs) -> dict[str, tuple[float, ...]
     return {task: tuple(map(float, ref.metrics["without"])) for task, ref in refs.items() if ref.metrics.get("without")}
 
 
-def _breadth(views: Mapping[str, Any]) -> Cell:
+def _effective_rank(views: Mapping[str, Any]) -> Cell:
     found = (views.get(View.LATEST.value) or views.get(View.TASK.value) or {}).get("effective_rank")
     return None if found is None else float(found)
 

@@ -45,7 +45,7 @@ class Compared:
     seconds_foreseen: Pace | None
     """None where a job's time was not foreseen."""
     seconds: float
-    """That the gangs spent on them, one after the other."""
+    """That the worker groups spent on them, one after the other."""
     worker_hours_foreseen: Pace | None
     worker_hours: float
 

@@ -1,8 +1,8 @@
 """What a run would do, before it does anything: what is a fact, what is to do, how many samples and bytes, about how long.
 
 Times are the pace of finished jobs of the same store, from the fastest to the slowest, of the same task and stage where there are
-any; those of other runs count where trunk and precision are the same. No calibration is run, and where nothing has finished yet
-nothing is claimed.
+any; those of other runs count where backbone and precision are the same. No calibration is run, and where nothing has finished
+yet nothing is claimed.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from atlas_dist.core.ledger import RunState
 from atlas_dist.core.manifest import ShardManifest
 from atlas_dist.core.plan import Plan, SequenceJobs
 from atlas_dist.core.schedule import work_of
-from atlas_dist.core.types import CommittedRef, Gang, StageJob
+from atlas_dist.core.types import CommittedRef, StageJob, WorkerGroupSpec
 
 Pace = tuple[float, float]
 """(least, most) seconds a sample."""
@@ -79,7 +79,7 @@ def foresee(
     elsewhere: Mapping[str, tuple[str, CommittedRef]],
     manifests: Mapping[tuple[str, str], ShardManifest],
     buffer_bytes: int,
-    gangs: Sequence[Gang],
+    worker_groups: Sequence[WorkerGroupSpec],
     alike: Iterable[CommittedRef] = (),
 ) -> Outlook:
     """What is left of a plan.
@@ -88,8 +88,8 @@ def foresee(
         elsewhere: job key -> (run, result) of facts that other runs have committed.
         manifests: (data set, split) -> manifest, for all that the plan reads.
         buffer_bytes: a split up to this size is read once and kept.
-        gangs: the pools; the first one that takes a job counts for its cost.
-        alike: results of jobs that are not in the plan, learnt on the same trunk in the same precision.
+        worker_groups: the pools; the first one that takes a job counts for its cost.
+        alike: results of jobs that are not in the plan, learnt on the same backbone in the same precision.
     """
     orders = Counter(key for sequence in plan.sequences for key in set(jobs_of(sequence)))
     finished = [(job, ref) for key, job in plan.jobs.items() if (ref := _result(key, state, elsewhere)) is not None]
@@ -114,7 +114,7 @@ def foresee(
             samples=samples,
             bytes=_bytes(job, steps[key], manifests, buffer_bytes),
             seconds=(pace[0] * samples, pace[1] * samples) if pace else None,
-            workers=next((gang.workers for gang in gangs if work_of(job) in gang.takes), 0),
+            workers=next((group.workers for group in worker_groups if work_of(job) in group.takes), 0),
         )
     return Outlook(out)
 
@@ -184,7 +184,7 @@ def samples_done(ref: CommittedRef, global_batch: int) -> int:
 
 
 def seconds_taken(ref: CommittedRef) -> float:
-    """Seconds that its gang worked on it; 0 where the result does not say."""
+    """Seconds that its worker group worked on it; 0 where the result does not say."""
     seconds = ref.metrics.get("seconds", {})
     return float(seconds.get("training", seconds.get("scoring", 0.0)))
 

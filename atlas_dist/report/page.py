@@ -60,7 +60,7 @@ def _sequence(sequence: SequenceFacts, number: int) -> str:
     parts.append(_lineage(sequence))
     parts.append(_reuse([*sequence.upstream, *sequence.downstream]))
     parts.append(_without(sequence))
-    parts.append(_breadth(sequence))
+    parts.append(_effective_rank(sequence))
     parts.extend(_curves(task) for task in (*sequence.upstream, *sequence.downstream))
     parts.append(speed_section([*sequence.upstream, *sequence.downstream]))
     return "".join(parts) + "</section>"
@@ -189,7 +189,7 @@ def _reuse_by_site(task: TaskFacts) -> str:
 
 
 def _in_depth(site: str) -> tuple[str, int, str]:
-    """L2.aftattn before L10.aftattn; a trunk's towers, which have a letter each, one after the other."""
+    """L2.aftattn before L10.aftattn; a backbone's towers, which have a letter each, one after the other."""
     layer, _, rest = site.partition(".")
     return (layer[:1], int(layer[1:]) if layer[1:].isdigit() else 0, rest)
 
@@ -218,13 +218,13 @@ def _without(sequence: SequenceFacts) -> str:
     return table("Leave one out: points of score that a task loses without each adapter", head, "".join(rows))
 
 
-def _breadth(sequence: SequenceFacts) -> str:
+def _effective_rank(sequence: SequenceFacts) -> str:
     """Growth of the representation; nothing where it was not measured."""
-    values = [cell for row in sequence.breadth for cell in row if cell is not None]
+    values = [cell for row in sequence.effective_rank for cell in row if cell is not None]
     if not values:
         return ""
     names = [t.task for t in sequence.upstream]
-    head, body = _triangle(names, sequence.breadth, len(names), max(values), sequence.skipped)
+    head, body = _triangle(names, sequence.effective_rank, len(names), max(values), sequence.skipped)
     return table("Effective rank of the pooled outputs, latest view: does the representation grow?", head, body)
 
 
@@ -284,7 +284,7 @@ def _compared(facts: RunFacts) -> str:
             lines.append(("cost", _range(cost, ",.2f"), f"{row.worker_hours * price:,.2f}"))
         head = f"{escape(row.what)}, {row.jobs} of {row.of} jobs"
         rows += [f'<tr><th scope="row">{head}: {what}</th><td>{before}</td><td>{came}</td></tr>' for what, before, came in lines]
-    caption = "Plan and actual: what was to do when the run began; seconds of the gangs, one after the other"
+    caption = "Plan and actual: what was to do when the run began; seconds of the worker groups, one after the other"
     return table(caption, '<th scope="col">foreseen</th><th scope="col">came</th>', "".join(rows))
 
 

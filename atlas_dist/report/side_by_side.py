@@ -60,9 +60,9 @@ def cautions(sides: Sequence[Side]) -> list[str]:
     tasks = {side.name: sorted(_tasks(side.facts, upstream=True)) for side in sides if side.facts.sequences}
     if len(set(map(tuple, tasks.values()))) > 1:
         told.append(f"The averages are over different tasks. {_each({n: ', '.join(t) for n, t in tasks.items()})}.")
-    trunks = {side.name: str(side.facts.spec.get("backbone", {}).get("name", _ABSENT)) for side in sides}
-    if len(set(trunks.values())) > 1:
-        told.append(f"The trunks differ, so scores compare them too. {_each(trunks)}.")
+    backbones = {side.name: str(side.facts.spec.get("backbone", {}).get("name", _ABSENT)) for side in sides}
+    if len(set(backbones.values())) > 1:
+        told.append(f"The backbones differ, so scores compare them too. {_each(backbones)}.")
     meanings = {side.name: _meanings(side.facts) for side in sides}
     for task in dict.fromkeys(task for meaning in meanings.values() for task in meaning):
         mine = {name: meaning[task] for name, meaning in meanings.items() if task in meaning}

@@ -127,7 +127,7 @@ class TensorBoard:
         """Nothing is open."""
 
 
-class Teller:
+class TrackerSync:
     """Follows a run's ledger and its curves, and tells trackers what is new.
 
     Args:
@@ -153,7 +153,7 @@ class Teller:
         self._first = ""
         self._began: dict[str, float] = {}
         """attempt -> when it was dispatched, by the ledger"""
-        self._look_at: dict[str, float] = {}
+        self._due_at: dict[str, float] = {}
         """attempt prefix -> when its curve is worth another look"""
         self._told: dict[tuple[str, str], tuple[int, int, bool]] = {}
         """(tracker, stage or sequence) -> attempt, points and whether it was done, when last told"""
@@ -169,7 +169,7 @@ class Teller:
         """Nothing more will come."""
         return bool(self._state.finished or self._state.cancelled)
 
-    def look(self, *, last: bool = False) -> None:
+    def update(self, *, last: bool = False) -> None:
         """Read what is new and tell it. `last`: also what is not due yet. Raises AtlasError when the ledger can't be read."""
         self._read_ledger()
         if not self.begun:
@@ -273,23 +273,24 @@ class Teller:
         return 0, ()
 
     def _points(self, attempt: Attempt, *, last: bool) -> Sequence[Point]:
-        due = self._look_at.get(attempt.prefix, 0.0)
+        due = self._due_at.get(attempt.prefix, 0.0)
         if time.monotonic() < due and not last:
             return self._curves.known(attempt.prefix)
         age = max(0.0, time.time() - self._began.get(attempt.id, time.time()))
-        self._look_at[attempt.prefix] = time.monotonic() + due_after_s(age, self._least_s)
+        self._due_at[attempt.prefix] = time.monotonic() + due_after_s(age, self._least_s)
         return self._curves.points(attempt.prefix)
 
 
-class Beside:
-    """A teller at work in a thread beside a run: looks every `least_s` seconds until it is left, then once more."""
+class BackgroundSync:
+    """Brings trackers up to date in a thread while a run is under way: every `least_s` seconds until it is left, then once
+    more."""
 
-    def __init__(self, teller: Teller, least_s: float) -> None:
-        self._teller, self._least_s = teller, least_s
+    def __init__(self, tracker_sync: TrackerSync, least_s: float) -> None:
+        self._tracker_sync, self._least_s = tracker_sync, least_s
         self._ending = threading.Event()
-        self._thread = threading.Thread(target=self._work, name="teller", daemon=True)
+        self._thread = threading.Thread(target=self._work, name="tracker-sync", daemon=True)
 
-    def __enter__(self) -> Beside:
+    def __enter__(self) -> BackgroundSync:
         self._thread.start()
         return self
 
@@ -299,10 +300,10 @@ class Beside:
 
     def _work(self) -> None:
         while not self._ending.wait(self._least_s):
-            self._look()
-        self._look(last=True)
-        self._teller.close()
+            self._update()
+        self._update(last=True)
+        self._tracker_sync.close()
 
-    def _look(self, *, last: bool = False) -> None:
+    def _update(self, *, last: bool = False) -> None:
         with suppress(AtlasError):  # the store is in trouble, which the run itself tells; the next look reads the same again
-            self._teller.look(last=last)
+            self._tracker_sync.update(last=last)

@@ -1,4 +1,5 @@
-"""From what people have (a file, a picture, a sentence) to what the trunk reads, exactly as packed data were turned into it."""
+"""From what people have (a file, a picture, a sentence) to what the backbone reads, exactly as packed data were turned into
+it."""
 
 from __future__ import annotations
 
@@ -91,10 +92,10 @@ def pixels_of(task: TaskSpec, pictures: Sequence[Picture], side: int) -> NDArray
 
 
 class Normalise:
-    """uint8 [..., H, W, 3] to float32 [..., 3, H, W] as the trunk was pretrained, on `device`.
+    """uint8 [..., H, W, 3] to float32 [..., 3, H, W] as the backbone was pretrained, on `device`.
 
     Args:
-        mean, std: of the trunk's pixels, per channel, for values in [0, 1].
+        mean, std: of the backbone's pixels, per channel, for values in [0, 1].
     """
 
     def __init__(self, mean: Sequence[float], std: Sequence[float], device: torch.device) -> None:

@@ -1,9 +1,9 @@
-"""Samples of several tasks in one forward pass: the trunk sees one batch, at each site a row goes through its own task's view.
+"""Samples of several tasks in one forward pass: the backbone sees one batch, at each site a row goes through its own task's view.
 
-The trunk is nearly all of the work and the same for every task, so rows of all tasks go through it together; a site takes a slice
-of the batch for each task that is in it (METHOD.md, One site). Rows are sorted by task, so a slice is a view. Texts are padded to
-the longest task of the batch; the padding is masked in the trunk and *left out* at the sites, whose attention has none. A row's
-numbers are those of a batch of its own, up to the rounding of larger matrix products.
+The backbone is nearly all of the work and the same for every task, so rows of all tasks go through it together; a site takes a
+slice of the batch for each task that is in it (METHOD.md, One site). Rows are sorted by task, so a slice is a view. Texts are
+padded to the longest task of the batch; the padding is masked in the backbone and *left out* at the sites, whose attention has
+none. A row's numbers are those of a batch of its own, up to the rounding of larger matrix products.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from torch.utils.hooks import RemovableHandle
 from atlas_dist.bank.weights import BankWeights
 from atlas_dist.errors import DataError
 from atlas_dist.model import tensors as named
+from atlas_dist.model.backbones import AdapterSite, BackboneInput, architecture_of
 from atlas_dist.model.heads import Head, HeadSpec
 from atlas_dist.model.mixing import MixingSpec
 from atlas_dist.model.mixing_op import MixRule, Stack, mix
-from atlas_dist.model.trunks import AdapterSite, TrunkInput, architecture_of
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class TaskBatch:
 
     @property
     def rows(self) -> int:
-        """Rows of the trunk's batch."""
+        """Rows of the backbone's batch."""
         samples, images, texts = self.shape
         return samples * images * texts
 
@@ -62,10 +62,10 @@ class TaskOutput:
 
 
 class MixedModel:
-    """A trunk with the views of all tasks of a bank. Not a module: it holds weights and computes, and trains nothing.
+    """A backbone with the views of all tasks of a bank. Not a module: it holds weights and computes, and trains nothing.
 
     Args:
-        trunk: on its device, frozen; of one of `trunks.ARCHITECTURES`.
+        backbone: on its device, frozen; of one of `backbones.ARCHITECTURES`.
         weights: the tasks; adapters that several tasks see are held once.
         second_image_type: modality type of a pair's second image.
 
@@ -73,14 +73,14 @@ class MixedModel:
         DataError: a tensor is missing, superfluous, misshapen or not finite.
     """
 
-    def __init__(self, trunk: nn.Module, weights: BankWeights, mixing: MixingSpec, second_image_type: int = 1) -> None:
-        self.trunk = trunk
-        device = next(trunk.parameters()).device
-        self.architecture = architecture_of(trunk)
-        width = self.architecture.limits(trunk).pooled
+    def __init__(self, backbone: nn.Module, weights: BankWeights, mixing: MixingSpec, second_image_type: int = 1) -> None:
+        self.backbone = backbone
+        device = next(backbone.parameters()).device
+        self.architecture = architecture_of(backbone)
+        width = self.architecture.limits(backbone).pooled
         self.specs = {key: HeadSpec(t.learnt.task.kind, t.learnt.task.classes) for key, t in weights.tasks.items()}
         self.heads = {key: _load_head(spec, width, weights.tasks[key].own, device) for key, spec in self.specs.items()}
-        places = self.architecture.sites(trunk)
+        places = self.architecture.sites(backbone)
         self.sites = {place.name: _Site(place, weights, mixing, mixing.rule(place.heads), device) for place in places}
         self._check_names(weights)
         self.image_types = (1, second_image_type)
@@ -96,12 +96,12 @@ class MixedModel:
         for site in self.sites.values():
             site.plan(batches, longest)
         with self._hooked():
-            pooled = self.architecture.encode(self.trunk, TrunkInput(**text, pixel_values=pixels, image_type=types)).pooled
+            pooled = self.architecture.encode(self.backbone, BackboneInput(**text, pixel_values=pixels, image_type=types)).pooled
         parts = torch.split(pooled, [batch.rows for batch in batches])
         return [self._answer(number, batch, part) for number, (batch, part) in enumerate(zip(batches, parts, strict=True))]
 
     def _answer(self, number: int, batch: TaskBatch, pooled: Tensor) -> TaskOutput:
-        """Pooled rows [B·I·K, D] to logits [B, C], as `model.atlas.AtlasModel.forward` arranges them."""
+        """Pooled rows [B·I·K, D] to logits [B, C], as `model.atlas.AdaptedModel.forward` arranges them."""
         samples, images, texts = batch.shape
         joined = pooled.view(samples, images, texts, -1).transpose(1, 2).flatten(2)
         logits = self.heads[batch.key](joined).view(samples, -1)
@@ -114,10 +114,10 @@ class MixedModel:
 
     @contextmanager
     def _hooked(self) -> Iterator[None]:
-        """The trunk with our sites; as before afterwards."""
+        """The backbone with our sites; as before afterwards."""
         handles: list[RemovableHandle] = []
         try:
-            handles += [self.trunk.get_submodule(s.place.path).register_forward_hook(s) for s in self.sites.values()]
+            handles += [self.backbone.get_submodule(s.place.path).register_forward_hook(s) for s in self.sites.values()]
             yield
         finally:
             for handle in handles:
@@ -137,7 +137,7 @@ class MixedModel:
 
 
 class _Site:
-    """One place in the trunk: the adapters of the whole bank, stacked once, and each task's view of them.
+    """One place in the backbone: the adapters of the whole bank, stacked once, and each task's view of them.
 
     A task of a pruned bank may read no adapter at all: then it has no view, and the site is the identity. `alphas` holds α of the
     last pass, one tensor a batch.

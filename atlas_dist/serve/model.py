@@ -6,7 +6,7 @@
     answer = model.predict(task="digits", image="seven.png")
     print(answer.answer, answer.confidence)
 
-Samples of different tasks go through the trunk together: `model.predict_batch([Request("digits", …), Request("vqa", …)])`.
+Samples of different tasks go through the backbone together: `model.predict_batch([Request("digits", …), Request("vqa", …)])`.
 """
 
 from __future__ import annotations
@@ -71,29 +71,31 @@ class Prediction:
 
 
 class AtlasModel:
-    """A frozen trunk and the learnt tasks of a bank.
+    """A frozen backbone and the learnt tasks of a bank.
 
     Args:
         weights: the tasks with what they see.
-        trunk: the backbone they were learnt on.
+        backbone: the backbone they were learnt on.
         device: where to compute.
-        max_rows: rows of the trunk's batch at most (a pair has two rows a sample, a choice one a text).
+        max_rows: rows of the backbone's batch at most (a pair has two rows a sample, a choice one a text).
 
     Raises:
-        ConfigError: the trunk is another one than the bank's. DataError: the tensors are not those of such a model.
+        ConfigError: the backbone is another one than the bank's. DataError: the tensors are not those of such a model.
     """
 
-    def __init__(self, weights: BankWeights, trunk: Backbone, *, device: str | torch.device = "cpu", max_rows: int = 32) -> None:
-        require_base(trunk, weights.first)
+    def __init__(
+        self, weights: BankWeights, backbone: Backbone, *, device: str | torch.device = "cpu", max_rows: int = 32
+    ) -> None:
+        require_base(backbone, weights.first)
         method = weights.method()
-        self.weights, self.trunk, self.max_rows = weights, trunk, max_rows
+        self.weights, self.backbone, self.max_rows = weights, backbone, max_rows
         self.device = torch.device(device)
-        trunk.model.to(self.device)
+        backbone.model.to(self.device)
         self._bf16 = weights.precision == Precision.BF16.value
         if self._bf16:
-            store_products_in_bf16(trunk.model)
-        self._mixed = MixedModel(trunk.model, weights, method.mixing, method.second_image_type)
-        self._normalise = Normalise(trunk.pixel_mean, trunk.pixel_std, self.device)
+            store_products_in_bf16(backbone.model)
+        self._mixed = MixedModel(backbone.model, weights, method.mixing, method.second_image_type)
+        self._normalise = Normalise(backbone.pixel_mean, backbone.pixel_std, self.device)
         self._encoders: dict[int, TextEncoder] = {}
 
     @classmethod
@@ -104,16 +106,16 @@ class AtlasModel:
             device: None = the GPU where there is one.
 
         Raises:
-            DataError: a file is missing or damaged, or the trunk cannot be reached.
-            ConfigError: the trunk found is not the one that the bank was learnt on.
+            DataError: a file is missing or damaged, or the backbone cannot be reached.
+            ConfigError: the backbone found is not the one that the bank was learnt on.
         """
         return cls.from_weights(read_package(Path(path)), device=device)
 
     @classmethod
     def from_weights(cls, weights: BankWeights, *, device: str | torch.device | None = None) -> AtlasModel:
-        """With the trunk that the bank names. Errors as `from_pretrained`."""
-        trunk = load_backbone(backbone_ref(**weights.base.address))
-        return cls(weights, trunk, device=device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        """With the backbone that the bank names. Errors as `from_pretrained`."""
+        backbone = load_backbone(backbone_ref(**weights.base.address))
+        return cls(weights, backbone, device=device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -191,9 +193,9 @@ class AtlasModel:
     def _prepare(self, task: LearntWeights, request: Request) -> TaskBatch:
         """A batch of one."""
         spec = task.learnt.task
-        encoder = self._encoders.setdefault(spec.max_text, TextEncoder(self.trunk.tokenizer, spec.max_text))
+        encoder = self._encoders.setdefault(spec.max_text, TextEncoder(self.backbone.tokenizer, spec.max_text))
         encoded = encoder(texts_of(spec, request.text, request.choices))
-        pixels = self._normalise(pixels_of(spec, _pictures(request.image), self.trunk.image_size))
+        pixels = self._normalise(pixels_of(spec, _pictures(request.image), self.backbone.image_size))
         ids, mask, types = (torch.from_numpy(part)[None].to(self.device) for part in encoded)
         return TaskBatch(task.learnt.key, ids, mask, types, pixels[None])
 

@@ -27,7 +27,7 @@ from atlas_dist.errors import DataError, MissingObject, StoreError
 from atlas_dist.failpoints import failpoint
 from atlas_dist.store.objects import ObjectInfo, ObjectStore
 from atlas_dist.store.safetensors_check import check_safetensors
-from atlas_dist.store.settle import DEFAULT_PATIENCE, Patience, create_settled, patiently
+from atlas_dist.store.settle import DEFAULT_PATIENCE, Patience, create_settled, retry_unavailable
 
 RESULT = "RESULT"
 DONE = "DONE"
@@ -38,15 +38,15 @@ _TRIES = 3
 _T = TypeVar("_T")
 
 Source = Path | bytes
-Pulse = Callable[[], None]
+KeepAlive = Callable[[], None]
 """Called between chunks of long reads, so that a coordinator that verifies much still shows that it is alive."""
 
 
-def _no_pulse() -> None:
+def _no_keep_alive() -> None:
     pass
 
 
-def insist(read: Callable[[], _T]) -> _T:
+def retry_damaged(read: Callable[[], _T]) -> _T:
     """Call `read` again when what it got was damaged: a bit that flipped on the way here is not a damaged file.
 
     Raises:
@@ -100,7 +100,7 @@ def read_json(store: ObjectStore, key: str, *, limit: int = JSON_LIMIT) -> Any:
     return _parse(store.get(key, limit=limit), key)
 
 
-def verify(store: ObjectStore, prefix: str, blobs: Iterable[Blob], *, pulse: Pulse = _no_pulse) -> None:
+def verify(store: ObjectStore, prefix: str, blobs: Iterable[Blob], *, keep_alive: KeepAlive = _no_keep_alive) -> None:
     """Re-read every file: its size, its sha256, and for safetensors its layout and that every value is finite.
 
     Raises:
@@ -108,8 +108,8 @@ def verify(store: ObjectStore, prefix: str, blobs: Iterable[Blob], *, pulse: Pul
         StoreError: the store is in trouble; nothing is known about the files.
     """
     for blob in blobs:
-        pulse()
-        data = insist(partial(_read_blob, store, prefix, blob, pulse))
+        keep_alive()
+        data = retry_damaged(partial(_read_blob, store, prefix, blob, keep_alive))
         if blob.name.endswith(".safetensors"):
             check_safetensors(data, blob.name)
         elif blob.name.endswith(".json"):
@@ -118,12 +118,12 @@ def verify(store: ObjectStore, prefix: str, blobs: Iterable[Blob], *, pulse: Pul
 
 def fetch(store: ObjectStore, ref: CommittedRef, name: str, folder: Path) -> Path:
     """Download one file of a committed result into `folder`, verified. Raises DataError, StoreError; KeyError: no such file."""
-    return insist(partial(_download, store, ref.prefix, ref.blob(name), folder))
+    return retry_damaged(partial(_download, store, ref.prefix, ref.blob(name), folder))
 
 
 def load(store: ObjectStore, ref: CommittedRef, name: str) -> bytes:
     """One file of a committed result in memory, verified. Raises DataError, StoreError; KeyError when there is no such file."""
-    return bytes(insist(partial(_read_blob, store, ref.prefix, ref.blob(name), _no_pulse)))
+    return bytes(retry_damaged(partial(_read_blob, store, ref.prefix, ref.blob(name), _no_keep_alive)))
 
 
 @dataclass(frozen=True)
@@ -176,7 +176,7 @@ def read_checkpoint(store: ObjectStore, prefix: str, digest: str = "") -> Checkp
 
 
 def newest_checkpoint(
-    store: ObjectStore, attempts: Iterable[str], *, before: int | None = None, pulse: Pulse = _no_pulse
+    store: ObjectStore, attempts: Iterable[str], *, before: int | None = None, keep_alive: KeepAlive = _no_keep_alive
 ) -> Checkpoint | None:
     """The furthest complete checkpoint of these attempt prefixes whose every file has its hash; torn ones are passed over.
 
@@ -192,8 +192,8 @@ def newest_checkpoint(
                 found.append((int(step), f"{folder}{step}"))
     for _, prefix in sorted(found, reverse=True):
         try:
-            checkpoint = insist(partial(read_checkpoint, store, prefix))
-            verify(store, prefix, checkpoint.blobs, pulse=pulse)
+            checkpoint = retry_damaged(partial(read_checkpoint, store, prefix))
+            verify(store, prefix, checkpoint.blobs, keep_alive=keep_alive)
         except (DataError, MissingObject):
             continue
         return checkpoint
@@ -202,9 +202,9 @@ def newest_checkpoint(
 
 def fetch_checkpoint(store: ObjectStore, prefix: str, digest: str, folder: Path) -> Checkpoint:
     """Download the checkpoint at `prefix`, verified against the DONE that the ledger knows. Raises DataError, StoreError."""
-    checkpoint = insist(partial(read_checkpoint, store, prefix, digest))
+    checkpoint = retry_damaged(partial(read_checkpoint, store, prefix, digest))
     for blob in checkpoint.blobs:
-        insist(partial(_download, store, prefix, blob, folder))
+        retry_damaged(partial(_download, store, prefix, blob, folder))
     return checkpoint
 
 
@@ -221,21 +221,21 @@ def _upload(store: ObjectStore, prefix: str, name: str, source: Source, clock: C
     key = f"{prefix}/{name}"
     if isinstance(source, bytes):
         blob = Blob(name, len(source), sha256_hex(source))
-        patiently(lambda: store.put(key, source), clock, patience)
+        retry_unavailable(lambda: store.put(key, source), clock, patience)
     else:
         blob = Blob(name, source.stat().st_size, sha256_file(source))
-        patiently(lambda: store.put_file(key, source), clock, patience)
+        retry_unavailable(lambda: store.put_file(key, source), clock, patience)
     failpoint("publish.after_blob")
     return blob
 
 
-def _read_blob(store: ObjectStore, prefix: str, blob: Blob, pulse: Pulse) -> bytearray:
+def _read_blob(store: ObjectStore, prefix: str, blob: Blob, keep_alive: KeepAlive) -> bytearray:
     """All bytes of a file, hashed and compared."""
     info = _find(store, prefix, blob)
     data = bytearray(info.size)
     view = memoryview(data)
     windows = (view[at : at + _CHUNK] for at in range(0, info.size, _CHUNK))
-    for _ in _verified(store, info, blob, windows, pulse):
+    for _ in _verified(store, info, blob, windows, keep_alive):
         pass
     return data
 
@@ -250,7 +250,7 @@ def _download(store: ObjectStore, prefix: str, blob: Blob, folder: Path) -> Path
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:
-            for window in _verified(store, info, blob, windows, _no_pulse):
+            for window in _verified(store, info, blob, windows, _no_keep_alive):
                 file.write(window)
         temporary.replace(target)
     except OSError as error:
@@ -273,7 +273,7 @@ def _find(store: ObjectStore, prefix: str, blob: Blob) -> ObjectInfo:
 
 
 def _verified(
-    store: ObjectStore, info: ObjectInfo, blob: Blob, windows: Iterable[memoryview], pulse: Pulse
+    store: ObjectStore, info: ObjectInfo, blob: Blob, windows: Iterable[memoryview], keep_alive: KeepAlive
 ) -> Iterator[memoryview]:
     """Fill the windows one after the other with the file's bytes, resuming cut bodies at the broken byte; raise behind the last
     one unless the sha256 is right."""
@@ -292,7 +292,7 @@ def _verified(
         digest.update(window)
         position += filled
         yield window
-        pulse()
+        keep_alive()
     if digest.hexdigest() != blob.sha256:
         raise DataError(f"{info.key} is damaged: its sha256 is {digest.hexdigest()}, expected {blob.sha256}.")
 

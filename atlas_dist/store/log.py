@@ -23,7 +23,7 @@ from atlas_dist.core.records import Record
 from atlas_dist.errors import AlreadyExists, DataError, FencedError, MissingObject, StoreError
 from atlas_dist.failpoints import failpoint
 from atlas_dist.store.objects import ObjectStore
-from atlas_dist.store.settle import DEFAULT_PATIENCE, Patience, create_settled, patiently
+from atlas_dist.store.settle import DEFAULT_PATIENCE, Patience, create_settled, retry_unavailable
 
 PACK = 500
 """Entries in a pack."""
@@ -89,7 +89,7 @@ class RecordLog:
             StoreError: a gap, a broken chain, or the store is in trouble.
             DataError: an entry can't be read by this version.
         """
-        places = patiently(self._places, self._clock, self._patience)
+        places = retry_unavailable(self._places, self._clock, self._patience)
         self._broken = ""
         if not places:
             return []
@@ -160,7 +160,7 @@ class RecordLog:
 
     def _read(self, key: str) -> bytes:
         try:
-            return patiently(lambda: self._store.get(key, limit=ENTRY_LIMIT), self._clock, self._patience)
+            return retry_unavailable(lambda: self._store.get(key, limit=ENTRY_LIMIT), self._clock, self._patience)
         except MissingObject as error:
             raise StoreError(
                 f"{key} was listed but can't be read.", fix="Is this store strongly consistent? Ask `doctor`."

@@ -30,7 +30,7 @@ class Patience:
 DEFAULT_PATIENCE = Patience()
 
 
-def patiently(what: Callable[[], _T], clock: Clock, patience: Patience = DEFAULT_PATIENCE) -> _T:
+def retry_unavailable(what: Callable[[], _T], clock: Clock, patience: Patience = DEFAULT_PATIENCE) -> _T:
     """Call `what`, which must be safe to repeat, until the store answers.
 
     Clear answers (MissingObject, AlreadyExists, PreconditionFailed) and errors that waiting can't mend are raised at once.
@@ -92,7 +92,7 @@ def _read_back(store: ObjectStore, key: str, size: int, clock: Clock, patience: 
         except MissingObject:
             return None
 
-    return patiently(read, clock, patience)
+    return retry_unavailable(read, clock, patience)
 
 
 class _Waits:

@@ -10,18 +10,17 @@ from contextlib import ExitStack
 import torch
 from torch import Tensor
 
-from atlas_dist.core.types import Budget, CommittedRef, Guest, Role, StageJob
+from atlas_dist.core.types import AuxiliaryTask, Budget, CommittedRef, Role, StageJob
 from atlas_dist.data.stream import Stream
-from atlas_dist.model.atlas import AtlasModel
+from atlas_dist.model.atlas import AdaptedModel
 from atlas_dist.model.heads import Head, HeadSpec
 from atlas_dist.model.layers import LayerRuns
 from atlas_dist.model.mixing import Weighting
 from atlas_dist.model.tensors import load as load_tensors
 from atlas_dist.train.context import RankContext, seed_of
-from atlas_dist.train.engine import GuestTask
 from atlas_dist.train.inputs import (
     ADAPTER_FILE,
-    TRUNK_FILE,
+    BACKBONE_FILE,
     fusion_of,
     head_of,
     queries_of,
@@ -30,17 +29,18 @@ from atlas_dist.train.inputs import (
     read_task,
 )
 from atlas_dist.train.mixture import OWN, Mixture, Source
+from atlas_dist.train.module import AuxiliaryHead
 
 Inputs = Mapping[str, CommittedRef]
 
 
-def build_model(context: RankContext, job: StageJob, inputs: Inputs) -> AtlasModel:
+def build_model(context: RankContext, job: StageJob, inputs: Inputs) -> AdaptedModel:
     """The model of a training job with everything it starts from. Raises DataError for inputs that do not fit."""
     method = context.method_of(job)
     assert job.stage is not None, "a training job has a stage"
-    trunk = read_if_there(context.store, inputs.get(job.trunk_from), TRUNK_FILE)
-    model = AtlasModel(
-        context.own_trunk(trunk) if trunk or Role.BACKBONE in job.stage.trains else context.trunk().model,
+    backbone = read_if_there(context.store, inputs.get(job.backbone_from), BACKBONE_FILE)
+    model = AdaptedModel(
+        context.own_backbone(backbone) if backbone or Role.BACKBONE in job.stage.trains else context.backbone().model,
         HeadSpec(job.task.kind, job.task.classes),
         method.mixing,
         visible=len(job.bank),
@@ -72,12 +72,12 @@ def build_model(context: RankContext, job: StageJob, inputs: Inputs) -> AtlasMod
     return model
 
 
-def build_teacher(context: RankContext, job: StageJob, inputs: Inputs) -> AtlasModel:
-    """The model as the task before left it, frozen, with a trunk of its own; only its features are asked for."""
+def build_teacher(context: RankContext, job: StageJob, inputs: Inputs) -> AdaptedModel:
+    """The model as the task before left it, frozen, with a backbone of its own; only its features are asked for."""
     method = context.method_of(job)
-    weights = read_if_there(context.store, inputs.get(job.trunk_from), TRUNK_FILE)
-    model = AtlasModel(
-        context.own_trunk(weights),
+    weights = read_if_there(context.store, inputs.get(job.backbone_from), BACKBONE_FILE)
+    model = AdaptedModel(
+        context.own_backbone(weights),
         HeadSpec(job.task.kind, job.task.classes),
         method.mixing,
         visible=0,
@@ -88,43 +88,43 @@ def build_teacher(context: RankContext, job: StageJob, inputs: Inputs) -> AtlasM
     return model.requires_grad_(False).eval()
 
 
-def build_guests(context: RankContext, job: StageJob, inputs: Inputs) -> list[tuple[GuestTask, Head]]:
+def build_auxiliary_heads(context: RankContext, job: StageJob, inputs: Inputs) -> list[tuple[AuxiliaryHead, Head]]:
     """The heads of other tasks that train along: as the task before left them, or fresh where all tasks begin together."""
-    if not context.method_of(job).trains_guests:
+    if not context.method_of(job).trains_auxiliary:
         return []
-    before = read_task(context.store, inputs[job.trunk_from]) if job.trunk_from else {}
-    width = context.trunk().width
-    guests = []
-    for guest in job.guests:
-        spec = HeadSpec(guest.task.kind, guest.task.classes)
-        seed = seed_of(job, f"head of {guest.task.name}")
+    before = read_task(context.store, inputs[job.backbone_from]) if job.backbone_from else {}
+    width = context.backbone().width
+    auxiliary_tasks = []
+    for auxiliary in job.auxiliary_tasks:
+        spec = HeadSpec(auxiliary.task.kind, auxiliary.task.classes)
+        seed = seed_of(job, f"head of {auxiliary.task.name}")
         head = Head(spec.images * width, spec.outputs, torch.Generator().manual_seed(seed))
         if before:
             slots = {f"head/{name}": [parameter.data] for name, parameter in head.named_parameters()}
-            load_tensors(slots, head_of(before, guest.task.name), f"the head of {guest.task.name}")
-        guests.append((GuestTask(guest.task.name, spec), head))
-    return guests
+            load_tensors(slots, head_of(before, auxiliary.task.name), f"the head of {auxiliary.task.name}")
+        auxiliary_tasks.append((AuxiliaryHead(auxiliary.task.name, spec), head))
+    return auxiliary_tasks
 
 
 def build_mixture(context: RankContext, job: StageJob, own: Stream, memory: Mapping[str, Tensor], opened: ExitStack) -> Mixture:
     """Whose samples the stage's steps take. Streams of other tasks are opened into `opened`."""
-    mixes = context.method_of(job).mixes
+    replay = context.method_of(job).replay
     length = steps_of(job.budget, own)
     sources = [Source(OWN, own, length)]
-    if mixes is None or not job.guests:
+    if replay is None or not job.auxiliary_tasks:
         return Mixture(sources)
     streams: dict[str, Stream] = {}
-    lengths: dict[str, tuple[Guest, int]] = {}
-    for guest in job.guests:
-        chosen = mixes.samples(guest.task.name, memory)
+    lengths: dict[str, tuple[AuxiliaryTask, int]] = {}
+    for auxiliary in job.auxiliary_tasks:
+        chosen = replay.samples(auxiliary.task.name, memory)
         if chosen != ():
-            stream = opened.enter_context(context.guest_stream(job, guest.task, chosen))
-            streams[guest.task.name] = stream
-            lengths[guest.task.name] = (guest, steps_of(guest.budget, stream))
-    steps = mixes.steps(length, lengths, memory)
-    for number, guest in enumerate(job.guests):
-        if steps.get(guest.task.name):
-            sources.append(Source(number, streams[guest.task.name], steps[guest.task.name]))
+            stream = opened.enter_context(context.auxiliary_stream(job, auxiliary.task, chosen))
+            streams[auxiliary.task.name] = stream
+            lengths[auxiliary.task.name] = (auxiliary, steps_of(auxiliary.budget, stream))
+    steps = replay.steps(length, lengths, memory)
+    for number, auxiliary in enumerate(job.auxiliary_tasks):
+        if steps.get(auxiliary.task.name):
+            sources.append(Source(number, streams[auxiliary.task.name], steps[auxiliary.task.name]))
     return Mixture(sources)
 
 

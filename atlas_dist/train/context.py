@@ -1,6 +1,6 @@
-"""What a rank keeps between jobs: its place in the group, its stores, the frozen trunk and the manifests it has read.
+"""What a rank keeps between jobs: its place in the group, its stores, the frozen backbone and the manifests it has read.
 
-A pool lives for a whole run. What is expensive to make (importing torch and transformers, loading the trunk) is made once a
+A pool lives for a whole run. What is expensive to make (importing torch and transformers, loading the backbone) is made once a
 process, so that the next job's set-up costs a tenth of a second.
 """
 
@@ -29,7 +29,8 @@ from atlas_dist.errors import DataError
 from atlas_dist.methods import Method, make_method
 from atlas_dist.model.backbone import Backbone, backbone_ref, load_backbone, store_products_in_bf16
 from atlas_dist.model.tensors import load as load_tensors
-from atlas_dist.store import ObjectStore, StoreOptions, open_store
+from atlas_dist.runs.stores import open_run_store, open_shards
+from atlas_dist.store import ObjectStore
 from atlas_dist.train.engine import device
 from atlas_dist.train.feed import Feeder
 
@@ -47,7 +48,7 @@ class RankContext:
     shards: ObjectStore = field(init=False)
     method: Method = field(init=False)
     """The run's main method; a job's own is `method_of(job)`."""
-    _trunk: Backbone | None = field(default=None, init=False)
+    _backbone: Backbone | None = field(default=None, init=False)
     _pretrained: nn.Module | None = field(default=None, init=False)
     _methods: dict[str, Method] = field(default_factory=dict, init=False)
     _manifests: dict[tuple[str, str], ShardManifest] = field(default_factory=dict, init=False)
@@ -66,40 +67,40 @@ class RankContext:
         return self._methods[name]
 
     @property
-    def leader(self) -> bool:
+    def is_rank_zero(self) -> bool:
         """Rank 0 talks to the store and to the coordinator."""
         return self.rank == 0
 
-    def trunk(self) -> Backbone:
-        """The frozen trunk on this rank's device.
+    def backbone(self) -> Backbone:
+        """The frozen backbone on this rank's device.
 
-        ZeRO-3 takes a trunk's parameters apart for good, so there every job gets a fresh one.
+        ZeRO-3 takes a backbone's parameters apart for good, so there every job gets a fresh one.
         """
-        if self._trunk is None or self.config.train.zero_stage == 3:
-            trunk = configured_backbone(self.config)
-            trunk.model.to(device())
+        if self._backbone is None or self.config.train.zero_stage == 3:
+            backbone = configured_backbone(self.config)
+            backbone.model.to(device())
             if self.config.train.precision is Precision.BF16:
-                store_products_in_bf16(trunk.model)
-            self._trunk = trunk
-        return self._trunk
+                store_products_in_bf16(backbone.model)
+            self._backbone = backbone
+        return self._backbone
 
-    def own_trunk(self, weights: Mapping[str, Tensor]) -> nn.Module:
-        """A copy of the pretrained trunk for one job to change, in float32, with `weights` (by parameter name) put into it.
+    def own_backbone(self, weights: Mapping[str, Tensor]) -> nn.Module:
+        """A copy of the pretrained backbone for one job to change, in float32, with `weights` (by parameter name) put into it.
 
         Raises:
             DataError: weights that do not fit.
         """
         if self._pretrained is None:
             self._pretrained = configured_backbone(self.config).model.to(device())
-        trunk = copy.deepcopy(self._pretrained)
-        parameters = dict(trunk.named_parameters())
-        load_tensors({n: [parameters[n].data] for n in weights if n in parameters}, weights, "the trunk")
-        return trunk
+        backbone = copy.deepcopy(self._pretrained)
+        parameters = dict(backbone.named_parameters())
+        load_tensors({n: [parameters[n].data] for n in weights if n in parameters}, weights, "the backbone")
+        return backbone
 
     def feeder(self) -> Feeder:
-        """Pixels normalised as the trunk was pretrained."""
-        trunk = self.trunk()
-        return Feeder(trunk.pixel_mean, trunk.pixel_std, device())
+        """Pixels normalised as the backbone was pretrained."""
+        backbone = self.backbone()
+        return Feeder(backbone.pixel_mean, backbone.pixel_std, device())
 
     def training_stream(self, job: StageJob, start_step: int) -> Stream:
         """This rank's share of the training split, at `start_step`."""
@@ -117,7 +118,7 @@ class RankContext:
         chosen = select_shots(manifest.samples, labels, task.shots, seed_from(job.seed, task.name, "shots"))
         return None if chosen is None else [int(ordinal) for ordinal in chosen]
 
-    def guest_stream(self, job: StageJob, task: TaskSpec, only: Sequence[int] | None) -> Stream:
+    def auxiliary_stream(self, job: StageJob, task: TaskSpec, only: Sequence[int] | None) -> Stream:
         """This rank's share of another task's training split, in this job's batches: all that the task would learn from, or
         `only` some."""
         only = self.low_shot(job, task) if only is None else only
@@ -131,13 +132,13 @@ class RankContext:
     def _open(
         self, task: TaskSpec, split: str, digest: str, job: StageJob, global_batch: int, start_step: int, **options: Any
     ) -> Stream:
-        trunk = self.trunk()
+        backbone = self.backbone()
         return open_stream(
             self.shards,
             self._manifest(task.dataset, split, digest),
             task,
-            trunk.tokenizer,
-            trunk.image_size,
+            backbone.tokenizer,
+            backbone.image_size,
             seed=seed_of(job, "data"),
             rank=self.rank,
             world=self.world,
@@ -170,8 +171,8 @@ class RankContext:
 
     def gather(self, value: Any) -> list[Any]:
         """Every rank's value, in rank order, on rank 0; [] elsewhere."""
-        out: list[Any] = [None] * self.world if self.leader else []
-        dist.gather_object(value, out if self.leader else None, dst=0, group=self.control)
+        out: list[Any] = [None] * self.world if self.is_rank_zero else []
+        dist.gather_object(value, out if self.is_rank_zero else None, dst=0, group=self.control)
         return out
 
 
@@ -216,16 +217,6 @@ def stream_limits(config: RunConfig) -> StreamLimits:
 
 
 def configured_backbone(config: RunConfig) -> Backbone:
-    """The trunk that `backbone.*` names. Raises ConfigError or DataError."""
+    """The backbone that `backbone.*` names. Raises ConfigError or DataError."""
     named = config.backbone
     return load_backbone(backbone_ref(named.name, named.source, named.revision, named.architecture))
-
-
-def open_run_store(config: RunConfig) -> ObjectStore:
-    """The store of durable state."""
-    return open_store(config.store.url, options=StoreOptions(config.store.endpoint_url, config.store.region))
-
-
-def open_shards(config: RunConfig) -> ObjectStore:
-    """The store of packed data."""
-    return open_store(config.shards.url, options=StoreOptions(config.shards.endpoint_url, config.shards.region))

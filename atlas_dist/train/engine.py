@@ -8,21 +8,17 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from atlas_dist.core.types import Budget
 from atlas_dist.errors import ConfigError
-from atlas_dist.model.atlas import AtlasModel
-from atlas_dist.model.heads import OBJECTIVES, Head, HeadSpec
-
-if TYPE_CHECKING:
-    from atlas_dist.methods.base import Term
+from atlas_dist.train.module import StageModule
 
 
 @dataclass(frozen=True)
@@ -38,65 +34,6 @@ class EngineSettings:
     total_steps: int
 
 
-@dataclass(frozen=True)
-class GuestTask:
-    """Another task whose head the module holds."""
-
-    name: str
-    spec: HeadSpec
-
-
-class StageModule(nn.Module):
-    """What the engine wraps: the model together with its per-sample loss and score; the heads of other tasks where a method
-    trains them along; what the method adds to the loss (`term`, set before the first step).
-
-    Matrix products run in bfloat16 when asked to, here inside the module so that DeepSpeed keeps its hands off the dtypes;
-    parameters, optimizer state and the statistics of the mixing sites stay float32.
-    """
-
-    def __init__(self, model: AtlasModel, head: HeadSpec, *, bf16: bool, guests: Sequence[tuple[GuestTask, Head]] = ()) -> None:
-        super().__init__()
-        self.model = model
-        self.objective = OBJECTIVES[head.kind]
-        self.bf16 = bf16
-        self.guest_tasks = tuple(task for task, _ in guests)
-        self.guests = nn.ModuleList(head for _, head in guests)
-        self.term: Term | None = None
-
-    def guests_with_heads(self) -> Iterator[tuple[GuestTask, Head]]:
-        """The other tasks and their heads."""
-        for task, head in zip(self.guest_tasks, self.guests, strict=True):
-            assert isinstance(head, Head)
-            yield task, head
-
-    def forward(self, batch: Mapping[str, Tensor], target: Tensor, guest: int | None = None) -> tuple[Tensor, ...]:
-        """Per-sample loss [b], per-sample score [b], logits [b, C] (all float32 at least) and the penalty, a scalar; then, while
-        training with a term, what the term gives.
-
-        `guest`: whose samples these are; None = the job's own task.
-        """
-        objective = self.objective
-        added: tuple[Tensor, ...] = ()
-        with self._precision(target.device.type):
-            if guest is not None:
-                task, head = self.guest_tasks[guest], self.guests[guest]
-                objective = OBJECTIVES[task.spec.kind]
-                logits = head(self.model.features(batch, task.spec)).view(len(target), -1)
-                penalty = self.model.penalty(like=logits)
-            elif self.term is not None and self.training:
-                features = self.model.features(batch, self.model.head_spec)
-                logits = self.model.head(features).view(len(target), -1)
-                penalty = self.model.penalty(like=logits)
-                added = (self.term(batch, features),)
-            else:
-                logits, penalty = self.model(batch)
-        logits = logits if logits.dtype is torch.float64 else logits.float()
-        return objective.loss(logits, target), objective.score(logits, target), logits, penalty, *added
-
-    def _precision(self, device: str) -> AbstractContextManager[Any]:
-        return torch.autocast(device, dtype=torch.bfloat16) if self.bf16 else nullcontext()
-
-
 def learning_rate_factor(step: int, total: int, warmup: float) -> float:
     """Share of the peak learning rate at `step` (0-based): linear up over `warmup` of the steps, then linear to 0.
 
@@ -110,7 +47,7 @@ def learning_rate_factor(step: int, total: int, warmup: float) -> float:
 
 
 def build_optimizer(groups: list[dict[str, Any]], budget: Budget) -> torch.optim.AdamW:
-    """AdamW over parameter groups (`AtlasModel.optimizer_groups`).
+    """AdamW over parameter groups (`AdaptedModel.optimizer_groups`).
 
     On a GPU all tensors of a group are updated together: one at a time, hundreds of small ones would be thousands of launches a
     step. On a CPU that gains nothing.
@@ -123,7 +60,7 @@ def build_engine(module: StageModule, groups: list[dict[str, Any]], settings: En
     """Wrap `module` in a DeepSpeed engine over the process group that already exists.
 
     Args:
-        groups: AdamW parameter groups with `params`, `lr`, `weight_decay` (`AtlasModel.optimizer_groups`).
+        groups: AdamW parameter groups with `params`, `lr`, `weight_decay` (`AdaptedModel.optimizer_groups`).
 
     Raises:
         ConfigError: DeepSpeed refuses the combination.

@@ -31,7 +31,7 @@ class Feeder:
     batch is not begun before the last one's copies are done; by then they are, and nothing waits.
 
     Args:
-        mean, std: of the trunk's pixels, per channel, for values in [0, 1].
+        mean, std: of the backbone's pixels, per channel, for values in [0, 1].
     """
 
     def __init__(self, mean: Sequence[float], std: Sequence[float], device: torch.device) -> None:

@@ -4,7 +4,7 @@
 `task.safetensors`     what only the task itself needs: `queries/<site>`, `fusion/<site>/…`, `head/…`; and the heads of other
 tasks
                        as they are now, where those train along: `guest/<task>/head/…`
-`trunk.safetensors`    all weights of the trunk that the method trains, by their names in the trunk
+`trunk.safetensors`    all weights of the backbone that the method trains, by their names in the backbone
 `memory.safetensors`   what the method leaves to later tasks
 `samples.safetensors`  of a task that learnt from few samples: which, as ordinals in the manifest, `train` int64
 `details.json`         for people and reports: learning curves, statistics of α; the ledger keeps the short metrics only
@@ -23,7 +23,7 @@ from atlas_dist.store import artifacts
 from atlas_dist.store.objects import ObjectStore
 
 ADAPTER_FILE, TASK_FILE, DETAILS_FILE = "adapter.safetensors", "task.safetensors", "details.json"
-TRUNK_FILE, MEMORY_FILE, SAMPLES_FILE = "trunk.safetensors", "memory.safetensors", "samples.safetensors"
+BACKBONE_FILE, MEMORY_FILE, SAMPLES_FILE = "trunk.safetensors", "memory.safetensors", "samples.safetensors"
 
 
 def pack_tensors(tensors: Mapping[str, Tensor]) -> bytes:
@@ -61,19 +61,19 @@ def fusion_of(task: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return _part(task, "fusion/")
 
 
-def head_of(task: Mapping[str, Tensor], guest: str = "") -> dict[str, Tensor]:
-    """The `head/…` part of a task file, or that of the task called `guest` where the file has one."""
-    prefix = f"guest/{guest}/"
+def head_of(task: Mapping[str, Tensor], auxiliary: str = "") -> dict[str, Tensor]:
+    """The `head/…` part of a task file, or that of the task called `auxiliary` where the file has one."""
+    prefix = f"guest/{auxiliary}/"
     found = {name.removeprefix(prefix): value for name, value in task.items() if name.startswith(prefix)}
     return _part(found or task, "head/")
 
 
-def has_guest(task: Mapping[str, Tensor], guest: str) -> bool:
-    """Whether the file holds the head of the task called `guest`."""
-    return any(name.startswith(f"guest/{guest}/") for name in task)
+def has_auxiliary_head(task: Mapping[str, Tensor], auxiliary: str) -> bool:
+    """Whether the file holds the head of the task called `auxiliary`."""
+    return any(name.startswith(f"guest/{auxiliary}/") for name in task)
 
 
-def as_guest(task: str, head: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def as_auxiliary_head(task: str, head: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Another task's head (`head/…`) under the names that `head_of` finds."""
     return {f"guest/{task}/{name}": value for name, value in head.items()}
 

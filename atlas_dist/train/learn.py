@@ -22,32 +22,33 @@ from atlas_dist.model.heads import HeadSpec
 from atlas_dist.model.mixing import Weighting
 from atlas_dist.packages import environment
 from atlas_dist.train import checkpoint
-from atlas_dist.train.build import build_guests, build_mixture, build_model, build_teacher
+from atlas_dist.train.build import build_auxiliary_heads, build_mixture, build_model, build_teacher
 from atlas_dist.train.context import RankContext, Stopwatch
-from atlas_dist.train.engine import EngineSettings, StageModule, build_engine, device, device_name, gathered
+from atlas_dist.train.engine import EngineSettings, build_engine, device, device_name, gathered
 from atlas_dist.train.feed import micro_batch_for
 from atlas_dist.train.inputs import (
     ADAPTER_FILE,
+    BACKBONE_FILE,
     DETAILS_FILE,
     MEMORY_FILE,
     SAMPLES_FILE,
     TASK_FILE,
-    TRUNK_FILE,
-    as_guest,
+    as_auxiliary_head,
     pack_tensors,
     read_if_there,
 )
-from atlas_dist.train.lesson import StageLesson
-from atlas_dist.train.loop import Callbacks, LoopSettings, LoopState, Progress, Scores, Timing, evaluate, train
+from atlas_dist.train.loop import Callbacks, LoopSettings, LoopState, Scores, StepProgress, Timing, evaluate, train
 from atlas_dist.train.mixture import OWN, Mixture
+from atlas_dist.train.module import StageModule
 from atlas_dist.train.reuse import ReuseMeter
+from atlas_dist.train.stage_context import TrainingStageContext
 
-Report = Callable[[Progress], bool]
+Report = Callable[[StepProgress], bool]
 Validated = Callable[[int, Scores], None]
 Save = Callable[[int, Mapping[str, bytes]], None]
 
 
-class Learner:
+class StageTrainer:
     """One training job on one rank. `run()` returns the files of the result (rank 0; {} elsewhere) and its metrics.
 
     Args:
@@ -74,35 +75,40 @@ class Learner:
 
     def run(self) -> tuple[dict[str, bytes], dict[str, Any]]:
         """Train the stage. Raises what `loop.train` raises, and DataError for inputs that do not fit."""
-        watch = Stopwatch()
+        stopwatch = Stopwatch()
         context, job, method = self.context, self.job, self.method
-        memory = read_if_there(context.store, self.inputs.get(job.trunk_from), MEMORY_FILE)
+        memory = read_if_there(context.store, self.inputs.get(job.backbone_from), MEMORY_FILE)
         with ExitStack() as opened:
             model = opened.enter_context(build_model(context, job, self.inputs))
             own = opened.enter_context(context.training_stream(job, 0))
             mixture = build_mixture(context, job, own, memory, opened)
             # A job that learns several tasks at once is judged by all of them.
             judged = [(OWN, job.task)]
-            judged += [(number, guest.task) for number, guest in enumerate(job.guests)] if method.spec.joint else []
-            validations = [(guest, opened.enter_context(context.validation_stream(job, task))) for guest, task in judged]
+            judged += (
+                [(number, auxiliary.task) for number, auxiliary in enumerate(job.auxiliary_tasks)] if method.spec.joint else []
+            )
+            validations = [(auxiliary, opened.enter_context(context.validation_stream(job, task))) for auxiliary, task in judged]
             names = model.trainable_names(self.stage.trains, frozen_layers=method.frozen_layers)
             model.freeze_to(names)
             module = StageModule(
                 model,
                 HeadSpec(job.task.kind, job.task.classes),
                 bf16=context.config.train.precision is Precision.BF16,
-                guests=build_guests(context, job, self.inputs),
+                auxiliary_heads=build_auxiliary_heads(context, job, self.inputs),
             )
             module.to(device())
-            remembers = method.term is not None and bool(job.guests)
+            remembers = method.regularizer is not None and bool(job.auxiliary_tasks)
             earlier = opened.enter_context(build_teacher(context, job, self.inputs)) if remembers else None
-            lesson = StageLesson(job, module, own, context.feeder(), memory, earlier)
-            module.term = method.term(lesson) if method.term is not None and remembers else None
+            stage_context = TrainingStageContext(job, module, own, context.feeder(), memory, earlier)
+            module.regularizer = method.regularizer(stage_context) if method.regularizer is not None and remembers else None
             settings = self._loop_settings(mixture, sample_flops(model, job.task.max_text))
             engine = build_engine(module, self._groups(module), self._engine_settings(settings))
-            inside = (*(f"model.{name}" for name in names), *(f"guests.{n}" for n, _ in module.guests.named_parameters()))
+            inside = (
+                *(f"model.{name}" for name in names),
+                *(f"auxiliary_heads.{n}" for n, _ in module.auxiliary_heads.named_parameters()),
+            )
             try:
-                return self._train(engine, module, inside, lesson, mixture, validations, settings, watch)
+                return self._train(engine, module, inside, stage_context, mixture, validations, settings, stopwatch)
             finally:
                 engine.destroy()
 
@@ -111,11 +117,11 @@ class Learner:
         engine: Any,
         module: StageModule,
         inside: tuple[str, ...],
-        lesson: StageLesson,
+        stage_context: TrainingStageContext,
         mixture: Mixture,
         validations: list[tuple[int, Stream]],
         settings: LoopSettings,
-        watch: Stopwatch,
+        stopwatch: Stopwatch,
     ) -> tuple[dict[str, bytes], dict[str, Any]]:
         context = self.context
         state = checkpoint.restore(self.resume, engine, module, inside, settings.accumulation) if self.resume else LoopState()
@@ -129,34 +135,36 @@ class Learner:
 
         def keep(at: LoopState) -> None:
             if context.config.train.zero_stage == 0:
-                files = checkpoint.capture(engine, module, inside, at) if context.leader else {}
-                if context.leader:
+                files = checkpoint.capture(engine, module, inside, at) if context.is_rank_zero else {}
+                if context.is_rank_zero:
                     self.save(at.step, files)
                 context.barrier()
 
         def validate() -> Scores:
-            scores = mean_scores([evaluate(module, split.validation(), feed, guest=guest) for guest, split in validations])
+            scores = mean_scores(
+                [evaluate(module, split.validation(), feed, auxiliary=auxiliary) for auxiliary, split in validations]
+            )
             self.validated(state.step, scores)
             return scores
 
         callbacks = Callbacks(
-            report=lambda progress: self.report(progress) if context.leader else False,
+            report=lambda progress: self.report(progress) if context.is_rank_zero else False,
             validate=validate,
             snapshot=snapshot,
             checkpoint=keep,
         )
-        setup = watch.lap()
+        setup = stopwatch.lap()
         timing = train(engine, module, mixture, feed, settings, state, callbacks)
         _put_back(engine, module, state.best_tensors)
         final, alpha = self._measure(module, validations)
-        left = self.method.keeps(lesson) if self.method.keeps is not None and self.job.leaves else {}
+        left = self.method.build_memory(stage_context) if self.method.build_memory is not None and self.job.leaves else {}
         with gathered(engine, list(module.parameters())):
-            files = self._files(module, left, lesson) if context.leader else {}
-        if context.leader:
+            files = self._files(module, left, stage_context) if context.is_rank_zero else {}
+        if context.is_rank_zero:
             files[DETAILS_FILE] = canonical_json({"curve": state.curve, "validation": state.validation, "alpha": alpha})
         metrics = self._metrics(module, inside, state, settings, timing, mixture, final, resumed_at)
         metrics["bad_samples"] = context.masked(*(s.stream for s in mixture.sources), *(split for _, split in validations))
-        metrics["seconds"] |= {"setup": round(setup, 3), "training": round(watch.lap(), 3)}
+        metrics["seconds"] |= {"setup": round(setup, 3), "training": round(stopwatch.lap(), 3)}
         return files, metrics | {"resumed_at": resumed_at}
 
     def _measure(self, module: StageModule, validations: list[tuple[int, Stream]]) -> tuple[Scores, dict[str, Any]]:
@@ -164,29 +172,35 @@ class Learner:
         feed = self.context.feeder()
         weighs = self.method.mixing.weighting is not Weighting.PLAIN or self.method.fuses
         meter = ReuseMeter(module.model, feed.device) if self.job.bank and weighs else None
-        look = meter.look if meter is not None else None
-        scores = mean_scores([evaluate(module, split.validation(), feed, look, guest=guest) for guest, split in validations])
+        observe = meter.observe if meter is not None else None
+        scores = mean_scores(
+            [evaluate(module, split.validation(), feed, observe, auxiliary=auxiliary) for auxiliary, split in validations]
+        )
         return scores, meter.summary() if meter is not None else {}
 
-    def _files(self, module: StageModule, left: Mapping[str, Tensor], lesson: StageLesson) -> dict[str, bytes]:
+    def _files(self, module: StageModule, left: Mapping[str, Tensor], stage_context: TrainingStageContext) -> dict[str, bytes]:
         """What later tasks see, what only this task needs, and what the method hands on, each in a file of its own."""
         model = module.model
-        guests = {
+        auxiliary_tasks = {
             name: value
-            for task, head in module.guests_with_heads()
-            for name, value in as_guest(task.name, {f"head/{n}": p.detach().cpu() for n, p in head.named_parameters()}).items()
+            for task, head in module.named_auxiliary_heads()
+            for name, value in as_auxiliary_head(
+                task.name, {f"head/{n}": p.detach().cpu() for n, p in head.named_parameters()}
+            ).items()
         }
-        files = {TASK_FILE: pack_tensors({**model.export_queries(), **model.export_fusion(), **model.export_head(), **guests})}
+        files = {
+            TASK_FILE: pack_tensors({**model.export_queries(), **model.export_fusion(), **model.export_head(), **auxiliary_tasks})
+        }
         if self.job.task.shots:
-            files[SAMPLES_FILE] = pack_tensors({"train": torch.from_numpy(lesson.samples)})
+            files[SAMPLES_FILE] = pack_tensors({"train": torch.from_numpy(stage_context.samples)})
         if self.stage.grows:
-            trunk = self.context.trunk()
+            backbone = self.context.backbone()
             files[ADAPTER_FILE] = pack_tensors(model.export_adapter())
             files["adapter_config.json"] = canonical_json(
                 {
                     "format": "atlas-dist adapter 1",
-                    "base_model": self.context.config.backbone.model_dump() | {"architecture": trunk.architecture.name},
-                    "base_model_digest": trunk.digest,
+                    "base_model": self.context.config.backbone.model_dump() | {"architecture": backbone.architecture.name},
+                    "base_model_digest": backbone.digest,
                     "task": self.job.task,
                     "method": self.job.method,
                     "settings": self.method.spec.settings,
@@ -194,7 +208,7 @@ class Learner:
                 }
             )
         if Role.BACKBONE in self.stage.trains:
-            files[TRUNK_FILE] = pack_tensors(model.export_trunk())
+            files[BACKBONE_FILE] = pack_tensors(model.export_backbone())
         if left:
             files[MEMORY_FILE] = pack_tensors(left)
         return files
@@ -263,12 +277,14 @@ class Learner:
             lr=budget.lr,
             query_lr_scale=budget.query_lr_scale,
             weight_decay=budget.weight_decay,
-            trunk_lr_scale=self.method.trunk_lr_scale,
+            backbone_lr_scale=self.method.backbone_lr_scale,
         )
-        heads = list(module.guests.named_parameters())
+        heads = list(module.auxiliary_heads.named_parameters())
         for name, decay in (("biases", 0.0), ("weights", budget.weight_decay)):
             params = [p for n, p in heads if n.endswith("bias") == (name == "biases")]
-            groups += [{"name": f"guest {name}", "params": params, "lr": budget.lr, "weight_decay": decay}] if params else []
+            groups += (
+                [{"name": f"auxiliary task {name}", "params": params, "lr": budget.lr, "weight_decay": decay}] if params else []
+            )
         return groups
 
 

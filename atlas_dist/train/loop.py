@@ -18,9 +18,9 @@ from torch import Tensor
 
 from atlas_dist.data.batch import RankBatch
 from atlas_dist.errors import AtlasError, Paused
-from atlas_dist.train.engine import StageModule
 from atlas_dist.train.feed import Feeder
 from atlas_dist.train.mixture import OWN, Mixture
+from atlas_dist.train.module import StageModule
 
 
 class NonFiniteLoss(AtlasError):
@@ -37,7 +37,7 @@ class NonFiniteLoss(AtlasError):
 
 
 @dataclass(frozen=True)
-class Progress:
+class StepProgress:
     """What a stage tells while it runs; averages are over the steps since the last report."""
 
     step: int
@@ -124,7 +124,7 @@ class Callbacks:
     checkpoint: saves everything so that the stage can go on from here.
     """
 
-    report: Callable[[Progress], bool]
+    report: Callable[[StepProgress], bool]
     validate: Callable[[], Scores]
     snapshot: Callable[[], dict[str, Tensor]]
     checkpoint: Callable[[LoopState], None]
@@ -151,9 +151,9 @@ def train(
     batches = mixture.steps(state.step)
     while state.step < settings.total_steps:
         began = time.perf_counter()
-        guest, batch = next(batches)
+        auxiliary, batch = next(batches)
         arrived = time.perf_counter()
-        loss, score = train_step(engine, guest, batch, feed, settings)
+        loss, score = train_step(engine, auxiliary, batch, feed, settings)
         window.add(loss, score, batch, arrived - began)
         state.step += 1
         timing.waiting += arrived - began
@@ -173,19 +173,23 @@ def train(
     return timing
 
 
-def train_step(engine: Any, guest: int, batch: RankBatch, feed: Feeder, settings: LoopSettings) -> tuple[Tensor, Tensor]:
+def train_step(engine: Any, auxiliary: int, batch: RankBatch, feed: Feeder, settings: LoopSettings) -> tuple[Tensor, Tensor]:
     """One optimizer step on this rank's slice of a batch of one task; its share of the step's loss and score, on the device."""
     # DeepSpeed averages over ranks and over accumulated passes; undo both, so that what remains is a sum over valid slots.
     scale = dist.get_world_size() * settings.accumulation / max(1, batch.valid)
     total_loss = torch.zeros((), device=feed.device)
     total_score = torch.zeros((), device=feed.device)
-    whose = () if guest == OWN else (guest,)
+    head = () if auxiliary == OWN else (auxiliary,)
     for part in feed(batch, settings.micro_batch):
-        losses, scores, _, penalty, *added = engine(part.inputs, part.target, *whose)
+        losses, scores, _, penalty, *added = engine(part.inputs, part.target, *head)
         kept = torch.where(part.mask, losses, torch.zeros_like(losses)).sum()
         loss = kept * scale + settings.penalty_weight * penalty
-        for term in added:
-            loss = loss + (torch.where(part.mask, term, torch.zeros_like(term)).sum() * scale if term.dim() else term)
+        for regularizer in added:
+            loss = loss + (
+                torch.where(part.mask, regularizer, torch.zeros_like(regularizer)).sum() * scale
+                if regularizer.dim()
+                else regularizer
+            )
         engine.backward(loss)
         engine.step()
         total_loss += kept.detach()
@@ -210,7 +214,7 @@ class _Window:
         self.valid.append(batch.valid)
         self.waited += waited
 
-    def close(self, step: int, total: int, lr: float) -> Progress:
+    def close(self, step: int, total: int, lr: float) -> StepProgress:
         """Average over all ranks; raise when any step was not finite; begin anew."""
         sums = torch.stack(self.sums)
         dist.all_reduce(sums)
@@ -222,7 +226,7 @@ class _Window:
         seconds = time.perf_counter() - self.began
         loss, score = (sums.sum(0) / max(1, samples)).tolist()
         pace = samples / seconds
-        progress = Progress(step, total, loss, 100 * score, pace, self.waited / seconds, lr, self.settings.mfu(pace))
+        progress = StepProgress(step, total, loss, 100 * score, pace, self.waited / seconds, lr, self.settings.mfu(pace))
         self.first, self.sums, self.valid, self.waited = step, [], [], 0.0
         self.began = time.perf_counter()
         return progress
@@ -242,26 +246,26 @@ def evaluate(
     module: StageModule,
     batches: Iterable[RankBatch],
     feed: Feeder,
-    look: Callable[[Tensor, Tensor], None] | None = None,
+    observe: Callable[[Tensor, Tensor], None] | None = None,
     *,
-    guest: int = OWN,
+    auxiliary: int = OWN,
 ) -> Scores:
     """Score a split; every rank calls it, every rank gets the whole.
 
-    `guest`: whose split it is. `look(index, logits)` sees each batch of this rank: ordinals [b] (-1 where masked) and logits
-    [b, C], on the CPU.
+    `auxiliary`: whose split it is. `observe(index, logits)` sees each batch of this rank: ordinals [b] (-1 where masked) and
+    logits [b, C], on the CPU.
     """
     module.eval()
     sums = torch.zeros(3, dtype=torch.float64, device=feed.device)
-    whose = () if guest == OWN else (guest,)
+    head = () if auxiliary == OWN else (auxiliary,)
     with torch.no_grad():
         for batch in batches:
             for part in feed(batch):
-                losses, scores, logits, _ = module(part.inputs, part.target, *whose)
+                losses, scores, logits, _ = module(part.inputs, part.target, *head)
                 kept = torch.stack((losses.double(), scores.double(), torch.ones_like(losses, dtype=torch.float64)))
                 sums += torch.where(part.mask, kept, torch.zeros_like(kept)).sum(dim=1)
-                if look is not None:
-                    look(part.index, logits.cpu())
+                if observe is not None:
+                    observe(part.index, logits.cpu())
     dist.all_reduce(sums)
     loss, score, count = sums.tolist()
     return Scores(score=100 * score / max(1, count), loss=loss / max(1, count), samples=int(count))

@@ -18,14 +18,14 @@ if TYPE_CHECKING:  # a step can be measured where no stream can be read
     from atlas_dist.data.stream import Stream
 
 OWN = -1
-"""The task that the job belongs to; guests are counted from 0."""
+"""The task that the job belongs to; auxiliary tasks are counted from 0."""
 
 
 @dataclass(frozen=True)
 class Source:
     """One task's training samples and how many steps take them."""
 
-    guest: int
+    auxiliary: int
     stream: Stream
     steps: int
 
@@ -41,11 +41,11 @@ class Mixture:
         return len(self._turns)
 
     def steps(self, start: int) -> Iterator[tuple[int, RankBatch]]:
-        """(guest, batch) of every step from `start` to the end."""
+        """(auxiliary task, batch) of every step from `start` to the end."""
         done = [self._turns[:start].count(number) for number in range(len(self.sources))]
         batches = [iter(source.stream.epochs_from(first, source.steps)) for source, first in zip(self.sources, done, strict=True)]
         for number in islice(self._turns, start, None):
-            yield self.sources[number].guest, next(batches[number])
+            yield self.sources[number].auxiliary, next(batches[number])
 
 
 def interleaved(counts: Sequence[int]) -> list[int]:

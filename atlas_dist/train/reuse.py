@@ -8,22 +8,22 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from atlas_dist.model.atlas import AtlasModel
+from atlas_dist.model.atlas import AdaptedModel
 
 BINS = 20
 """Bins of [0, 1] that the entropy of α is taken over."""
 
 
 class ReuseMeter:
-    """Collects α batch by batch: `look` sees each batch of a pass over the split, `summary()` after it on every rank."""
+    """Collects α batch by batch: `observe` sees each batch of a pass over the split, `summary()` after it on every rank."""
 
-    def __init__(self, model: AtlasModel, device: torch.device) -> None:
+    def __init__(self, model: AdaptedModel, device: torch.device) -> None:
         self.model = model
         self.device = device
         self.sums: dict[str, Tensor] = {}
         self.count = torch.zeros((), dtype=torch.float64)
 
-    def look(self, index: Tensor, _logits: Tensor) -> None:
+    def observe(self, index: Tensor, _logits: Tensor) -> None:
         """See the batch that was just computed; masked slots (index -1) do not count."""
         kept = index >= 0
         self.count += kept.sum()

@@ -12,16 +12,16 @@ from torch import Tensor
 from atlas_dist.config import Precision
 from atlas_dist.core.types import Assignment, CommittedRef, StageJob, View
 from atlas_dist.data.stream import Stream
-from atlas_dist.model.atlas import AtlasModel
+from atlas_dist.model.atlas import AdaptedModel
 from atlas_dist.model.heads import HeadSpec
 from atlas_dist.model.mixing import Weighting
-from atlas_dist.train.breadth import BreadthMeter
 from atlas_dist.train.context import RankContext, Stopwatch
-from atlas_dist.train.engine import StageModule, device
+from atlas_dist.train.effective_rank import EffectiveRankMeter
+from atlas_dist.train.engine import device
 from atlas_dist.train.inputs import (
-    TRUNK_FILE,
+    BACKBONE_FILE,
     fusion_of,
-    has_guest,
+    has_auxiliary_head,
     head_of,
     pack_tensors,
     queries_of,
@@ -29,7 +29,8 @@ from atlas_dist.train.inputs import (
     read_if_there,
     read_task,
 )
-from atlas_dist.train.loop import Progress, Scores, evaluate
+from atlas_dist.train.loop import Scores, StepProgress, evaluate
+from atlas_dist.train.module import StageModule
 
 
 class Predictions:
@@ -42,7 +43,7 @@ class Predictions:
     def __init__(self) -> None:
         self.rows: dict[int, tuple[int, bytes]] = {}
 
-    def look(self, index: Tensor, logits: Tensor) -> None:
+    def observe(self, index: Tensor, logits: Tensor) -> None:
         """See one batch: ordinals [b] (-1 where masked) and logits [b, C]."""
         classes = logits.argmax(dim=1).tolist()
         raw = logits.contiguous().float().numpy()
@@ -63,25 +64,27 @@ class Predictions:
 
 
 def score(
-    context: RankContext, assignment: Assignment, report: Callable[[Progress], bool]
+    context: RankContext, assignment: Assignment, report: Callable[[StepProgress], bool]
 ) -> tuple[dict[str, bytes], dict[str, Any]]:
     """Score the job's task in each of its views; files on rank 0, metrics on every rank."""
-    job, watch = assignment.job, Stopwatch()
+    job, stopwatch = assignment.job, Stopwatch()
     views: dict[str, Any] = {}
     files: dict[str, bytes] = {}
     with context.validation_stream(job) as stream:
         for done, view in enumerate(job.views):
-            predictions, breadth = Predictions(), BreadthMeter()
+            predictions, effective_rank = Predictions(), EffectiveRankMeter()
 
-            def look(index: Tensor, logits: Tensor, meters: tuple[Predictions, BreadthMeter] = (predictions, breadth)) -> None:
+            def observe(
+                index: Tensor, logits: Tensor, meters: tuple[Predictions, EffectiveRankMeter] = (predictions, effective_rank)
+            ) -> None:
                 for meter in meters:
-                    meter.look(index, logits)
+                    meter.observe(index, logits)
 
-            with _model_in_view(context, job, assignment.inputs, view) as model, breadth.attached(model):
-                scores = score_model(context, job, model, stream, look)
+            with _model_in_view(context, job, assignment.inputs, view) as model, effective_rank.attached(model):
+                scores = score_model(context, job, model, stream, observe)
             parts = context.gather(predictions.rows)
-            rank = breadth.effective_rank()
-            if context.leader:
+            rank = effective_rank.effective_rank()
+            if context.is_rank_zero:
                 tensors, digest = predictions.merged(parts)
                 files[f"predictions-{view.value}.safetensors"] = pack_tensors(tensors)
                 views[view.value] = {
@@ -91,11 +94,11 @@ def score(
                     "predictions_sha256": digest,
                     "effective_rank": round(rank, 6),
                 }
-            if context.leader:
-                report(Progress(done + 1, len(job.views), scores.loss, scores.score, 0.0, 0.0, 0.0))
+            if context.is_rank_zero:
+                report(StepProgress(done + 1, len(job.views), scores.loss, scores.score, 0.0, 0.0, 0.0))
         without = _without_each(context, assignment, stream)
         bad = context.masked(stream)
-    found: dict[str, Any] = {"views": views, "seconds": {"scoring": round(watch.lap(), 3)}, "world": context.world}
+    found: dict[str, Any] = {"views": views, "seconds": {"scoring": round(stopwatch.lap(), 3)}, "world": context.world}
     # Which learnt task this is about, so that a bank can be checked from its store alone, without the plan.
     found["model_from"] = job.model_from
     found |= {"bad_samples": bad} if bad else {}
@@ -118,22 +121,22 @@ def _without_each(context: RankContext, assignment: Assignment, stream: Stream) 
 def score_model(
     context: RankContext,
     job: StageJob,
-    model: AtlasModel,
+    model: AdaptedModel,
     stream: Stream,
-    look: Callable[[Tensor, Tensor], None] | None = None,
+    observe: Callable[[Tensor, Tensor], None] | None = None,
 ) -> Scores:
-    """One pass of `model` over the job's validation split; `look` as in `evaluate`."""
-    return evaluate(_module(context, job, model), stream.validation(), context.feeder(), look)
+    """One pass of `model` over the job's validation split; `observe` as in `evaluate`."""
+    return evaluate(_module(context, job, model), stream.validation(), context.feeder(), observe)
 
 
-def _module(context: RankContext, job: StageJob, model: AtlasModel) -> StageModule:
+def _module(context: RankContext, job: StageJob, model: AdaptedModel) -> StageModule:
     return StageModule(model, _head(job), bf16=context.config.train.precision is Precision.BF16).to(device())
 
 
 def _model_in_view(
     context: RankContext, job: StageJob, inputs: Mapping[str, CommittedRef], view: View, left_out: int | None = None
-) -> AtlasModel:
-    """The task as `view` reads it: the adapters, queries and trunk it had, or the newest of each; always its own head, in the
+) -> AdaptedModel:
+    """The task as `view` reads it: the adapters, queries and backbone it had, or the newest of each; always its own head, in the
     state that goes with them. `left_out`: without one of the adapters and its query."""
     latest = view is View.LATEST
     every = job.bank if latest else job.bank[: job.own_bank]
@@ -141,15 +144,15 @@ def _model_in_view(
     bank = [every[number] for number in kept]
     source = inputs[job.latest_from if latest else job.model_from]
     parts, own = read_task(context.store, source), read_task(context.store, inputs[job.model_from])
-    trunk, fusion = read_if_there(context.store, source, TRUNK_FILE), fusion_of(parts)
+    backbone, fusion = read_if_there(context.store, source, BACKBONE_FILE), fusion_of(parts)
     queries = {name: rows[kept] for name, rows in queries_of(parts).items()}
     return reading_model(
         context,
         job,
         read_adapters(context.store, inputs, bank),
         queries,
-        head_of(parts if has_guest(parts, job.task.name) else own, job.task.name),
-        trunk=trunk,
+        head_of(parts if has_auxiliary_head(parts, job.task.name) else own, job.task.name),
+        backbone=backbone,
         fusion=fusion,
     )
 
@@ -161,21 +164,21 @@ def reading_model(
     queries: Mapping[str, Tensor],
     head: Mapping[str, Tensor],
     *,
-    trunk: Mapping[str, Tensor] | None = None,
+    backbone: Mapping[str, Tensor] | None = None,
     fusion: Mapping[str, Tensor] | None = None,
-) -> AtlasModel:
+) -> AdaptedModel:
     """A model of the job's task that reads `adapters` and learns nothing; close it after use.
 
     Args:
         queries: `queries/<site>` [T, …], a row for each of the T adapters; not looked at where there is nothing to weigh.
-        trunk: weights of a trunk that the method trained; None or {} = the frozen one.
+        backbone: weights of a backbone that the method trained; None or {} = the frozen one.
 
     Raises:
         DataError: a tensor is not what such a model takes.
     """
     method = context.method_of(job)
-    model = AtlasModel(
-        context.own_trunk(trunk) if trunk else context.trunk().model,
+    model = AdaptedModel(
+        context.own_backbone(backbone) if backbone else context.backbone().model,
         _head(job),
         method.mixing,
         visible=len(adapters),

@@ -20,12 +20,12 @@ import torch.distributed as dist
 from atlas_dist.core.pace import likeness
 from atlas_dist.core.types import Assignment, Failure, FailureKind, JobKind, StageJob
 from atlas_dist.errors import AuthError, ConfigError, DataError, Paused, StoreError
-from atlas_dist.logs import about, of
+from atlas_dist.logs import log_context, log_fields
 from atlas_dist.store import artifacts
 from atlas_dist.store.curves import TRAIN, VALIDATION, CurveWriter, history
 from atlas_dist.train.context import RankContext
-from atlas_dist.train.learn import Learner
-from atlas_dist.train.loop import NonFiniteLoss, Progress, Scores
+from atlas_dist.train.learn import StageTrainer
+from atlas_dist.train.loop import NonFiniteLoss, Scores, StepProgress
 from atlas_dist.train.score import score
 
 log = logging.getLogger(__name__)
@@ -55,27 +55,27 @@ class StageWorker:
     def __init__(self, context: RankContext) -> None:
         self.context = context
 
-    def run(self, assignment: Assignment, report: Callable[[Progress], bool]) -> Outcome:
+    def run(self, assignment: Assignment, report: Callable[[StepProgress], bool]) -> Outcome:
         """Do the job; the same kind of outcome on every rank. What is logged meanwhile says whose it is.
 
         Raises:
             GroupBroken: the ranks fell out of step.
         """
-        with about(job=assignment.job.key, label=assignment.job.label, attempt=assignment.attempt):
+        with log_context(job=assignment.job.key, label=assignment.job.label, attempt=assignment.attempt):
             return self._run(assignment, report)
 
-    def _run(self, assignment: Assignment, report: Callable[[Progress], bool]) -> Outcome:
+    def _run(self, assignment: Assignment, report: Callable[[StepProgress], bool]) -> Outcome:
         log.info("begins%s", " at a checkpoint of an earlier attempt" if assignment.resume_from else "")
         at = _Position()
 
-        def noted(progress: Progress) -> bool:
+        def noted(progress: StepProgress) -> bool:
             at.step = progress.step
             return report(progress)
 
         try:
             files, metrics = self._do(assignment, noted)
             nodes = self.context.gather(socket.gethostname())
-            if self.context.leader:
+            if self.context.is_rank_zero:
                 metrics = metrics | {"nodes": sorted(set(nodes)), "like": self._likeness(assignment.job)}
                 store, job = self.context.store, assignment.job.key
                 artifacts.publish(store, assignment.prefix, job=job, attempt=assignment.attempt, files=files, metrics=metrics)
@@ -90,7 +90,7 @@ class StageWorker:
                 "ends without a result: %s",
                 failure.reason,
                 exc_info=unforeseen,
-                extra=of(failure=failure.kind.value, step=failure.step),
+                extra=log_fields(failure=failure.kind.value, step=failure.step),
             )
             self._meet_again(failure)
             return Outcome(failure)
@@ -99,31 +99,31 @@ class StageWorker:
         config = self.context.config
         return likeness(job, config.backbone.name, config.train.precision.value)
 
-    def _do(self, assignment: Assignment, report: Callable[[Progress], bool]) -> tuple[dict[str, bytes], dict[str, Any]]:
+    def _do(self, assignment: Assignment, report: Callable[[StepProgress], bool]) -> tuple[dict[str, bytes], dict[str, Any]]:
         if assignment.job.kind is JobKind.EVAL:
             return score(self.context, assignment, report)
 
         store, prefix = self.context.store, assignment.prefix
-        before = history(store, assignment.resume_from) if self.context.leader and assignment.resume_from else ()
+        before = history(store, assignment.resume_from) if self.context.is_rank_zero and assignment.resume_from else ()
         curve = CurveWriter(store, prefix, self.context.config.track.every_s, history=before)
 
-        def reported(progress: Progress) -> bool:
+        def reported(progress: StepProgress) -> bool:
             curve.add(TRAIN, progress.step, _measured(progress) | {"workers": float(self.context.world)})
             return report(progress)
 
         def validated(step: int, scores: Scores) -> None:
-            if self.context.leader:
+            if self.context.is_rank_zero:
                 curve.add(VALIDATION, step, {"loss": scores.loss, "score": scores.score})
-                fields = of(step=step, loss=scores.loss, score=scores.score)
+                fields = log_fields(step=step, loss=scores.loss, score=scores.score)
                 log.info("validated at step %d: %.1f %%", step, scores.score, extra=fields)
 
         def save(step: int, files: Mapping[str, bytes]) -> None:
             curve.flush()  # whoever goes on from this checkpoint finds the points up to it
             artifacts.save_checkpoint(store, prefix, step, files)
-            log.info("checkpoint at step %d", step, extra=of(step=step))
+            log.info("checkpoint at step %d", step, extra=log_fields(step=step))
 
         try:
-            return Learner(self.context, assignment, reported, validated, save, self._resume_files(assignment)).run()
+            return StageTrainer(self.context, assignment, reported, validated, save, self._resume_files(assignment)).run()
         finally:
             curve.flush()
 
@@ -148,7 +148,7 @@ class _Position:
     step: int = 0
 
 
-def _measured(progress: Progress) -> dict[str, float]:
+def _measured(progress: StepProgress) -> dict[str, float]:
     return {
         "loss": progress.loss,
         "score": progress.score,

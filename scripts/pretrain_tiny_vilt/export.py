@@ -10,7 +10,7 @@ import torch
 from transformers import ViltModel
 
 from atlas_dist.model.backbone import TINY_FOLDER, load_backbone
-from scripts.pretrain_tiny_vilt.trunk import tiny_config
+from scripts.pretrain_tiny_vilt.backbone import tiny_config
 
 MOST_BYTES = 8_000_000
 

@@ -1,4 +1,5 @@
-"""What the trunk is pretrained on: three streams of batches, and the heads (thrown away afterwards) that turn them into losses.
+"""What the backbone is pretrained on: three streams of batches, and the heads (thrown away afterwards) that turn them into
+losses.
 
 - *naming*: a photo or a character with the constant prompt; name its class from the pooled output.
 - *talking*: a picture with a sentence; is the sentence true (matching), what is the answer, what was the masked word.
@@ -22,8 +23,8 @@ from torch.nn import functional
 from transformers import PreTrainedTokenizerFast, ViltModel
 
 from scripts.pretrain_tiny_vilt import augment
+from scripts.pretrain_tiny_vilt.backbone import PAD, run_backbone
 from scripts.pretrain_tiny_vilt.sentences import ANSWERS
-from scripts.pretrain_tiny_vilt.trunk import PAD, run_trunk
 from scripts.pretrain_tiny_vilt.words import MAX_TEXT, PROMPT
 
 Losses = dict[str, Tensor]
@@ -106,7 +107,7 @@ def name_photos(model: ViltModel, heads: Heads, corpus: Corpus, *, count: int = 
     chosen = corpus.draw(len(corpus.photos), count)
     pixels = augment.photos(corpus.photos[chosen], corpus.generator)
     prompt = corpus.prompt.expand(count, -1)
-    hidden, pooled = run_trunk(model, prompt, pixels, keep=keep, generator=corpus.generator)
+    hidden, pooled = run_backbone(model, prompt, pixels, keep=keep, generator=corpus.generator)
     patches = hidden[:, prompt.shape[1] + 1 :].mean(dim=1)
     labels = corpus.photo_class[chosen]
     return {
@@ -120,7 +121,7 @@ def name_glyphs(model: ViltModel, heads: Heads, corpus: Corpus, *, count: int = 
     chosen = corpus.draw(len(corpus.glyphs), count)
     pixels = augment.pen_strokes(corpus.glyphs[chosen], corpus.generator)
     prompt = corpus.prompt.expand(count, -1)
-    hidden, pooled = run_trunk(model, prompt, pixels)
+    hidden, pooled = run_backbone(model, prompt, pixels)
     patches = hidden[:, prompt.shape[1] + 1 :].mean(dim=1)
     labels = corpus.glyph_class[chosen]
     return {
@@ -138,7 +139,7 @@ def talk(model: ViltModel, heads: Heads, corpus: Corpus, *, scenes: int = 36, ph
     hidden_words = (truth == 1) & corpus.coin(len(truth), 0.33)
     masked, targets = _mask_words(texts, hidden_words, 0.3, corpus)
     image_type = 2 if bool(corpus.coin(1, 0.1)) else 1
-    states, pooled = run_trunk(model, masked, pixels, image_type=image_type)
+    states, pooled = run_backbone(model, masked, pixels, image_type=image_type)
     truth = truth.masked_fill(hidden_words, -1)
     return {
         "match": functional.cross_entropy(heads.match(pooled), truth, ignore_index=-1),
@@ -164,7 +165,7 @@ def read(model: ViltModel, heads: Heads, corpus: Corpus, *, count: int = 160) ->
     # An empty picture says nothing: mostly a few of its patches are enough, now and then all, as tasks show them.
     keep = None if bool(corpus.coin(1, 0.1)) else 4
     pixels = corpus.empty_picture.expand(count, -1, -1, -1)
-    states, pooled = run_trunk(model, masked, pixels, token_types=types, keep=keep, generator=corpus.generator)
+    states, pooled = run_backbone(model, masked, pixels, token_types=types, keep=keep, generator=corpus.generator)
     return {
         "pair": functional.cross_entropy(heads.pair(pooled[~asks_quote]), together[~asks_quote].long()),
         "quote": functional.cross_entropy(heads.quote(pooled[asks_quote]), _contains(first, quotes)[asks_quote].long()),

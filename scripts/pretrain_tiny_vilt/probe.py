@@ -1,4 +1,4 @@
-"""What the frozen trunk is worth: ``python -m scripts.pretrain_tiny_vilt.probe --checkpoint /tmp/tiny_vilt/main.pt``.
+"""What the frozen backbone is worth: ``python -m scripts.pretrain_tiny_vilt.probe --checkpoint /tmp/tiny_vilt/main.pt``.
 
 Reads the *training* split of each task only and carves it into probe-train and probe-val; the tasks' own validation data stays
 unseen. Two probes a task: a linear readout of frozen features (pooled, and the mean over patches), and plain adapters (one
@@ -26,10 +26,10 @@ from torch.nn import functional
 from transformers import PreTrainedTokenizerFast, ViltModel
 
 from atlas_dist.model.backbone import load_backbone
-from atlas_dist.model.trunks.vilt import VILT
+from atlas_dist.model.backbones.vilt import VILT
 from atlas_dist.model.vilt import accelerate_vilt
 from scripts.pretrain_tiny_vilt.augment import normalise
-from scripts.pretrain_tiny_vilt.trunk import run_trunk, tiny_config
+from scripts.pretrain_tiny_vilt.backbone import run_backbone, tiny_config
 from scripts.pretrain_tiny_vilt.words import MAX_TEXT, PROMPT
 
 BATCH = 64
@@ -57,7 +57,7 @@ class Probe:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", type=Path, help="a checkpoint of train.py; without it the committed trunk")
+    parser.add_argument("--checkpoint", type=Path, help="a checkpoint of train.py; without it the committed backbone")
     parser.add_argument("--work", type=Path, default=Path("/tmp/tiny_vilt"))
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--tasks", nargs="+", default=list(TASKS), choices=list(TASKS))
@@ -107,7 +107,7 @@ def _features(model: ViltModel, task: Probe, rows: Tensor) -> dict[str, Tensor]:
     pooled, mean = [], []
     for part in rows.split(256):
         texts = task.texts[part, 0]
-        hidden, top = run_trunk(model, texts, normalise(task.pictures[task.picture_of[part]]))
+        hidden, top = run_backbone(model, texts, normalise(task.pictures[task.picture_of[part]]))
         pooled.append(top)
         mean.append(hidden[:, texts.shape[1] + 1 :].mean(dim=1))
     return {"pooled": torch.cat(pooled), "mean": torch.cat(mean)}
@@ -163,7 +163,7 @@ def _scores(model: ViltModel, head: nn.Module, task: Probe, rows: Tensor) -> Ten
     flat = texts.flatten(0, 1)
     flat = flat[:, : int((flat != 0).sum(dim=1).max())]
     with torch.autocast("cpu", torch.bfloat16):
-        _, pooled = run_trunk(model, flat, pixels.repeat_interleave(choices, dim=0))
+        _, pooled = run_backbone(model, flat, pixels.repeat_interleave(choices, dim=0))
         logits = head(pooled)
     return logits.float().view(len(rows), -1)
 

@@ -1,4 +1,4 @@
-"""Pretrain the tiny trunk: ``python -m scripts.pretrain_tiny_vilt.train --minutes 45``. The same command resumes.
+"""Pretrain the tiny backbone: ``python -m scripts.pretrain_tiny_vilt.train --minutes 45``. The same command resumes.
 
 The schedule runs on the clock, not on steps: the learning rate reaches zero when the minutes are spent, whatever the machine
 manages in them. The log says how many steps that was.
@@ -18,7 +18,7 @@ import torch
 from transformers import ViltModel
 
 from scripts.pretrain_tiny_vilt import objectives
-from scripts.pretrain_tiny_vilt.trunk import new_trunk
+from scripts.pretrain_tiny_vilt.backbone import new_backbone
 
 SEED = 7
 PEAK_RATE = 1.5e-3
@@ -53,7 +53,7 @@ def train(work: Path, run: str, minutes: float, after: str = "") -> None:
     """Run or resume to the end, leaving WORK/RUN.pt and the log WORK/RUN.jsonl."""
     checkpoint, log = work / f"{run}.pt", work / f"{run}.jsonl"
     corpus = objectives.Corpus(work, SEED)
-    model = new_trunk(SEED).train()
+    model = new_backbone(SEED).train()
     heads = objectives.Heads(corpus, model.config.hidden_size)
     optimizer = torch.optim.AdamW(_groups(model, heads), lr=PEAK_RATE, betas=(0.9, 0.98), eps=1e-8)
     progress = Progress()

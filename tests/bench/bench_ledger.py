@@ -27,7 +27,7 @@ from atlas_dist.store import open_store
 from atlas_dist.store.log import RecordLog, threaded
 from atlas_dist.store.objects import ObjectStore
 from tests.chaos.fakes import FakeClock, counted_ids
-from tests.faults.servers import seaweedfs
+from tests.kits.servers import seaweedfs
 
 CAPACITY = Capacity((Pool("main", 8, 8),))
 

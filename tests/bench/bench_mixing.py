@@ -1,6 +1,6 @@
 """What the exact cheap form saves against per-adapter loops (the oracle's, which run the released code's sequence of steps).
 
-    python tests/bench/bench_mixing.py [--device cpu|cuda] [--adapters 1 4 8 16 32] [--repeats 7] [--json FILE] …
+    python -m tests.bench.bench_mixing [--device cpu|cuda] [--adapters 1 4 8 16 32] [--repeats 7] [--json FILE] …
 
 Forward + backward at D=768, H=12, r=48, L=185, B=4, fp32 unless told otherwise; as in stage one, only the queries train.
 
@@ -19,7 +19,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -31,13 +30,9 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import ViltConfig
 from transformers.models.vilt.modeling_vilt import ViltLayer
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "oracle")]
-
-from naive_mixing import NaiveAdapter, naive_site  # noqa: E402
-
-from atlas_dist.model.mixing import AdapterGroup, MixingSite, MixingSpec, Weighting  # noqa: E402
-from atlas_dist.model.vilt import accelerate_vilt  # noqa: E402
+from atlas_dist.model.mixing import AdapterGroup, MixingSite, MixingSpec, Weighting
+from atlas_dist.model.vilt import accelerate_vilt
+from tests.oracle.naive_mixing import NaiveAdapter, naive_site
 
 METHOD_TIME = {1: 1.0, 4: 1.2, 8: 1.5, 16: 1.9, 32: 2.3}
 METHOD_MEMORY = {1: 1.05, 4: 2.0, 8: 3.1, 16: 4.5, 32: 6.0}

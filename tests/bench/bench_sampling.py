@@ -1,18 +1,14 @@
 """What planning costs: 1,000,000 samples in 10,000 shards, from a manifest in memory to the first step, and a step.
 
-python tests/bench/bench_sampling.py        asked: under 100 ms to start, microseconds a step
+python -m tests.bench.bench_sampling        asked: under 100 ms to start, microseconds a step
 """
 
 from __future__ import annotations
 
 import statistics
-import sys
 import time
-from pathlib import Path
 
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from atlas_dist.core.manifest import ShardInfo, ShardManifest
 from atlas_dist.core.sampling import sampler_for

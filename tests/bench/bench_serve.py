@@ -2,7 +2,7 @@
 
     python -m tests.bench.bench_serve [--backbone tiny] [--tasks 4] [--rows 1 4 16] [--device cpu] [--threads 1]
 
-Random adapters on a real trunk: speed does not depend on what was learnt. Before anything is timed, the answers are compared.
+Random adapters on a real backbone: speed does not depend on what was learnt. Before anything is timed, the answers are compared.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from statistics import median
 
 import torch
 
-from atlas_dist.bank.facts import Base, Learnt
+from atlas_dist.bank.contents import Base, Learnt
 from atlas_dist.bank.weights import BankWeights, LearntWeights
 from atlas_dist.core.types import CommittedRef, TaskKind, TaskSpec
 from atlas_dist.methods import make_method
-from atlas_dist.model.atlas import AtlasModel as StageModel
+from atlas_dist.model.atlas import AdaptedModel
 from atlas_dist.model.backbone import Backbone, load_backbone
 from atlas_dist.model.heads import HeadSpec
 from atlas_dist.serve.mixed import MixedModel, TaskBatch, TaskOutput
@@ -31,7 +31,7 @@ def random_bank(backbone: Backbone, tasks: int, rank: int) -> BankWeights:
     learnt: dict[str, LearntWeights] = {}
     for number in range(tasks):
         spec = HeadSpec(TaskKind.SINGLE, 10 + number)
-        with StageModel(backbone.model, spec, method.mixing, visible=number, grows=True, seed=number) as model:
+        with AdaptedModel(backbone.model, spec, method.mixing, visible=number, grows=True, seed=number) as model:
             if number:
                 model.load_adapters([task.adapter for task in learnt.values()])
             own = {**model.export_queries(), **model.export_head()}
@@ -52,10 +52,10 @@ def random_batch(backbone: Backbone, weights: BankWeights, key: str, rows: int, 
 
 
 def anew(backbone: Backbone, weights: BankWeights, batch: TaskBatch) -> torch.Tensor:
-    """What the trainer's model would do: hook one task's model into the trunk, one pass, unhook."""
+    """What the trainer's model would do: hook one task's model into the backbone, one pass, unhook."""
     task = weights.tasks[batch.key]
     spec = HeadSpec(task.learnt.task.kind, task.learnt.task.classes)
-    with StageModel(
+    with AdaptedModel(
         backbone.model, spec, weights.method().mixing, visible=len(task.learnt.view), grows=False, seed=0
     ) as model, torch.inference_mode():  # fmt: skip
         model.load_adapters([weights.tasks[key].adapter for key in task.learnt.view])

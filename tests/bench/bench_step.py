@@ -1,14 +1,14 @@
 """A whole training step of stage one and two: samples/s, MFU and peak memory, against per-adapter loops and the stock ViLT.
 
-    python tests/bench/bench_step.py                                   # on a GPU: ViLT-B/32, bf16, T = 1 4 8 16
-    python tests/bench/bench_step.py --device cpu --size tiny --batch 4 --repeats 2     # seconds; does it work at all?
+    python -m tests.bench.bench_step                                   # on a GPU: ViLT-B/32, bf16, T = 1 4 8 16
+    python -m tests.bench.bench_step --device cpu --size tiny --batch 4 --repeats 2     # seconds; does it work at all?
 
 Needs torch, transformers and this checkout; no Ray, DeepSpeed, shards or network (weights are random). A step is what training
 does: a pinned batch of bytes is copied and normalised, forward, loss, backward, AdamW.
 
 - `ours`: as this package runs it; `--compile` and `--recompute` as the settings of the same meaning.
 - `naive`: the same model and step, each site a loop over its adapters (tests/oracle: the released code's sequence of steps).
-- `stock`: the unmodified transformers ViLT, forward only, without adapters, in the same precision; `trunk`: as we run it.
+- `stock`: the unmodified transformers ViLT, forward only, without adapters, in the same precision; `backbone`: as we run it.
 
 Repeats of all peers take turns, the median counts, the device is waited for around each. MFU = FLOPs that the step needs (counted
 on paper, model/flops.py; nothing that is computed twice) / time / the device's peak; "unknown" where the peak is. Peak memory is
@@ -20,7 +20,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -33,25 +32,21 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 from transformers import ViltModel
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "oracle"), str(ROOT / "tests" / "bench")]
-
-from bench_mixing import peak_bytes  # noqa: E402
-from naive_mixing import NaiveAdapter, naive_site  # noqa: E402
-
-from atlas_dist.core.types import Budget  # noqa: E402
-from atlas_dist.model.atlas import AtlasModel  # noqa: E402
-from atlas_dist.model.flops import StepFlops, peak_flops, sample_flops  # noqa: E402
-from atlas_dist.model.layers import LayerRuns  # noqa: E402
-from atlas_dist.model.mixing import MixingSite, SiteOutput  # noqa: E402
-from atlas_dist.model.vilt import uniform_pixel_mask  # noqa: E402
-from atlas_dist.train.engine import StageModule  # noqa: E402
-from atlas_dist.train.loop import LoopSettings, train_step  # noqa: E402
-from atlas_dist.train.mixture import OWN  # noqa: E402
-from tests.stepkit import ONE, SIZES, TWO, PlainEngine, Size, new_feeder, open_model, random_batches, random_trunk  # noqa: E402
+from atlas_dist.core.types import Budget
+from atlas_dist.model.atlas import AdaptedModel
+from atlas_dist.model.flops import StepFlops, peak_flops, sample_flops
+from atlas_dist.model.layers import LayerRuns
+from atlas_dist.model.mixing import MixingSite, SiteOutput
+from atlas_dist.model.vilt import uniform_pixel_mask
+from atlas_dist.train.loop import LoopSettings, train_step
+from atlas_dist.train.mixture import OWN
+from atlas_dist.train.module import StageModule
+from tests.bench.bench_mixing import peak_bytes
+from tests.kits.step import ONE, SIZES, TWO, PlainEngine, Size, new_feeder, open_model, random_backbone, random_batches
+from tests.oracle.naive_mixing import NaiveAdapter, naive_site
 
 STAGES = {"one": ONE, "two": TWO}
-PEERS = ("ours", "naive", "stock", "trunk")
+PEERS = ("ours", "naive", "stock", "backbone")
 Step = Callable[[], Any]
 
 
@@ -84,7 +79,7 @@ class _Rows:
         self.query, self.key = query, key
 
 
-def loop_over_adapters(model: AtlasModel, heads: int) -> None:
+def loop_over_adapters(model: AdaptedModel, heads: int) -> None:
     """Make every site of the model naive; what trains stays what it is."""
     for hook in model._hooks.values():
         naive: Any = NaiveSite(hook.site, heads)  # type: ignore[arg-type]
@@ -105,10 +100,10 @@ class Bench:
         self.feed = new_feeder(self.device)
         self.settings = LoopSettings(10**6, 1, 10**6, 0, args.batch, 1, 0.1)
 
-    def training(self, trunk: ViltModel, stage: str, adapters: int, *, naive: bool) -> tuple[Step, AtlasModel]:
+    def training(self, backbone: ViltModel, stage: str, adapters: int, *, naive: bool) -> tuple[Step, AdaptedModel]:
         """A step of a stage on `adapters` visible adapters (stage two grows one more)."""
         runs = LayerRuns() if naive else LayerRuns(recompute=self.args.recompute, compiled=self.args.compile)
-        model = open_model(trunk, self.size, adapters, STAGES[stage], runs=runs)
+        model = open_model(backbone, self.size, adapters, STAGES[stage], runs=runs)
         module = StageModule(model, model.head_spec, bf16=self.bf16).to(self.device).train()
         if naive:
             loop_over_adapters(model, self.size.heads)
@@ -120,8 +115,8 @@ class Bench:
 
         return step, model
 
-    def forward(self, trunk: ViltModel) -> Step:
-        """A forward pass of a bare trunk, without gradient."""
+    def forward(self, backbone: ViltModel) -> Step:
+        """A forward pass of a bare backbone, without gradient."""
         turn = iter(range(10**9))
 
         def step() -> Any:
@@ -129,7 +124,7 @@ class Bench:
             pixels = fed.inputs["pixel_values"][:, 0]
             texts = {name: fed.inputs[name][:, 0] for name in ("input_ids", "attention_mask", "token_type_ids")}
             with torch.no_grad(), self._precision():
-                return trunk(**texts, pixel_values=pixels, pixel_mask=uniform_pixel_mask(pixels)).pooler_output
+                return backbone(**texts, pixel_values=pixels, pixel_mask=uniform_pixel_mask(pixels)).pooler_output
 
         return step
 
@@ -164,18 +159,18 @@ class Bench:
         return torch.cuda.max_memory_allocated() / 2**20
 
     def rows(self, stage: str, adapters: int) -> list[dict[str, Any]]:
-        """One row a peer. Every model has a trunk of its own, so memory is measured one at a time, then time in turns."""
+        """One row a peer. Every model has a backbone of its own, so memory is measured one at a time, then time in turns."""
         steps: dict[str, Step] = {}
         flops: dict[str, float] = {}
         peaks: dict[str, float] = {}
         for name in self.args.peers:
-            trunk = random_trunk(self.size, self.device, bf16=self.bf16, fast=name != "stock")
+            backbone = random_backbone(self.size, self.device, bf16=self.bf16, fast=name != "stock")
             if name in ("ours", "naive"):
-                steps[name], model = self.training(trunk, stage, adapters, naive=name == "naive")
+                steps[name], model = self.training(backbone, stage, adapters, naive=name == "naive")
                 flops[name] = needs(model, self.size).total
             else:
-                steps[name] = self.forward(trunk)
-                with open_model(trunk, self.size, 0, TWO) as bare:
+                steps[name] = self.forward(backbone)
+                with open_model(backbone, self.size, 0, TWO) as bare:
                     flops[name] = needs(bare, self.size).forward
             before = torch.cuda.memory_allocated() if self.device.type == "cuda" else 0
             steps[name]()
@@ -196,8 +191,8 @@ class Bench:
 
     def profiled(self, stage: str, adapters: int) -> dict[str, Any]:
         """The ops of one step of ours that take longest, and how often the host launches something or waits."""
-        trunk = random_trunk(self.size, self.device, bf16=self.bf16)
-        step, model = self.training(trunk, stage, adapters, naive=False)
+        backbone = random_backbone(self.size, self.device, bf16=self.bf16)
+        step, model = self.training(backbone, stage, adapters, naive=False)
         with model:
             for _ in range(self.args.warmup + 1):
                 step()
@@ -227,7 +222,7 @@ class Bench:
         return {"stage": stage, "T": adapters, **counted}
 
 
-def needs(model: AtlasModel, size: Size) -> StepFlops:
+def needs(model: AdaptedModel, size: Size) -> StepFlops:
     """Of one sample; ViLT says what it goes through."""
     found = sample_flops(model, size.text)
     assert found is not None

@@ -1,8 +1,8 @@
 """Streams against their peers: the same samples from the same loopback server, one process a reading, medians of interleaved
 runs.
 
-    python tests/bench/bench_stream.py                              what is installed here: ours, webdataset + boto3 and + curl
-    python tests/bench/bench_stream.py --python PEERS/bin/python    also the peers of requirements-peers.txt, installed in PEERS
+    python -m tests.bench.bench_stream                              what is installed here: ours, webdataset + boto3 and + curl
+    python -m tests.bench.bench_stream --python PEERS/bin/python    also the peers of requirements-peers.txt, installed in PEERS
 
 Three scenes: `parse` (loopback, to compressed samples), `distant` (30 ms to the first byte, 50 MiB/s a connection, to compressed
 samples) and `decode` (loopback, to uint8 batches with the same JPEG decoder and two decoding threads or workers). CPU is user +
@@ -30,17 +30,15 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE.parents[1]), str(HERE.parent)]
+from atlas_dist.core.manifest import PART_BYTES, ShardManifest
+from atlas_dist.core.types import TaskKind
+from atlas_dist.data.crc import crc32c
+from atlas_dist.data.manifest import write_manifest
+from atlas_dist.data.sample import RawSample, dump_json
+from atlas_dist.data.shardfile import PackedSample, write_shard
+from atlas_dist.store import open_store
 
-from atlas_dist.core.manifest import PART_BYTES, ShardManifest  # noqa: E402
-from atlas_dist.core.types import TaskKind  # noqa: E402
-from atlas_dist.data.crc import crc32c  # noqa: E402
-from atlas_dist.data.manifest import write_manifest  # noqa: E402
-from atlas_dist.data.sample import RawSample, dump_json  # noqa: E402
-from atlas_dist.data.shardfile import PackedSample, write_shard  # noqa: E402
-from atlas_dist.store import open_store  # noqa: E402
-
+ROOT = Path(__file__).parents[2]
 PEERS = ("webdataset_boto3", "webdataset_curl", "webdataset_awscli", "mosaicml", "litdata")
 SCENES = {
     "parse": ("parse", {}, ("atlas", *PEERS)),
@@ -93,8 +91,8 @@ def make_data(folder: Path, shards: int, shard_bytes: int) -> ShardManifest:
 @contextlib.contextmanager
 def served(folder: Path, options: dict[str, str]) -> Iterator[str]:
     """The endpoint of a server process for `folder`."""
-    command = [sys.executable, str(HERE / "file_server.py"), str(folder), *(part for pair in options.items() for part in pair)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    command = [sys.executable, "-m", "tests.bench.file_server", str(folder), *(part for pair in options.items() for part in pair)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
     try:
         assert process.stdout is not None
         yield f"http://127.0.0.1:{process.stdout.readline().strip()}"
@@ -105,8 +103,8 @@ def served(folder: Path, options: dict[str, str]) -> Iterator[str]:
 
 def reading(python: str, reader: str, mode: str, folder: Path, endpoint: str) -> dict[str, float]:
     """One run of a reader. Raises RuntimeError with its last line when it fails."""
-    command = [python, str(HERE / "stream_readers.py"), reader, mode, str(folder), endpoint]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    command = [python, "-m", "tests.bench.stream_readers", reader, mode, str(folder.resolve()), endpoint]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=ROOT)
     lines = done.stdout.strip().splitlines()
     if done.returncode or (mode != "write" and not lines):
         raise RuntimeError((done.stderr.strip().splitlines() or ["no output"])[-1][:160])

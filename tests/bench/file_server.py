@@ -3,7 +3,7 @@
 Only what readers ask for: GET with Range, HEAD, ListObjectsV2. It checks no signature. `--first-byte` seconds pass before every
 answer and `--rate` bounds the bytes a second of one connection, to stand for a distant bucket.
 
-    python tests/bench/file_server.py FOLDER [--first-byte 0.03] [--rate 52428800]      prints its port, then serves
+    python -m tests.bench.file_server FOLDER [--first-byte 0.03] [--rate 52428800]      prints its port, then serves
 """
 
 from __future__ import annotations

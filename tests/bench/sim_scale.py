@@ -2,8 +2,8 @@
 
 A discrete-event simulation of 8 to 1,024 nodes on 1,000-task sequences. The decisions, the ledger entries and the fold are the
 real ones (`core/schedule`, `core/ledger`), measured while they run; requests a job are counted from the real coordinator over a
-counting store; only training is pretended, with the costs below. Gangs of eight nodes take one sequence each; evaluations are
-backfill.
+counting store; only training is pretended, with the costs below. Worker groups of eight nodes take one sequence each; evaluations
+are backfill.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Costs:
 
     steps: int = 2000
     step_s: float = 0.25
-    """A guess for ViLT-B/32 at a global batch of 1,024 on a gang: no GPU was at hand. Stages of 500 s."""
+    """A guess for ViLT-B/32 at a global batch of 1,024 on a worker group: no GPU was at hand. Stages of 500 s."""
     checkpoint_every: int = 200
     checkpoint_s: float = 1.0
     """22 MB (1.8 M parameters with both moments), uploaded while the ranks wait; a guess for S3."""
@@ -143,7 +143,7 @@ def chains(sequences: int, tasks: int, evaluate_every: int) -> Plan:
 
 @dataclass
 class Pooled:
-    """A gang of nodes: what it runs, until when, and since when it is up."""
+    """A worker group of nodes: what it runs, until when, and since when it is up."""
 
     name: str
     up_at: float = 0.0
@@ -156,7 +156,7 @@ class Scale:
 
     plan: Plan
     pools: int
-    gang: int
+    group: int
     """Nodes of a pool."""
     node_mtbf_s: float
     costs: Costs
@@ -181,7 +181,7 @@ class Scale:
 
     def __post_init__(self) -> None:
         self.frontier = Frontier(self.plan)
-        self.gangs = {f"pool{i}": Pooled(f"pool{i}") for i in range(self.pools)}
+        self.groups = {f"pool{i}": Pooled(f"pool{i}") for i in range(self.pools)}
         self._record([Begin("scale", "s", "p"), Elect("the run begins")])
 
     def go(self, horizon: float) -> None:
@@ -221,7 +221,7 @@ class Scale:
         self.state = fold(self.state, entries)
 
     def _decide(self) -> None:
-        free = tuple(Pool(g.name, int(not g.attempt and g.up_at <= self.now), 1) for g in self.gangs.values())
+        free = tuple(Pool(g.name, int(not g.attempt and g.up_at <= self.now), 1) for g in self.groups.values())
         records: list[Record] = []
         for action in next_actions(self.plan, self.state, Capacity(free), 1.7e9 + self.now, frontier=self.frontier):
             match action:
@@ -238,7 +238,7 @@ class Scale:
 
     def _start(self, job: str, pool: str, reason: str) -> Dispatch:
         attempt = f"{job}-e1-{len(self.state.job(job).attempts) + 1}"
-        self.gangs[pool].attempt = attempt
+        self.groups[pool].attempt = attempt
         self._began[attempt] = self.now
         self._seat[attempt] = pool
         training = self.plan.jobs[job].kind is JobKind.TRAIN
@@ -246,7 +246,7 @@ class Scale:
         left = costs.steps - self._reached.get(job, 0) if training else 0
         saves = left // costs.checkpoint_every if training else 0
         takes = costs.setup_s + (left * costs.step_s + saves * costs.checkpoint_s if training else costs.evaluation_s)
-        breaks = self.rng.expovariate(self.gang / self.node_mtbf_s)
+        breaks = self.rng.expovariate(self.group / self.node_mtbf_s)
         if breaks < takes:
             share = max(0.0, breaks - costs.setup_s) / (takes - costs.setup_s)
             self._at(self.now + breaks, "fail", attempt, costs.steps - left + int(left * share) if training else 0)
@@ -260,11 +260,11 @@ class Scale:
     _seat: dict[str, str] = field(default_factory=dict)
 
     def _leave(self, attempt: str, down_s: float) -> None:
-        gang = self.gangs[self._seat[attempt]]
+        group = self.groups[self._seat[attempt]]
         self.busy_s += self.now - self._began[attempt] + down_s
-        gang.attempt, gang.up_at = "", self.now + down_s
+        group.attempt, group.up_at = "", self.now + down_s
         if down_s:
-            self._at(gang.up_at, "up")
+            self._at(group.up_at, "up")
 
     def _end(self, attempt: str, step: int) -> None:
         if attempt not in self.state.running:
@@ -280,7 +280,7 @@ class Scale:
             "loss": 1.0,
             "samples": 100_000,
             "steps": step,
-            "world": 8 * self.gang,
+            "world": 8 * self.group,
             "seconds": {"stepping": 500.0},
         }
         self._record([Commit(job, attempt, f"runs/scale/attempts/{attempt}", blobs, metrics)])
@@ -310,15 +310,15 @@ class Case:
     nodes: int
     days: float
     mtbf_days: float
-    gang: int = 8
+    group: int = 8
     tasks: int = 1000
 
 
 def simulate(case: Case, costs: Costs) -> Scale:
-    """Run one case: as many sequences as there are gangs."""
-    pools = max(1, case.nodes // case.gang)
+    """Run one case: as many sequences as there are worker groups."""
+    pools = max(1, case.nodes // case.group)
     plan = chains(pools, case.tasks, evaluate_every=100)
-    run = Scale(plan, pools, case.gang, case.mtbf_days * DAY, costs, random.Random(case.nodes))
+    run = Scale(plan, pools, case.group, case.mtbf_days * DAY, costs, random.Random(case.nodes))
     run.go(case.days * DAY)
     return run
 
@@ -335,7 +335,7 @@ def report(case: Case, run: Scale, a_job: dict[str, float], a_second: dict[str, 
     gets = rate * a_job["GET"] + a_second["GET"]
     cost = (puts * PUT_PRICE + gets * GET_PRICE) * DAY
     cells = [
-        f"{case.nodes} / {case.gang}",
+        f"{case.nodes} / {case.group}",
         f"{case.mtbf_days:g}",
         f"{days:.1f}",
         f"{run.state.committed:,} of {len(run.plan.jobs):,}",
@@ -393,8 +393,8 @@ def main() -> None:
         f"{a_second['PUT']:.2f} and {a_second['GET']:.2f}; checkpoints every {costs.checkpoint_every} of {costs.steps} steps\n"
     )
     print(
-        "| nodes / gang | node MTBF, days | simulated days | jobs committed | failures | effective training time | utilisation | "
-        "coordinator load | ms an entry, mean / slowest | ledger | S3 requests a second | $ a day |"
+        "| nodes / group | node MTBF, days | simulated days | jobs committed | failures | effective training time | "
+        "utilisation | coordinator load | ms an entry, mean / slowest | ledger | S3 requests a second | $ a day |"
     )
     print("|" + "---|" * 12)
     cases = (
@@ -409,8 +409,8 @@ def main() -> None:
             Case(1024, 1, 260),
             Case(1024, 1, 30),
             Case(1024, 0.5, 1),
-            Case(1024, 6, 260, gang=128),
-            Case(1024, 6, 30, gang=128),
+            Case(1024, 6, 260, group=128),
+            Case(1024, 6, 30, group=128),
         ]
     )
     for case in cases:

@@ -1,6 +1,6 @@
 """One reader of the stream benchmark, run as a process of its own, so that its time and CPU are its own.
 
-    python tests/bench/stream_readers.py READER MODE FOLDER ENDPOINT       prints {"seconds", "cpu", "bytes", "samples"}
+    python -m tests.bench.stream_readers READER MODE FOLDER ENDPOINT       prints {"seconds", "cpu", "bytes", "samples"}
 
 Every reader reads the same samples from the same server once. MODE `parse` ends at the compressed bytes of each sample, `decode`
 at batches of 64 uint8 images. Peers are used as their documentation shows, with the settings that suit them best here.
@@ -30,12 +30,11 @@ Result = tuple[int, int]
 
 def atlas(mode: str, folder: Path, endpoint: str, threads: int = 8) -> Result:
     """Ours: ranged reads, CRC32C of every part, shuffled order."""
-    from datakit import letter_tokenizer, task_of
-
     from atlas_dist.data.batch import StreamLimits
     from atlas_dist.data.manifest import read_manifest
     from atlas_dist.data.stream import open_stream
     from atlas_dist.store import StoreOptions, open_store
+    from tests.kits.data import letter_tokenizer, task_of
 
     store = open_store("s3://bucket", options=StoreOptions(endpoint_url=endpoint, region="us-east-1", check=False))
     manifest = read_manifest(store, "wds", "train")
@@ -241,7 +240,7 @@ def _without_torchvision() -> None:
             sys.modules[name] = module
 
 
-OURS = ("datakit", "atlas_dist.data.stream", "atlas_dist.store.s3", "boto3")
+OURS = ("tests.kits.data", "atlas_dist.data.stream", "atlas_dist.store.s3", "boto3")
 PRELOADED = {
     "atlas": OURS,
     "atlas16": OURS,
@@ -256,7 +255,6 @@ WRITERS = {"mosaicml": write_mosaicml, "litdata": write_litdata}
 
 
 def main() -> None:
-    sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1])]
     reader, mode, folder, endpoint = sys.argv[1:5]
     os.environ.update(AWS_ACCESS_KEY_ID="bench", AWS_SECRET_ACCESS_KEY="bench", AWS_DEFAULT_REGION="us-east-1")
     if mode == "write":

@@ -23,8 +23,8 @@ from atlas_dist.store.objects import ObjectStore
 from tests.chaos import node
 from tests.chaos.judge import judge
 from tests.chaos.plans import small_plan
-from tests.faults.proxy import Fault, FaultProxy, Kind
-from tests.faults.servers import Server, moto
+from tests.kits.proxy import Fault, FaultProxy, Kind
+from tests.kits.servers import Server, moto
 
 SPOILED = (
     (Kind.RESET_AFTER_APPLY, "PUT"),

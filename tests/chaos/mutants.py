@@ -7,12 +7,13 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 from unittest import mock
 
-from atlas_dist.coordinator import book, facts, leader
-from atlas_dist.coordinator.status import load_run
+from atlas_dist.coordinator import book, leader
 from atlas_dist.core.ledger import Attempt, Entry
 from atlas_dist.core.records import Begin, Elect, Record
 from atlas_dist.core.types import Blob, CommittedRef
 from atlas_dist.errors import FencedError, UnknownOutcome
+from atlas_dist.runs import results
+from atlas_dist.runs.status import load_run
 from atlas_dist.store import artifacts, log
 from tests.chaos import sim
 from tests.chaos.world import World
@@ -74,7 +75,7 @@ def append_at_a_relisted_tail() -> contextlib.AbstractContextManager[Prepare]:
 
 def no_blob_check() -> contextlib.AbstractContextManager[Prepare]:
     """RESULT is believed."""
-    return _patched(mock.patch.object(facts, "verify", lambda *_, **__: None))
+    return _patched(mock.patch.object(results, "verify", lambda *_, **__: None))
 
 
 def no_election() -> contextlib.AbstractContextManager[Prepare]:
@@ -108,12 +109,12 @@ def shared_hash_pool() -> contextlib.AbstractContextManager[Prepare]:
 
     below = leader.delete_below
 
-    def collect(store: Any, prefix: str, pulse: Any) -> None:
+    def collect(store: Any, prefix: str, keep_alive: Any) -> None:
         try:
             names = [b.name.partition(".")[0] for b in artifacts.read_result(store, prefix).blobs]
         except Exception:
             names = []
-        below(store, prefix, pulse)
+        below(store, prefix, keep_alive)
         for name in names:
             store.delete(f"runs/pool/attempts/{name}")
 
@@ -167,7 +168,7 @@ def commit_of_what_was_not_reread() -> contextlib.AbstractContextManager[Prepare
         for blob in blobs:
             artifacts._find(store, prefix, blob)
 
-    return _patched(mock.patch.object(facts, "verify", sizes_only))
+    return _patched(mock.patch.object(results, "verify", sizes_only))
 
 
 def pointer_before_commit() -> contextlib.AbstractContextManager[Prepare]:
@@ -209,7 +210,7 @@ def collector_that_does_not_lead() -> contextlib.AbstractContextManager[Prepare]
                 store.delete(info.key)
                 tell(info)
 
-    return _patched(mock.patch.object(sim, "collect", reckless), mock.patch("atlas_dist.coordinator.status.threaded", map))
+    return _patched(mock.patch.object(sim, "collect", reckless), mock.patch("atlas_dist.runs.stores.threaded", map))
 
 
 MUTANTS: tuple[Mutant, ...] = (

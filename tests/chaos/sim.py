@@ -19,14 +19,14 @@ from unittest import mock
 
 from atlas_dist.coordinator.collect import collect
 from atlas_dist.coordinator.coordinator import Coordinator, CoordinatorSettings
-from atlas_dist.coordinator.dispatch import Capacity, Event, Failed, Finished, Lost, Pool, Progress
-from atlas_dist.coordinator.inbox import RequestKind, ask
-from atlas_dist.coordinator.status import Phase
+from atlas_dist.coordinator.dispatch import AttemptProgress, Capacity, Event, Failed, Finished, Lost, Pool
 from atlas_dist.core.keys import sha256_hex
 from atlas_dist.core.plan import Plan
 from atlas_dist.core.schedule import RetryRules
 from atlas_dist.core.types import Assignment, Failure, FailureKind, JobKind
 from atlas_dist.errors import AtlasError, DataError, FencedError, StoreError
+from atlas_dist.runs.requests import RequestKind, ask
+from atlas_dist.runs.status import Phase
 from atlas_dist.store import log
 from atlas_dist.store.artifacts import load, publish, read_checkpoint, save_checkpoint
 from atlas_dist.store.settle import Patience
@@ -176,7 +176,7 @@ class Trainer:
         while step < 4:
             actor.sleep(rng.uniform(0.2, 2.0))
             step += 1
-            self.dispatcher.events.append(Progress(self.assignment.attempt, step, 4))
+            self.dispatcher.events.append(AttemptProgress(self.assignment.attempt, step, 4))
             if self.world.stormy and rng.random() < 0.02:
                 self.world.happened["failed"] += 1
                 kind = rng.choice([FailureKind.NONFINITE, FailureKind.POISON, FailureKind.PREEMPTED])

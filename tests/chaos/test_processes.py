@@ -17,7 +17,7 @@ from tests.chaos import node
 from tests.chaos.fire import acknowledged, chaos_on_a_folder, chaos_on_s3, start
 from tests.chaos.judge import judge, ledger_of, objects_of
 from tests.chaos.plans import small_plan
-from tests.faults.servers import Server, moto
+from tests.kits.servers import Server, moto
 
 JOBS = len(small_plan(1).jobs)
 ON_S3 = ("log.append.after", "dispatch.after_start", "publish.before_result", "commit.before_append", "commit.before_pointer")

@@ -3,10 +3,8 @@ rest runs where there is a GPU, with torch and transformers alone: `pytest tests
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,18 +12,15 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1] / "oracle")]
-
-from naive_mixing import NaiveAdapter, naive_site  # noqa: E402
-
-from atlas_dist.core.types import Budget  # noqa: E402
-from atlas_dist.model.heads import HeadSpec  # noqa: E402
-from atlas_dist.model.layers import AS_THEY_ARE, LayerRuns  # noqa: E402
-from atlas_dist.model.mixing import AdapterGroup, MixingSpec, Weighting  # noqa: E402
-from atlas_dist.train.engine import StageModule  # noqa: E402
-from atlas_dist.train.loop import Callbacks, LoopSettings, LoopState, Scores, train, train_step  # noqa: E402
-from atlas_dist.train.mixture import OWN  # noqa: E402
-from tests.stepkit import ONE, SIZES, TWO, FixedMixture, PlainEngine, new_feeder, open_model, random_batches, random_trunk  # noqa: E402
+from atlas_dist.core.types import Budget
+from atlas_dist.model.heads import HeadSpec
+from atlas_dist.model.layers import AS_THEY_ARE, LayerRuns
+from atlas_dist.model.mixing import AdapterGroup, MixingSpec, Weighting
+from atlas_dist.train.loop import Callbacks, LoopSettings, LoopState, Scores, train, train_step
+from atlas_dist.train.mixture import OWN
+from atlas_dist.train.module import StageModule
+from tests.kits.step import ONE, SIZES, TWO, FixedMixture, PlainEngine, new_feeder, open_model, random_backbone, random_batches
+from tests.oracle.naive_mixing import NaiveAdapter, naive_site
 
 CUDA = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 DEVICES = ["cpu", pytest.param("cuda", marks=CUDA)]
@@ -75,7 +70,7 @@ Stage = tuple[list[float], list[Tensor]]
 def stage(device: str, visible: int, roles: Any, runs: LayerRuns = AS_THEY_ARE, micro: int = 0) -> Stage:
     """Train a few steps; the losses and what was learnt."""
     at = torch.device(device)
-    with open_model(random_trunk(TINY, at), TINY, visible, roles, runs=runs) as model:
+    with open_model(random_backbone(TINY, at), TINY, visible, roles, runs=runs) as model:
         module = StageModule(model, HeadSpec(model.head_spec.kind, TINY.classes), bf16=False).to(at)
         module.train()
         size = micro or BATCH
@@ -131,9 +126,9 @@ def test_compiled_layers_learn_nearly_the_same(device: str, recompute: bool) -> 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_layers_computed_again_take_less_memory() -> None:
     size, at, peaks = SIZES["vilt-b32"], torch.device("cuda"), []
-    trunk = random_trunk(size, at, bf16=True)
+    backbone = random_backbone(size, at, bf16=True)
     for recompute in (False, True):
-        with open_model(trunk, size, 4, TWO, runs=LayerRuns(recompute=recompute)) as model:
+        with open_model(backbone, size, 4, TWO, runs=LayerRuns(recompute=recompute)) as model:
             module = StageModule(model, model.head_spec, bf16=True).to(at).train()
             engine = PlainEngine(module, Budget(), 4)
             (batch,) = random_batches(size, 16, 1, pinned=True)
@@ -183,7 +178,7 @@ class WithoutOptimizer(PlainEngine):
 @pytest.mark.parametrize(("visible", "roles"), [(3, ONE), (3, TWO), (0, TWO)], ids=["stage one", "stage two", "first task"])
 def test_a_step_reads_nothing_back(device: str, bf16: bool, recompute: bool, visible: int, roles: Any) -> None:
     at = torch.device(device)
-    with open_model(random_trunk(TINY, at, bf16=bf16), TINY, visible, roles, runs=LayerRuns(recompute=recompute)) as model:
+    with open_model(random_backbone(TINY, at, bf16=bf16), TINY, visible, roles, runs=LayerRuns(recompute=recompute)) as model:
         module = StageModule(model, model.head_spec, bf16=bf16).to(at).train()
         engine = (WithoutOptimizer if device == "cpu" else PlainEngine)(module, Budget(), STEPS)
         settings = LoopSettings(STEPS, 1, STEPS, 0, 2, 2, 0.1)

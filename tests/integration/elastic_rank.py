@@ -22,7 +22,7 @@ from atlas_dist.train import loop
 from atlas_dist.train.context import RankContext
 from atlas_dist.train.engine import prepare_process
 from atlas_dist.train.worker import StageWorker
-from tests.integration.stagekit import toy_config
+from tests.kits.stage import toy_config
 
 
 def prefix_of(attempt: str) -> str:
@@ -46,9 +46,9 @@ def carry_out(worker: StageWorker, plan: Any, order: dict[str, Any]) -> dict[str
     seen: list[Any] = []
     step = loop.train_step
 
-    def noted(engine: Any, guest: int, batch: Any, feed: Any, settings: Any) -> Any:
+    def noted(engine: Any, auxiliary: int, batch: Any, feed: Any, settings: Any) -> Any:
         seen.append([batch.step, batch.epoch, [i for i in batch.index.tolist() if i >= 0]])
-        return step(engine, guest, batch, feed, settings)
+        return step(engine, auxiliary, batch, feed, settings)
 
     loop.train_step = noted
     try:

@@ -25,7 +25,7 @@ from atlas_dist.core.types import CommittedRef
 from atlas_dist.store import artifacts
 from atlas_dist.train.inputs import ADAPTER_FILE, TASK_FILE
 from tests.integration.elastic_rank import carry_out, committed
-from tests.integration.stagekit import Bench, pack_toys, toy_config
+from tests.kits.stage import Bench, pack_toys, toy_config
 
 SAMPLES, BATCH, STEPS = 40, 15, 8
 """An epoch takes three steps, the last partly masked; two workers cannot share a batch evenly; no pause below falls on the end of

@@ -14,8 +14,8 @@ from atlas_dist.methods import METHODS
 from atlas_dist.methods.ewc import IMPORTANCE
 from atlas_dist.methods.replay import RESERVOIR
 from atlas_dist.store import artifacts
-from atlas_dist.train.inputs import ADAPTER_FILE, MEMORY_FILE, SAMPLES_FILE, TASK_FILE, TRUNK_FILE
-from tests.integration.stagekit import Bench, pack_toys, toy_config
+from atlas_dist.train.inputs import ADAPTER_FILE, BACKBONE_FILE, MEMORY_FILE, SAMPLES_FILE, TASK_FILE
+from tests.kits.stage import Bench, pack_toys, toy_config
 
 SHORT = [
     "sequence.upstream=[toy_shape,toy_kin,toy_pair]",
@@ -62,7 +62,7 @@ def files(bench: Bench, label: str) -> set[str]:
 
 
 def pretrained(bench: Bench) -> dict[str, Tensor]:
-    return {name: p.detach() for name, p in bench.context.trunk().model.named_parameters()}
+    return {name: p.detach() for name, p in bench.context.backbone().model.named_parameters()}
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -79,13 +79,13 @@ def test_a_sequence_runs_and_what_an_old_task_was_never_changes(folder: Path, me
 
 
 @pytest.mark.parametrize("method", ["sequential_finetune", "freeze_bottom_k", "ewc", "lwf", "experience_replay"])
-def test_a_shared_trunk_is_read_in_its_newest_state(folder: Path, method: str) -> None:
+def test_a_shared_backbone_is_read_in_its_newest_state(folder: Path, method: str) -> None:
     bench = learnt(folder, method)
     (sequence,) = bench.plan.sequences
     assert sequence.reads is View.LATEST
     views = bench.done[sequence.evaluations[2, 0]].metrics["views"]
     assert views["latest"]["predictions_sha256"] != views["task"]["predictions_sha256"]
-    first, second = (tensors(bench, f"{label} stage2", TRUNK_FILE) for label in ("1 toy_shape", "2 toy_kin"))
+    first, second = (tensors(bench, f"{label} stage2", BACKBONE_FILE) for label in ("1 toy_shape", "2 toy_kin"))
     assert set(first) == set(second)
     assert any(not torch.equal(first[n], second[n]) for n in first), "each task leaves a whole set of its own"
 
@@ -93,12 +93,12 @@ def test_a_shared_trunk_is_read_in_its_newest_state(folder: Path, method: str) -
 def test_the_bottom_stays_as_pretrained_bit_for_bit(folder: Path) -> None:
     """Of two layers the upper one trains: embeddings and layer 0 are in no artifact, and nothing in the artifact is theirs."""
     bench = learnt(folder, "freeze_bottom_k")
-    trained = tensors(bench, "3 toy_pair stage2", TRUNK_FILE)
+    trained = tensors(bench, "3 toy_pair stage2", BACKBONE_FILE)
     everything = pretrained(bench)
     assert {n for n in everything if n.startswith(("embeddings.", "encoder.layer.0."))} == set(everything) - set(trained)
     moved = {n for n in trained if not torch.equal(trained[n], everything[n])}
     assert any(n.startswith("encoder.layer.1.") for n in moved)
-    whole = tensors(learnt(folder, "sequential_finetune"), "3 toy_pair stage2", TRUNK_FILE)
+    whole = tensors(learnt(folder, "sequential_finetune"), "3 toy_pair stage2", BACKBONE_FILE)
     assert set(whole) == set(everything)
     assert not torch.equal(whole["encoder.layer.0.output.dense.weight"], everything["encoder.layer.0.output.dense.weight"])
 
@@ -111,9 +111,9 @@ def test_ewc_leaves_importance_that_grows_and_only_later_tasks_feel_it(folder: P
     assert all(bool((second[n] >= first[n]).all()) for n in names)
     assert any(bool((second[n] > first[n]).any()) for n in names)
     free = learnt(folder, "sequential_finetune")
-    alike = tensors(free, "1 toy_shape stage2", TRUNK_FILE)
-    assert all(torch.equal(alike[n], t) for n, t in tensors(bench, "1 toy_shape stage2", TRUNK_FILE).items())
-    held, loose = (tensors(b, "2 toy_kin stage2", TRUNK_FILE) for b in (bench, free))
+    alike = tensors(free, "1 toy_shape stage2", BACKBONE_FILE)
+    assert all(torch.equal(alike[n], t) for n, t in tensors(bench, "1 toy_shape stage2", BACKBONE_FILE).items())
+    held, loose = (tensors(b, "2 toy_kin stage2", BACKBONE_FILE) for b in (bench, free))
     assert any(not torch.equal(held[n], loose[n]) for n in held)
 
 

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from atlas_dist.core.records import Commit
-from tests.integration.runkit import Running, left_by
-from tests.integration.stagekit import pack_toys, toy_config
+from tests.kits.run import Running, left_by
+from tests.kits.stage import pack_toys, toy_config
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 

@@ -16,12 +16,12 @@ from safetensors.torch import load
 from atlas_dist.compose import compose_config
 from atlas_dist.core.records import Commit, Dispatch, Fail
 from atlas_dist.core.types import FailureKind, JobKind
+from atlas_dist.runs.stores import open_run_store
 from atlas_dist.store import artifacts
 from atlas_dist.store.curves import TRAIN, CurveReader
-from atlas_dist.train.context import open_run_store
 from atlas_dist.train.inputs import ADAPTER_FILE
-from tests.integration.runkit import TIMEOUT_S, Left, Running, left_by
-from tests.integration.stagekit import pack_toys, toy_config
+from tests.kits.run import TIMEOUT_S, Left, Running, left_by
+from tests.kits.stage import pack_toys, toy_config
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1800)]
 

@@ -26,8 +26,8 @@ from pathlib import Path
 import pytest
 
 from atlas_dist.core.records import Commit, Fail
-from tests.integration.runkit import left_by
-from tests.integration.stagekit import pack_toys, toy_config
+from tests.kits.run import left_by
+from tests.kits.stage import pack_toys, toy_config
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent

@@ -14,9 +14,9 @@ import pytest
 
 from atlas_dist.cli.processes import Part, kill
 from atlas_dist.core.records import Commit, Dispatch, Fail
-from tests.faults.servers import CREDENTIALS, SECRET, credentials, moto
-from tests.integration.runkit import Left, Running, left_by
-from tests.integration.stagekit import pack_toys, toy_config
+from tests.kits.run import Left, Running, left_by
+from tests.kits.servers import CREDENTIALS, SECRET, credentials, moto
+from tests.kits.stage import pack_toys, toy_config
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 

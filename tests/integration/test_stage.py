@@ -12,8 +12,8 @@ from atlas_dist.core.types import FailureKind, Stage
 from atlas_dist.store import artifacts
 from atlas_dist.store.curves import TRAIN, VALIDATION, CurveReader
 from atlas_dist.train.inputs import ADAPTER_FILE, TASK_FILE
-from atlas_dist.train.loop import Progress
-from tests.integration.stagekit import Bench, pack_toys, toy_config
+from atlas_dist.train.loop import StepProgress
+from tests.kits.stage import Bench, pack_toys, toy_config
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +105,7 @@ def test_a_resumed_stage_equals_the_uninterrupted_one_bit_for_bit(folder: Path, 
     assert (stopped.failure.kind, stopped.failure.step) == (FailureKind.PREEMPTED, 4)
     found = artifacts.newest_checkpoint(bench.context.store, [first.prefix])
     assert found is not None
-    seen: list[Progress] = []
+    seen: list[StepProgress] = []
     second = bench.assignment(job, resume_from=found.prefix, resume_digest=found.digest)
     assert bench.run(second, lambda p: bool(seen.append(p))).failure is None
     assert [p.step for p in seen] == [6, 8], "only the steps that were missing were done"

@@ -17,8 +17,8 @@ from atlas_dist.store import open_store
 from atlas_dist.store.objects import ObjectStore
 from atlas_dist.store.s3 import S3Options, S3Store
 from atlas_dist.store.settle import Patience, create_settled
-from tests.faults.proxy import Fault, FaultProxy, Kind
-from tests.faults.servers import CREDENTIALS, Server, moto, seaweedfs
+from tests.kits.proxy import Fault, FaultProxy, Kind
+from tests.kits.servers import CREDENTIALS, Server, moto, seaweedfs
 
 QUICK = Patience(first_s=0.01, longest_s=0.05, total_s=5.0)
 

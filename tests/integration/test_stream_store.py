@@ -17,18 +17,15 @@ from pathlib import Path
 import pytest
 import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from datakit import letter_tokenizer, memory_store, pack_toy, task_of
-from faults.proxy import Fault, FaultProxy, Kind
-from faults.servers import CREDENTIALS, Server, moto, seaweedfs
-
 from atlas_dist.core.manifest import ShardManifest
 from atlas_dist.data.batch import StreamLimits
 from atlas_dist.data.manifest import read_manifest
 from atlas_dist.data.stream import Stream, open_stream
 from atlas_dist.errors import DataError, StoreError
 from atlas_dist.store import ObjectStore, open_store, plain_http
+from tests.kits.data import letter_tokenizer, memory_store, pack_toy, task_of
+from tests.kits.proxy import Fault, FaultProxy, Kind
+from tests.kits.servers import CREDENTIALS, Server, moto, seaweedfs
 
 SAMPLES, BATCH = 60, 8
 
@@ -186,8 +183,7 @@ def test_no_socket_and_no_thread_outlives_the_stream_and_its_store(keeps_alive, 
 READS_FOR_EVER = """
 import signal, sys, threading
 signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever started this test may have been deaf to it
-sys.path[:0] = sys.argv[3:]
-from test_stream_store import open_store, opened, read_manifest
+from tests.integration.test_stream_store import open_store, opened, read_manifest
 from atlas_dist.store import StoreOptions
 store = open_store(sys.argv[1], options=StoreOptions(endpoint_url=sys.argv[2], check=False))
 try:
@@ -201,9 +197,10 @@ finally:
 
 
 def test_ctrl_c_ends_the_stream_and_its_process(server):
-    words = [server.url("data"), server.endpoint, str(Path(__file__).parent), str(Path(__file__).parents[2])]
+    words = [server.url("data"), server.endpoint]
     process = subprocess.Popen(
         [sys.executable, "-c", READS_FOR_EVER, *words],
+        cwd=Path(__file__).parents[2],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

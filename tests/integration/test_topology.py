@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.stagekit import pack_toys, toy_config
+from tests.kits.stage import pack_toys, toy_config
 
 STEPS = 20
 WORDS = [f"train.budget.max_steps={STEPS}", "train.log_every=1", "train.checkpoint_every=0", "train.budget.validations=1"]

@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1200)]
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "tutorial.md"
 BLOCK = re.compile(r"^```(python|sh)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SHORTER = "experiment=mine backbone=random_tiny train.stage1.max_steps=2 train.stage2.max_steps=4"
-"""Of the page's own settings only the trunk and the number of steps are changed."""
+"""Of the page's own settings only the backbone and the number of steps are changed."""
 
 
 def test_the_tutorial_does_what_it_says(tmp_path: Path) -> None:

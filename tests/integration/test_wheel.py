@@ -1,6 +1,6 @@
 """What is handed out: a source distribution that builds by itself, and a wheel that runs where there is no checkout.
 
-Invariant defended here: everything a run needs (configurations, the trunk's weights, the report's template) is in the wheel.
+Invariant defended here: everything a run needs (configurations, the backbone's weights, the report's template) is in the wheel.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from atlas_dist.store import artifacts
 from atlas_dist.train.context import RankContext
 from atlas_dist.train.engine import prepare_process
 from atlas_dist.train.worker import StageWorker
-from tests.integration.stagekit import toy_config
+from tests.kits.stage import toy_config
 
 
 def main() -> None:

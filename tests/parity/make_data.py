@@ -1,6 +1,6 @@
 """Make tests/parity/data/*.npz: small goldens of our own, from the naive oracle, for machines without ../shared.
 
-    python tests/parity/make_data.py
+    python -m tests.parity.make_data
 
 Each archive holds one random site in float64 (seeded, so that running this again gives the same numbers up to the last bits):
 inputs `x` and `grad` (a gradient for the output), every adapter's tensors `param.<i>.<name>`, the mixture `mixed`, `alpha`
@@ -9,7 +9,6 @@ inputs `x` and `grad` (a gradient for the output), every adapter's tensors `para
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "oracle"))
-from naive_mixing import NaiveAdapter, naive_penalty, naive_site
+from tests.oracle.naive_mixing import NaiveAdapter, naive_penalty, naive_site
 
 DATA = Path(__file__).parent / "data"
 BATCH, LENGTH, HEADS, WIDTH, RANK, COUNT = 2, 3, 2, 6, 2, 2

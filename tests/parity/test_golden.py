@@ -20,7 +20,7 @@ from torch import Tensor
 from transformers import ViltConfig, ViltModel
 
 from atlas_dist.core.types import Role, TaskKind
-from atlas_dist.model.atlas import AtlasModel
+from atlas_dist.model.atlas import AdaptedModel
 from atlas_dist.model.heads import OBJECTIVES, HeadSpec
 from atlas_dist.model.mixing import MixingSpec, Weighting
 from atlas_dist.model.vilt import accelerate_vilt
@@ -63,7 +63,7 @@ class Case:
         return MixingSpec(rank=META["adapter_dim"], weighting=self.weighting, query_rows=rows)
 
     def adapter(self, index: int) -> dict[str, Tensor]:
-        """As `AtlasModel.export_adapter` names it."""
+        """As `AdaptedModel.export_adapter` names it."""
         found = {
             f"adapter/{site}/{name}": self.tensors[f"param.{site}.{index}.{part}"]
             for site in self.sites
@@ -74,14 +74,14 @@ class Case:
         return found
 
     def queries(self) -> dict[str, Tensor]:
-        """As `AtlasModel.export_queries` names them."""
+        """As `AdaptedModel.export_queries` names them."""
         rows = {site: [self.tensors[f"param.{site}.{i}.q"] for i in range(self.count)] for site in self.sites}
         return {f"queries/{site}": torch.stack(q) for site, q in rows.items()}
 
-    def model(self, head: HeadSpec, *, grows: bool) -> AtlasModel:
-        """The case's adapters on the golden trunk; with `grows` the last one is the grown one."""
+    def model(self, head: HeadSpec, *, grows: bool) -> AdaptedModel:
+        """The case's adapters on the golden backbone; with `grows` the last one is the grown one."""
         visible = self.count - grows
-        model = AtlasModel(trunk(self.dtype), head, self.spec, visible=visible, grows=grows, seed=0)
+        model = AdaptedModel(backbone(self.dtype), head, self.spec, visible=visible, grows=grows, seed=0)
         model.load_adapters([self.adapter(i) for i in range(visible)])
         if grows:
             model.load_grown(self.adapter(self.count - 1))
@@ -97,8 +97,8 @@ def archive(name: str, dtype: torch.dtype) -> dict[str, Tensor]:
     return {k: v.to(dtype) if v.is_floating_point() else v for k, v in tensors.items()}
 
 
-def trunk(dtype: torch.dtype) -> ViltModel:
-    """The golden trunk, frozen, with the deterministic embedding."""
+def backbone(dtype: torch.dtype) -> ViltModel:
+    """The golden backbone, frozen, with the deterministic embedding."""
     model = ViltModel(ViltConfig(**META["config"], hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0))
     model.load_state_dict(archive("backbone", torch.float32), strict=True)
     return accelerate_vilt(model).to(dtype).requires_grad_(False)
@@ -212,10 +212,10 @@ def test_orthogonality_penalty(case: Case) -> None:
     assert not expected
 
 
-def test_plain_trunk(dtype: torch.dtype) -> None:
+def test_plain_backbone(dtype: torch.dtype) -> None:
     inputs = archive("inputs", dtype)
     with (
-        AtlasModel(trunk(dtype), HeadSpec(TaskKind.SINGLE, 2), MixingSpec(), visible=0, grows=False, seed=0) as model,
+        AdaptedModel(backbone(dtype), HeadSpec(TaskKind.SINGLE, 2), MixingSpec(), visible=0, grows=False, seed=0) as model,
         torch.no_grad(),
     ):
         pooled = []
@@ -286,8 +286,8 @@ def test_optimizer_groups(name: str) -> None:
     roles = {Role.HEAD} | ({Role.ADAPTER} if grows else {Role.QUERIES} if queried else set())
     roles |= {Role.BACKBONE} if any(n.startswith("(all other") for n in official) else set()
     weighting = Weighting.WHOLE if queried or not grows else Weighting.PLAIN
-    with AtlasModel(
-        trunk(torch.float32),
+    with AdaptedModel(
+        backbone(torch.float32),
         HeadSpec(TaskKind.SINGLE, 3),
         MixingSpec(rank=4, weighting=weighting),
         visible=2,

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from atlas_dist.model.mixing import AttendOver, MixingSite, MixingSpec, Weighting, ortho_penalty
-
-sys.path.insert(0, str(Path(__file__).parent))
-from make_data import CASES, COUNT, DATA, HEADS, RANK, ROWS, WIDTH, make
+from tests.parity.make_data import CASES, COUNT, DATA, HEADS, RANK, ROWS, WIDTH, make
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5}
 

@@ -84,14 +84,14 @@ def test_several_faults_are_told_at_once() -> None:
 
 
 def test_pools_are_a_number_or_have_names() -> None:
-    def gangs(*words: str) -> list[tuple[str, int, int]]:
-        return [(g.name, g.workers, g.fewest) for g in compose_config(["experiment=toy", *words]).gangs]
+    def worker_groups(*words: str) -> list[tuple[str, int, int]]:
+        return [(g.name, g.workers, g.required_workers) for g in compose_config(["experiment=toy", *words]).worker_groups]
 
-    assert gangs() == [("main", 2, 2)]
-    assert gangs("cluster.pools=3") == [("main", 2, 2), ("pool-2", 2, 2), ("pool-3", 2, 2)]
-    assert gangs("train.min_workers=1", "cluster.pools=2") == [("main", 2, 1), ("pool-2", 2, 1)]
+    assert worker_groups() == [("main", 2, 2)]
+    assert worker_groups("cluster.pools=3") == [("main", 2, 2), ("pool-2", 2, 2), ("pool-3", 2, 2)]
+    assert worker_groups("train.min_workers=1", "cluster.pools=2") == [("main", 2, 1), ("pool-2", 2, 1)]
     named = "cluster.pools={big:{workers:8,min_workers:4,takes:[upstream]},small:{workers:1,takes:[evaluation,transfer]}}"
-    assert gangs(named, "train.min_workers=2") == [("big", 8, 4), ("small", 1, 1)]
+    assert worker_groups(named, "train.min_workers=2") == [("big", 8, 4), ("small", 1, 1)]
 
 
 # ------------------------------------------------------------------------------------------------------------- sweeps

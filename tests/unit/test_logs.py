@@ -16,10 +16,10 @@ from rich.console import Console
 
 from atlas_dist.cli import main
 from atlas_dist.cli.live import Recorder
-from atlas_dist.coordinator.dispatch import Progress
+from atlas_dist.coordinator.dispatch import AttemptProgress
 from atlas_dist.coordinator.service import Decision, Snapshot
-from atlas_dist.coordinator.status import Phase, Role, RunStatus
-from atlas_dist.logs import LineLog, LogFormat, about, in_json, of, set_up
+from atlas_dist.logs import LineLog, LogFormat, in_json, log_context, log_fields, set_up
+from atlas_dist.runs.status import CoordinatorRole, Phase, RunStatus
 from tests.chaos.plans import small_plan
 
 log = logging.getLogger("atlas_dist.train.worker")
@@ -43,8 +43,8 @@ def written(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
 
 def test_a_record_says_whose_it_is(capsys: pytest.CaptureFixture[str]) -> None:
     set_up(LogFormat.JSON, run="demo", process="worker", pool="main", rank=1)
-    with about(job="4be1", label="seq0/1 digits stage2", attempt="4be1-e1-1"):
-        log.info("checkpoint at step %d", 20, extra=of(step=20))
+    with log_context(job="4be1", label="seq0/1 digits stage2", attempt="4be1-e1-1"):
+        log.info("checkpoint at step %d", 20, extra=log_fields(step=20))
     log.info("between two jobs")
     first, second = written(capsys)
     assert first.items() >= {
@@ -58,7 +58,7 @@ def test_a_record_says_whose_it_is(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_work_of_another_thread_is_not_mixed_up(capsys: pytest.CaptureFixture[str]) -> None:
     set_up(LogFormat.JSON, run="demo")
-    with about(attempt="a"):
+    with log_context(attempt="a"):
         thread = threading.Thread(target=lambda: log.info("from elsewhere"))
         thread.start()
         thread.join()
@@ -71,7 +71,7 @@ def test_json_stays_json_whatever_a_record_holds(capsys: pytest.CaptureFixture[s
     try:
         raise ValueError('two\nlines and a "quote"')
     except ValueError:
-        log.exception("failed", extra=of(loss=float("nan"), path=sys.stderr, message="not the message"))
+        log.exception("failed", extra=log_fields(loss=float("nan"), path=sys.stderr, message="not the message"))
     (line,) = written(capsys)
     assert line["loss"] == "nan"
     assert line["message"] == "failed"
@@ -85,14 +85,14 @@ def test_no_secret_is_written(form: LogFormat, capsys: pytest.CaptureFixture[str
     try:
         raise OSError(f"refused: {CANARY}")
     except OSError as error:
-        log.error("%s", error, exc_info=True, extra=of(url=f"https://me:{CANARY}@host/"))
+        log.error("%s", error, exc_info=True, extra=log_fields(url=f"https://me:{CANARY}@host/"))
     text = capsys.readouterr().err
     assert "refused" in text and CANARY not in text
 
 
 def test_text_has_the_same_fields_before_the_message(capsys: pytest.CaptureFixture[str]) -> None:
     set_up(LogFormat.TEXT, run="demo", process="worker", pool="main", rank=0)
-    with about(job="4be1", label="seq0/1 digits stage2", attempt="4be1-e1-1"):
+    with log_context(job="4be1", label="seq0/1 digits stage2", attempt="4be1-e1-1"):
         log.warning("slow")
     line = capsys.readouterr().err
     assert " WARNING run=demo process=worker pool=main rank=0 host=" in line
@@ -149,8 +149,8 @@ def test_the_driver_records_decisions_and_progress(capsys: pytest.CaptureFixture
         Decision(1, 0.0, "dispatch", {"job": key, "attempt": f"{key}-e1-1", "reason": "ready"}),
         Decision(2, 0.0, "fail", {"job": key, "attempt": f"{key}-e1-1", "kind": "poison", "reason": "ValueError: no"}),
     )
-    status = RunStatus("demo", Role.LEADER, Phase.RUNNING, 1, 0, len(plan.jobs), running={f"{key}-e1-1": key})
-    progress = {f"{key}-e1-1": Progress(f"{key}-e1-1", 5, 20, metrics)}
+    status = RunStatus("demo", CoordinatorRole.LEADER, Phase.RUNNING, 1, 0, len(plan.jobs), running={f"{key}-e1-1": key})
+    progress = {f"{key}-e1-1": AttemptProgress(f"{key}-e1-1", 5, 20, metrics)}
     with view:
         view(Snapshot(status, over=False, progress=progress, decisions=decisions))
         view(Snapshot(status, over=False, progress=progress))  # it has not moved

@@ -11,17 +11,17 @@ import torch
 from safetensors.torch import load, save
 
 from atlas_dist.bank.adopt import import_bank
-from atlas_dist.bank.facts import read_bank, runs_of
+from atlas_dist.bank.contents import read_bank, runs_of
 from atlas_dist.bank.package import WEIGHTS_FILE, export_bank, read_package
 from atlas_dist.bank.verify import rescore, rescoring_context, verify_results
 from atlas_dist.bank.weights import load_weights
-from atlas_dist.coordinator.facts import verified_fact
 from atlas_dist.core.keys import sha256_hex
 from atlas_dist.errors import ConfigError, DataError
+from atlas_dist.runs.results import verified_fact
+from atlas_dist.runs.stores import open_shards
 from atlas_dist.store import open_store
 from atlas_dist.store.local import LocalStore
-from atlas_dist.train.context import open_shards
-from tests.bankkit import Toys, toys
+from tests.kits.bank import Toys, toys
 
 
 @pytest.fixture(scope="module")

@@ -19,8 +19,8 @@ from atlas_dist.errors import ConfigError, DataError
 from atlas_dist.report.svg import COLOURS
 from atlas_dist.serve import AtlasModel
 from atlas_dist.store.objects import MemoryStore
-from tests.bankkit import Toys, toys
-from tests.unit.report.pages import check_page
+from tests.kits.bank import Toys, toys
+from tests.kits.pages import check_page
 
 VIEWS: Mapping[str, View] = {"A": ("a",), "B": ("a", "b"), "C": ("a", "b", "c"), "D": ("a", "b", "c", "d")}
 """Four tasks in a row, each with its own adapter and all before it."""
@@ -180,7 +180,7 @@ def test_a_pruned_bank_scores_what_was_promised_and_answers(
             assert list(answer.adapter_coefficients or {}) == left
 
 
-def test_a_bank_without_any_adapter_is_its_trunk_and_heads(learnt: Toys) -> None:
+def test_a_bank_without_any_adapter_is_its_backbone_and_heads(learnt: Toys) -> None:
     weights = load_weights(learnt.store, learnt.bank)
     bare = weights.without(frozenset(weights.tasks), dict.fromkeys(weights.tasks, 0.0))
     assert all(not task.adapter and all(n.startswith("head/") for n in task.own) for task in bare.tasks.values())

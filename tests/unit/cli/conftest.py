@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.shellkit import Command, Shell, say
+from tests.kits.shell import Command, Shell, say
 
 
 @pytest.fixture

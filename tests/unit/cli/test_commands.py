@@ -12,21 +12,22 @@ from PIL import Image
 
 from atlas_dist.choices import groups
 from atlas_dist.cli.status import _last_beat, _pools, _steps
-from atlas_dist.cli.words import Asked, open_run_store
+from atlas_dist.cli.words import ComposedRun
 from atlas_dist.clock import SystemClock
 from atlas_dist.compose import compose_config, compose_rows
 from atlas_dist.config import RunConfig
-from atlas_dist.coordinator.heartbeat import Heart
 from atlas_dist.core.ledger import RunState
 from atlas_dist.core.types import TaskKind
+from atlas_dist.runs.heartbeat import HeartbeatWriter
+from atlas_dist.runs.stores import open_run_store
 from atlas_dist.store.local import LocalStore
 from atlas_dist.store.objects import MemoryStore
-from tests.bankkit import copied, toys, write_ledger
 from tests.chaos.judge import judge, objects_of
-from tests.shellkit import Command
+from tests.kits.bank import copied, toys, write_ledger
+from tests.kits.pages import check_page
+from tests.kits.shell import Command
 from tests.unit.coordinator.test_collect import crashed_before_cleaning
 from tests.unit.coordinator.test_coordinator import World
-from tests.unit.report.pages import check_page
 
 Shell = Callable[..., str]
 
@@ -59,10 +60,10 @@ def test_status_tells_people_and_programs(shell: Shell) -> None:
 
 def test_status_tells_of_the_pools_of_a_living_run() -> None:
     store, state = MemoryStore("s"), RunState(run="r", epoch=2)
-    heart = Heart(store, "r", "w", SystemClock())
+    heartbeat = HeartbeatWriter(store, "r", "w", SystemClock())
     assert _pools(_last_beat(store, "r", state)) == []
     pools = {"big": {"workers": 7, "of": 8, "standing": "works"}, "small": {"workers": 1, "of": 1, "standing": "idle"}}
-    heart.beat(2, {"a1": [3, 9]}, pools=pools)
+    heartbeat.beat(2, {"a1": [3, 9]}, pools=pools)
     beat = _last_beat(store, "r", state)
     assert _steps(beat) == {"a1": (3, 9)}
     assert [(p["name"], p["workers"], p["of"], p["standing"]) for p in _pools(beat)] == [
@@ -71,7 +72,7 @@ def test_status_tells_of_the_pools_of_a_living_run() -> None:
     ]
     older = {"epoch": 2, "writer": "w", "beat": 1, "released": False, "running": {}}
     assert _pools(older) == [], "a leader of an older version says nothing of pools"
-    heart.beat(2, {}, pools=pools, released=True)
+    heartbeat.beat(2, {}, pools=pools, released=True)
     assert _pools(_last_beat(store, "r", state)) == []
 
 
@@ -85,7 +86,7 @@ def test_plan_tells_facts_from_work_and_what_the_work_costs(shell: Shell) -> Non
     assert {job["standing"] for job in adopted["jobs"]} == {"fact of toy"}
     anew = shell("plan", "run=third", "seeds=[7]", *words)
     assert f"{count} to do" in anew
-    assert "at the pace of this store's finished jobs" in anew, "of another run, on the same trunk"
+    assert "at the pace of this store's finished jobs" in anew, "of another run, on the same backbone"
     bf16 = shell("plan", "run=third", "seeds=[7]", *words, "train.precision=bf16")
     assert "no finished job in this store" in bf16
     half = json.loads(shell("plan", "--json", "run=fourth", "seeds=[0,7]", *words))
@@ -247,20 +248,20 @@ def test_a_sweep_shares_what_is_equal_and_adopts_what_is_known(shell: Shell) -> 
 
 def test_a_swept_run_has_a_table_a_page_a_row_and_all_the_commands(shell: Shell, tmp_path: Path) -> None:
     words = (*copied(toys(), tmp_path), "run=swept", "sequence.downstream=[],[toy_pair]", "report=out")
-    asked = Asked(compose_rows(list(words)))
-    plan = asked.plan()
+    composed_run = ComposedRun(compose_rows(list(words)))
+    plan = composed_run.plan()
     done = {key: toys().bench.done[key] for key in plan.jobs}
-    write_ledger(open_run_store(asked.config), asked.config, plan, done, asked.specification())
+    write_ledger(open_run_store(composed_run.config), composed_run.config, plan, done, composed_run.specification())
     assert "run swept: complete" in shell("status", "-m", *words)
     assert "order0-seed0/1 toy_shape stage2" in shell("logs", "-m", *words)
     assert "run swept is complete; nothing to do" in shell("run", "-m", *words)
     text = shell("report", "-m", *words)
     assert "Rows of the sweep" in text
     assert all(f"│ {row} " in text for row in ("downstream=", "downstream=toy_pair"))
-    about = [json.loads((tmp_path / "out" / row / "run.json").read_text()) for row in asked.rows]
+    about = [json.loads((tmp_path / "out" / row / "run.json").read_text()) for row in composed_run.rows]
     assert [any("transfer" in job["label"] for job in row["jobs"]) for row in about] == [False, True]
     assert [row["committed"] == row["total"] == len(row["jobs"]) for row in about] == [True, True]
-    assert all((tmp_path / "out" / row / "index.html").exists() for row in asked.rows)
+    assert all((tmp_path / "out" / row / "index.html").exists() for row in composed_run.rows)
     text = shell("compare", "swept", "toy", *words[:-3], "--out", "page")
     assert "The averages" not in text, "the rows differ in what they transfer to only"
     assert "3 settings differ" in text, "sequence.downstream, and the two splits that only some have read"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.shellkit import Command
+from tests.kits.shell import Command
 
 
 def offered(atlas: Command, monkeypatch: pytest.MonkeyPatch, *words: str) -> list[str]:

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from atlas_dist.store.local import LocalStore
-from tests.bankkit import copied, toys
-from tests.shellkit import Command, Shell
+from tests.kits.bank import copied, toys
+from tests.kits.shell import Command, Shell
 
 Words = tuple[str, ...]
 
@@ -84,7 +84,7 @@ def _broken_ledger(folder: Path, _: str) -> Words:
     return ("status", *words)
 
 
-def _another_trunk(folder: Path, _: str) -> Words:
+def _another_backbone(folder: Path, _: str) -> Words:
     from atlas_dist.bank.package import export_bank
     from atlas_dist.bank.weights import load_weights
 
@@ -145,7 +145,7 @@ CASES: dict[str, tuple[Callable[[Path, str], Words], int, tuple[str, ...]]] = {
         2,
         ("means something else", "seeds: [0] -> [9]", "name"),
     ),
-    "no trunk there": (
+    "no backbone there": (
         lambda *_: ("plan", *toys().words, "backbone.name=mine", "backbone.source=/nowhere"),
         3,
         ("no folder '/nowhere'", "backbone.source"),
@@ -159,7 +159,7 @@ CASES: dict[str, tuple[Callable[[Path, str], Words], int, tuple[str, ...]]] = {
     "broken ledger": (_broken_ledger, 6, ("gap", "restore")),
     "no such run": (lambda folder, _: ("bank", "ls", f"store.url={folder}"), 2, ("no run demo", "none")),
     "no run to show": (lambda folder, _: ("logs", f"store.url={folder}"), 2, ("no run demo", "atlas-dist run")),
-    "wrong backbone": (_another_trunk, 2, ("another backbone", "tiny", "backbone.source")),
+    "wrong backbone": (_another_backbone, 2, ("another backbone", "tiny", "backbone.source")),
     "no bank": (lambda folder, _: ("predict", "--from", f"{folder}/x", "--task", "a"), 3, ("adapter_config.json", "bank export")),
     "nothing asked": (lambda *_: ("predict",), 2, ("--task", "--jsonl")),
     "no data to start from": (lambda folder, _: ("init", "mine", f"{folder}/none"), 3, ("no folder", "none")),

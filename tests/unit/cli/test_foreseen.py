@@ -7,16 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from atlas_dist.cli.plan import look_ahead
+from atlas_dist.cli.plan import forecast_run
 from atlas_dist.compose import compose_config
-from atlas_dist.coordinator import paths
 from atlas_dist.coordinator.expand import expand
 from atlas_dist.core.ledger import RunState
 from atlas_dist.report.forecast import Foreseen, keep, recall
+from atlas_dist.runs import layout
+from atlas_dist.runs.stores import open_run_store
 from atlas_dist.store.objects import MemoryStore
-from atlas_dist.train.context import open_run_store
-from tests.bankkit import copied, toys
-from tests.shellkit import Shell
+from tests.kits.bank import copied, toys
+from tests.kits.shell import Shell
 
 PRICE = "cluster.worker_hour=3600"
 """A worker-second costs one."""
@@ -52,10 +52,10 @@ def test_the_report_compares_what_was_foreseen_with_what_came(shell: Shell, tmp_
     page = tmp_path / "report" / "index.html"
     assert "Plan and actual" not in page.read_text(), "nothing was foreseen"
 
-    before = look_ahead(config, plan, RunState(run="toy"), MemoryStore())
-    keep(store, paths.forecast("toy"), before)
-    keep(store, paths.forecast("toy"), look_ahead(config, plan, RunState(run="toy"), store))
-    assert recall(store, paths.forecast("toy")) == {key: Foreseen(job.samples, None, 1) for key, job in before.jobs.items()}, (
+    before = forecast_run(config, plan, RunState(run="toy"), MemoryStore())
+    keep(store, layout.forecast("toy"), before)
+    keep(store, layout.forecast("toy"), forecast_run(config, plan, RunState(run="toy"), store))
+    assert recall(store, layout.forecast("toy")) == {key: Foreseen(job.samples, None, 1) for key, job in before.jobs.items()}, (
         "the first one stands"
     )
     code, text = shell("report", *words)

@@ -12,17 +12,17 @@ from pathlib import Path
 import pytest
 
 from atlas_dist.clock import SystemClock
-from atlas_dist.coordinator import paths
 from atlas_dist.coordinator.expand import expand, specification
 from atlas_dist.core.keys import canonical_json
 from atlas_dist.core.records import Begin, Cancel, Dispatch, Elect, Fail, Halt, Pause, Quarantine, Record
 from atlas_dist.core.types import FailureKind
+from atlas_dist.runs import layout
+from atlas_dist.runs.stores import open_run_store
 from atlas_dist.store.curves import TRAIN, CurveWriter
 from atlas_dist.store.log import RecordLog
-from atlas_dist.train.context import open_run_store
 from tests.chaos.fakes import FakeClock
-from tests.integration.stagekit import pack_toys, toy_config
-from tests.shellkit import Shell
+from tests.kits.shell import Shell
+from tests.kits.stage import pack_toys, toy_config
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def interrupted(folder: Path, shards: str, case: Case) -> tuple[str, ...]:
     config = toy_config(folder, shards)
     plan, store, ids = expand(config), open_run_store(config), itertools.count()
     job = next(iter(plan.jobs))
-    log = RecordLog(store, paths.ledger("toy"), writer="w", clock=SystemClock(), new_id=lambda: str(next(ids)))
+    log = RecordLog(store, layout.ledger("toy"), writer="w", clock=SystemClock(), new_id=lambda: str(next(ids)))
     spec = specification(config)
     log.append(0, Begin("toy", "digest", plan.digest, spec))
     log.append(1, Elect("the run begins"))
@@ -95,7 +95,7 @@ def interrupted(folder: Path, shards: str, case: Case) -> tuple[str, ...]:
         pen.add(TRAIN, 6, {"loss": 0.5, "score": 75.0, "samples_per_s": 90.0, "data_wait": 0.01})
         pen.flush()
         store.put(
-            paths.beat("toy", 1), canonical_json({"running": {f"{job}-e1-1": [6, 8]}, "at": time.time(), "released": False})
+            layout.beat("toy", 1), canonical_json({"running": {f"{job}-e1-1": [6, 8]}, "at": time.time(), "released": False})
         )
     return words
 

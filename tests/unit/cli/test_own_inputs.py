@@ -19,7 +19,7 @@ from atlas_dist.core.manifest import ShardManifest
 from atlas_dist.data.decode import decode_into
 from atlas_dist.data.manifest import read_manifest
 from atlas_dist.store import open_store
-from tests.shellkit import Shell
+from tests.kits.shell import Shell
 
 SMALL = "backbone.name=random-tiny"
 

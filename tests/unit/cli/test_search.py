@@ -9,13 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from atlas_dist.cli.words import Asked, open_run_store
-from atlas_dist.coordinator.status import load_run
+from atlas_dist.cli.words import ComposedRun
 from atlas_dist.core.plan import Plan
 from atlas_dist.core.types import CommittedRef, StageJob
-from tests.bankkit import write_ledger
-from tests.integration.stagekit import pack_toys, toy_config
-from tests.shellkit import Shell
+from atlas_dist.runs.status import load_run
+from atlas_dist.runs.stores import open_run_store
+from tests.kits.bank import write_ledger
+from tests.kits.shell import Shell
+from tests.kits.stage import pack_toys, toy_config
 
 SEARCH = ("tasks.toy_kin.stage2.lr=log(1e-4,1e-2)", "--task", "toy_kin", "--trials", "4", "--factor", "2")
 
@@ -27,22 +28,22 @@ def words(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, ...]]
     yield ("experiment=toy", "train.workers=1", f"shards.url={folder}/shards")
 
 
-class Learner:
+class FakeRuns:
     """Stands for a cluster: a stage scores better the nearer its rate is to 1e-3, and the longer it learns."""
 
     def __init__(self) -> None:
         self.runs: list[tuple[str, int, int]] = []
 
-    def __call__(self, asked: Asked, plan: Plan, console: object) -> bool:
-        store = open_run_store(asked.config)
-        if load_run(store, asked.config.run)[0].finished:
+    def __call__(self, composed_run: ComposedRun, plan: Plan, console: object) -> bool:
+        store = open_run_store(composed_run.config)
+        if load_run(store, composed_run.config.run)[0].finished:
             return False
-        self.runs.append((asked.config.run, len(asked.rows), self.steps(plan)))
+        self.runs.append((composed_run.config.run, len(composed_run.rows), self.steps(plan)))
         done = {
-            key: CommittedRef(key, f"{asked.config.run}-{key}", f"p/{key}", (), self.metrics(job))
+            key: CommittedRef(key, f"{composed_run.config.run}-{key}", f"p/{key}", (), self.metrics(job))
             for key, job in plan.jobs.items()
         }
-        write_ledger(store, asked.config, plan, done, asked.specification())
+        write_ledger(store, composed_run.config, plan, done, composed_run.specification())
         return True
 
     @staticmethod
@@ -62,16 +63,18 @@ class Learner:
 
 
 @pytest.fixture
-def learner(monkeypatch: pytest.MonkeyPatch) -> Learner:
-    fake = Learner()
+def fake_runs(monkeypatch: pytest.MonkeyPatch) -> FakeRuns:
+    fake = FakeRuns()
     monkeypatch.setattr("atlas_dist.cli.search.learn", fake)
     return fake
 
 
-def test_the_best_half_goes_on_for_twice_as_long(shell: Shell, words: tuple[str, ...], learner: Learner, tmp_path: Path) -> None:
+def test_the_best_half_goes_on_for_twice_as_long(
+    shell: Shell, words: tuple[str, ...], fake_runs: FakeRuns, tmp_path: Path
+) -> None:
     code, text = shell("search", *SEARCH, *words)
     assert code == 0, text
-    assert [(rows, steps) for _, rows, steps in learner.runs] == [(4, 2), (2, 4), (1, 8)]
+    assert [(rows, steps) for _, rows, steps in fake_runs.runs] == [(4, 2), (2, 4), (1, 8)]
     (table,) = (tmp_path / "toy-run" / "report-toy").glob("toy-search-*.json")
     found = json.loads(table.read_text())
     assert sorted(map(len, found["scores"].values())) == [1, 1, 2, 3]
@@ -79,14 +82,14 @@ def test_the_best_half_goes_on_for_twice_as_long(shell: Shell, words: tuple[str,
     rates = [float(name.partition("=")[2]) for name in found["scores"]]
     assert best == min(rates, key=lambda rate: abs(math.log10(rate) + 3.0))
     assert f"best    tasks.toy_kin.stage2.lr={best:g}" in text
-    learner.runs.clear()
+    fake_runs.runs.clear()
     code, again = shell("search", *SEARCH, *words)
-    assert (code, learner.runs) == (0, [])
+    assert (code, fake_runs.runs) == (0, [])
     assert again == text, "the same command finds every rung done"
 
 
 def test_the_winner_is_the_very_job_of_a_run_with_its_settings(
-    shell: Shell, words: tuple[str, ...], learner: Learner, tmp_path: Path
+    shell: Shell, words: tuple[str, ...], fake_runs: FakeRuns, tmp_path: Path
 ) -> None:
     shell("search", *SEARCH, *words)
     (table,) = (tmp_path / "toy-run" / "report-toy").glob("toy-search-*.json")
@@ -99,14 +102,14 @@ def test_the_winner_is_the_very_job_of_a_run_with_its_settings(
 
 
 def test_a_further_round_looks_where_the_first_did_well_and_is_found_again(
-    shell: Shell, words: tuple[str, ...], learner: Learner, tmp_path: Path
+    shell: Shell, words: tuple[str, ...], fake_runs: FakeRuns, tmp_path: Path
 ) -> None:
     code, one = shell("search", *SEARCH, *words)
     assert code == 0, one
-    learner.runs.clear()
+    fake_runs.runs.clear()
     code, text = shell("search", "--rounds", "3", *SEARCH, *words)
     assert code == 0, text
-    assert [(rows, steps) for _, rows, steps in learner.runs] == 2 * [(4, 2), (2, 4), (1, 8)], "the first round is a fact"
+    assert [(rows, steps) for _, rows, steps in fake_runs.runs] == 2 * [(4, 2), (2, 4), (1, 8)], "the first round is a fact"
     (table,) = (tmp_path / "toy-run" / "report-toy").glob("toy-search-*.json")
     found = json.loads(table.read_text())
     off = [abs(math.log10(float(name.partition("=")[2])) + 3.0) for name in found["scores"]]
@@ -114,28 +117,28 @@ def test_a_further_round_looks_where_the_first_did_well_and_is_found_again(
     assert sum(off[4:]) / 8 < sum(off[:4]) / 4, "decades from the best rate, later rounds against the first"
     best = float(found["best"]["tasks.toy_kin.stage2.lr"])
     assert abs(math.log10(best) + 3.0) == min(off)
-    learner.runs.clear()
+    fake_runs.runs.clear()
     assert shell("search", "--rounds", "3", *SEARCH, *words) == (0, text)
-    assert learner.runs == []
+    assert fake_runs.runs == []
 
 
-def test_rounds_end_when_nothing_new_is_left(shell: Shell, words: tuple[str, ...], learner: Learner) -> None:
+def test_rounds_end_when_nothing_new_is_left(shell: Shell, words: tuple[str, ...], fake_runs: FakeRuns) -> None:
     few = ("tasks.toy_kin.stage2.lr=choice(1e-3,1e-2)", *SEARCH[1:])
     code, text = shell("search", "--rounds", "5", *few, *words)
     assert code == 0, text
     assert "round 1: nothing new is left to try" in text
 
 
-def test_rounds_need_optuna(shell: Shell, words: tuple[str, ...], learner: Learner, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rounds_need_optuna(shell: Shell, words: tuple[str, ...], fake_runs: FakeRuns, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("atlas_dist.packages.find_spec", lambda name: None)
     code, text = shell("search", "--rounds", "2", *SEARCH, *words)
-    assert (code, learner.runs) == (2, [])
+    assert (code, fake_runs.runs) == (2, [])
     assert "atlas-dist[optuna]" in text
 
 
-def test_dry_starts_nothing_and_shows_the_ladder(shell: Shell, words: tuple[str, ...], learner: Learner) -> None:
+def test_dry_starts_nothing_and_shows_the_ladder(shell: Shell, words: tuple[str, ...], fake_runs: FakeRuns) -> None:
     code, text = shell("search", "--dry", *SEARCH, *words)
-    assert (code, learner.runs) == (0, [])
+    assert (code, fake_runs.runs) == (0, [])
     assert "4 for 25%, then 2 for 50%, then 1 for 100%" in text
     assert "the first rung: " in text
 

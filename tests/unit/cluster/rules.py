@@ -309,7 +309,7 @@ def runs_fit_on_their_nodes(docs: Docs) -> list[str]:
             bad.append(str(error))
             continue
         cluster, wanted = job["spec"]["rayClusterSpec"], run.cluster
-        workers = sum(gang.workers for gang in run.gangs)
+        workers = sum(group.workers for group in run.worker_groups)
         places = 0
         for group in cluster["workerGroupSpecs"]:
             limits = group["template"]["spec"]["containers"][0].get("resources", {}).get("limits", {})

@@ -11,15 +11,15 @@ from typing import Any
 
 import pytest
 
-from atlas_dist.coordinator import paths
 from atlas_dist.coordinator.coordinator import Coordinator
-from atlas_dist.coordinator.inbox import RequestKind, ask
-from atlas_dist.coordinator.preflight import token
+from atlas_dist.coordinator.preflight_cluster import token
 from atlas_dist.core.types import Assignment, Failure, FailureKind
 from atlas_dist.data.manifest import read_manifest
 from atlas_dist.data.pack import run_pack
 from atlas_dist.report.forecast import keep
 from atlas_dist.report.outlook import Outlook
+from atlas_dist.runs import layout
+from atlas_dist.runs.requests import RequestKind, ask
 from atlas_dist.store.artifacts import fetch_checkpoint, save_checkpoint
 from atlas_dist.store.doctor import examine
 from atlas_dist.store.objects import MemoryStore
@@ -73,7 +73,7 @@ def asked() -> dict[str, frozenset[Request]]:
     examine(head, new_id=lambda: "d", writers=2, keys=2)
     with token(head) as seen:
         worker.stat(seen)
-    keep(head, paths.forecast("r"), Outlook({}))
+    keep(head, layout.forecast("r"), Outlook({}))
     clock = FakeClock()
     ask(head, "r", RequestKind.RESUME, "asked", clock=clock, new_id=counted_ids("ask"))
     coordinator = Coordinator(

@@ -12,14 +12,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from atlas_dist.coordinator import paths
 from atlas_dist.coordinator.collect import Survey, collect, survey
-from atlas_dist.coordinator.facts import point_to
-from atlas_dist.coordinator.inbox import RequestKind
-from atlas_dist.coordinator.status import Phase, load_run
 from atlas_dist.core.records import Abandon, Commit, Dispatch, Elect, Fail
 from atlas_dist.core.types import Assignment, Blob, CommittedRef, Failure, FailureKind
 from atlas_dist.errors import FencedError
+from atlas_dist.runs import layout
+from atlas_dist.runs.requests import RequestKind
+from atlas_dist.runs.results import point_to
+from atlas_dist.runs.status import Phase, load_run
 from atlas_dist.store.artifacts import save_checkpoint
 from atlas_dist.store.local import LocalStore
 from atlas_dist.store.objects import MemoryStore
@@ -169,13 +169,13 @@ def test_an_attempt_that_nobody_gave_up_is_recorded_as_given_up_before_it_goes()
 def test_a_living_coordinator_is_left_in_peace() -> None:
     world = World()
     crashed_before_cleaning(world)
-    world.store.put(paths.beat("r", 1), b'{"beat":1}')
+    world.store.put(layout.beat("r", 1), b'{"beat":1}')
     beats = iter(range(2, 1000))
     sleep = world.clock.sleep
 
     def beating(seconds: float) -> None:
         sleep(seconds)
-        world.store.put(paths.beat("r", 1), b'{"beat":%d}' % next(beats))
+        world.store.put(layout.beat("r", 1), b'{"beat":%d}' % next(beats))
 
     world.clock.sleep = beating  # type: ignore[method-assign]
     before = len(load_run(world.store, "r")[1])
@@ -224,7 +224,7 @@ def test_what_a_pointer_names_stays_whatever_its_ledger_says() -> None:
     world = World()
     halted(world)
     victim = world.records(Fail)[0]
-    prefix = paths.attempt("r", victim.attempt)
+    prefix = layout.attempt("r", victim.attempt)
     ref = CommittedRef(victim.job, victim.attempt, prefix, (Blob("a.json", 2, "0" * 64),), {})
     point_to(world.store, "other", ref, world.clock, Patience())
     world.ask(RequestKind.CANCEL)

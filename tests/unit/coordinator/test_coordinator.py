@@ -11,12 +11,12 @@ import pytest
 
 from atlas_dist.coordinator.coordinator import Coordinator, CoordinatorSettings
 from atlas_dist.coordinator.dispatch import Capacity, Pool
-from atlas_dist.coordinator.inbox import RequestKind, ask
-from atlas_dist.coordinator.status import Phase, Role, RunStatus, TaskState, load_run, task_lines
 from atlas_dist.core.records import Adopt, Commit, Dispatch, Elect, Fail, Halt, Quarantine
 from atlas_dist.core.types import Assignment, Failure, FailureKind
 from atlas_dist.errors import ConfigError, FencedError, Paused, StoreError, TrainingError, UnknownOutcome
 from atlas_dist.redact import BLOT, redact, redact_json
+from atlas_dist.runs.requests import RequestKind, ask
+from atlas_dist.runs.status import CoordinatorRole, Phase, RunStatus, TaskState, load_run, task_lines
 from atlas_dist.store.artifacts import save_checkpoint
 from atlas_dist.store.objects import MemoryStore
 from atlas_dist.store.settle import Patience
@@ -118,10 +118,10 @@ def test_the_same_name_with_another_spec_is_refused_and_the_difference_shown() -
         world.coordinator(spec={"train": {"lr": 0.1, "seed": 1}}).open()
 
 
-def test_a_gang_that_can_never_fit_is_refused_before_anything_is_written() -> None:
+def test_a_worker_group_that_can_never_fit_is_refused_before_anything_is_written() -> None:
     world = World()
     coordinator = world.coordinator()
-    world.dispatchers[0].capacity = lambda: Capacity((Pool("main", 1, 1, gang=16, limit=4),))  # type: ignore[method-assign]
+    world.dispatchers[0].capacity = lambda: Capacity((Pool("main", 1, 1, ranks=16, limit=4),))  # type: ignore[method-assign]
     with pytest.raises(ConfigError, match="needs 16 workers"):
         coordinator.open()
     assert list(world.store.list("")) == []
@@ -131,13 +131,13 @@ def test_the_second_submitter_attaches_and_follows() -> None:
     world = World()
     leader, second = world.coordinator(), world.coordinator()
     world.dispatchers[0].hold = True
-    assert leader.open().role is Role.LEADER
+    assert leader.open().role is CoordinatorRole.LEADER
     leader.tick()
-    assert second.open().role is Role.FOLLOWER
+    assert second.open().role is CoordinatorRole.FOLLOWER
     for _ in range(40):
         world.clock.sleep(1.0)
         leader.tick()
-        assert second.tick().role is Role.FOLLOWER
+        assert second.tick().role is CoordinatorRole.FOLLOWER
     world.dispatchers[0].hold = False
     while not leader.tick().done:
         world.clock.sleep(1.0)
@@ -155,7 +155,7 @@ def test_a_follower_takes_over_from_a_silent_leader_and_the_old_one_stops() -> N
     leader.tick()
     second.open()
     waited = 0
-    while second.tick().role is Role.FOLLOWER:
+    while second.tick().role is CoordinatorRole.FOLLOWER:
         world.clock.sleep(1.0)
         waited += 1
     assert 15 <= waited <= 18
@@ -178,7 +178,7 @@ def test_a_leader_that_leaves_frees_its_seat_at_once() -> None:
     second.open()
     leader.close()
     world.clock.sleep(2.0)
-    assert second.tick().role is Role.LEADER
+    assert second.tick().role is CoordinatorRole.LEADER
 
 
 def test_what_finished_while_nobody_led_is_committed_not_repeated() -> None:

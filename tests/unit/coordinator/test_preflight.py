@@ -13,49 +13,41 @@ import pytest
 from atlas_dist import packages
 from atlas_dist.config import ClusterConfig, RunConfig, StoreConfig, load_config
 from atlas_dist.coordinator import preflight
-from atlas_dist.coordinator.preflight import (
-    Look,
-    Room,
-    check_nodes,
-    check_place,
-    check_room,
-    check_shards,
-    check_store,
-    has_labels,
-    slow_products,
-    token,
-)
+from atlas_dist.coordinator.preflight import check_place, check_shards, check_store, slow_products
+from atlas_dist.coordinator.preflight_cluster import NodeReport, NodeResources, check_nodes, check_resources, has_labels, token
 from atlas_dist.core.manifest import ShardInfo, ShardManifest
-from atlas_dist.core.types import Gang, TaskKind
+from atlas_dist.core.types import TaskKind, WorkerGroupSpec
 from atlas_dist.errors import ConfigError, DataError, StoreError
 from atlas_dist.store.objects import MemoryStore
 from tests.chaos.plans import small_plan
 
 ROOT = Path(__file__).parents[3]
 GPUS = ClusterConfig(address="auto", cpus_per_worker=4, gpus_per_worker=1)
-BIG_NODE = Room("10.0.0.1", cpus=32, gpus=8)
-HERE = Look("driver", versions=(("torch", "2.13.0"),))
+BIG_NODE = NodeResources("10.0.0.1", cpus=32, gpus=8)
+HERE = NodeReport("driver", versions=(("torch", "2.13.0"),))
 
 
-def test_a_gang_that_fits_is_let_in() -> None:
-    check_room([BIG_NODE], GPUS, [Gang("main", 8)])
-    check_room([Room("a", 0, 0), Room("b", 4, 1), Room("c", 4, 1)], GPUS, [Gang("main", 2)])
+def test_a_worker_group_that_fits_is_let_in() -> None:
+    check_resources([BIG_NODE], GPUS, [WorkerGroupSpec("main", 8)])
+    check_resources(
+        [NodeResources("a", 0, 0), NodeResources("b", 4, 1), NodeResources("c", 4, 1)], GPUS, [WorkerGroupSpec("main", 2)]
+    )
 
 
 def test_too_few_gpus_in_all_are_refused() -> None:
     with pytest.raises(ConfigError, match="9 workers need 9 GPU, the cluster has 8") as caught:
-        check_room([replace(BIG_NODE, cpus=64)], GPUS, [Gang("main", 9)])
+        check_resources([replace(BIG_NODE, cpus=64)], GPUS, [WorkerGroupSpec("main", 9)])
     assert caught.value.exit_code == 2
 
 
 def test_enough_in_all_but_on_no_single_node_is_refused() -> None:
     with pytest.raises(ConfigError, match="0 of 2 fit"):
-        check_room([Room(f"n{i}", cpus=2, gpus=1) for i in range(8)], GPUS, [Gang("main", 2)])
+        check_resources([NodeResources(f"n{i}", cpus=2, gpus=1) for i in range(8)], GPUS, [WorkerGroupSpec("main", 2)])
 
 
 def test_gpus_on_other_nodes_than_the_cpus_are_refused() -> None:
     with pytest.raises(ConfigError, match="0 of 1 fit"):
-        check_room([Room("cpu", 64, 0), Room("gpu", 1, 8)], GPUS, [Gang("main", 1)])
+        check_resources([NodeResources("cpu", 64, 0), NodeResources("gpu", 1, 8)], GPUS, [WorkerGroupSpec("main", 1)])
 
 
 def test_bfloat16_on_a_cpu_that_cannot_multiply_in_it_is_told_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -69,37 +61,37 @@ def test_bfloat16_on_a_cpu_that_cannot_multiply_in_it_is_told_with_what_to_do(mo
 
 
 def test_a_cluster_that_grows_is_waited_for() -> None:
-    check_room([], GPUS.model_copy(update={"grows": True}), [Gang("main", 64)])
+    check_resources([], GPUS.model_copy(update={"grows": True}), [WorkerGroupSpec("main", 64)])
 
 
 def test_thirds_of_a_cpu_fill_a_cpu() -> None:
-    check_room([Room("a", 1.0, 0)], ClusterConfig(cpus_per_worker=1 / 3), [Gang("main", 3)])
+    check_resources([NodeResources("a", 1.0, 0)], ClusterConfig(cpus_per_worker=1 / 3), [WorkerGroupSpec("main", 3)])
 
 
 def test_every_pool_needs_room_beside_the_others() -> None:
-    gangs = [Gang("big", 8), Gang("small", 1)]
-    check_room([BIG_NODE, Room("b", 4, 1)], GPUS, gangs)
+    worker_groups = [WorkerGroupSpec("big", 8), WorkerGroupSpec("small", 1)]
+    check_resources([BIG_NODE, NodeResources("b", 4, 1)], GPUS, worker_groups)
     with pytest.raises(ConfigError, match="9 workers in 2 pools need 9 GPU, the cluster has 8"):
-        check_room([replace(BIG_NODE, cpus=64)], GPUS, gangs)
+        check_resources([replace(BIG_NODE, cpus=64)], GPUS, worker_groups)
 
 
 def test_an_elastic_pool_needs_room_for_its_fewest() -> None:
-    check_room([BIG_NODE], GPUS, [Gang("main", 64, least=8)])
+    check_resources([BIG_NODE], GPUS, [WorkerGroupSpec("main", 64, min_workers=8)])
     with pytest.raises(ConfigError, match="9 workers need 9 GPU"):
-        check_room([replace(BIG_NODE, cpus=64)], GPUS, [Gang("main", 64, least=9)])
+        check_resources([replace(BIG_NODE, cpus=64)], GPUS, [WorkerGroupSpec("main", 64, min_workers=9)])
 
 
 def test_a_pool_is_seated_on_nodes_with_its_labels_only() -> None:
     """Whoever may sit anywhere leaves the labelled nodes to those who may not."""
-    spot, kept = Room("spot", 8, 2, {"market": "spot"}), Room("kept", 8, 2, {"market": "reserved"})
-    anywhere, picky = Gang("anywhere", 2), Gang("picky", 2, labels={"market": "reserved"})
-    check_room([kept, spot], GPUS, [anywhere, picky])
+    spot, kept = NodeResources("spot", 8, 2, {"market": "spot"}), NodeResources("kept", 8, 2, {"market": "reserved"})
+    anywhere, picky = WorkerGroupSpec("anywhere", 2), WorkerGroupSpec("picky", 2, labels={"market": "reserved"})
+    check_resources([kept, spot], GPUS, [anywhere, picky])
     with pytest.raises(
         ConfigError, match=r"pool picky needs .* with the labels market=reserved; 0 of 2 fit \(no node has them\)"
     ):
-        check_room([spot, replace(spot, name="spot2")], GPUS, [anywhere, picky])
+        check_resources([spot, replace(spot, name="spot2")], GPUS, [anywhere, picky])
     with pytest.raises(ConfigError, match="2 of 3 fit"):
-        check_room([kept, spot], GPUS, [Gang("picky", 3, labels={"market": "!spot"})])
+        check_resources([kept, spot], GPUS, [WorkerGroupSpec("picky", 3, labels={"market": "!spot"})])
 
 
 @pytest.mark.parametrize(
@@ -120,25 +112,25 @@ def test_label_selectors_mean_what_ray_says(wanted: dict[str, str], fits: bool) 
 
 
 def test_every_faulty_node_is_named() -> None:
-    good = Look("a", versions=HERE.versions)
+    good = NodeReport("a", versions=HERE.versions)
     check_nodes([good], HERE)
     with pytest.raises(ConfigError, match=r"b lacks deepspeed, webdataset; c lacks torch") as caught:
-        check_nodes([good, Look("b", missing=("deepspeed", "webdataset")), Look("c", missing=("torch",))], HERE)
+        check_nodes([good, NodeReport("b", missing=("deepspeed", "webdataset")), NodeReport("c", missing=("torch",))], HERE)
     assert caught.value.exit_code == 2
     with pytest.raises(ConfigError, match=r"b has torch 2\.9\.0, the driver 2\.13\.0"):
-        check_nodes([good, Look("b", versions=(("torch", "2.9.0"),))], HERE)
+        check_nodes([good, NodeReport("b", versions=(("torch", "2.9.0"),))], HERE)
     with pytest.raises(ConfigError, match=r"comes up on every node\. b: no answer"):
-        check_nodes([good, Look("b", silent="no answer within 300 s")], HERE)
+        check_nodes([good, NodeReport("b", silent="no answer within 300 s")], HERE)
     with pytest.raises(StoreError, match="b: AuthError") as refused:
         check_nodes([good, replace(good, name="b", trouble="AuthError: no access")], HERE)
     assert refused.value.exit_code == 6
 
 
 def test_a_gpu_node_with_the_cpu_image_is_refused() -> None:
-    looks = [Look("a", versions=HERE.versions), Look("b", versions=HERE.versions, cpu_only=True)]
-    check_nodes(looks, HERE)
+    reports = [NodeReport("a", versions=HERE.versions), NodeReport("b", versions=HERE.versions, cpu_only=True)]
+    check_nodes(reports, HERE)
     with pytest.raises(ConfigError, match="built without CUDA on b"):
-        check_nodes(looks, HERE, gpus=True)
+        check_nodes(reports, HERE, gpus=True)
 
 
 class Shards(MemoryStore):

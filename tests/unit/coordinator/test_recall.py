@@ -8,12 +8,12 @@ import pytest
 
 from atlas_dist.coordinator.expand import expand
 from atlas_dist.coordinator.recall import recall
-from atlas_dist.coordinator.status import load_run
 from atlas_dist.core.types import TaskSpec
 from atlas_dist.errors import ConfigError, DataError
+from atlas_dist.runs.status import load_run
+from atlas_dist.runs.stores import open_shards
 from atlas_dist.store.objects import MemoryStore
-from atlas_dist.train.context import open_shards
-from tests.bankkit import Toys, toys
+from tests.kits.bank import Toys, toys
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def test_the_plan_is_the_one_that_ran(learnt: Toys) -> None:
     state, _ = load_run(learnt.store, "toy")
     backbone = learnt.bank.find("toy_kin").base.digest
     assert recall(state, known(learnt), backbone, None) == expand(learnt.config)
-    assert recall(state, known(learnt), "", None).digest == state.plan_digest, "the trunk itself says its digest"
+    assert recall(state, known(learnt), "", None).digest == state.plan_digest, "the backbone itself says its digest"
 
 
 def test_tasks_that_are_yet_to_be_learnt_come_from_their_data(learnt: Toys) -> None:

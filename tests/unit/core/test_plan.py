@@ -106,7 +106,7 @@ def test_a_key_changes_with_everything_a_result_depends_on(other: SequenceSpec) 
 
 
 @pytest.mark.parametrize("common", [replace(COMMON, backbone_digest="c" * 64), replace(COMMON, numerics={"version": 2})])
-def test_a_key_changes_with_the_trunk_and_the_numerics(common: Common) -> None:
+def test_a_key_changes_with_the_backbone_and_the_numerics(common: Common) -> None:
     assert not set(make_plan([sequence("ab")], COMMON).jobs) & set(make_plan([sequence("ab")], common).jobs)
 
 

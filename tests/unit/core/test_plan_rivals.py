@@ -19,12 +19,12 @@ def training(plan: Plan) -> list[StageJob]:
 
 
 @pytest.mark.parametrize("method", ["sequential_finetune", "ewc", "lwf", "experience_replay"])
-def test_each_task_goes_on_from_the_trunk_before_it(method: str) -> None:
+def test_each_task_goes_on_from_the_backbone_before_it(method: str) -> None:
     plan = make_plan([sequence("abc", method=method, downstream="d")], COMMON)
     (jobs,) = plan.sequences
     finals = [t.final for t in jobs.upstream]
-    assert [plan.jobs[key].trunk_from for key in finals] == ["", *finals[:2]]
-    assert plan.jobs[jobs.downstream[0].final].trunk_from == finals[2]
+    assert [plan.jobs[key].backbone_from for key in finals] == ["", *finals[:2]]
+    assert plan.jobs[jobs.downstream[0].final].backbone_from == finals[2]
     assert jobs.reads is View.LATEST
     old = plan.jobs[jobs.evaluations[2, 0]]
     assert (old.views, old.latest_from, old.bank) == ((View.TASK, View.LATEST), finals[2], ())
@@ -33,16 +33,18 @@ def test_each_task_goes_on_from_the_trunk_before_it(method: str) -> None:
 
 def test_only_methods_that_recall_are_told_of_earlier_tasks() -> None:
     ewc = training(make_plan([sequence("abc", method="ewc", downstream="d")], COMMON))
-    assert [[g.task.name for g in job.guests] for job in ewc] == [[], ["a"], ["a", "b"], []], "a transfer recalls nothing"
+    assert [[g.task.name for g in job.auxiliary_tasks] for job in ewc] == [[], ["a"], ["a", "b"], []], (
+        "a transfer recalls nothing"
+    )
     assert [job.leaves for job in ewc] == [True, True, True, False]
     plain = training(make_plan([sequence("abc", method="sequential_finetune")], COMMON))
-    assert not any(job.guests or job.leaves for job in plain)
+    assert not any(job.auxiliary_tasks or job.leaves for job in plain)
 
 
 def test_multitask_is_one_job_whatever_the_order() -> None:
     plan = make_plan([sequence("".join(order), method="multitask") for order in permutations("abc")], COMMON)
     (job,) = training(plan)
-    assert {job.task.name, *(g.task.name for g in job.guests)} == set("abc")
+    assert {job.task.name, *(g.task.name for g in job.auxiliary_tasks)} == set("abc")
     assert len(plan.jobs) == 4, "and one evaluation a task"
     assert all(len(s.evaluations) == 6 for s in plan.sequences)
 
@@ -87,7 +89,7 @@ def test_references_are_jobs_of_the_same_plan_and_shared_by_all_orders() -> None
     assert plan.jobs[plan.jobs[jobs.pretrained["d"]].model_from].method == "head_only"
 
 
-def test_the_first_task_of_a_trunk_that_is_trained_on_is_its_own_reference() -> None:
+def test_the_first_task_of_a_backbone_that_is_trained_on_is_its_own_reference() -> None:
     plan = make_plan([with_references(sequence("ab", method="sequential_finetune"))], COMMON)
     (jobs,) = plan.sequences
     assert plan.jobs[jobs.alone["a"]].model_from == jobs.upstream[0].final

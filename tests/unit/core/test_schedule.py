@@ -104,7 +104,7 @@ def test_each_kind_of_work_goes_to_a_pool_that_takes_it() -> None:
 
     def decide(big: int, small: int) -> dict[str, str]:
         pools = (
-            Pool("big", big, 1, gang=8, takes=frozenset({Work.UPSTREAM})),
+            Pool("big", big, 1, ranks=8, takes=frozenset({Work.UPSTREAM})),
             Pool("small", small, 1, takes=frozenset({Work.EVALUATION, Work.TRANSFER})),
         )
         actions = next_actions(plan, story.state, Capacity(pools), NOW)
@@ -117,7 +117,7 @@ def test_each_kind_of_work_goes_to_a_pool_that_takes_it() -> None:
 
 def test_a_pool_of_any_size_takes_work_while_it_sits_at_its_smaller_size() -> None:
     story = Story(small_plan(1))
-    smaller = Capacity((Pool("main", 1, 1, gang=2, limit=8),))
+    smaller = Capacity((Pool("main", 1, 1, ranks=2, limit=8),))
     assert [type(a) for a in next_actions(story.plan, story.state, smaller, NOW)] == [StartJob]
 
 
@@ -226,11 +226,11 @@ def test_garbage_is_abandoned_and_a_complete_run_finishes() -> None:
     assert [type(a) for a in story.decide()] == [AbandonAttempt, FinishRun]
 
 
-def test_gangs_that_can_never_fit_are_named() -> None:
+def test_worker_groups_that_can_never_fit_are_named() -> None:
     plan = small_plan(1)
-    assert infeasible(plan, Capacity((Pool("main", 1, 1, gang=2, limit=2),))) == []
-    assert infeasible(plan, Capacity((Pool("main", 0, 0, gang=2),))) == []
-    (first, *_) = infeasible(plan, Capacity((Pool("main", 1, 1, gang=8, limit=2),)))
+    assert infeasible(plan, Capacity((Pool("main", 1, 1, ranks=2, limit=2),))) == []
+    assert infeasible(plan, Capacity((Pool("main", 0, 0, ranks=2),))) == []
+    (first, *_) = infeasible(plan, Capacity((Pool("main", 1, 1, ranks=8, limit=2),)))
     assert "needs 8 workers at once; the cluster can never give more than 2" in first
     (only,) = infeasible(plan, Capacity((Pool("main", 1, 1, takes=frozenset({Work.UPSTREAM})),)))
     assert only == "no feasible pool takes evaluation jobs"

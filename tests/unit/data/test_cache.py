@@ -7,12 +7,12 @@ import threading
 from pathlib import Path
 
 import pytest
-from datakit import letter_tokenizer, memory_store, pack_toy, task_of
 
 from atlas_dist.data.batch import StreamLimits
 from atlas_dist.data.cache import NodeCache
 from atlas_dist.data.stream import open_stream
 from atlas_dist.errors import ConfigError
+from tests.kits.data import letter_tokenizer, memory_store, pack_toy, task_of
 
 
 def files(folder: Path) -> int:

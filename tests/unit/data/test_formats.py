@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 import torch
-from datakit import letter_tokenizer, memory_store, task_of
 from PIL import Image
 
 from atlas_dist.core.types import TaskKind
@@ -25,6 +24,7 @@ from atlas_dist.data.tasks import CONVERTERS, RawSet
 from atlas_dist.data.tasks.vcr import NAMES, words
 from atlas_dist.data.tasks.vqav2 import normalise, soft_scores
 from atlas_dist.errors import ConfigError, DataError
+from tests.kits.data import letter_tokenizer, memory_store, task_of
 
 SHARED = next((p / "shared/data" for p in Path(__file__).resolve().parents if (p / "shared/data").is_dir()), Path("/nonexistent"))
 RECORDS = SHARED / "format_samples"

@@ -8,7 +8,6 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from datakit import memory_store
 from PIL import Image
 
 from atlas_dist.data.leftout import by_reason, shown
@@ -18,6 +17,7 @@ from atlas_dist.data.tasks import CONVERTERS
 from atlas_dist.errors import DataError
 from atlas_dist.store.local import LocalStore
 from atlas_dist.store.objects import ObjectStore
+from tests.kits.data import memory_store
 
 
 def picture(path: Path, number: int = 0, size: int = 12) -> Path:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
-from datakit import memory_store, pack_toy
 from PIL import Image
 
 from atlas_dist.data.images import open_rgb, stored_form
@@ -17,6 +16,7 @@ from atlas_dist.data.source import ZipSource, open_source
 from atlas_dist.data.tasks import CONVERTERS, converter
 from atlas_dist.errors import ConfigError, DataError
 from atlas_dist.store.local import LocalStore
+from tests.kits.data import memory_store, pack_toy
 
 
 def one_after_another(work: Callable[[ShardJob], ShardDone], jobs: Iterable[ShardJob]) -> Iterator[ShardDone]:

@@ -10,13 +10,13 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 import pytest
-from datakit import memory_store
 
 from atlas_dist.data.pack import run_pack
 from atlas_dist.data.records import read_records
 from atlas_dist.data.tasks import CONVERTERS
 from atlas_dist.data.tasks.base import RawSet
 from atlas_dist.errors import DataError
+from tests.kits.data import memory_store
 
 ROWS: list[dict[str, Any]] = [{"text": f"t {i}", "label": "no" if i % 2 else "yes"} for i in range(6)]
 

@@ -10,7 +10,6 @@ from dataclasses import replace
 
 import pytest
 import webdataset
-from datakit import memory_store, pack_toy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -22,6 +21,7 @@ from atlas_dist.data.inspect import Damage, run_index, run_verify
 from atlas_dist.data.manifest import dump_manifest, parse_manifest, read_manifest
 from atlas_dist.data.sample import EXTENSIONS, RawSample, dump_json, parse_sample
 from atlas_dist.errors import DataError
+from tests.kits.data import memory_store, pack_toy
 
 
 def tar_of(files: dict[str, bytes], format: int = tarfile.USTAR_FORMAT) -> bytes:

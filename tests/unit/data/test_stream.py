@@ -9,7 +9,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from datakit import letter_tokenizer, memory_store, pack_toy, task_of
 
 from atlas_dist.core import sampling
 from atlas_dist.core.manifest import ShardManifest
@@ -21,6 +20,7 @@ from atlas_dist.data.inspect import run_index
 from atlas_dist.data.stream import Stream, open_stream
 from atlas_dist.errors import AuthError, ConfigError, DataError, MissingObject, PreconditionFailed
 from atlas_dist.store.objects import MemoryStore
+from tests.kits.data import letter_tokenizer, memory_store, pack_toy, task_of
 
 
 def opened(store: MemoryStore, manifest: ShardManifest, rank: int = 0, world: int = 1, **more: object) -> Stream:

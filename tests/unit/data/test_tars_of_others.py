@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 import webdataset
-from datakit import memory_store
 from PIL import Image
 
 from atlas_dist.core.types import TaskKind
@@ -22,6 +21,7 @@ from atlas_dist.data.leftout import by_reason
 from atlas_dist.data.sample import EXTENSIONS, Sample, parse_sample
 from atlas_dist.errors import DataError
 from atlas_dist.store.objects import MemoryStore
+from tests.kits.data import memory_store
 
 
 def png(number: int = 0, how: str = "PNG") -> bytes:

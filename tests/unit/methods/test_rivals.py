@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from atlas_dist.core.sampling import Ordinals
-from atlas_dist.core.types import Budget, Guest, TaskKind, TaskSpec
+from atlas_dist.core.types import AuxiliaryTask, Budget, TaskKind, TaskSpec
 from atlas_dist.methods import ewc, lwf, replay
 from atlas_dist.methods.ewc import ANCHOR, IMPORTANCE, FisherMemory, PullBack, penalty
 from atlas_dist.methods.replay import RESERVOIR, Everything, Reservoir, shared, smallest
@@ -23,17 +23,17 @@ from atlas_dist.model.fusion import FusionSite, adapter_outputs
 from atlas_dist.model.heads import Head, HeadSpec
 from atlas_dist.model.mixing import MixingSpec, Weighting
 
-GUEST = Guest(TaskSpec("old", TaskKind.SINGLE, 3, 8, "old", "train", "val", "t", "v"), Budget())
+AUXILIARY = AuxiliaryTask(TaskSpec("old", TaskKind.SINGLE, 3, 8, "old", "train", "val", "t", "v"), Budget())
 
 
 @dataclass
-class FakeLesson:
-    """A lesson with everything given."""
+class FakeStageContext:
+    """A stage context with everything given."""
 
     task: str = "new"
     seed: int = 0
     samples: Ordinals = field(default_factory=lambda: np.arange(0))
-    trunk: dict[str, Tensor] = field(default_factory=dict)
+    backbone: dict[str, Tensor] = field(default_factory=dict)
     memory: dict[str, Tensor] = field(default_factory=dict)
     heads: dict[str, tuple[HeadSpec, Head]] = field(default_factory=dict)
     importance: dict[str, Tensor] = field(default_factory=dict)
@@ -58,16 +58,18 @@ def test_the_examples_in_the_docstrings_hold(module: object) -> None:
 
 def test_ewc_holds_weights_as_the_sum_over_all_earlier_tasks_would() -> None:
     """λ/2 (F_1 (θ - θ_1)² + F_2 (θ - θ_2)²), by hand: the folded memory gives the same gradient at any θ."""
-    first = FakeLesson(trunk={"w": torch.tensor([1.0, -2.0, 0.5])}, importance={"w": torch.tensor([4.0, 1.0, 0.0])})
-    second = FakeLesson(
-        trunk={"w": torch.tensor([3.0, 0.0, 0.7])}, importance={"w": torch.tensor([2.0, 3.0, 0.0])}, memory=FisherMemory(8)(first)
+    first = FakeStageContext(backbone={"w": torch.tensor([1.0, -2.0, 0.5])}, importance={"w": torch.tensor([4.0, 1.0, 0.0])})
+    second = FakeStageContext(
+        backbone={"w": torch.tensor([3.0, 0.0, 0.7])},
+        importance={"w": torch.tensor([2.0, 3.0, 0.0])},
+        memory=FisherMemory(8)(first),
     )
     memory = FisherMemory(8)(second)
     torch.testing.assert_close(memory[IMPORTANCE + "w"], torch.tensor([6.0, 4.0, 0.0]))
     torch.testing.assert_close(memory[ANCHOR + "w"], torch.tensor([10 / 6, -0.5, 0.7]))
     now = torch.tensor([0.0, 1.0, 9.0], requires_grad=True)
-    term = PullBack(10.0)(FakeLesson(trunk={"w": now}, memory=memory))
-    term({}, now).backward()
+    regularizer = PullBack(10.0)(FakeStageContext(backbone={"w": now}, memory=memory))
+    regularizer({}, now).backward()
     by_hand = 10.0 * torch.tensor([4.0 * (0 - 1) + 2.0 * (0 - 3), 1.0 * (1 + 2) + 3.0 * (1 - 0), 0.0])
     torch.testing.assert_close(now.grad, by_hand)
 
@@ -97,8 +99,8 @@ def test_the_reservoir_is_uniform_over_everything_seen() -> None:
 @given(st.integers(0, 30), st.integers(0, 30), st.integers(1, 40), st.integers(0, 2**40))
 def test_folding_task_by_task_is_choosing_at_once(first: int, second: int, capacity: int, seed: int) -> None:
     reservoir = Reservoir(capacity, 10)
-    memory = reservoir(FakeLesson(task="a", seed=seed, samples=np.arange(first)))
-    memory = reservoir(FakeLesson(task="b", seed=seed, samples=np.arange(second), memory=memory))
+    memory = reservoir(FakeStageContext(task="a", seed=seed, samples=np.arange(first)))
+    memory = reservoir(FakeStageContext(task="b", seed=seed, samples=np.arange(second), memory=memory))
     at_once = smallest({"a": np.arange(first), "b": np.arange(second)}, capacity, seed)
     assert {name: ordinals.tolist() for name, ordinals in memory.items()} == {
         RESERVOIR + task: chosen.tolist() for task, chosen in at_once.items() if len(chosen)
@@ -108,9 +110,9 @@ def test_folding_task_by_task_is_choosing_at_once(first: int, second: int, capac
 
 def test_rehearsal_is_shared_by_what_is_held() -> None:
     memory = {RESERVOIR + "a": torch.arange(30), RESERVOIR + "b": torch.arange(10)}
-    guests = dict.fromkeys(("a", "b", "never kept"), (GUEST, 50))
+    auxiliary_tasks = dict.fromkeys(("a", "b", "never kept"), (AUXILIARY, 50))
     reservoir = Reservoir(40, every=5)
-    assert reservoir.steps(100, guests, memory) == {"a": 15, "b": 5}
+    assert reservoir.steps(100, auxiliary_tasks, memory) == {"a": 15, "b": 5}
     assert reservoir.samples("b", memory) == tuple(range(10))
     assert reservoir.samples("never kept", memory) == ()
 
@@ -126,7 +128,7 @@ def test_shares_add_up_and_none_is_a_whole_step_off(total: int, weights: dict[st
 
 def test_multitask_sees_every_task_for_its_own_length_and_all_its_samples() -> None:
     everything = Everything()
-    assert everything.steps(7, {"a": (GUEST, 3), "b": (GUEST, 5)}, {}) == {"a": 3, "b": 5}
+    assert everything.steps(7, {"a": (AUXILIARY, 3), "b": (AUXILIARY, 5)}, {}) == {"a": 3, "b": 5}
     assert everything.samples("a", {}) is None
 
 
@@ -142,9 +144,9 @@ def test_lwfs_targets_are_frozen_and_pull_the_student_to_them(kind: TaskKind) ->
     spec = HeadSpec(kind, 3)
     student, teacher = head_of(spec, 4, 1), head_of(spec, 4, 2).requires_grad_(False)
     features = torch.randn(5, 4, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    lesson = FakeLesson(heads={"old": (spec, student)}, earlier=torch.ones(5, 4), frozen={"old": teacher})
-    term = lwf.Distilled(1.0, 2.0)(lesson)  # type: ignore[arg-type]
-    losses = term({"input_ids": torch.zeros(5, 1, 3)}, features)
+    stage_context = FakeStageContext(heads={"old": (spec, student)}, earlier=torch.ones(5, 4), frozen={"old": teacher})
+    regularizer = lwf.Distilled(1.0, 2.0)(stage_context)  # type: ignore[arg-type]
+    losses = regularizer({"input_ids": torch.zeros(5, 1, 3)}, features)
     assert losses.shape == (5,)
     losses.sum().backward()
     assert features.grad is not None
@@ -237,4 +239,4 @@ def test_an_imitating_adapter_learns_from_the_fusion_and_nothing_else_does() -> 
     assert site.grown.up.grad is not None
     assert all(p.grad is None for p in site.fusion.parameters()), "the fusion is the teacher"
     fused, _ = site.fusion(x, adapter_outputs(site.frozen, x))
-    torch.testing.assert_close(output.mixed, fused)  # the trunk goes on with what the fusion says
+    torch.testing.assert_close(output.mixed, fused)  # the backbone goes on with what the fusion says

@@ -1,4 +1,4 @@
-"""Backbones: strict loading, names in errors, identity, sites, the committed tiny trunk."""
+"""Backbones: strict loading, names in errors, identity, sites, the committed tiny backbone."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ def test_the_digest_is_stable_and_sees_weights_tokenizer_and_config(small: Backb
     assert backbone_digest(spoken.model, spoken.tokenizer) != small.digest
 
 
-def test_the_committed_trunk_keeps_its_digest(tiny: Backbone) -> None:
+def test_the_committed_backbone_keeps_its_digest(tiny: Backbone) -> None:
     """It is part of every job's key: another one, and nothing that was learnt would be found again."""
     assert tiny.digest == "b7ea3329fd37fc0063b4cc81bf197d0b9b0b7d2570344ba8560adcfd8eb2212a"
 
@@ -222,7 +222,7 @@ def test_a_pair_and_a_written_separator_give_the_same_tokens(tiny: Backbone) -> 
     assert pair["token_type_ids"] == [0] * first + [1] * (len(pair["input_ids"]) - first)
 
 
-def test_the_committed_trunk_is_small_and_whole(tiny: Backbone) -> None:
+def test_the_committed_backbone_is_small_and_whole(tiny: Backbone) -> None:
     assert sum(file.stat().st_size for file in TINY_FOLDER.iterdir()) <= 8_000_000
     assert (TINY_FOLDER / "README.md").is_file()
     assert tiny.image_size == 64

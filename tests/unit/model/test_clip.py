@@ -1,4 +1,5 @@
-"""CLIP as a trunk: two towers of different shape, joined without parameters; strict loading; sites, lowest layers, every kind."""
+"""CLIP as a backbone: two towers of different shape, joined without parameters; strict loading; sites, lowest layers, every
+kind."""
 
 from __future__ import annotations
 
@@ -14,11 +15,11 @@ from transformers import CLIPModel, CLIPTokenizer
 from atlas_dist.core.types import Role, TaskKind
 from atlas_dist.data.decode import TextEncoder
 from atlas_dist.errors import ConfigError, DataError
-from atlas_dist.model.atlas import AtlasModel
+from atlas_dist.model.atlas import AdaptedModel
 from atlas_dist.model.backbone import BACKBONES, Backbone, BackboneRef, backbone_digest, backbone_ref, load_backbone
+from atlas_dist.model.backbones import ARCHITECTURES, architecture_of
 from atlas_dist.model.heads import HeadSpec
 from atlas_dist.model.mixing import MixingSpec, Weighting
-from atlas_dist.model.trunks import ARCHITECTURES, architecture_of
 from atlas_dist.train.context import store_products_in_bf16
 
 TEXT, PICTURE, SHARED = 32, 48, 24  # widths of the random model's towers and of the space they share
@@ -141,12 +142,12 @@ def test_both_the_text_and_the_picture_matter_and_a_mask_of_pixels_is_refused(cl
 # --------------------------------------------------------------------------------------------------------------- loading
 
 
-def test_a_folder_loads_strictly_and_is_the_same_trunk(tmp_path: Path, clip: Backbone) -> None:
+def test_a_folder_loads_strictly_and_is_the_same_backbone(tmp_path: Path, clip: Backbone) -> None:
     ref = saved(tmp_path, clip)
     loaded = load_backbone(ref)
     assert (loaded.digest, loaded.architecture.name) == (clip.digest, "clip")
     given = texts(clip, [("the same",)])
-    again, pooled = (trunk.encode(**given, pixel_values=pixels(1)) for trunk in (loaded, clip))
+    again, pooled = (backbone.encode(**given, pixel_values=pixels(1)) for backbone in (loaded, clip))
     torch.testing.assert_close(again, pooled, rtol=0, atol=1e-5)  # a file's weights lie elsewhere in memory: other last bits
     edit_weights(tmp_path, {f"{tower}_model.embeddings.position_ids": torch.arange(48)[None] for tower in ("text", "vision")})
     assert load_backbone(ref).digest == clip.digest  # what old versions of transformers saved as well
@@ -178,7 +179,7 @@ def test_names_that_do_not_fit_are_refused_with_the_valid_ones() -> None:
         load_backbone(backbone_ref("mine", "somewhere", architecture="blip"))
     with pytest.raises(ConfigError, match=r"'tiny' is of the architecture 'vilt', not 'clip'"):
         backbone_ref("tiny", architecture="clip")
-    with pytest.raises(ConfigError, match="A Linear is no trunk: there are clip, vilt"):
+    with pytest.raises(ConfigError, match="A Linear is no backbone: there are clip, vilt"):
         architecture_of(nn.Linear(2, 2))
 
 
@@ -197,7 +198,7 @@ def test_the_digest_sees_the_configuration_inside_a_tower(clip: Backbone) -> Non
     assert backbone_digest(other.model, other.tokenizer) != clip.digest
 
 
-# ----------------------------------------------------------------------------------------------- what is built on a trunk
+# ----------------------------------------------------------------------------------------------- what is built on a backbone
 
 
 def test_the_lowest_layers_are_those_of_both_towers(clip: Backbone) -> None:
@@ -213,14 +214,14 @@ def test_the_lowest_layers_are_those_of_both_towers(clip: Backbone) -> None:
         clip.architecture.kept(clip.model, 2)
 
 
-def test_every_parameter_that_a_trunk_method_trains_gets_a_gradient() -> None:
+def test_every_parameter_that_a_backbone_method_trains_gets_a_gradient() -> None:
     own = load_backbone("random-clip")
-    with AtlasModel(own.model, HeadSpec(TaskKind.SINGLE, 3), SPEC, visible=0, grows=False, seed=0) as model:
+    with AdaptedModel(own.model, HeadSpec(TaskKind.SINGLE, 3), SPEC, visible=0, grows=False, seed=0) as model:
         model.freeze_to(model.trainable_names({Role.BACKBONE, Role.HEAD}))
         logits, _ = model(batch(own, HeadSpec(TaskKind.SINGLE, 3)))
         logits.square().sum().backward()
         assert not [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
-        assert model.export_trunk().keys() == {n for n, _ in own.model.named_parameters()}
+        assert model.export_backbone().keys() == {n for n, _ in own.model.named_parameters()}
 
 
 def batch(clip: Backbone, head: HeadSpec, samples: int = 3) -> dict[str, Tensor]:
@@ -234,10 +235,10 @@ def batch(clip: Backbone, head: HeadSpec, samples: int = 3) -> dict[str, Tensor]
 def test_every_kind_trains_under_every_weighting_and_travels(kind: TaskKind, weighting: Weighting, clip: Backbone) -> None:
     """Two towers of different width: shapes follow the site, heads the pooled output; what is exported computes the same bits."""
     head, spec = HeadSpec(kind, 2 if kind is TaskKind.PAIR else 3), MixingSpec(rank=4, weighting=weighting)
-    with AtlasModel(clip.model, head, spec, visible=0, grows=True, seed=1) as first:
+    with AdaptedModel(clip.model, head, spec, visible=0, grows=True, seed=1) as first:
         earlier = first.export_adapter()
     given = batch(clip, head)
-    with AtlasModel(clip.model, head, spec, visible=1, grows=True, seed=2) as model:
+    with AdaptedModel(clip.model, head, spec, visible=1, grows=True, seed=2) as model:
         model.load_adapters([earlier])
         model.freeze_to(model.trainable_names({Role.ADAPTER, Role.HEAD}))
         model.train()
@@ -252,7 +253,7 @@ def test_every_kind_trains_under_every_weighting_and_travels(kind: TaskKind, wei
     assert next(iter(tensors.values())).shape[-1] in (head.images * clip.width, 2 * head.images * clip.width)
     answers = []
     for _ in range(2):
-        with AtlasModel(clip.model, head, spec, visible=2, grows=False, seed=3) as again:
+        with AdaptedModel(clip.model, head, spec, visible=2, grows=False, seed=3) as again:
             again.load_adapters([earlier, adapter])
             again.load_queries(queries)
             again.load_head(tensors)
@@ -269,9 +270,9 @@ def test_every_kind_trains_under_every_weighting_and_travels(kind: TaskKind, wei
 
 def test_adapters_are_fused_at_sites_of_both_widths(clip: Backbone) -> None:
     head, spec = HeadSpec(TaskKind.SINGLE, 3), MixingSpec(rank=4, weighting=Weighting.PLAIN)
-    with AtlasModel(clip.model, head, spec, visible=0, grows=True, seed=1) as first:
+    with AdaptedModel(clip.model, head, spec, visible=0, grows=True, seed=1) as first:
         earlier = first.export_adapter()
-    with AtlasModel(clip.model, head, spec, visible=2, grows=False, seed=2, fuses=True) as model:
+    with AdaptedModel(clip.model, head, spec, visible=2, grows=False, seed=2, fuses=True) as model:
         model.load_adapters([earlier, earlier])
         logits, _ = model(batch(clip, head))
         fusion = model.export_fusion()
@@ -284,7 +285,7 @@ def test_a_step_in_bfloat16() -> None:
     own = load_backbone("random-clip")
     store_products_in_bf16(own.model)
     head = HeadSpec(TaskKind.CHOICE, 3)
-    with AtlasModel(own.model, head, SPEC, visible=0, grows=True, seed=1) as model:
+    with AdaptedModel(own.model, head, SPEC, visible=0, grows=True, seed=1) as model:
         model.freeze_to(model.trainable_names({Role.ADAPTER, Role.HEAD}))
         model.train()
         with torch.autocast("cpu", dtype=torch.bfloat16):

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from atlas_dist.core.types import Role, TaskKind
 from atlas_dist.model import flops
-from atlas_dist.model.atlas import AtlasModel
+from atlas_dist.model.atlas import AdaptedModel
 from atlas_dist.model.backbone import load_backbone
 from atlas_dist.model.flops import peak_flops, sample_flops
 from atlas_dist.model.heads import HeadSpec
@@ -26,7 +26,7 @@ CASES = {
     "first task": (TaskKind.PAIR, 0, True, Weighting.WHOLE, TWO),
     "plain adapter": (TaskKind.CHOICE, 0, True, Weighting.PLAIN, TWO),
     "head only": (TaskKind.SINGLE, 0, False, Weighting.PLAIN, {Role.HEAD}),
-    "whole trunk": (TaskKind.SINGLE, 0, False, Weighting.PLAIN, {Role.BACKBONE, Role.HEAD}),
+    "whole backbone": (TaskKind.SINGLE, 0, False, Weighting.PLAIN, {Role.BACKBONE, Role.HEAD}),
 }
 
 
@@ -44,7 +44,7 @@ def batch_of(spec: HeadSpec, side: int) -> Mapping[str, Tensor]:
     return {"input_ids": ids, "attention_mask": ids.new_ones(ids.shape), "token_type_ids": ids * 0, "pixel_values": pixels}
 
 
-def counted(model: AtlasModel, batch: Mapping[str, Tensor]) -> tuple[float, float]:
+def counted(model: AdaptedModel, batch: Mapping[str, Tensor]) -> tuple[float, float]:
     """FLOPs of forward and backward as torch counts them; plain attention, whose products it sees on a CPU."""
     with FlopCounterMode(display=False, custom_mapping=IN_PLACE) as forward:
         logits = model(batch).logits
@@ -58,15 +58,15 @@ def counted(model: AtlasModel, batch: Mapping[str, Tensor]) -> tuple[float, floa
 def test_the_sums_are_what_torch_counts(case: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     kind, visible, grows, weighting, roles = CASES[case]
     monkeypatch.setattr("atlas_dist.model.vilt.functional.scaled_dot_product_attention", by_the_book)
-    trunk, spec = load_backbone(name), HeadSpec(kind, 4)
+    backbone, spec = load_backbone(name), HeadSpec(kind, 4)
     mixing = MixingSpec(rank=8, weighting=weighting)
-    with AtlasModel(trunk.model, spec, mixing, visible=visible, grows=grows, seed=0) as model:
+    with AdaptedModel(backbone.model, spec, mixing, visible=visible, grows=grows, seed=0) as model:
         for group in model.modules():
             if isinstance(group, AdapterGroup):
                 torch.nn.init.normal_(group.down, std=0.02)
                 torch.nn.init.normal_(group.up, std=0.02)
         model.freeze_to(model.trainable_names(roles))
-        forward, backward = counted(model, batch_of(spec, trunk.image_size))
+        forward, backward = counted(model, batch_of(spec, backbone.image_size))
         ours = sample_flops(model, TEXT)
     assert ours is not None
     assert forward / BATCH == pytest.approx(ours.forward, rel=0.02), "up to products of a few numbers a sample"
@@ -80,10 +80,12 @@ def by_the_book(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | N
 
 
 def test_more_adapters_cost_more_and_a_frozen_one_less_than_one_that_trains() -> None:
-    trunk = load_backbone("random-tiny")
+    backbone = load_backbone("random-tiny")
     found = {}
     for visible, grows in ((1, False), (4, False), (0, True)):
-        with AtlasModel(trunk.model, HeadSpec(TaskKind.SINGLE, 4), MixingSpec(rank=8), visible=visible, grows=grows, seed=0) as m:
+        with AdaptedModel(
+            backbone.model, HeadSpec(TaskKind.SINGLE, 4), MixingSpec(rank=8), visible=visible, grows=grows, seed=0
+        ) as m:
             m.freeze_to(m.trainable_names(TWO if grows else ONE))
             needed = sample_flops(m, TEXT)
             assert needed is not None

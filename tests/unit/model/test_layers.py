@@ -9,16 +9,16 @@ import torch
 
 from atlas_dist.errors import TrainingError
 from atlas_dist.model.layers import LayerRuns
-from tests.stepkit import ONE, SIZES, TWO, new_feeder, open_model, random_batches, random_trunk
+from tests.kits.step import ONE, SIZES, TWO, new_feeder, open_model, random_backbone, random_batches
 
 SIZE, CPU = SIZES["tiny"], torch.device("cpu")
 
 
-def step(trunk: Any, runs: LayerRuns, roles: Any) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+def step(backbone: Any, runs: LayerRuns, roles: Any) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """Outputs and coefficients, and gradients, of one forward and backward."""
     (batch,) = random_batches(SIZE, 3, 1)
     (fed,) = new_feeder(CPU)(batch)
-    with open_model(trunk, SIZE, 2, roles, runs=runs) as model:
+    with open_model(backbone, SIZE, 2, roles, runs=runs) as model:
         model.train()
         logits, penalty = model(fed.inputs)
         (logits.square().sum() + 0.1 * penalty).backward()
@@ -28,14 +28,14 @@ def step(trunk: Any, runs: LayerRuns, roles: Any) -> tuple[dict[str, torch.Tenso
 
 @pytest.mark.parametrize("roles", [ONE, TWO], ids=["stage one", "stage two"])
 def test_recomputed_layers_give_the_same_bits(roles: Any) -> None:
-    trunk = random_trunk(SIZE, CPU)
-    for ours, theirs in zip(step(trunk, LayerRuns(recompute=True), roles), step(trunk, LayerRuns(), roles), strict=True):
+    backbone = random_backbone(SIZE, CPU)
+    for ours, theirs in zip(step(backbone, LayerRuns(recompute=True), roles), step(backbone, LayerRuns(), roles), strict=True):
         assert ours.keys() == theirs.keys()
         assert all(torch.equal(ours[name], theirs[name]) for name in theirs), "and nothing was noted twice"
 
 
 def test_recomputed_layers_remember_less() -> None:
-    trunk = random_trunk(SIZE, CPU)
+    backbone = random_backbone(SIZE, CPU)
     (batch,) = random_batches(SIZE, 3, 1)
     (fed,) = new_feeder(CPU)(batch)
     kept = {}
@@ -47,7 +47,7 @@ def test_recomputed_layers_remember_less() -> None:
             return tensor
 
         with (
-            open_model(trunk, SIZE, 2, TWO, runs=LayerRuns(recompute=recompute)) as model,
+            open_model(backbone, SIZE, 2, TWO, runs=LayerRuns(recompute=recompute)) as model,
             torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
         ):
             output = model.train()(fed.inputs)
@@ -57,12 +57,12 @@ def test_recomputed_layers_remember_less() -> None:
 
 
 def test_layers_run_as_before_when_the_model_is_closed() -> None:
-    trunk = random_trunk(SIZE, CPU)
-    with open_model(trunk, SIZE, 0, TWO, runs=LayerRuns(recompute=True)):
-        assert all("forward" in vars(layer) for layer in trunk.encoder.layer)
+    backbone = random_backbone(SIZE, CPU)
+    with open_model(backbone, SIZE, 0, TWO, runs=LayerRuns(recompute=True)):
+        assert all("forward" in vars(layer) for layer in backbone.encoder.layer)
         with pytest.raises(TrainingError, match="in use"):
-            open_model(trunk, SIZE, 0, TWO)
-    assert not any("forward" in vars(layer) for layer in trunk.encoder.layer)
+            open_model(backbone, SIZE, 0, TWO)
+    assert not any("forward" in vars(layer) for layer in backbone.encoder.layer)
 
 
 def test_compiled_layers_go_through_the_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,5 +77,5 @@ def test_compiled_layers_go_through_the_compiler(monkeypatch: pytest.MonkeyPatch
         return compiled
 
     monkeypatch.setattr(torch, "compile", compile_)
-    step(random_trunk(SIZE, CPU), LayerRuns(compiled=True), TWO)
+    step(random_backbone(SIZE, CPU), LayerRuns(compiled=True), TWO)
     assert len(calls) == SIZE.layers

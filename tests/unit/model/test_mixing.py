@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,9 +12,7 @@ from torch import Tensor
 
 from atlas_dist.errors import ConfigError
 from atlas_dist.model.mixing import AdapterGroup, AttendOver, MixingSite, MixingSpec, Weighting, ortho_penalty
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "oracle"))
-from naive_mixing import NaiveAdapter, naive_penalty, naive_site
+from tests.oracle.naive_mixing import NaiveAdapter, naive_penalty, naive_site
 
 EXACT = {"rtol": 0.0, "atol": 1e-11}
 

@@ -66,7 +66,7 @@ def test_a_sequence_worked_out_by_hand() -> None:
     scores |= {"alone eval a": 65.0, "alone eval b": 90.0, "transfer eval c": 50.0, "transfer eval c*": 0.0}
     scores |= {"pretrained eval c": 40.0}
     (found,) = measure(plan, state_of(plan, numbered(scores)))
-    assert found.values[AVERAGE] == pytest.approx((60 + 80) / 2), "a shared trunk is read in its newest state"
+    assert found.values[AVERAGE] == pytest.approx((60 + 80) / 2), "a shared backbone is read in its newest state"
     assert found.values[BACKWARD] == pytest.approx(-10)
     assert found.values[FORGETTING] == pytest.approx(100 * 10 / (70 - CHANCE))
     assert found.values[FORWARD] == pytest.approx(80 - 90)

@@ -29,8 +29,8 @@ from atlas_dist.report.page import render, write_report
 from atlas_dist.report.tensorboard import Scalar, event_file, write_events
 from atlas_dist.report.timeline import timeline
 from atlas_dist.store.curves import Point
+from tests.kits.pages import check_page
 from tests.unit.core.test_plan import COMMON, sequence
-from tests.unit.report.pages import check_page
 
 
 def committed(plan: Plan, *, leave_out: str = "", drift: bool = False) -> RunState:
@@ -264,7 +264,7 @@ def test_leave_one_out_and_growth_are_shown_where_they_were_measured(plan: Plan)
             state = replace(state, jobs={**state.jobs, key: replace(state.jobs[key], committed=better)})
     got = gather(plan, state)
     assert got.sequences[0].without == {"b": (60.0, 91.5)}
-    assert got.sequences[0].breadth[1] == (None, 7.25)
+    assert got.sequences[0].effective_rank[1] == (None, 7.25)
     page = render(got)
     assert ">30.0</td>" in page, "90 with all, 60 without the first"
     assert ">-1.5</td>" in page

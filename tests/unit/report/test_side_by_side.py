@@ -14,8 +14,8 @@ from atlas_dist.report.facts import RunFacts, gather
 from atlas_dist.report.measures import compare, measure
 from atlas_dist.report.side_by_side import Side, cautions, differences, render, write_side_by_side
 from atlas_dist.report.svg import COLOURS
+from tests.kits.pages import check_page
 from tests.unit.core.test_plan import COMMON, sequence
-from tests.unit.report.pages import check_page
 from tests.unit.report.test_report import committed
 
 
@@ -72,8 +72,8 @@ def test_what_does_not_measure_the_same_is_said_before_the_numbers(plan: Plan) -
     other = make_plan([sequence("ab")], COMMON)
     (told,) = cautions([left, side(other, "short", asked())])
     assert told == "The averages are over different tasks. left: a, b, c; short: a, b."
-    (told,) = cautions([left, side(plan, "trunk", {**asked(), "backbone": {"name": "clip"}})])
-    assert "trunks differ" in told
+    (told,) = cautions([left, side(plan, "backbone", {**asked(), "backbone": {"name": "clip"}})])
+    assert "backbones differ" in told
 
 
 def test_the_page_shows_each_run_and_is_a_page(plan: Plan, tmp_path: Path) -> None:

@@ -12,14 +12,14 @@ from typing import Any
 import pytest
 
 from atlas_dist.clock import SystemClock
-from atlas_dist.coordinator import paths
 from atlas_dist.core.plan import Plan, make_plan
 from atlas_dist.core.records import Begin, Commit, Dispatch, Elect, Fail
 from atlas_dist.core.types import FailureKind
 from atlas_dist.errors import ConfigError
 from atlas_dist.report.track_mlflow import TAG, MLflow
 from atlas_dist.report.track_wandb import WandB
-from atlas_dist.report.tracking import SequenceRun, StageRun, Teller, TensorBoard, Tracker
+from atlas_dist.report.tracking import SequenceRun, StageRun, TensorBoard, Tracker, TrackerSync
+from atlas_dist.runs import layout
 from atlas_dist.store.curves import TRAIN, VALIDATION, CurveWriter, history
 from atlas_dist.store.log import RecordLog
 from atlas_dist.store.objects import MemoryStore
@@ -33,21 +33,21 @@ class Run:
         self.plan: Plan = make_plan([sequence(names)], COMMON)
         self.store = MemoryStore()
         ids = itertools.count()
-        self.log = RecordLog(self.store, paths.ledger("r"), writer="w", clock=SystemClock(), new_id=lambda: str(next(ids)))
+        self.log = RecordLog(self.store, layout.ledger("r"), writer="w", clock=SystemClock(), new_id=lambda: str(next(ids)))
         self.log.append(0, Begin("r", "s", self.plan.digest))
         self.log.append(1, Elect("first"))
         self.warnings: list[str] = []
         self.attempts = itertools.count(1)
         self.stage = self.plan.sequences[0].upstream[0].final
 
-    def teller(self, *trackers: Tracker) -> Teller:
-        return Teller(self.plan, self.store, "r", paths.ledger("r"), trackers, 5.0, self.warnings.append)
+    def tracker_sync(self, *trackers: Tracker) -> TrackerSync:
+        return TrackerSync(self.plan, self.store, "r", layout.ledger("r"), trackers, 5.0, self.warnings.append)
 
     def attempt(self, steps: range, checkpoint: str = "") -> str:
         """A new attempt, at `steps`, going on from a checkpoint."""
         number = next(self.attempts)
         name = f"{self.stage}-e1-{number}"
-        prefix = paths.attempt("r", name)
+        prefix = layout.attempt("r", name)
         self.log.append(1, Dispatch(self.stage, name, prefix, "main", "ready", resume_from=checkpoint))
         pen = CurveWriter(self.store, prefix, 5.0, history=history(self.store, checkpoint) if checkpoint else ())
         for step in steps:
@@ -65,8 +65,8 @@ class Run:
         self.log.append(1, Commit(self.stage, prefix.rpartition("/")[2], prefix, (), metrics))
         evaluation = self.plan.sequences[0].evaluations[0, 0]
         views = {"task": {"score": 77.0, "predictions_sha256": "x"}}
-        self.log.append(1, Dispatch(evaluation, "e", paths.attempt("r", "e"), "main", "ready"))
-        self.log.append(1, Commit(evaluation, "e", paths.attempt("r", "e"), (), {"views": views, "seconds": {}}))
+        self.log.append(1, Dispatch(evaluation, "e", layout.attempt("r", "e"), "main", "ready"))
+        self.log.append(1, Commit(evaluation, "e", layout.attempt("r", "e"), (), {"views": views, "seconds": {}}))
 
 
 @pytest.fixture
@@ -101,49 +101,49 @@ class Listener:
         self.heard.append("bye")
 
 
-# ----------------------------------------------------------------------------------------------------------- the teller
+# ----------------------------------------------------------------------------------------------------------- the tracker sync
 
 
 def test_a_run_is_told_as_it_learns_and_nothing_twice(run: Run) -> None:
     listener = Listener()
-    teller = run.teller(listener)
-    teller.look(last=True)
+    tracker_sync = run.tracker_sync(listener)
+    tracker_sync.update(last=True)
     assert listener.heard == []
     prefix = run.attempt(range(1, 4))
-    teller.look(last=True)
-    teller.look(last=True)
+    tracker_sync.update(last=True)
+    tracker_sync.update(last=True)
     began = [f"sequence {run.plan.sequences[0].name}", "stage a-stage2"]
     assert listener.heard == [*began, "points 4"]
     run.commit(prefix)
-    teller.look(last=True)
-    teller.look(last=True)
+    tracker_sync.update(last=True)
+    tracker_sync.update(last=True)
     assert listener.heard[3:] == [*began, "points 4", "score 88.0", began[0], "average 77.0"]
     again = Listener()
-    run.teller(again).look(last=True)
+    run.tracker_sync(again).update(last=True)
     assert again.heard == listener.heard[3:], "another process tells the same; it is for the tracker to know it already"
 
 
 def test_the_newest_attempt_that_has_told_something_is_the_stage(run: Run) -> None:
     listener = Listener()
-    teller = run.teller(listener)
+    tracker_sync = run.tracker_sync(listener)
     first = run.attempt(range(1, 6))
-    teller.look(last=True)
+    tracker_sync.update(last=True)
     run.lose(first, 4)
     silent = run.attempt(range(0))
-    teller.look(last=True)
+    tracker_sync.update(last=True)
     assert listener.heard[-1] == "points 7", "an attempt that has said nothing yet does not wipe the curve"
     run.lose(silent, 4)
     run.attempt(range(5, 7), f"{first}/checkpoints/00000004")
-    teller.look(last=True)
+    tracker_sync.update(last=True)
     assert listener.heard[-1] == "points 9"
 
 
 def test_who_does_not_lead_leaves_shared_trackers_alone(run: Run, tmp_path: Path) -> None:
     listener = Listener()
-    teller = run.teller(TensorBoard(tmp_path), listener)
-    teller.leads = False
+    tracker_sync = run.tracker_sync(TensorBoard(tmp_path), listener)
+    tracker_sync.leads = False
     run.attempt(range(1, 4))
-    teller.look(last=True)
+    tracker_sync.update(last=True)
     assert listener.heard == []
     assert list(tmp_path.rglob("*tfevents*"))
 
@@ -161,14 +161,14 @@ def test_a_tracker_that_fails_is_warned_about_once_and_asked_again(run: Run, mon
 
     broken, fine = Broken(), Listener()
     fine.name = "fine"
-    teller = run.teller(broken, fine)
+    tracker_sync = run.tracker_sync(broken, fine)
     run.attempt(range(1, 4))
-    teller.look(last=True)
-    teller.look(last=True)
+    tracker_sync.update(last=True)
+    tracker_sync.update(last=True)
     assert run.warnings == ["listener is not told everything: RuntimeError: refused for [redacted]"]
     assert fine.heard[-1] == "points 4"
     broken.down = False
-    teller.look(last=True)
+    tracker_sync.update(last=True)
     assert broken.heard[-1] == "points 4"
 
 
@@ -184,30 +184,30 @@ def _read(folder: Path) -> dict[str, list[tuple[int, float]]]:
 
 def test_tensorboard_has_each_step_of_a_resumed_stage_once(run: Run, tmp_path: Path) -> None:
     first = run.attempt(range(1, 6))
-    teller = run.teller(TensorBoard(tmp_path))
-    teller.look(last=True)
+    tracker_sync = run.tracker_sync(TensorBoard(tmp_path))
+    tracker_sync.update(last=True)
     (folder,) = {path.parent for path in tmp_path.rglob("*tfevents*")}
     assert folder.relative_to(tmp_path).parts[0::2] == ("tensorboard", "a-stage2")
     assert [step for step, _ in _read(folder)["train/loss"]] == [1, 2, 3, 4, 5]
     run.lose(first, 4)
     second = run.attempt(range(5, 7), f"{first}/checkpoints/00000004")
-    teller.look(last=True)
+    tracker_sync.update(last=True)
     assert len(list(folder.iterdir())) == 2, "an attempt, a file"
     curves = _read(folder)
     assert curves["train/loss"] == [(step, round(1.0 / step, 4)) for step in range(1, 7)]
     assert [step for step, _ in curves["validation/score"]] == [2, 4, 6]
     run.commit(second)
-    run.teller(TensorBoard(tmp_path)).look(last=True)
+    run.tracker_sync(TensorBoard(tmp_path)).update(last=True)
     assert _read(folder) == curves
 
 
 def test_a_torn_event_file_is_completed_and_one_that_is_read_only_grows(run: Run, tmp_path: Path) -> None:
     run.attempt(range(1, 6))
-    run.teller(TensorBoard(tmp_path)).look(last=True)
+    run.tracker_sync(TensorBoard(tmp_path)).update(last=True)
     (path,) = tmp_path.rglob("*tfevents*")
     whole, inode = path.read_bytes(), path.stat().st_ino
     path.write_bytes(whole[:-7])
-    run.teller(TensorBoard(tmp_path)).look(last=True)
+    run.tracker_sync(TensorBoard(tmp_path)).update(last=True)
     assert path.read_bytes() == whole
     assert path.stat().st_ino == inode, "whoever reads it goes on where it was"
 
@@ -222,9 +222,9 @@ def test_mlflow_has_one_run_a_stage_below_one_a_sequence_after_any_restart(run: 
     uri = f"file://{tmp_path}/mlruns"
 
     def tell() -> None:
-        teller = run.teller(MLflow(uri, "ours"))
-        teller.look(last=True)
-        teller.close()
+        tracker_sync = run.tracker_sync(MLflow(uri, "ours"))
+        tracker_sync.update(last=True)
+        tracker_sync.close()
 
     first = run.attempt(range(1, 6))
     tell()
@@ -294,9 +294,9 @@ def test_wandb_goes_on_with_the_same_run_and_never_back(run: Run, tmp_path: Path
     monkeypatch.setattr("atlas_dist.packages.find_spec", lambda _: object())
 
     def tell() -> None:
-        teller = run.teller(WandB("people/project", tmp_path))
-        teller.look(last=True)
-        teller.close()
+        tracker_sync = run.tracker_sync(WandB("people/project", tmp_path))
+        tracker_sync.update(last=True)
+        tracker_sync.close()
 
     first = run.attempt(range(1, 6))
     tell()

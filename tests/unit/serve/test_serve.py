@@ -21,13 +21,13 @@ from atlas_dist.core.types import TaskKind
 from atlas_dist.data.decode import TextEncoder
 from atlas_dist.errors import ConfigError, DataError
 from atlas_dist.methods import make_method
-from atlas_dist.model.atlas import AtlasModel as StageModel
+from atlas_dist.model.atlas import AdaptedModel
 from atlas_dist.model.backbone import load_backbone
 from atlas_dist.model.heads import HeadSpec
+from atlas_dist.runs.stores import open_shards
 from atlas_dist.serve.inputs import Normalise, pixels_of, texts_of
 from atlas_dist.serve.mixed import MixedModel, TaskBatch
-from atlas_dist.train.context import open_shards
-from tests.bankkit import Toys, toys
+from tests.kits.bank import Toys, toys
 
 PICTURE = Image.fromarray(np.random.default_rng(3).integers(0, 256, (50, 70, 3), np.uint8))
 REQUESTS = {
@@ -57,10 +57,10 @@ def _batch(model: AtlasModel, weights: BankWeights, key: str, count: int, seed: 
     spec = weights.tasks[key].learnt.task
     pair = HeadSpec(spec.kind, spec.classes)
     generator = torch.Generator().manual_seed(seed)
-    encoder = TextEncoder(model.trunk.tokenizer, spec.max_text)
+    encoder = TextEncoder(model.backbone.tokenizer, spec.max_text)
     texts = [f"sample {seed} {n} of {spec.name}" for n in range(count * pair.texts)]
     ids, mask, types = (torch.from_numpy(a).view(count, pair.texts, -1) for a in encoder([(t,) for t in texts]))
-    side = model.trunk.image_size
+    side = model.backbone.image_size
     pixels = torch.randn((count, pair.images, 3, side, side), generator=generator, dtype=dtype)
     return TaskBatch(key, ids, mask, types, pixels)
 
@@ -81,7 +81,7 @@ def test_a_mixed_batch_gives_every_row_what_a_pass_of_its_own_gives(weights: Ban
     together = mixed(batches)
     for batch, output in zip(batches, together, strict=True):
         learnt = weights.tasks[batch.key].learnt
-        with StageModel(
+        with AdaptedModel(
             backbone.model, HeadSpec(learnt.task.kind, learnt.task.classes), method.mixing,
             visible=len(learnt.view), grows=False, seed=0,
         ) as alone:  # fmt: skip
@@ -103,12 +103,12 @@ def test_a_mixed_batch_gives_every_row_what_a_pass_of_its_own_gives(weights: Ban
             torch.testing.assert_close(output.alpha[site], alpha[site], rtol=0, atol=1e-12)
 
 
-def test_the_trunk_is_as_before_after_an_answer_and_after_a_failure(model: AtlasModel) -> None:
-    trunk = model.trunk.model
+def test_the_backbone_is_as_before_after_an_answer_and_after_a_failure(model: AtlasModel) -> None:
+    backbone = model.backbone.model
     model.predict("toy_shape", PICTURE)
     with pytest.raises(DataError):
         model.predict("toy_pair", PICTURE, "one picture only")
-    hooked = [m for m in trunk.modules() if m._forward_hooks or m._forward_pre_hooks]
+    hooked = [m for m in backbone.modules() if m._forward_hooks or m._forward_pre_hooks]
     assert hooked == []
 
 
@@ -240,7 +240,7 @@ def test_what_is_asked_wrongly_says_how_to_ask(model: AtlasModel, request_: Requ
         model.predict_batch([REQUESTS["toy_shape"], request_])
 
 
-def test_another_trunk_is_refused(weights: BankWeights) -> None:
+def test_another_backbone_is_refused(weights: BankWeights) -> None:
     with pytest.raises(ConfigError, match="learnt on another backbone"):
         AtlasModel(weights, load_backbone("random-tiny", seed=1))
 

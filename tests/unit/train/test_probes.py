@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from atlas_dist.train import breadth, mixture
-from atlas_dist.train.breadth import BreadthMeter, effective_rank
+from atlas_dist.train import effective_rank as effective_rank_module
+from atlas_dist.train import mixture
+from atlas_dist.train.effective_rank import EffectiveRankMeter, effective_rank
 from atlas_dist.train.engine import join_alone
 from atlas_dist.train.mixture import Mixture, Source, interleaved
 from atlas_dist.train.reuse import BINS, ReuseMeter
@@ -25,7 +26,7 @@ def alone() -> None:
     join_alone()
 
 
-@pytest.mark.parametrize("module", [breadth, mixture])
+@pytest.mark.parametrize("module", [effective_rank_module, mixture])
 def test_the_examples_in_the_docstrings_hold(module: object) -> None:
     assert doctest.testmod(module, extraglobs={"torch": torch}).failed == 0  # type: ignore[arg-type]
 
@@ -48,12 +49,12 @@ def test_rank_of_an_uneven_pair_by_hand() -> None:
 def test_the_meter_counts_each_sample_once_and_masked_slots_not_at_all() -> None:
     model = SimpleNamespace(head=nn.Linear(3, 2))
     features = torch.tensor([[2.0, 0.0, 0.0], [0.0, 9.0, 0.0], [0.0, 0.0, 5.0], [0.0, 0.0, 5.0]])
-    meter = BreadthMeter()
+    meter = EffectiveRankMeter()
     with meter.attached(model):  # type: ignore[arg-type]
         model.head(features)
-        meter.look(torch.tensor([0, 1, -1, -1]), torch.zeros(4, 2))
+        meter.observe(torch.tensor([0, 1, -1, -1]), torch.zeros(4, 2))
         model.head(features)
-        meter.look(torch.tensor([7, -1]), torch.zeros(2, 2))  # two passes a sample: directions 1 and 2 once more
+        meter.observe(torch.tensor([7, -1]), torch.zeros(2, 2))  # two passes a sample: directions 1 and 2 once more
     assert meter.effective_rank() == pytest.approx(2.0)
     assert not model.head._forward_pre_hooks
 
@@ -62,7 +63,7 @@ def test_alpha_that_never_varies_has_no_entropy_and_an_even_one_has_the_most() -
     even = (torch.arange(BINS) + 0.5) / BINS
     alpha = torch.stack([torch.full((BINS,), 0.3), even, torch.where(even < 0.5, 0.0, 1.0)], dim=1)
     meter = ReuseMeter(SimpleNamespace(alpha_report=lambda: {"L0": alpha}), torch.device("cpu"))  # type: ignore[arg-type]
-    meter.look(torch.arange(BINS), torch.zeros(BINS, 1))
+    meter.observe(torch.arange(BINS), torch.zeros(BINS, 1))
     found = meter.summary()["L0"]
     assert found["entropy"] == pytest.approx([0.0, math.log(BINS), math.log(2)])
     assert found["mean"] == pytest.approx([0.3, 0.5, 0.5])
@@ -105,11 +106,11 @@ def test_the_second_moment_does_not_depend_on_how_samples_are_batched() -> None:
     features = torch.randn(12, 5, generator=torch.Generator().manual_seed(0))
 
     def rank(sizes: list[int]) -> float:
-        model, meter = SimpleNamespace(head=nn.Identity()), BreadthMeter()
+        model, meter = SimpleNamespace(head=nn.Identity()), EffectiveRankMeter()
         with meter.attached(model):  # type: ignore[arg-type]
             for part in features.split(sizes):
                 seen: Tensor = model.head(part)
-                meter.look(torch.arange(len(part)), seen)
+                meter.observe(torch.arange(len(part)), seen)
         return meter.effective_rank()
 
     assert rank([12]) == pytest.approx(rank([5, 5, 2]))

@@ -13,22 +13,23 @@ from transformers import ViltConfig, ViltModel
 
 from atlas_dist.core.types import Budget, Role, TaskKind
 from atlas_dist.data.batch import RankBatch
-from atlas_dist.model.atlas import AtlasModel
+from atlas_dist.model.atlas import AdaptedModel
 from atlas_dist.model.backbone import store_products_in_bf16
 from atlas_dist.model.heads import HeadSpec
 from atlas_dist.model.layers import AS_THEY_ARE, LayerRuns
 from atlas_dist.model.mixing import AdapterGroup, MixingSpec
 from atlas_dist.model.vilt import accelerate_vilt
-from atlas_dist.train.engine import StageModule, build_optimizer, join_alone, learning_rate_factor
+from atlas_dist.train.engine import build_optimizer, join_alone, learning_rate_factor
 from atlas_dist.train.feed import Feeder
 from atlas_dist.train.mixture import OWN, Mixture
+from atlas_dist.train.module import StageModule
 
 ONE, TWO = (Role.QUERIES, Role.HEAD), (Role.ADAPTER, Role.HEAD)
 
 
 @dataclass(frozen=True)
 class Size:
-    """A trunk's geometry and what its samples look like."""
+    """A backbone's geometry and what its samples look like."""
 
     width: int
     layers: int
@@ -52,7 +53,7 @@ SIZES = {
 }
 
 
-def random_trunk(size: Size, device: torch.device, *, bf16: bool = False, fast: bool = True) -> ViltModel:
+def random_backbone(size: Size, device: torch.device, *, bf16: bool = False, fast: bool = True) -> ViltModel:
     """A frozen ViLT with random weights; `fast`: as we run it, else as transformers has it."""
     config = ViltConfig(
         hidden_size=size.width,
@@ -67,22 +68,22 @@ def random_trunk(size: Size, device: torch.device, *, bf16: bool = False, fast: 
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        trunk = ViltModel(config)
-    trunk.eval().requires_grad_(False)
+        backbone = ViltModel(config)
+    backbone.eval().requires_grad_(False)
     if fast:
-        accelerate_vilt(trunk)
+        accelerate_vilt(backbone)
     if bf16:
-        store_products_in_bf16(trunk)
-    return cast(ViltModel, trunk.to(device))
+        store_products_in_bf16(backbone)
+    return cast(ViltModel, backbone.to(device))
 
 
 def open_model(
-    trunk: ViltModel, size: Size, visible: int, roles: Sequence[Role], *, runs: LayerRuns = AS_THEY_ARE, seed: int = 0
-) -> AtlasModel:
+    backbone: ViltModel, size: Size, visible: int, roles: Sequence[Role], *, runs: LayerRuns = AS_THEY_ARE, seed: int = 0
+) -> AdaptedModel:
     """A model that trains `roles` on `visible` adapters drawn from `seed`."""
     spec = HeadSpec(TaskKind.SINGLE, size.classes)
     grows = Role.ADAPTER in roles
-    model = AtlasModel(trunk, spec, MixingSpec(rank=size.rank), visible=visible, grows=grows, seed=seed, runs=runs)
+    model = AdaptedModel(backbone, spec, MixingSpec(rank=size.rank), visible=visible, grows=grows, seed=seed, runs=runs)
     generator = torch.Generator().manual_seed(seed + 1)
     for site in model.sites.values():
         group = cast(AdapterGroup | None, site.frozen)
@@ -109,7 +110,7 @@ def random_batches(size: Size, samples: int, count: int, *, pinned: bool = False
 
 
 def new_feeder(device: torch.device) -> Feeder:
-    """As the trunks here want their pixels."""
+    """As the backbones here want their pixels."""
     return Feeder((0.5, 0.5, 0.5), (0.5, 0.5, 0.5), device)
 
 
@@ -121,7 +122,7 @@ class PlainEngine:
         self.module, self.accumulation, self.passes = module, accumulation, 0
         model = module.model
         groups = model.optimizer_groups(
-            lr=budget.lr, query_lr_scale=budget.query_lr_scale, weight_decay=budget.weight_decay, trunk_lr_scale=1.0
+            lr=budget.lr, query_lr_scale=budget.query_lr_scale, weight_decay=budget.weight_decay, backbone_lr_scale=1.0
         )
         self.optimizer = build_optimizer(groups, budget)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(

@@ -1,8 +1,8 @@
-"""Rivals that change the trunk itself: each task goes on from the weights that the task before it left.
+"""Rivals that change the backbone itself: each task goes on from the weights that the task before it left.
 
 Nothing that was learnt is altered: a stage trains a copy and leaves the whole set of trained weights as a new artifact. An old
-task can be read with the trunk it was learnt with (task view) or, as in practice, where one trunk serves all, with the newest
-(latest view); the latter is where these methods forget, and the one that counts for them.
+task can be read with the backbone it was learnt with (task view) or, as in practice, where one backbone serves all, with the
+newest (latest view); the latter is where these methods forget, and the one that counts for them.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from atlas_dist.methods.replay import Everything, Reservoir
 from atlas_dist.model.mixing import MixingSpec, Weighting
 
 
-class TrunkSettings(Settings):
-    """What every method that trains the trunk has to set."""
+class BackboneSettings(Settings):
+    """What every method that trains the backbone has to set."""
 
     trunk_lr_scale: float = Field(default=0.2, gt=0)
-    """The trunk learns at the base rate times this; heads at the base rate (CLiMB fine-tunes ViLT at 1e-4)."""
+    """The backbone learns at the base rate times this; heads at the base rate (CLiMB fine-tunes ViLT at 1e-4)."""
     second_image_type: int = Field(default=1, ge=1, le=2)
 
 
-class BottomSettings(TrunkSettings):
-    """How much of the trunk stays."""
+class BottomSettings(BackboneSettings):
+    """How much of the backbone stays."""
 
     layers: int = Field(default=9, ge=1)
     """k: the embeddings and the lowest k layers stay as pretrained."""
 
 
-class EwcSettings(TrunkSettings):
+class EwcSettings(BackboneSettings):
     """How strongly weights are held, and how their importance is estimated."""
 
     weight: float = Field(default=100.0, ge=0)
@@ -44,7 +44,7 @@ class EwcSettings(TrunkSettings):
     """Training samples of each task that its Fisher information is estimated from, rounded up to whole batches."""
 
 
-class ReplaySettings(TrunkSettings):
+class ReplaySettings(BackboneSettings):
     """How much is remembered and how often it is rehearsed."""
 
     capacity: int = Field(default=1000, ge=1)
@@ -53,7 +53,7 @@ class ReplaySettings(TrunkSettings):
     """One step of rehearsal for this many steps of the new task, shared among the earlier tasks by what the reservoir holds."""
 
 
-class LwfSettings(TrunkSettings):
+class LwfSettings(BackboneSettings):
     """How strongly, and how softly, the earlier answers are held on to."""
 
     weight: float = Field(default=1.0, ge=0)
@@ -64,20 +64,20 @@ class LwfSettings(TrunkSettings):
 TUNE = StagePlan(stage=Stage.TWO, sees_earlier=False, grows=False, trains=(Role.BACKBONE, Role.HEAD))
 
 
-def _method(name: str, own: TrunkSettings, *, recalls: bool = False, joint: bool = False, **objects: Any) -> Method:
-    spec = spec_of(name, (TUNE,), own, grows_bank=False, shares_trunk=True, recalls=recalls, joint=joint)
+def _method(name: str, own: BackboneSettings, *, recalls: bool = False, joint: bool = False, **objects: Any) -> Method:
+    spec = spec_of(name, (TUNE,), own, grows_bank=False, shares_backbone=True, recalls=recalls, joint=joint)
     return Method(
         spec=spec,
         mixing=MixingSpec(weighting=Weighting.PLAIN),
         second_image_type=own.second_image_type,
-        trunk_lr_scale=own.trunk_lr_scale,
+        backbone_lr_scale=own.trunk_lr_scale,
         **objects,
     )
 
 
 def sequential_finetune(settings: Mapping[str, Any]) -> Method:
-    """The whole trunk learns task after task, and nothing holds it: the floor (CLiMB's "Sequential FT", arXiv 2206.09059)."""
-    return _method("sequential_finetune", checked(TrunkSettings, "sequential_finetune", settings))
+    """The whole backbone learns task after task, and nothing holds it: the floor (CLiMB's "Sequential FT", arXiv 2206.09059)."""
+    return _method("sequential_finetune", checked(BackboneSettings, "sequential_finetune", settings))
 
 
 def freeze_bottom_k(settings: Mapping[str, Any]) -> Method:
@@ -89,23 +89,23 @@ def freeze_bottom_k(settings: Mapping[str, Any]) -> Method:
 def ewc(settings: Mapping[str, Any]) -> Method:
     """Elastic weight consolidation (Kirkpatrick et al. 2017, arXiv 1612.00796)."""
     own = checked(EwcSettings, "ewc", settings)
-    return _method("ewc", own, recalls=True, term=PullBack(own.weight), keeps=FisherMemory(own.fisher_samples))
+    return _method("ewc", own, recalls=True, regularizer=PullBack(own.weight), build_memory=FisherMemory(own.fisher_samples))
 
 
 def experience_replay(settings: Mapping[str, Any]) -> Method:
     """Rehearsal from a reservoir of earlier samples (Chaudhry et al. 2019, arXiv 1902.10486)."""
     own = checked(ReplaySettings, "experience_replay", settings)
     reservoir = Reservoir(own.capacity, own.every)
-    return _method("experience_replay", own, recalls=True, keeps=reservoir, mixes=reservoir, trains_guests=True)
+    return _method("experience_replay", own, recalls=True, build_memory=reservoir, replay=reservoir, trains_auxiliary=True)
 
 
 def lwf(settings: Mapping[str, Any]) -> Method:
     """Learning without forgetting (Li & Hoiem 2016, arXiv 1606.09282)."""
     own = checked(LwfSettings, "lwf", settings)
-    return _method("lwf", own, recalls=True, term=Distilled(own.weight, own.temperature), trains_guests=True)
+    return _method("lwf", own, recalls=True, regularizer=Distilled(own.weight, own.temperature), trains_auxiliary=True)
 
 
 def multitask(settings: Mapping[str, Any]) -> Method:
     """All tasks at once (Caruana 1997, "Multitask Learning"): what a sequence would reach if nothing had to be remembered."""
-    own = checked(TrunkSettings, "multitask", settings)
-    return _method("multitask", own, joint=True, mixes=Everything(), trains_guests=True)
+    own = checked(BackboneSettings, "multitask", settings)
+    return _method("multitask", own, joint=True, replay=Everything(), trains_auxiliary=True)

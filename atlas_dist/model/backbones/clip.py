@@ -25,7 +25,7 @@ from transformers import CLIPConfig, CLIPModel
 from transformers.models.clip.modeling_clip import CLIPAttention
 
 from atlas_dist.errors import DataError
-from atlas_dist.model.trunks.base import Architecture, Encoded, Limits, Tower, TrunkInput
+from atlas_dist.model.backbones.base import Architecture, BackboneInput, Encoded, Limits, Tower
 
 
 def _random(vocabulary: int, special: Mapping[str, int]) -> CLIPModel:
@@ -57,8 +57,8 @@ def _prepare(model: CLIPModel) -> None:
     """Take away what belongs to CLIP's own training.
 
     No dropout (METHOD.md), whoever calls .train(): CLIP's attention keeps its rate as a number, not as a module. The temperature
-    of its loss, which no loss of ours reads, stays in the weights but is no parameter: a method that trains the trunk would wait
-    for its gradient, and DeepSpeed cannot broadcast a parameter without dimensions.
+    of its loss, which no loss of ours reads, stays in the weights but is no parameter: a method that trains the backbone would
+    wait for its gradient, and DeepSpeed cannot broadcast a parameter without dimensions.
     """
     temperature = model.logit_scale.detach()
     del model.logit_scale
@@ -95,7 +95,7 @@ def _tower(letter: str, layers: str, config: Any, **rest: Any) -> Tower:
     return Tower(letter, layers, config.hidden_size, config.intermediate_size, config.num_attention_heads, **rest)
 
 
-def _encode(model: CLIPModel, given: TrunkInput) -> Encoded:
+def _encode(model: CLIPModel, given: BackboneInput) -> Encoded:
     if given.pixel_mask is not None:
         raise DataError("CLIP has no pixel mask: it sees whole pictures.", fix="Resize pictures instead of padding them.")
     text = model.text_model(input_ids=given.input_ids, attention_mask=given.attention_mask).last_hidden_state

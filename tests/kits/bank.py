@@ -12,20 +12,20 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from atlas_dist.bank.facts import Bank, read_bank
+from atlas_dist.bank.contents import Bank, read_bank
 from atlas_dist.clock import SystemClock
 from atlas_dist.config import RunConfig
-from atlas_dist.coordinator import paths
 from atlas_dist.coordinator.expand import specification
-from atlas_dist.coordinator.facts import point_to
 from atlas_dist.core.keys import digest_of
 from atlas_dist.core.plan import Plan
 from atlas_dist.core.records import Begin, Commit, Dispatch, Elect, Finish
 from atlas_dist.core.types import CommittedRef
+from atlas_dist.runs import layout
+from atlas_dist.runs.results import point_to
 from atlas_dist.store.log import RecordLog
 from atlas_dist.store.objects import ObjectStore
 from atlas_dist.store.settle import DEFAULT_PATIENCE
-from tests.integration.stagekit import Bench, pack_toys, toy_config
+from tests.kits.stage import Bench, pack_toys, toy_config
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def write_ledger(
 ) -> None:
     """What a coordinator would have recorded."""
     ids = itertools.count()
-    log = RecordLog(store, paths.ledger(config.run), writer="w", clock=SystemClock(), new_id=lambda: str(next(ids)))
+    log = RecordLog(store, layout.ledger(config.run), writer="w", clock=SystemClock(), new_id=lambda: str(next(ids)))
     spec = spec or specification(config)
     log.append(0, Begin(config.run, digest_of(spec), plan.digest, spec))
     log.append(1, Elect("first"))

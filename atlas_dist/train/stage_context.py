@@ -1,4 +1,4 @@
-"""A stage in progress, as a method's small objects see it (`methods.base.Lesson`)."""
+"""A stage in progress, as a method's small objects see it (`methods.base.StageContext`)."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from torch import Tensor
 from atlas_dist.core.sampling import Ordinals
 from atlas_dist.core.types import StageJob
 from atlas_dist.data.stream import Stream
-from atlas_dist.model.atlas import AtlasModel
+from atlas_dist.model.atlas import AdaptedModel
 from atlas_dist.model.heads import Head, HeadSpec
-from atlas_dist.train.engine import StageModule
 from atlas_dist.train.feed import Feeder
+from atlas_dist.train.module import StageModule
 
 
-class StageLesson:
+class TrainingStageContext:
     """What the stage's job, module and stream amount to. Make it before a checkpoint is restored: it copies the heads that the
     stage starts from.
 
     Args:
-        earlier: the model as the task before left it, frozen; None where no term asks for it. Closed by the caller.
+        earlier: the model as the task before left it, frozen; None where no regularizer asks for it. Closed by the caller.
     """
 
     def __init__(
@@ -34,7 +34,7 @@ class StageLesson:
         stream: Stream,
         feed: Feeder,
         memory: Mapping[str, Tensor],
-        earlier: AtlasModel | None,
+        earlier: AdaptedModel | None,
     ) -> None:
         self._job, self._module, self._stream, self._feed = job, module, stream, feed
         self.memory = memory
@@ -57,18 +57,18 @@ class StageLesson:
         return self._stream.ordinals
 
     @property
-    def trunk(self) -> dict[str, Tensor]:
-        """The trunk's parameters that train, by name; live."""
+    def backbone(self) -> dict[str, Tensor]:
+        """The backbone's parameters that train, by name; live."""
         return {name: p for name, p in self._module.model.backbone.named_parameters() if p.requires_grad}
 
     @property
     def heads(self) -> dict[str, tuple[HeadSpec, Head]]:
-        """The guests' heads, by task; live."""
-        return {guest.name: (guest.spec, head) for guest, head in self._module.guests_with_heads()}
+        """The auxiliary tasks' heads, by task; live."""
+        return {auxiliary.name: (auxiliary.spec, head) for auxiliary, head in self._module.named_auxiliary_heads()}
 
     def before(self, batch: Mapping[str, Tensor]) -> tuple[Tensor, Mapping[str, Head]]:
         """Features of a batch of this job's task from the model as the task before left it, and that model's heads."""
-        assert self._earlier is not None, "only a method with a term looks back"
+        assert self._earlier is not None, "only a method with a regularizer looks back"
         with torch.no_grad():
             return self._earlier.features(batch, self._earlier.head_spec), self._frozen
 
@@ -78,7 +78,7 @@ class StageLesson:
 
         Every rank calls it, every rank gets the whole, on the CPU. Nothing is dropped out and no gradient stays behind.
         """
-        names, parameters = list(self.trunk), list(self.trunk.values())
+        names, parameters = list(self.backbone), list(self.backbone.values())
         sums = [torch.zeros_like(p) for p in parameters]
         count = 0
         self._module.eval()

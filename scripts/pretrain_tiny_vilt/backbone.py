@@ -33,8 +33,8 @@ def tiny_config() -> ViltConfig:
     )
 
 
-def new_trunk(seed: int) -> ViltModel:
-    """A fresh trunk: linear layers after Glorot, patches at unit scale, positions as half-height sinusoids.
+def new_backbone(seed: int) -> ViltModel:
+    """A fresh backbone: linear layers after Glorot, patches at unit scale, positions as half-height sinusoids.
 
     The stock start (everything at 0.02, positions at 0) suits long runs on millions of pictures; this one learns in minutes.
     """
@@ -51,7 +51,7 @@ def new_trunk(seed: int) -> ViltModel:
     return accelerate_vilt(model)
 
 
-def run_trunk(
+def run_backbone(
     model: ViltModel,
     input_ids: Tensor,
     pixels: Tensor,

@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from atlas_dist.clock import SystemClock
-from atlas_dist.coordinator import paths
 from atlas_dist.core.ledger import Entry, JobStatus, RunState, fold
 from atlas_dist.core.plan import Plan, TaskJobs
 from atlas_dist.core.schedule import Frontier
 from atlas_dist.core.types import Stage
 from atlas_dist.errors import AtlasError, Paused, TrainingError
+from atlas_dist.runs import layout
 from atlas_dist.store.log import RecordLog, threaded
 from atlas_dist.store.objects import ObjectStore
 
@@ -33,7 +33,7 @@ class Phase(StrEnum):
     COMPLETE = "complete"
 
 
-class Role(StrEnum):
+class CoordinatorRole(StrEnum):
     """What a coordinator process is for the run."""
 
     LEADER = "leader"
@@ -46,7 +46,7 @@ class RunStatus:
     """One line about a run."""
 
     run: str
-    role: Role
+    role: CoordinatorRole
     phase: Phase
     epoch: int
     committed: int
@@ -79,7 +79,7 @@ class RunStatus:
         return None
 
 
-def status_of(plan: Plan, state: RunState, frontier: Frontier, role: Role) -> RunStatus:
+def status_of(plan: Plan, state: RunState, frontier: Frontier, role: CoordinatorRole) -> RunStatus:
     """The status that a state means."""
     phase, reason = _phase(state, frontier)
     return RunStatus(
@@ -182,6 +182,6 @@ def load_run(store: ObjectStore, run: str) -> tuple[RunState, list[Entry]]:
         StoreError: the ledger is broken or the store in trouble.
         DataError: a newer version wrote it.
     """
-    log = RecordLog(store, paths.ledger(run), writer="reader", clock=SystemClock(), new_id=str, read_many=threaded)
+    log = RecordLog(store, layout.ledger(run), writer="reader", clock=SystemClock(), new_id=str, read_many=threaded)
     entries = log.read_new()
     return fold(RunState(run=run), entries), entries

@@ -12,12 +12,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from atlas_dist.coordinator.status import load_run
 from atlas_dist.core.keys import SHORT
 from atlas_dist.core.ledger import Entry, RunState
 from atlas_dist.core.records import Adopt, Commit, from_json
 from atlas_dist.core.types import CommittedRef, TaskSpec, View
 from atlas_dist.errors import ConfigError, DataError
+from atlas_dist.runs.status import load_run
 from atlas_dist.store import artifacts
 from atlas_dist.store.objects import ObjectStore
 
@@ -27,7 +27,7 @@ FORMAT = "atlas-dist adapter 1"
 
 @dataclass(frozen=True)
 class Base:
-    """The frozen trunk that adapters belong to. `digest` is of its weights, tokenizer and configuration."""
+    """The frozen backbone that adapters belong to. `digest` is of its weights, tokenizer and configuration."""
 
     name: str
     source: str
@@ -38,7 +38,7 @@ class Base:
 
     @property
     def address(self) -> dict[str, str]:
-        """All but the digest: what finds the trunk again, under the names of the settings `backbone.*`."""
+        """All but the digest: what finds the backbone again, under the names of the settings `backbone.*`."""
         return {"name": self.name, "source": self.source, "revision": self.revision, "architecture": self.architecture}
 
 

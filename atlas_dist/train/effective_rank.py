@@ -16,10 +16,10 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional
 
-from atlas_dist.model.atlas import AtlasModel
+from atlas_dist.model.atlas import AdaptedModel
 
 
-class BreadthMeter:
+class EffectiveRankMeter:
     """Collects the second moment of the features, [D, D], batch by batch: its eigenvalues are those of the samples' Gram
     matrix."""
 
@@ -28,7 +28,7 @@ class BreadthMeter:
         self._last: Tensor | None = None
 
     @contextmanager
-    def attached(self, model: AtlasModel) -> Iterator[None]:
+    def attached(self, model: AdaptedModel) -> Iterator[None]:
         """Watch what the model's head reads."""
 
         def see(_: torch.nn.Module, inputs: tuple[Any, ...]) -> None:
@@ -40,9 +40,9 @@ class BreadthMeter:
         finally:
             handle.remove()
 
-    def look(self, index: Tensor, _logits: Tensor) -> None:
+    def observe(self, index: Tensor, _logits: Tensor) -> None:
         """Take the batch that was just computed; masked slots (index -1) do not count, and a sample's passes each do."""
-        assert self._last is not None, "look comes after a forward pass"
+        assert self._last is not None, "observe comes after a forward pass"
         rows = functional.normalize(self._last.double(), dim=1).view(len(index), -1, self._last.shape[1])
         rows = rows[(index >= 0).to(rows.device)].flatten(0, 1)
         moment = rows.t() @ rows

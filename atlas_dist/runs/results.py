@@ -9,13 +9,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from atlas_dist.clock import Clock
-from atlas_dist.coordinator import paths
 from atlas_dist.core.keys import canonical_json, check_key
 from atlas_dist.core.records import from_json
 from atlas_dist.core.types import CommittedRef, StageResult
 from atlas_dist.errors import AlreadyExists, DataError, MissingObject
 from atlas_dist.failpoints import failpoint
-from atlas_dist.store.artifacts import Pulse, insist, read_json, read_result, verify
+from atlas_dist.runs import layout
+from atlas_dist.store.artifacts import KeepAlive, read_json, read_result, retry_damaged, verify
 from atlas_dist.store.objects import ObjectStore
 from atlas_dist.store.settle import Patience, create_settled
 
@@ -28,7 +28,7 @@ class Pointer:
     ref: CommittedRef
 
 
-def verified_result(store: ObjectStore, job: str, attempt: str, prefix: str, pulse: Pulse) -> StageResult | None:
+def verified_result(store: ObjectStore, job: str, attempt: str, prefix: str, keep_alive: KeepAlive) -> StageResult | None:
     """The attempt's RESULT after re-reading everything that it names; None when it has none.
 
     Raises:
@@ -36,17 +36,17 @@ def verified_result(store: ObjectStore, job: str, attempt: str, prefix: str, pul
         StoreError: the store is in trouble; nothing is known.
     """
     try:
-        result = insist(lambda: read_result(store, prefix))
+        result = retry_damaged(lambda: read_result(store, prefix))
     except MissingObject:
         return None
     if (result.job, result.attempt) != (job, attempt):
         raise DataError(f"{prefix}/RESULT is about attempt {result.attempt} of job {result.job}.")
     failpoint("commit.before_verify")
-    verify(store, prefix, result.blobs, pulse=pulse)
+    verify(store, prefix, result.blobs, keep_alive=keep_alive)
     return result
 
 
-def verified_fact(store: ObjectStore, job: str, pulse: Pulse) -> Pointer | None:
+def verified_fact(store: ObjectStore, job: str, keep_alive: KeepAlive) -> Pointer | None:
     """What another run has committed for this job, after re-reading everything; None when there is nothing.
 
     Raises:
@@ -54,13 +54,13 @@ def verified_fact(store: ObjectStore, job: str, pulse: Pulse) -> Pointer | None:
         StoreError: the store is in trouble; nothing is known.
     """
     try:
-        pointer = insist(lambda: from_json(Pointer, read_json(store, paths.result(job))))
+        pointer = retry_damaged(lambda: from_json(Pointer, read_json(store, layout.result(job))))
     except MissingObject:
         return None
     if pointer.ref.job != job:
-        raise DataError(f"{paths.result(job)} points to job {pointer.ref.job}.")
+        raise DataError(f"{layout.result(job)} points to job {pointer.ref.job}.")
     check_key(pointer.ref.prefix)
-    verify(store, pointer.ref.prefix, pointer.ref.blobs, pulse=pulse)
+    verify(store, pointer.ref.prefix, pointer.ref.blobs, keep_alive=keep_alive)
     return pointer
 
 
@@ -68,12 +68,12 @@ def point_to(store: ObjectStore, run: str, ref: CommittedRef, clock: Clock, pati
     """Let other runs find a commit; whoever was first stays. Raises StoreError."""
     failpoint("commit.before_pointer")
     with suppress(AlreadyExists):  # by another run: a fact that is equal in everything it depends on
-        create_settled(store, paths.result(ref.job), canonical_json(Pointer(run, ref)), clock, patience)
+        create_settled(store, layout.result(ref.job), canonical_json(Pointer(run, ref)), clock, patience)
     failpoint("commit.after_pointer")
 
 
-def delete_below(store: ObjectStore, prefix: str, pulse: Pulse) -> None:
+def delete_below(store: ObjectStore, prefix: str, keep_alive: KeepAlive) -> None:
     """Delete every object below `prefix/`. Raises StoreError; call again then."""
     for info in list(store.list(f"{prefix}/")):
-        pulse()
+        keep_alive()
         store.delete(info.key)

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from atlas_dist.clock import Clock
-from atlas_dist.coordinator import paths
 from atlas_dist.core.keys import canonical_json
 from atlas_dist.core.records import from_json
 from atlas_dist.errors import DataError, MissingObject
+from atlas_dist.runs import layout
 from atlas_dist.store.artifacts import read_json
 from atlas_dist.store.objects import ObjectStore
 from atlas_dist.store.settle import create_settled
@@ -27,7 +27,7 @@ class RequestKind(StrEnum):
 
 
 @dataclass(frozen=True)
-class Request:
+class RunRequest:
     """One request. `at` only orders requests that are read together."""
 
     id: str
@@ -36,21 +36,21 @@ class Request:
     at: float
 
 
-def ask(store: ObjectStore, run: str, kind: RequestKind, reason: str, *, clock: Clock, new_id: Callable[[], str]) -> Request:
+def ask(store: ObjectStore, run: str, kind: RequestKind, reason: str, *, clock: Clock, new_id: Callable[[], str]) -> RunRequest:
     """Leave a request for the run's coordinator, present or next. Raises StoreError."""
-    request = Request(id=new_id(), kind=kind, reason=reason[:500], at=clock.wall())
-    create_settled(store, f"{paths.inbox(run)}/{request.id}", canonical_json(request), clock)
+    request = RunRequest(id=new_id(), kind=kind, reason=reason[:500], at=clock.wall())
+    create_settled(store, f"{layout.inbox(run)}/{request.id}", canonical_json(request), clock)
     return request
 
 
-def read_requests(store: ObjectStore, run: str) -> tuple[list[Request], list[str]]:
+def read_requests(store: ObjectStore, run: str) -> tuple[list[RunRequest], list[str]]:
     """The requests that wait, oldest first, and the ids of files that are no requests. Raises StoreError."""
-    prefix = f"{paths.inbox(run)}/"
+    prefix = f"{layout.inbox(run)}/"
     requests, unreadable = [], []
     for info in store.list(prefix):
         name = info.key[len(prefix) :]
         try:
-            request = from_json(Request, read_json(store, info.key, limit=_LIMIT))
+            request = from_json(RunRequest, read_json(store, info.key, limit=_LIMIT))
             if request.id != name:
                 raise DataError(f"{info.key} says that it is {request.id!r:.80}.")
             requests.append(request)
@@ -63,4 +63,4 @@ def read_requests(store: ObjectStore, run: str) -> tuple[list[Request], list[str
 
 def discard(store: ObjectStore, run: str, request: str) -> None:
     """Remove a request that was answered (the ledger knows it by its id). Raises StoreError."""
-    store.delete(f"{paths.inbox(run)}/{request}")
+    store.delete(f"{layout.inbox(run)}/{request}")

@@ -36,7 +36,7 @@ class AdapterSite:
 
 
 @dataclass(frozen=True)
-class TrunkInput:
+class BackboneInput:
     """B rows for one pass: a text and a picture each.
 
     Attributes:
@@ -125,7 +125,7 @@ class Architecture:
     towers: Callable[[Any], tuple[Tower, ...]]
     site_kinds: Mapping[str, str]
     embeddings: tuple[str, ...]
-    encode: Callable[[Any, TrunkInput], Encoded]
+    encode: Callable[[Any, BackboneInput], Encoded]
     pixel_mean: tuple[float, float, float]
     pixel_std: tuple[float, float, float]
     prepare: Callable[[Any], None] = lambda _: None
@@ -155,7 +155,7 @@ class Architecture:
         for tower in self.towers(model):
             depth = len(stack(model, tower))
             if layers >= depth:
-                raise ConfigError(f"The trunk has {depth} layers; {layers} of them can't stay frozen below the others.")
+                raise ConfigError(f"The backbone has {depth} layers; {layers} of them can't stay frozen below the others.")
         lowest = tuple(f"{tower.layers}.{number}." for tower in self.towers(model) for number in range(layers))
         below = (*self.embeddings, *lowest) if layers else ()
         return frozenset(name for name, _ in model.named_parameters() if name.startswith(below))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import ViltConfig, ViltModel
 
-from atlas_dist.model.trunks.base import Architecture, Encoded, Limits, Tower, TrunkInput
+from atlas_dist.model.backbones.base import Architecture, BackboneInput, Encoded, Limits, Tower
 from atlas_dist.model.vilt import accelerate_vilt, uniform_pixel_mask
 
 # Text is type 0, a picture type 1, the second picture of a pair type 2. Checkpoints made for one picture lack the last row.
@@ -75,7 +75,7 @@ def _towers(model: ViltModel) -> tuple[Tower, ...]:
     )
 
 
-def _encode(model: ViltModel, given: TrunkInput) -> Encoded:
+def _encode(model: ViltModel, given: BackboneInput) -> Encoded:
     pixels = given.pixel_values
     with _image_types(model, given.image_type) as image_type:
         result = model(

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from atlas_dist.clock import Clock
-from atlas_dist.coordinator import paths
 from atlas_dist.core.keys import canonical_json
 from atlas_dist.errors import AtlasError, MissingObject, StoreError
+from atlas_dist.runs import layout
 from atlas_dist.store.artifacts import read_json
 from atlas_dist.store.objects import ObjectStore
 
@@ -21,7 +21,7 @@ _LIMIT = 1 << 20
 
 
 @dataclass
-class Heart:
+class HeartbeatWriter:
     """The leader's side: beats every `ttl / 5` seconds; a store in trouble is not its business."""
 
     store: ObjectStore
@@ -45,13 +45,13 @@ class Heart:
         body = {"epoch": epoch, "writer": self.writer, "beat": self.beats, "released": released, "at": self.clock.wall()}
         body |= {"running": running, "pools": pools or {}}
         try:
-            self.store.put(paths.beat(self.run, epoch), canonical_json(body))
+            self.store.put(layout.beat(self.run, epoch), canonical_json(body))
         except StoreError:
             return
 
 
 @dataclass
-class Watch:
+class LeaderMonitor:
     """A follower's side: the leader is silent when nothing has changed for `ttl` seconds of this process's own clock."""
 
     store: ObjectStore
@@ -69,7 +69,7 @@ class Watch:
         """Why the leader of `epoch` should be replaced; "" while it should not."""
         beat: Any
         try:
-            beat = read_json(self.store, paths.beat(self.run, epoch), limit=_LIMIT)
+            beat = read_json(self.store, layout.beat(self.run, epoch), limit=_LIMIT)
         except MissingObject:
             beat = None
         except AtlasError:

@@ -1,4 +1,5 @@
-"""A trunk of another architecture, through the real path of a worker: CLIP's two towers learn, forget nothing, travel, answer."""
+"""A backbone of another architecture, through the real path of a worker: CLIP's two towers learn, forget nothing, travel,
+answer."""
 
 from __future__ import annotations
 
@@ -11,16 +12,16 @@ from PIL import Image
 
 from atlas_dist import AtlasModel, Request
 from atlas_dist.bank.adopt import import_bank
-from atlas_dist.bank.facts import read_bank
+from atlas_dist.bank.contents import read_bank
 from atlas_dist.bank.package import export_bank, read_package
 from atlas_dist.bank.verify import rescore, rescoring_context
 from atlas_dist.bank.weights import load_weights
 from atlas_dist.errors import ConfigError
+from atlas_dist.runs.stores import open_shards
 from atlas_dist.store.local import LocalStore
-from atlas_dist.train.context import open_shards
-from atlas_dist.train.inputs import TRUNK_FILE, read_if_there
-from tests.bankkit import Toys, toys
-from tests.integration.stagekit import Bench, pack_toys, toy_config
+from atlas_dist.train.inputs import BACKBONE_FILE, read_if_there
+from tests.kits.bank import Toys, toys
+from tests.kits.stage import Bench, pack_toys, toy_config
 
 TWO = ("sequence.upstream=[toy_kin,toy_pair]", "sequence.downstream=[]")
 PICTURE = Image.fromarray(np.random.default_rng(3).integers(0, 256, (50, 70, 3), np.uint8))
@@ -66,21 +67,21 @@ def test_the_bank_says_its_architecture_travels_and_answers(learnt: Toys, tmp_pa
 
 
 @pytest.mark.parametrize("method", ["sequential_finetune", "freeze_bottom_k method.settings.layers=1"])
-def test_methods_that_train_the_trunk_train_both_towers(method: str, tmp_path: Path) -> None:
+def test_methods_that_train_the_backbone_train_both_towers(method: str, tmp_path: Path) -> None:
     short = ("train.budget.max_steps=2", "train.budget.validations=1")
     config = toy_config(tmp_path, "backbone=random_clip", *TWO, *f"method={method}".split(), *short)
     pack_toys(config, samples=64)
     bench = Bench(config)
     for job in bench.plan.jobs.values():
         bench.learn(job)
-    left = read_if_there(bench.context.store, bench.done[bench.job("2 toy_pair stage2").key], TRUNK_FILE)
-    before = bench.context.own_trunk({}).state_dict()
+    left = read_if_there(bench.context.store, bench.done[bench.job("2 toy_pair stage2").key], BACKBONE_FILE)
+    before = bench.context.own_backbone({}).state_dict()
     moved = {name for name, value in left.items() if not torch.equal(value, before[name])}
     assert {name.split(".")[0] for name in moved} == {"text_model", "vision_model", "text_projection", "visual_projection"}
     assert "logit_scale" not in left
     assert any(".layers.0." in name for name in left) is (method == "sequential_finetune")
 
 
-def test_a_type_for_second_pictures_is_refused_where_the_trunk_has_none(learnt: Toys) -> None:
-    with pytest.raises(ConfigError, match=r"second_image_type is 2, but clip trunks know 1"):
+def test_a_type_for_second_pictures_is_refused_where_the_backbone_has_none(learnt: Toys) -> None:
+    with pytest.raises(ConfigError, match=r"second_image_type is 2, but clip backbones know 1"):
         Bench(toy_config(learnt.folder, "backbone=random_clip", *TWO, "method.settings.second_image_type=2"))

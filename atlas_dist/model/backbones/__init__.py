@@ -1,4 +1,4 @@
-"""The architectures that a trunk can have, one row each. A further one is one file beside `vilt.py` and one row here
+"""The architectures that a backbone can have, one row each. A further one is one file beside `vilt.py` and one row here
 (docs/method.md, Another backbone)."""
 
 from __future__ import annotations
@@ -6,18 +6,18 @@ from __future__ import annotations
 from torch import nn
 
 from atlas_dist.errors import ConfigError
-from atlas_dist.model.trunks.base import AdapterSite, Architecture, Encoded, Limits, Tower, TrunkInput, stack
-from atlas_dist.model.trunks.clip import CLIP
-from atlas_dist.model.trunks.vilt import VILT
+from atlas_dist.model.backbones.base import AdapterSite, Architecture, BackboneInput, Encoded, Limits, Tower, stack
+from atlas_dist.model.backbones.clip import CLIP
+from atlas_dist.model.backbones.vilt import VILT
 
 __all__ = [
     "ARCHITECTURES",
     "AdapterSite",
     "Architecture",
+    "BackboneInput",
     "Encoded",
     "Limits",
     "Tower",
-    "TrunkInput",
     "architecture_named",
     "architecture_of",
     "stack",
@@ -44,4 +44,4 @@ def architecture_of(model: nn.Module) -> Architecture:
     for row in ARCHITECTURES.values():
         if isinstance(model, row.model_class):
             return row
-    raise ConfigError(f"A {type(model).__name__} is no trunk: there are {', '.join(sorted(ARCHITECTURES))}.")
+    raise ConfigError(f"A {type(model).__name__} is no backbone: there are {', '.join(sorted(ARCHITECTURES))}.")

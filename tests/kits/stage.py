@@ -12,10 +12,11 @@ from atlas_dist.coordinator.expand import expand
 from atlas_dist.core.plan import Plan
 from atlas_dist.core.types import Assignment, CommittedRef, StageJob
 from atlas_dist.data.pack import run_pack
+from atlas_dist.runs.stores import open_shards
 from atlas_dist.store import artifacts
-from atlas_dist.train.context import RankContext, open_shards
+from atlas_dist.train.context import RankContext
 from atlas_dist.train.engine import join_alone, prepare_process
-from atlas_dist.train.loop import Progress
+from atlas_dist.train.loop import StepProgress
 from atlas_dist.train.worker import Outcome, StageWorker
 
 _numbers = itertools.count()
@@ -58,7 +59,7 @@ class Bench:
         inputs = {p: self.done[p] for p in job.parents}
         return Assignment(job=job, attempt=attempt, prefix=f"runs/t/attempts/{attempt}", inputs=inputs, **changes)
 
-    def run(self, assignment: Assignment, report: Callable[[Progress], bool] = lambda _: False) -> Outcome:
+    def run(self, assignment: Assignment, report: Callable[[StepProgress], bool] = lambda _: False) -> Outcome:
         return self.worker.run(assignment, report)
 
     def commit(self, assignment: Assignment) -> CommittedRef:

@@ -1,0 +1,96 @@
+"""The coordinator as a Ray actor: a thread that decides and records, and the calls of workers and driver."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import ray
+
+from atlas_dist.config import RunConfig
+from atlas_dist.coordinator.dispatch import AttemptProgress
+from atlas_dist.coordinator.pool import Lease, PoolDispatcher
+from atlas_dist.coordinator.ray_metrics import RunMetrics
+from atlas_dist.coordinator.ray_probe import draining, nodes_of
+from atlas_dist.coordinator.service import RunService, Snapshot
+from atlas_dist.core.plan import Plan
+from atlas_dist.core.types import Failure
+from atlas_dist.logs import set_up
+
+log = logging.getLogger(__name__)
+
+LEASE_WAIT_S = 2.0
+DRAIN_CHECK_S = 2.0
+
+
+@ray.remote(num_cpus=0, max_concurrency=32, max_restarts=0)
+class CoordinatorActor:
+    """The run's coordinator: a thread that decides and records, and the dispatcher that workers ask for jobs."""
+
+    def __init__(self, config: RunConfig, plan: Plan, spec: Mapping[str, Any]) -> None:
+        set_up(config.log.format, run=config.run, process="coordinator")
+        self.metrics = RunMetrics(config.run)
+        self.dispatcher = PoolDispatcher(config.worker_groups)
+        self.placements: dict[str, tuple[str, str]] = {}
+        """Pool -> its group of workers and the placement group that it lives in."""
+        self.service = RunService(config, plan, spec, self.dispatcher)
+        self.thread = threading.Thread(target=self.service.run, name="coordinator", daemon=True)
+        self.thread.start()
+        threading.Thread(target=self._watch_draining, name="drain-watch", daemon=True).start()
+
+    def _watch_draining(self) -> None:
+        """Send groups away from nodes that are about to go, so that they save a checkpoint while they can."""
+        while True:
+            time.sleep(DRAIN_CHECK_S)
+            try:
+                going = draining()
+                for pool, (group, placement_group) in list(self.placements.items()) if going else ():
+                    if going & nodes_of(placement_group):
+                        self.dispatcher.leave(pool, group, "a node of the group is being drained")
+            except Exception as error:  # the cluster's head may be away for a moment; a notice missed is a node lost, no more
+                log.warning("draining nodes could not be asked for: %s", error)
+
+    def lease(self, pool: str, group: str, world: int, placement_group: str) -> Lease:
+        """A job for this group of `world` workers, which live in the placement group `placement_group`; waits a little for
+        one."""
+        self.placements[pool] = (group, placement_group)
+        return self.dispatcher.lease(pool, group, LEASE_WAIT_S, world=world)
+
+    def progress(self, event: AttemptProgress) -> bool:
+        """Note progress; True asks the workers to save and stop."""
+        self.metrics.progress(event)
+        self.service.note(event)
+        return self.dispatcher.progress(event)
+
+    def finished(self, attempt: str) -> None:
+        """An attempt's RESULT is in the store."""
+        self.dispatcher.finished(attempt)
+
+    def failed(self, attempt: str, failure: Failure) -> None:
+        """An attempt ended without a result."""
+        self.metrics.failed(failure.kind.value)
+        self.dispatcher.failed(attempt, failure)
+
+    def pool_gone(self, pool: str, reason: str) -> list[str]:
+        """The pool's trainer ended. Returns the placement groups of the others."""
+        self.dispatcher.gone(pool, reason)
+        self.placements.pop(pool, None)
+        return [placement_group for _, placement_group in self.placements.values()]
+
+    def comes_back(self, pool: str) -> bool:
+        """Whether the pool's group was sent away for another one to come."""
+        return self.dispatcher.comes_back(pool)
+
+    def stop(self) -> None:
+        """Checkpoint, send the workers home, stop deciding."""
+        self.service.stop()
+
+    def snapshot(self, after: int = 0) -> Snapshot:
+        """What a person wants to see."""
+        snapshot = self.service.snapshot(after)
+        if snapshot.status is not None:
+            self.metrics.status(snapshot.status)
+        return snapshot

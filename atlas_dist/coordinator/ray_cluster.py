@@ -1,0 +1,75 @@
+"""Join a Ray cluster, or start one of our own."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import ray
+
+from atlas_dist.config import ClusterConfig
+from atlas_dist.coordinator.preflight_cluster import check_resources
+from atlas_dist.coordinator.ray_probe import node_resources
+from atlas_dist.core.types import WorkerGroupSpec
+from atlas_dist.errors import ConfigError
+
+_WORKER_ENV = {
+    "DS_ACCELERATOR": "cpu",
+    "TOKENIZERS_PARALLELISM": "false",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "PYTHONWARNINGS": "ignore",
+}
+
+
+@contextmanager
+def cluster(config: ClusterConfig, worker_groups: Sequence[WorkerGroupSpec]) -> Iterator[None]:
+    """Join the configured Ray, or start one of our own and end it afterwards.
+
+    Raises:
+        ConfigError: the cluster cannot be reached, or can never hold the workers.
+    """
+    environment = _environment(config)
+    workers = sum(group.workers for group in worker_groups)
+    options: dict[str, Any] = {
+        "runtime_env": {"env_vars": environment},
+        "namespace": "atlas-dist",
+        "log_to_driver": bool(os.environ.get("ATLAS_DEBUG")),
+        "logging_level": "WARNING",
+    }
+    if config.address == "local":
+        needed = max(1, round(workers * config.cpus_per_worker + 0.499))
+        options |= {"address": "local", "include_dashboard": config.dashboard, "num_cpus": max(needed, os.cpu_count() or 1)}
+    else:
+        options |= {"address": config.address}
+    _connect(config, options)
+    try:
+        check_resources(node_resources(), config, worker_groups)
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _connect(config: ClusterConfig, options: dict[str, Any]) -> None:
+    """`ray.init`, twice for a Ray of our own: on a busy machine its daemons may miss Ray's fixed 30 s."""
+    tries = 2 if config.address == "local" else 1
+    for remaining in reversed(range(tries)):
+        try:
+            ray.init(**options)
+            return
+        except Exception as error:  # Ray raises bare Exceptions here
+            ray.shutdown()
+            if not remaining:
+                first = str(error).splitlines()[0] if str(error) else type(error).__name__
+                advice = {"local": "Is this machine overloaded, or its /tmp full?"}.get(config.address, "Is the cluster up?")
+                raise ConfigError(f"cluster.address={config.address}: Ray does not start: {first}", fix=advice) from error
+
+
+def _environment(config: ClusterConfig) -> dict[str, str]:
+    environment = dict(_WORKER_ENV)
+    if config.gpus_per_worker:
+        environment["DS_ACCELERATOR"] = "cuda"
+    return environment
