@@ -1,4 +1,4 @@
-"""From scores to what a sequence of tasks achieved. Pure arithmetic; all scores in percent (METHOD.md, Evaluation).
+"""From scores to what a sequence of tasks achieved. Pure arithmetic; all scores in percent (docs/method.md, Evaluation).
 
 R[i][j] is the score on task j after learning task i; rows are lists of length i + 1 (tasks not yet learnt have no score). Only
 the diagonal and the last row count here; elsewhere None may stand for what was not measured.

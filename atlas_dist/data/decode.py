@@ -14,7 +14,7 @@ from atlas_dist.data.images import Pixels, decode_picture, decode_plain_jpeg, sn
 from atlas_dist.errors import ConfigError
 
 MEAN_COLOUR = (120, 114, 104)
-"""RGB of the mean COCO image, the picture of tasks that have none (METHOD.md, Tasks)."""
+"""RGB of the mean COCO image, the picture of tasks that have none (docs/method.md, Tasks)."""
 
 
 def decode_into(data: memoryview, out: Pixels) -> None:

@@ -19,7 +19,7 @@ from atlas_dist.data.records import decode_text
 from atlas_dist.errors import DataError
 
 IMAGE_PROMPT = "This is an image."
-"""The text of tasks that have none (METHOD.md, Tasks)."""
+"""The text of tasks that have none (docs/method.md, Tasks)."""
 
 PACKED_EXTENSIONS = frozenset({"jpg", "jpeg", "png"})
 """What this package writes, and what every reader of WebDataset tars knows."""

@@ -102,7 +102,7 @@ class Method:
     """One method with its settings, as plan and trainer use it.
 
     `penalty_weight` multiplies what the model's sites return besides their outputs: the orthogonality penalty of ATLAS
-    (METHOD.md), the error of an adapter that imitates a fusion.
+    (docs/method.md, One site), the error of an adapter that imitates a fusion.
     """
 
     spec: MethodSpec

@@ -117,7 +117,8 @@ class SequenceFacts:
         return out
 
     def forgetting(self, view: str) -> tuple[tuple[Cell, ...], ...]:
-        """T_F(j <- i) in percent: row i = after task i, column j < i (METHOD.md, Evaluation); None where a score is missing."""
+        """T_F(j <- i) in percent: row i = after task i, column j < i (docs/method.md, Evaluation); None where a score is
+        missing."""
         rows = self.matrix[view]
         return tuple(
             tuple(_forgotten(rows[j][j], cell, self.upstream[j].random_score) for j, cell in enumerate(row[:-1]))

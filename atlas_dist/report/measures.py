@@ -1,4 +1,4 @@
-"""What the sequences of a run achieved, as numbers (METHOD.md, Evaluation), and how methods compare.
+"""What the sequences of a run achieved, as numbers (docs/method.md, Evaluation), and how methods compare.
 
 Every score a measure needs is a job of the same plan; a measure whose jobs are not there, or must not be compared, is None.
 """

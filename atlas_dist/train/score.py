@@ -1,4 +1,4 @@
-"""An evaluation job on one rank: one task, one state of the bank, one or two views of it (METHOD.md, Evaluation)."""
+"""An evaluation job on one rank: one task, one state of the bank, one or two views of it (docs/method.md, Evaluation)."""
 
 from __future__ import annotations
 

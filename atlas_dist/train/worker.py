@@ -159,7 +159,7 @@ def _measured(progress: StepProgress) -> dict[str, float]:
 
 
 def failure_of(error: Exception, step: int) -> Failure:
-    """What an exception means for retries (DESIGN.md, Durable state)."""
+    """What an exception means for retries (docs/reliability.md, Retries)."""
     reason = f"{type(error).__name__}: {error}"[:2000]
     if isinstance(error, NonFiniteLoss):
         return Failure(FailureKind.NONFINITE, reason, error.step)
