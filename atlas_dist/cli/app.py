@@ -143,7 +143,7 @@ def track(
 def predict(
     overrides: Overrides = None,
     task: Annotated[str, typer.Option(help="Which task answers.")] = "",
-    image: Annotated[list[Path] | None, typer.Option(help="JPEG or PNG; twice for a pair.")] = None,
+    image: Annotated[list[Path] | None, typer.Option(help="A picture's file; twice for a pair.")] = None,
     text: Annotated[str | None, typer.Option(help="Question or sentence.")] = None,
     choice: Annotated[list[str] | None, typer.Option(help="A text to choose; once for each.")] = None,
     folder: Annotated[Path | None, typer.Option("--from", help="Exported bank; left out = the run's own store.")] = None,
@@ -172,7 +172,7 @@ def init(
     experiment: Annotated[str, typer.Argument(help="Name of the experiment", show_default=False)],
     data: Annotated[list[Path], typer.Argument(help="Folders of data, one a task, in the order of learning", show_default=False)],
     held_out: Annotated[
-        float, typer.Option(help="Share kept for validation where there is one .jsonl only.", min=0.01, max=0.9)
+        float, typer.Option(help="Share kept for validation where there is one file of records only.", min=0.01, max=0.9)
     ] = 0.2,
 ) -> None:
     """Write the configuration of an experiment on your own data: folders of pictures and .jsonl files."""

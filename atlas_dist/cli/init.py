@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
-import json
+import itertools
 import re
-from collections.abc import Sequence
+import string
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 import yaml
 from rich.console import Console
 
+from atlas_dist.choices import config_dir
 from atlas_dist.core.types import TaskKind
-from atlas_dist.data.sample import IMAGE_EXTENSIONS
-from atlas_dist.data.tasks.base import share_of
+from atlas_dist.data.leftout import shown
+from atlas_dist.data.records import RECORD_ENDS
+from atlas_dist.data.source import is_quiet, open_source
+from atlas_dist.data.tasks import CONVERTERS
+from atlas_dist.data.tasks.generic import RecordOptions
 from atlas_dist.errors import ConfigError, DataError
 
 CONFIGS = Path("configs")
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,79}")
+_VALUES = frozenset(["y", "n", "yes", "no", "on", "off", "true", "false", "null", "none", "nan", "inf", "infinity"])
+"""What YAML or Hydra read as a value where it is not in quotes."""
 
 
 @dataclass(frozen=True)
@@ -35,10 +43,11 @@ class Found:
 
 
 def init(experiment: str, folders: Sequence[Path], held_out: float, console: Console) -> None:
-    """Look at the data and write `configs/{task,sequence,experiment}/…` below the working folder.
+    """Look at the data and write `configs/{task,sequence,experiment}/…` below the working folder; nothing else is written.
 
     A folder holds `train.jsonl` and `val.jsonl`; or one `.jsonl`, of which every `held_out`-th share is put aside for validation
-    (by a hash of the line: the same lines each time); or `train/CLASS/…` and `val/CLASS/…` with pictures.
+    (by a hash of the record: the same ones each time); or `train/CLASS/…` and `val/CLASS/…` with pictures; or tables (`.csv`,
+    `.tsv`, `.parquet`) in the place of `.jsonl`.
 
     Raises:
         ConfigError: a name cannot be used, or a file that would be written exists.
@@ -46,10 +55,18 @@ def init(experiment: str, folders: Sequence[Path], held_out: float, console: Con
     """
     if not _NAME.fullmatch(experiment):
         raise ConfigError(f"{experiment!r} cannot name an experiment.", fix="Use letters, digits and _, a letter first.")
+    for group in ("experiment", "sequence"):
+        _refuse_taken(group, experiment)
     found = [_look(folder, held_out, console) for folder in folders]
-    names = [task.name for task in found]
-    if len(set(names)) != len(names):
-        raise ConfigError(f"Two folders would both be the task {names[0]}.", fix="Give the folders different names.")
+    by_name: dict[str, Path] = {}
+    for task in found:
+        if task.name in by_name:
+            raise ConfigError(
+                f"{by_name[task.name]} and {task.folder} would both be the task {task.name}.",
+                fix="Give the folders different names.",
+            )
+        by_name[task.name] = task.folder
+    names = list(by_name)
     files = {CONFIGS / "task" / f"{task.name}.yaml": _task_yaml(task) for task in found}
     files[CONFIGS / "sequence" / f"{experiment}.yaml"] = _sequence_yaml(names)
     files[CONFIGS / "experiment" / f"{experiment}.yaml"] = _experiment_yaml(experiment, found)
@@ -65,47 +82,62 @@ def init(experiment: str, folders: Sequence[Path], held_out: float, console: Con
         console.print(f"  atlas-dist {command}")
 
 
+def _refuse_taken(group: str, name: str) -> None:
+    """Raises ConfigError: the name is one of the package's own choices."""
+    if (config_dir() / group / f"{name}.yaml").exists():
+        raise ConfigError(f"The {group} cannot be called {name}: that is one of atlas-dist's own.", fix="Choose another name.")
+
+
+def task_name(folder: Path) -> str:
+    """The task that a folder is: its name, with what cannot stand in a task's name replaced; other alphabets by a short hash."""
+    own = folder.resolve().name
+    if not own:
+        raise ConfigError(f"The folder {folder} cannot name a task.", fix="Put the data into a folder of its own.")
+    name = re.sub(r"[^A-Za-z0-9_]", "_", own)[:80]
+    if not re.search(r"[A-Za-z0-9]", name):
+        name = f"task_{blake2b(own.encode('utf-8', 'surrogateescape'), digest_size=4).hexdigest()}"
+    return name if name[0].isalpha() else f"task_{name.lstrip('_')}"[:80]
+
+
 def _look(folder: Path, held_out: float, console: Console) -> Found:
     if not folder.is_dir():
         raise DataError(f"There is no folder {folder}.", fix="Name the folder that holds the pictures and the .jsonl file.")
-    name = re.sub(r"[^A-Za-z0-9_]", "_", folder.resolve().name)
-    if not _NAME.fullmatch(name):
-        raise ConfigError(f"The folder {folder} cannot name a task.", fix="Rename it: letters, digits and _, a letter first.")
-    lines = sorted(folder.glob("*.jsonl"))
-    if not lines:
-        return _pictures(name, folder)
-    if {"train.jsonl", "val.jsonl"} <= {file.name for file in lines}:
-        return _records(name, folder)
-    if len(lines) > 1:
-        raise DataError(
-            f"{folder} holds {', '.join(file.name for file in lines)}: which is which is unclear.",
-            fix="Name them train.jsonl and val.jsonl, or leave one.",
-        )
-    _split(lines[0], held_out, console)
-    return _records(name, folder)
+    try:
+        str(folder).encode()
+    except UnicodeEncodeError as error:
+        raise ConfigError(f"The path {shown(str(folder))} is not UTF-8.", fix="Rename the folder.") from error
+    name = task_name(folder)
+    for ends in (("jsonl", "ndjson"), ("csv", "tsv", "parquet")):
+        files = sorted(f.name for f in folder.iterdir() if f.suffix[1:] in ends and not is_quiet(f.name))
+        if files:
+            return _records(name, folder, _record_options(folder, files, held_out), console)
+        if ends[0] == "jsonl" and any((folder / "train").glob("*/*")):
+            return _pictures(name, folder)
+    return _pictures(name, folder)
 
 
-def _split(file: Path, held_out: float, console: Console) -> None:
-    """One file into train.jsonl and val.jsonl beside it."""
-    lines = [line for line in file.read_text(encoding="utf-8").split("\n") if line.strip()]
-    parts: dict[str, list[str]] = {"train": [], "val": []}
-    for line in lines:
-        parts["val" if share_of(line, 0) < held_out else "train"].append(line)
-    if not all(parts.values()):
+def _record_options(folder: Path, files: Sequence[str], held_out: float) -> dict[str, Any]:
+    """The converter's options that say where the records are."""
+    for end in RECORD_ENDS:
+        if {f"train.{end}", f"val.{end}"} <= set(files):
+            return {} if end == RECORD_ENDS[0] else {"file": f"{{split}}.{end}"}
+    if len(files) > 1:
         raise DataError(
-            f"{file} has {len(lines)} lines: too few to hold out {held_out:.0%}.", fix="Write train.jsonl and val.jsonl."
+            f"{folder} holds {', '.join(files)}: which is which is unclear.",
+            fix=f"Name them train.{files[0].rpartition('.')[2]} and val.{files[0].rpartition('.')[2]}, or leave one.",
         )
-    for split, chosen in parts.items():
-        (file.parent / f"{split}.jsonl").write_text("\n".join(chosen) + "\n", encoding="utf-8")
-        console.print(f"wrote {file.parent / f'{split}.jsonl'}: {len(chosen)} of the {len(lines)} lines of {file.name}")
+    return {"file": files[0], "held_out": held_out}
 
 
 def _pictures(name: str, folder: Path) -> Found:
-    counts = {
-        split: sum(p.suffix[1:].lower() in IMAGE_EXTENSIONS for p in (folder / split).glob("*/**/*"))
-        for split in ("train", "val")
-    }
-    if not all(counts.values()):
+    counts: dict[str, int] = {}
+    for split in ("train", "val"):
+        try:
+            counts[split] = len(CONVERTERS["image_folder"].run(folder, split, {}).samples)
+        except DataError:
+            if all((folder / split).is_dir() for split in ("train", "val")):
+                raise  # it is meant to be this; what is wrong with it is the answer
+    if len(counts) < 2:
         raise DataError(
             f"{folder} holds neither a .jsonl file nor pictures in train/CLASS/ and val/CLASS/.",
             fix='Add a .jsonl with one object a line, such as {"image": "a.jpg", "text": "What is it?", "label": "cat"}.',
@@ -113,35 +145,58 @@ def _pictures(name: str, folder: Path) -> Found:
     return Found(name, folder, TaskKind.SINGLE, "image_folder", {}, counts["train"], 8)
 
 
-def _records(name: str, folder: Path) -> Found:
+def _records(name: str, folder: Path, where: dict[str, Any], console: Console) -> Found:
     """A task from the fields of its first records."""
-    lines = [line for line in (folder / "train.jsonl").read_text(encoding="utf-8").split("\n") if line.strip()]
-    records = []
-    for number, line in enumerate(lines[:200], start=1):
-        try:
-            records.append(dict(json.loads(line)))
-        except (ValueError, TypeError) as error:
-            raise DataError(f"{folder / 'train.jsonl'}, line {number} is not a JSON object: {error}.") from error
-    first = records[0] if records else {}
-    if {"question", "choices", "answer"} <= set(first):
-        options = {"image": "image"} if "image" in first else {}
-        count = len(first["choices"])
-        texts = [f"{r['question']} {choice}" for r in records for choice in r["choices"]]
-        return Found(name, folder, TaskKind.CHOICE, "choice_jsonl", {**options, "count": count}, len(lines), _tokens(texts))
+    source = open_source(folder)
+    reader = RecordOptions(**where)
+    file, records = reader.read(source, "train")
+    if "held_out" in where:
+        rest = len(reader.read(source, "val")[1])
+        if not rest or not records:
+            raise DataError(
+                f"{folder / file} has {len(records) + rest} records: too few to hold out {where['held_out']:.0%}.",
+                fix=f"Write train.{file.rpartition('.')[2]} and val.{file.rpartition('.')[2]}.",
+            )
+        console.print(f"{rest} of the {len(records) + rest} records of {file} are held out for validation", markup=False)
+    first, some = (records[0].values if records else {}), records[:200]
+    columns = [c for c in ("choices", "choice_a,choice_b", "a,b") if set(c.split(",")) <= set(first)]
+    if {"question", "answer"} <= set(first) and columns:
+        choices = _columns(first, columns[0])
+        options = (
+            where | ({"image": "image"} if "image" in first else {}) | ({"choices": choices} if choices != "choices" else {})
+        )
+        count = len(records[0].texts(choices)[0])
+        texts = [f"{r.text('question')} {choice}" for r in some for choice in r.texts(choices)[0]]
+        return _checked(name, folder, TaskKind.CHOICE, "choice_jsonl", {**options, "count": count}, texts)
     if "label" in first and ("image" in first or "text" in first or {"left", "right"} <= set(first)):
         pair = {"left", "right"} <= set(first)
-        options = {
+        options = where | {
             "text": "text" if "text" in first else "",
             "image": "left,right" if pair else "image" if "image" in first else "",
         }
-        texts = [str(r.get("text", "")) for r in records]
-        return Found(
-            name, folder, TaskKind.PAIR if pair else TaskKind.SINGLE, "classify_jsonl", options, len(lines), _tokens(texts)
-        )
+        texts = [r.text("text") for r in some] if "text" in first else []
+        kind = TaskKind.PAIR if pair else TaskKind.SINGLE
+        return _checked(name, folder, kind, "classify_jsonl", options, texts)
     raise DataError(
-        f"{folder / 'train.jsonl'}: a record has the fields {', '.join(sorted(first)) or 'none'}.",
+        f"{folder / file}: a record has the fields {', '.join(sorted(first)) or 'none'}.",
         fix="Use image and/or text with label; left, right, text and label; or question, choices and answer.",
     )
+
+
+def _columns(first: Mapping[str, Any], choices: str) -> str:
+    """All the columns of a table's choices: choice_a, choice_b, … or a, b, …"""
+    if choices == "choices":
+        return choices
+    prefix = "choice_" if choices.startswith("choice_") else ""
+    letters = itertools.takewhile(lambda letter: f"{prefix}{letter}" in first, string.ascii_lowercase)
+    return ",".join(f"{prefix}{letter}" for letter in letters)
+
+
+def _checked(name: str, folder: Path, kind: TaskKind, converter: str, options: dict[str, Any], texts: Sequence[str]) -> Found:
+    """The task, once its converter has read every record of both splits: what is wrong with one is said here, not when
+    packing."""
+    samples = [len(CONVERTERS[converter].run(folder, split, options).samples) for split in ("train", "val")]
+    return Found(name, folder, kind, converter, options, samples[0], _tokens(texts))
 
 
 def _tokens(texts: Sequence[str]) -> int:
@@ -151,18 +206,24 @@ def _tokens(texts: Sequence[str]) -> int:
 
 
 def _task_yaml(task: Found) -> str:
-    raw = {"converter": task.converter, "source": task.folder.as_posix(), "options": task.options}
+    source = task.folder.as_posix().replace("${", "\\${")  # a path is no reference to another key
+    raw = {"converter": task.converter, "source": source, "options": task.options}
     tree = {"kind": task.kind.value, "data": {"dataset": task.name}, "max_text": task.max_text, "raw": raw}
     about = f"# {task.name}: {task.samples} training samples. `atlas-dist shards converters` lists what converters can read.\n"
-    return about + yaml.safe_dump(tree, sort_keys=False)
+    return about + yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
+
+
+def _as_text(name: str) -> str:
+    """A name as YAML has it."""
+    return f'"{name}"' if name.lower() in _VALUES else name
 
 
 def _sequence_yaml(names: Sequence[str]) -> str:
-    tasks = "".join(f"  - /task@tasks.{name}: {name}\n" for name in names)
+    tasks = "".join(f"  - /task@tasks.{name}: {_as_text(name)}\n" for name in names)
     return (
         "# @package _global_\n"
         "# The tasks in the order in which they are learnt. `downstream` tasks start from the final bank and stay out of it.\n"
-        f"defaults:\n{tasks}sequence:\n  upstream: [{', '.join(names)}]\n  downstream: []\n"
+        f"defaults:\n{tasks}sequence:\n  upstream: [{', '.join(map(_as_text, names))}]\n  downstream: []\n"
     )
 
 
@@ -171,8 +232,8 @@ def _experiment_yaml(experiment: str, found: Sequence[Found]) -> str:
     return f"""# @package _global_
 # Written by `atlas-dist init`. What any key means: atlas-dist config --explain train.budget.lr experiment={experiment}
 defaults:
-  - override /sequence: {experiment}
-run: {experiment}              # a run is known by this name: with other settings it needs another one
+  - override /sequence: {_as_text(experiment)}
+run: {_as_text(experiment)}              # a run is known by this name: with other settings it needs another one
 store: {{url: {experiment}-run/store}}
 shards: {{url: {experiment}-run/shards}}
 raw_root: .                 # where the `source` of each task is looked for

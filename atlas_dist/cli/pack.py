@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -14,10 +15,13 @@ from rich.table import Table
 from atlas_dist.compose import compose_config
 from atlas_dist.config import PackOn, RunConfig, TaskConfig
 from atlas_dist.core.types import TaskKind
+from atlas_dist.data.decode import longer_than
+from atlas_dist.data.leftout import SHOWN, LeftOut, by_reason, shown
 from atlas_dist.data.manifest import read_manifest
 from atlas_dist.data.pack import MapFn, run_pack
 from atlas_dist.data.tasks import CONVERTERS
 from atlas_dist.errors import ConfigError, DataError
+from atlas_dist.model.backbone import Backbone
 from atlas_dist.runs.stores import open_shards
 from atlas_dist.store import ObjectStore
 from atlas_dist.train.context import configured_backbone
@@ -33,14 +37,15 @@ def pack_experiment(overrides: Sequence[str], console: Console) -> None:
     tasks = {name: task for name, task in config.tasks.items() if task.raw is not None}
     if not tasks:
         raise ConfigError("No task of this configuration has a `raw` section.", fix="Add tasks.NAME.raw.converter=…")
-    side = configured_backbone(config).image_size
+    backbone = configured_backbone(config)
     with _mapping(config) as map_fn:
         # Workers have working folders of their own.
         config = config.at(Path.cwd()) if map_fn is not None else config
         store = open_shards(config)
         for name, task in tasks.items():
             for split in (task.data.train, task.data.val):
-                _pack_split(config, name, task, split, store, side, map_fn, console)
+                _pack_split(config, name, task, split, store, backbone, map_fn, console)
+            _say_unlearnt(store, task, console)
         console.print(f"Shards: {store.url}")
 
 
@@ -67,7 +72,7 @@ def _pack_split(
     task: TaskConfig,
     split: str,
     store: ObjectStore,
-    side: int,
+    backbone: Backbone,
     map_fn: MapFn | None,
     console: Console,
 ) -> None:
@@ -87,21 +92,39 @@ def _pack_split(
             task.data.dataset,
             split,
             options=options,
-            image_size=side,
+            image_size=backbone.image_size,
             workers=config.pack.threads,
-            max_unreadable=config.pack.max_unreadable,
+            splits=(task.data.train, task.data.val),
+            max_bad=config.pack.max_bad,
+            overwrite=config.pack.overwrite,
             progress=_Teller(f"packing {task.data.dataset}/{split}", status, console),
             map_fn=map_fn,
+            long_texts=partial(longer_than, backbone.tokenizer, task.max_text),
         )
     manifest = report.manifest
-    note = f", {len(report.unreadable)} left out" if report.unreadable else ""
+    note = f", {len(report.left_out)} left out" if report.left_out else ""
     note += f", {report.reused_shards} shards were there" if report.reused_shards else ""
     console.print(
         f"packed {task.data.dataset}/{split}: {manifest.samples} samples, {len(manifest.classes)} classes, "
         f"{len(manifest.shards)} shards, {manifest.size / 1e6:.1f} MB{note}"
     )
-    for record, reason in report.unreadable[:5]:
-        console.print(f"  left out {record}: {reason}", markup=False)
+    _print_left_out(report.left_out, report.notes, console)
+
+
+def _say_unlearnt(store: ObjectStore, task: TaskConfig, console: Console) -> None:
+    """Name the classes that no training sample shows."""
+    manifest = read_manifest(store, task.data.dataset, task.data.train)
+    labels = manifest.labels()
+    if labels is None or manifest.kind not in (TaskKind.SINGLE, TaskKind.PAIR):
+        return
+    missing = sorted(set(range(len(manifest.classes))) - set(labels.tolist()))
+    if missing:
+        names = ", ".join(shown(manifest.classes[label]) for label in missing[:10])
+        console.print(
+            f"  note: no training sample of {len(missing)} of {len(manifest.classes)} classes: {names}",
+            markup=False,
+            soft_wrap=True,
+        )
 
 
 class _Teller:
@@ -143,7 +166,7 @@ def list_shards(overrides: Sequence[str], console: Console) -> None:
 
 def verify_shards(overrides: Sequence[str], console: Console) -> None:
     """Re-read everything. Raises DataError when any part is damaged."""
-    from atlas_dist.data.inspect import run_verify
+    from atlas_dist.data.inspect import run_verify, unlabelled
 
     config = compose_config(overrides)
     store = open_shards(config)
@@ -152,6 +175,9 @@ def verify_shards(overrides: Sequence[str], console: Console) -> None:
         faults = run_verify(store, dataset, split)
         damaged += len(faults)
         console.print(f"{dataset}/{split}: {'whole' if not faults else f'{len(faults)} damaged'}")
+        without = unlabelled(read_manifest(store, dataset, split))
+        if without:
+            console.print(f"  note: {without} samples have no label; training masks them")
         for fault in faults:
             console.print(f"  {fault.shard} {fault.where}: {fault.reason}", markup=False)
     if damaged:
@@ -165,10 +191,23 @@ def index_shards(dataset: str, split: str, kind: TaskKind, overrides: Sequence[s
     from atlas_dist.data.inspect import run_index
 
     config = compose_config(overrides)
-    manifest = run_index(open_shards(config), dataset, split, kind)
+    found = run_index(open_shards(config), dataset, split, kind)
+    m = found.manifest
     console.print(
-        f"indexed {dataset}/{split}: {manifest.samples} samples in {len(manifest.shards)} shards, digest {manifest.digest[:12]}"
+        f"indexed {dataset}/{split}: {m.samples} samples in {len(m.shards)} shards, {len(m.classes)} classes, "
+        f"{m.images} images a sample, digest {m.digest[:12]}"
     )
+    _print_left_out(found.left_out, found.notes, console)
+
+
+def _print_left_out(left_out: Iterable[LeftOut], notes: Iterable[str], console: Console) -> None:
+    """Each reason with its count and its first records, then what is odd."""
+    for reason, entries in by_reason(left_out).items():
+        console.print(f"  left out {len(entries)}: {reason}", markup=False, soft_wrap=True)
+        for entry in entries[:SHOWN]:
+            console.print(f"    {entry.record}{f': {entry.detail}' if entry.detail else ''}", markup=False, soft_wrap=True)
+    for sentence in notes:
+        console.print(f"  note: {sentence}", markup=False, soft_wrap=True)
 
 
 def list_converters(console: Console) -> None:

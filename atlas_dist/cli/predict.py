@@ -12,6 +12,8 @@ from typing import Any
 import typer
 
 from atlas_dist.cli.words import composed, console, hush
+from atlas_dist.data.records import Record, read_records
+from atlas_dist.data.source import is_url
 from atlas_dist.errors import ConfigError, DataError
 from atlas_dist.runs.stores import open_run_store, shards_if_there
 
@@ -38,9 +40,11 @@ def predict(
     hush()
     single = Request(task, list(images) or None, text, tuple(choices))
     requests = [Request(**fields) for fields in _read_lines(lines)] if lines else [single]
+    if not requests:
+        return  # nothing was asked, nothing is answered
     wanted = list(dict.fromkeys(request.task for request in requests))
     model = AtlasModel.from_pretrained(folder) if folder else _from_store(overrides, wanted)
-    answers: list[Prediction] = model.predict_batch(requests, output_adapter_coefficients=coefficients)
+    answers: Iterator[Prediction] = model.predict_each(requests, output_adapter_coefficients=coefficients)
     if as_json or lines:
         for answer in answers:
             typer.echo(json.dumps(asdict(answer), ensure_ascii=False))
@@ -69,20 +73,38 @@ def _from_store(overrides: list[str] | None, wanted: Sequence[str]) -> Any:
 def _read_lines(path: Path) -> Iterator[dict[str, Any]]:
     """Objects with `task`, and what they need of `image` (a name or two, beside the file), `text` and `choices`; `-` = stdin."""
     try:
-        text = sys.stdin.read() if str(path) == "-" else path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"Cannot read {path}: {error}.", fix="Give a UTF-8 file with one JSON object a line.") from error
-    for number, line in enumerate(filter(str.strip, text.split("\n")), start=1):
-        try:
-            fields = json.loads(line)
-            if not isinstance(fields, dict) or not isinstance(fields.get("task"), str) or set(fields) - set(_FIELDS):
-                raise ValueError(f"it has {sorted(fields) if isinstance(fields, dict) else type(fields).__name__}")
-        except ValueError as error:
-            raise DataError(
-                f"{path}, line {number} is not a request: {error}.",
-                fix=f"An object with task and some of {', '.join(_FIELDS[1:])}.",
-            ) from error
-        images = fields.get("image") or []
-        fields["image"] = [path.parent / name for name in ([images] if isinstance(images, str) else images)] or None
-        fields["choices"] = tuple(fields.get("choices") or ())
-        yield fields
+        data = sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()
+    except OSError as error:
+        raise DataError(f"Cannot read {path}: {error.strerror}.", fix="Give a file with one JSON object a line.") from error
+    for record in read_records(data, "standard input" if str(path) == "-" else str(path)):
+        unknown = sorted(set(record.values) - set(_FIELDS))
+        if unknown:
+            record.refuse(
+                f"it is not a request: it has the fields {', '.join(unknown)}",
+                f"An object with task and some of {', '.join(_FIELDS[1:])}.",
+            )
+        yield {
+            "task": record.name("task"),
+            "image": _images(record, path.parent),
+            "text": _text(record),
+            "choices": tuple(record.texts("choices")[0]) if record.values.get("choices") not in (None, "", []) else (),
+            "where": record.where,
+        }
+
+
+def _images(record: Record, folder: Path) -> list[str | Path] | None:
+    given = record.values.get("image")
+    if given in (None, "", []):
+        return None
+    if not isinstance(given, list):
+        given = [record.name("image")]
+    if not all(isinstance(name, str) and name for name in given):
+        record.refuse(f"'image' is {given!r}; the name of a file is wanted, or two of them")
+    return [name if is_url(name) else folder / name for name in given]
+
+
+def _text(record: Record) -> str | tuple[str, ...] | None:
+    given = record.values.get("text")
+    if given is None or (given == "" and record.untyped):
+        return None
+    return tuple(record.texts("text")[0]) if isinstance(given, list) else record.text("text")

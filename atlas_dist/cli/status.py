@@ -17,9 +17,11 @@ from atlas_dist.config import RunConfig
 from atlas_dist.core.ledger import RunState
 from atlas_dist.core.pace import seconds_left
 from atlas_dist.core.plan import Plan
+from atlas_dist.core.results import Metrics
 from atlas_dist.core.schedule import Frontier
 from atlas_dist.core.types import JobKind, View
 from atlas_dist.errors import AtlasError
+from atlas_dist.report.masked import masked_sentence
 from atlas_dist.runs.heartbeat import Heartbeat, read_heartbeat
 from atlas_dist.runs.status import CoordinatorRole, RunStatus, TaskLine, load_run, missing_parents, status_of, task_lines
 from atlas_dist.runs.stores import open_run_store
@@ -136,6 +138,9 @@ def _print(standing: Standing, out: Console) -> None:
             out.print(f"  {job['label']}: attempt {job['attempts']}, {where}{_curve(job['curve'])}{left}", markup=False)
         elif job["failure"] and job["state"] != "committed":
             out.print(f"  {job['label']}: {job['attempts']} attempts, last failed: {job['failure']}", markup=False)
+    for job in standing.jobs:
+        if job["masked"]:
+            out.print(f"  {job['masked']}", markup=False, soft_wrap=True)
     for decision in standing.decisions:
         out.print(f"  {decision}", markup=False, soft_wrap=True)
 
@@ -174,6 +179,7 @@ def _job(
         "score": score,
         "adopted_from": now.adopted_from,
         "waits_for": missing_parents(plan, state, key),
+        "masked": masked_sentence(job.label, [Metrics.from_json(metrics)]),
         "failure": now.failure.reason if now.failure else "",
         "quarantined": now.quarantined,
     }

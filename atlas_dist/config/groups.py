@@ -7,7 +7,7 @@ from dataclasses import fields
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from atlas_dist.core.types import Budget, Stage, TaskKind, Work
 from atlas_dist.logs import LogFormat
@@ -50,8 +50,18 @@ class PackConfig(Section):
     shards."""
     threads: int = Field(default=2, ge=1)
     """Shards that are made at a time, with `here`."""
-    max_unreadable: float = Field(default=0.01, ge=0, le=1)
-    """Share of the records that may be unreadable; beyond it no manifest is written."""
+    max_bad: float = Field(default=0.01, ge=0, le=1)
+    """Share of the records and class-folder files that may be unusable; beyond it no manifest is written."""
+    overwrite: bool = False
+    """Replace splits that were packed in another way, or whose pictures have changed since; runs that learnt from them then find
+    other data."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _renamed(cls, values: object) -> object:
+        if isinstance(values, Mapping) and "max_unreadable" in values:
+            return {"max_bad" if key == "max_unreadable" else str(key): value for key, value in values.items()}
+        return values
 
 
 class PlaceConfig(Section):

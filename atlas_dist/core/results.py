@@ -52,6 +52,8 @@ class Metrics:
     """Hosts they ran on, sorted."""
     like: Mapping[str, Any] = field(default_factory=dict)
     """What the time of a sample depends on most (core/pace.py)."""
+    bad_samples: tuple[Mapping[str, Any], ...] = ()
+    """Samples that could not be used, of every worker: split, shard, key, reason."""
     other: Mapping[str, Any] = field(default_factory=dict)
     """Fields that this version does not know, as they were read."""
 
@@ -73,7 +75,7 @@ class Metrics:
         return {name: value for name, value in written.items() if value or name not in _LEFT_OUT} | dict(self.other)
 
 
-_LEFT_OUT = frozenset({"nodes", "like", "without", "gain", "sees", "similarity"})
+_LEFT_OUT = frozenset({"nodes", "like", "bad_samples", "without", "gain", "sees", "similarity"})
 
 
 @dataclass(frozen=True)
@@ -112,8 +114,6 @@ class TrainResult(Metrics):
     seconds: StageSeconds = StageSeconds()
     bytes_read: int = 0
     """From the shards' store, of rank 0."""
-    bad_samples: tuple[Mapping[str, Any], ...] = ()
-    """Samples that could not be read: shard, key, reason."""
     environment: Mapping[str, str] = field(default_factory=dict)
     """Versions of the libraries, the machine's kind and the device."""
     mfu: float | None = None
@@ -136,6 +136,10 @@ class TrainResult(Metrics):
     def samples_done(self, global_batch: int) -> int:
         """Training samples it went through, in steps of `global_batch`."""
         return self.steps * global_batch
+
+    def to_json(self) -> dict[str, Any]:
+        """As `Metrics.to_json`; `bad_samples`, as in 0.1, also where there are none."""
+        return {"bad_samples": [], **super().to_json()}
 
 
 @dataclass(frozen=True)

@@ -68,6 +68,8 @@ class BadSample:
     shard: str
     key: str
     reason: str
+    split: str = ""
+    """`dataset/split`, where it is known."""
 
 
 @dataclass

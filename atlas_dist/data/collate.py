@@ -12,7 +12,9 @@ import torch
 from atlas_dist.core.sampling import Ordinals
 from atlas_dist.core.types import TaskKind, TaskSpec
 from atlas_dist.data.batch import BadSample, RankBatch, StreamLimits
-from atlas_dist.data.decode import MEAN_COLOUR, Pixels, TextEncoder, decode_into
+from atlas_dist.data.decode import MEAN_COLOUR, TextEncoder, decode_into
+from atlas_dist.data.images import Pixels
+from atlas_dist.data.leftout import shown
 from atlas_dist.data.sample import Sample, parse_sample
 from atlas_dist.errors import DataError
 
@@ -125,7 +127,8 @@ class Collator:
         plan, samples = begun.located.plan, list(begun.samples)
         for slot, reason in [failed for lane in begun.decoding for failed in lane.result()]:
             samples[slot] = None
-            self.report(BadSample(*begun.located.names[slot], reason))
+            shard, key = begun.located.names[slot]
+            self.report(BadSample(shard, shown(key), reason))
         good = np.array([sample is not None for sample in samples])
         self.delivered += int(good.sum())
         soft = self._task.kind is TaskKind.ANSWERS
@@ -151,7 +154,8 @@ class Collator:
             sample = parse_sample(files)
             self._check_fit(sample)
         except DataError as error:
-            self.report(BadSample(*name, str(error)))
+            shard, key = name
+            self.report(BadSample(shard, shown(key), shown(str(error))))
             return None
         return sample
 

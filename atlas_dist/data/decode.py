@@ -1,4 +1,4 @@
-"""Compressed samples to arrays: JPEG and PNG into a uint8 batch, texts into token ids."""
+"""Compressed samples to arrays: pictures into a uint8 batch, texts into token ids."""
 
 from __future__ import annotations
 
@@ -6,55 +6,45 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image
 from tokenizers import Tokenizer
 
-from atlas_dist.data.images import PIXEL_CAP, open_rgb, sniff
-from atlas_dist.errors import ConfigError, DataError
+from atlas_dist.data.images import Pixels, decode_picture, decode_plain_jpeg, sniff
+from atlas_dist.errors import ConfigError
 
 MEAN_COLOUR = (120, 114, 104)
 """RGB of the mean COCO image, the picture of tasks that have none (docs/method.md, Tasks)."""
 
-Pixels = NDArray[np.uint8]
-
 
 def decode_into(data: memoryview, out: Pixels) -> None:
-    """Decode a JPEG or PNG to fill `out`, uint8 [H, W, 3], RGB, resized where it has another size.
+    """Decode a picture to fill `out`, uint8 [H, W, 3], RGB, resized where it has another size.
 
-    A JPEG larger than the target is decoded at the smallest DCT scale that is not smaller than it: at half or a quarter of the
-    size most of the work is never done.
+    A plain JPEG larger than the target is decoded at the smallest DCT scale that is not smaller than it: at half or a quarter of
+    the size most of the work is never done.
 
     Raises:
-        DataError: neither JPEG nor PNG, cut, damaged or too large.
+        PictureError: not a picture that is read, cut, damaged or too large.
     """
     height, width = out.shape[:2]
-    decoded = _jpeg(data, out) if sniff(data) == "jpg" else np.asarray(open_rgb(data))
-    if decoded is None:
+    decoded = decode_plain_jpeg(data, at_least=(height, width), out=out) if sniff(data) == "jpg" else None
+    if decoded is out:
         return
+    if decoded is None:
+        decoded = decode_picture(data)
     if decoded.shape != out.shape:
         decoded = np.asarray(Image.fromarray(decoded).resize((width, height), Image.Resampling.BICUBIC))
     np.copyto(out, decoded)
 
 
-def _jpeg(data: memoryview, out: Pixels) -> Pixels | None:
-    """The decoded image, or None when it was decoded straight into `out`."""
-    try:
-        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
-        if height * width > PIXEL_CAP:
-            raise DataError(f"{width} x {height} pixels are more than {PIXEL_CAP}")
-        if colours == "CMYK":
-            return np.asarray(open_rgb(data))
-        if (height, width) == out.shape[:2]:
-            simplejpeg.decode_jpeg(data, "RGB", buffer=out)
-            return None
-        smaller = height > out.shape[0] and width > out.shape[1]
-        least = {"min_height": out.shape[0], "min_width": out.shape[1], "min_factor": 1} if smaller else {}
-        decoded: Pixels = simplejpeg.decode_jpeg(data, "RGB", **least)
-    except ValueError as error:
-        raise DataError(f"damaged JPEG: {str(error)[:120]}") from error
-    return decoded
+def longer_than(tokenizer: Any, length: int, texts: Sequence[tuple[str, ...]]) -> list[int]:
+    """Numbers of the texts (one segment or two each) that have more than `length` tokens, [CLS] and [SEP] included: those that
+    `TextEncoder` cuts."""
+    backend = Tokenizer.from_str(getattr(tokenizer, "backend_tokenizer", tokenizer).to_str())
+    backend.no_truncation()
+    backend.no_padding()
+    encoded = backend.encode_batch_fast([t if len(t) == 2 else t[0] for t in texts])
+    return [number for number, text in enumerate(encoded) if len(text.ids) > length]
 
 
 class TextEncoder:

@@ -1,75 +1,351 @@
-"""Raw image bytes -> the bytes that go into a tar. Only JPEG and PNG, told by their content, never by their name."""
+"""Picture bytes -> 8-bit RGB as a viewer shows it. The one decoder of packing, streaming, verifying and predicting.
+
+Formats are told by content, never by name, and only those of `KINDS` are opened. Two decoders stand behind it: simplejpeg, for
+plain JPEGs whose pixels it is known to give like Pillow (tests/unit/data/test_pictures.py compares them), and Pillow for
+everything else, what simplejpeg refuses included. So a picture is either readable everywhere or nowhere.
+"""
 
 from __future__ import annotations
 
 import io
+from dataclasses import dataclass
+from typing import Any
 
-from PIL import Image, UnidentifiedImageError
+import numpy as np
+import simplejpeg
+from numpy.typing import NDArray
+from PIL import Image, ImageCms
 
-from atlas_dist.errors import DataError
+from atlas_dist.data.leftout import UnusableError
+
+Pixels = NDArray[np.uint8]
 
 PIXEL_CAP = 1 << 26
 """Largest image that is decoded, in pixels (64 Mi): what a decompression bomb may cost."""
 
 JPEG_QUALITY = 95
 
+_PILLOW = {
+    "jpg": ("JPEG", "MPO"),
+    "png": ("PNG",),
+    "webp": ("WEBP",),
+    "gif": ("GIF",),
+    "bmp": ("BMP",),
+    "tif": ("TIFF",),
+    "avif": ("AVIF",),
+}
+KINDS = tuple(_PILLOW)
+"""What is read; of a picture that moves, the first frame."""
+
+_FOREIGN = (
+    (b"version https://git-lfs", "a Git LFS pointer, not the picture", "Run `git lfs pull` in the data set."),
+    (b"<!doctype html", "an HTML page, not a picture", "Download it again."),
+    (b"<html", "an HTML page, not a picture", "Download it again."),
+    (b"<svg", "an SVG drawing, not a picture of pixels", ""),
+    (b"<?xml", "an XML file, not a picture of pixels", ""),
+    (b"%pdf", "a PDF, not a picture", ""),
+    (b"8bps", "a Photoshop file", ""),
+    (b"\0\0\1\0", "an icon file", ""),
+    (b"\xff\x0a", "a JPEG XL picture", ""),
+    (b"\0\0\0\x0cjxl ", "a JPEG XL picture", ""),
+    (b"\0\0\0\x0cjp  ", "a JPEG 2000 picture", ""),
+)
+_CONVERT = "Convert it to JPEG or PNG."
+
+
+class PictureError(UnusableError):
+    """A picture that cannot be used."""
+
+    def __init__(self, message: str, *, fix: str = "", reason: str = "damaged picture") -> None:
+        super().__init__(message, fix=fix, reason=reason)
+
+
+@dataclass(frozen=True)
+class PictureLimits:
+    """What a picture may cost."""
+
+    pixels: int = PIXEL_CAP
+    """Most pixels, width times height."""
+
+
+LIMITS = PictureLimits()
+
 
 def sniff(data: bytes | memoryview) -> str:
-    """`jpg` or `png` by the first bytes. Raises DataError for anything else."""
-    head = bytes(data[:8])
+    """The kind of picture, one of `KINDS`, by the first bytes. Raises PictureError saying what it is instead."""
+    head = bytes(data[:32])
     if head.startswith(b"\xff\xd8\xff"):
         return "jpg"
-    if head == b"\x89PNG\r\n\x1a\n":
+    if head.startswith(b"\x89PNG\r\n\x1a\n"):
         return "png"
-    raise DataError(f"neither JPEG nor PNG (it starts with {head.hex()})")
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        return "webp"
+    if head[:6] in (b"GIF87a", b"GIF89a"):
+        return "gif"
+    if head[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+        return "tif"
+    if head[:2] == b"BM" and len(data) > 26:
+        return "bmp"
+    if head[4:8] == b"ftyp":
+        brands = bytes(data[8:64])
+        if b"avif" in brands or b"avis" in brands:
+            return "avif"
+        raise PictureError("it is a HEIC picture or a film.", fix=_CONVERT, reason="not a picture that is read")
+    if not head:
+        raise PictureError("it is empty.", reason="empty file")
+    for begin, what, fix in _FOREIGN:
+        if head.lower().lstrip().startswith(begin) or head.startswith(begin):
+            raise PictureError(f"it is {what}.", fix=fix or _CONVERT, reason="not a picture that is read")
+    raise PictureError(
+        f"it is neither JPEG nor PNG, WebP, GIF, BMP, TIFF or AVIF (it starts with {head[:8].hex()}).",
+        reason="not a picture that is read",
+    )
 
 
-def open_rgb(data: bytes | memoryview, *, draft: int = 0) -> Image.Image:
-    """Decode to an RGB image; transparency is laid over white, as viewers show it.
+def decode_picture(data: bytes | memoryview, limits: PictureLimits = LIMITS) -> Pixels:
+    """RGB uint8 [H, W, 3], as a viewer shows the picture.
 
-    Args:
-        draft: when positive, a JPEG may be decoded at a smaller DCT scale whose sides are at least this many pixels.
+    EXIF orientation is applied; palettes become colours; transparency is laid over white; 16-bit greys and greys of other
+    depths are scaled to 0 … 255; CMYK becomes RGB. Of what moves, the first frame.
 
     Raises:
-        DataError: not an image, cut, damaged, or larger than `PIXEL_CAP`.
+        PictureError: not one of `KINDS`, cut, damaged, or larger than the limits.
     """
-    sniff(data)
+    if sniff(data) == "jpg":
+        fast = decode_plain_jpeg(data, limits)
+        if fast is not None:
+            return fast
+    return np.asarray(_opened(data, limits))
+
+
+def decode_plain_jpeg(
+    data: bytes | memoryview,
+    limits: PictureLimits = LIMITS,
+    *,
+    at_least: tuple[int, int] | None = None,
+    out: Pixels | None = None,
+) -> Pixels | None:
+    """The fast path: pixels of a JPEG that needs nothing but decoding; None for every other, which Pillow then judges.
+
+    Args:
+        at_least: (height, width): one that is larger both ways may be decoded at the smallest DCT scale that is not smaller.
+        out: where to decode to when it has the picture's size.
+
+    Raises:
+        PictureError: larger than the limits.
+    """
+    if not _is_plain_jpeg(data):
+        return None
     try:
-        image: Image.Image = Image.open(io.BytesIO(data), formats=("JPEG", "PNG"))
-        if image.width * image.height > PIXEL_CAP:
-            raise DataError(f"{image.width} x {image.height} pixels are more than {PIXEL_CAP}")
-        if draft:
-            image.draft("RGB", (draft, draft))
-        image.load()
-        if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-            layered = image.convert("RGBA")
-            image = Image.new("RGBA", layered.size, "white")
-            image.alpha_composite(layered)
-        return image.convert("RGB")
-    except (OSError, UnidentifiedImageError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f"damaged image: {str(error)[:120]}") from error
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+        _check_size(width, height, limits)
+        if colours not in ("YCbCr", "Gray"):
+            return None
+        if out is not None and (height, width) == out.shape[:2]:
+            simplejpeg.decode_jpeg(data, "RGB", buffer=out)
+            return out
+        least: dict[str, int] = {}
+        if at_least is not None and height > at_least[0] and width > at_least[1]:
+            least = {"min_height": at_least[0], "min_width": at_least[1], "min_factor": 1}
+        decoded: Pixels = simplejpeg.decode_jpeg(data, "RGB", **least)
+    except ValueError:
+        return None  # strict as it is, it refuses what viewers show
+    return decoded
+
+
+def open_rgb(data: bytes | memoryview, limits: PictureLimits = LIMITS) -> Image.Image:
+    """`decode_picture` as a Pillow image of mode RGB. Raises as that does."""
+    return Image.fromarray(decode_picture(data, limits))
+
+
+def rgb_of(image: Image.Image) -> Image.Image:
+    """What a viewer shows of an opened picture, mode RGB: see `decode_picture`. Raises PictureError: it is cut or damaged."""
+    try:
+        return _flattened(_turned(image))
+    except PictureError:
+        raise
+    except Exception as error:
+        raise _damaged(error) from error
 
 
 def stored_form(data: bytes, size: int) -> tuple[str, bytes]:
-    """(extension, bytes) to store: square `size` x `size` when the image is larger on any side, else the original bytes.
+    """(extension, bytes) to store: square `size` x `size` when the picture is larger on any side, else as it came.
 
-    Smaller images keep their bytes, since enlarging adds nothing that the stream cannot add. Every image is decoded once, so that
-    a packed split holds no unreadable one. A resized JPEG stays JPEG, a PNG stays PNG.
+    Smaller JPEGs and PNGs keep their bytes, since enlarging adds nothing that the stream cannot add; the other kinds become
+    PNG, so that shards hold only what every WebDataset reader knows. Every picture is decoded once, by the decoder that the
+    stream has: a packed split holds no unreadable one. A resized JPEG stays JPEG, the rest PNG.
 
     Args:
         size: side in pixels of the backbone's input; 0 = keep as it is.
 
     Raises:
-        DataError: the image cannot be read.
+        PictureError: the picture cannot be read.
     """
     kind = sniff(data)
-    image = open_rgb(data)
-    if not size or (image.width <= size and image.height <= size):
-        return kind, data
-    small = image.resize((size, size), Image.Resampling.BICUBIC)
+    pixels = decode_picture(data)
+    if not size or (pixels.shape[1] <= size and pixels.shape[0] <= size):
+        return (kind, data) if kind in ("jpg", "png") else ("png", _png(Image.fromarray(pixels)))
+    small = Image.fromarray(pixels).resize((size, size), Image.Resampling.BICUBIC)
+    if kind != "jpg":
+        return "png", _png(small)
     out = io.BytesIO()
-    if kind == "jpg":
-        small.save(out, "JPEG", quality=JPEG_QUALITY, subsampling=0)
-    else:
-        small.save(out, "PNG", compress_level=6)
+    small.save(out, "JPEG", quality=JPEG_QUALITY, subsampling=0)
     return kind, out.getvalue()
+
+
+def _png(image: Image.Image) -> bytes:
+    out = io.BytesIO()
+    image.save(out, "PNG", compress_level=6)
+    return out.getvalue()
+
+
+def _check_size(width: int, height: int, limits: PictureLimits) -> None:
+    if width * height > limits.pixels:
+        raise PictureError(
+            f"{width} x {height} pixels are more than the limit of {limits.pixels}.",
+            fix="Store it smaller.",
+            reason="too many pixels",
+        )
+
+
+_APP1, _APP14, _SOS = 0xE1, 0xEE, 0xDA
+_ORIENTATION = 0x0112
+_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+
+
+def _is_plain_jpeg(data: bytes | memoryview) -> bool:
+    """Whether nothing before the first scan asks for more than decoding: no EXIF or XMP that turns it, no Adobe marker (which
+    says what the colours are), 8 bits, one or three components, every marker where the one before it says."""
+    at, frame = 2, False
+    while at + 4 <= len(data):
+        if data[at] != 0xFF:
+            return False
+        marker, length = data[at + 1], data[at + 2] << 8 | data[at + 3]
+        if marker in (0x00, 0x01, 0xFF) or 0xD0 <= marker <= 0xD9:
+            return False
+        if marker == _SOS:
+            return frame
+        if marker == _APP14 or (marker == _APP1 and _may_turn(bytes(data[at + 4 : at + 2 + length]))):
+            return False
+        if marker in _FRAMES:
+            if marker > 0xC2 or not _is_plain_frame(bytes(data[at + 4 : at + 19])):
+                return False
+            frame = True
+        at += 2 + length
+    return False
+
+
+def _is_plain_frame(frame: bytes) -> bool:
+    """8 bits; one component, or Y, Cb and Cr, the latter whole, halved in width, or halved both ways."""
+    if len(frame) < 9 or frame[0] != 8:
+        return False
+    if frame[5] == 1:
+        return frame[7] in (0x11, 0x21, 0x22)
+    parts = frame[6:15]
+    return frame[5] == 3 and parts[0::3] == b"\1\2\3" and parts[1::3] in (b"\x11\x11\x11", b"\x21\x11\x11", b"\x22\x11\x11")
+
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def _may_turn(segment: bytes) -> bool:
+    """Whether an APP1 segment (EXIF, XMP) may say that the picture was held otherwise than upright."""
+    if b"tiff:Orientation" in segment:
+        return True
+    if not segment.startswith(b"Exif\0\0"):
+        return False
+    try:
+        exif = Image.Exif()
+        exif.load(segment)
+        return bool(exif.get(_ORIENTATION, 1) != 1)
+    except Exception:
+        return True
+
+
+def _opened(data: bytes | memoryview, limits: PictureLimits) -> Image.Image:
+    kind = sniff(data)
+    try:
+        image: Image.Image = Image.open(io.BytesIO(data), formats=_PILLOW[kind])
+        _check_size(image.width, image.height, limits)
+        image.load()
+        return _flattened(_turned(image))
+    except PictureError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise PictureError(
+            f"it has more pixels than the limit of {limits.pixels}.", fix="Store it smaller.", reason="too many pixels"
+        ) from error
+    except Exception as error:  # plugins raise what comes: struct.error, KeyError, SyntaxError, OSError, …
+        raise _damaged(error) from error
+
+
+def _damaged(error: Exception) -> PictureError:
+    text = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+    return PictureError(f"damaged image: {text}")
+
+
+def _turned(image: Image.Image) -> Image.Image:
+    """As its EXIF says how it was held. An EXIF block that cannot be read turns nothing: viewers show such pictures as they
+    are."""
+    image.load()
+    try:
+        orientation = image.getexif().get(_ORIENTATION, 1)
+    except Exception:
+        return image
+    if orientation not in _TURNS:
+        return image
+    turned = image.transpose(_TURNS[orientation])
+    if "transparency" in image.info:
+        turned.info["transparency"] = image.info["transparency"]
+    return turned
+
+
+def _flattened(image: Image.Image) -> Image.Image:
+    """Any mode to RGB on white."""
+    if image.mode in ("I", "F") or image.mode.startswith("I;"):
+        return _grey(image)
+    if image.mode == "LAB":
+        return _from_lab(image)
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        straight = {"La": "LA", "RGBa": "RGBA"}.get(image.mode)
+        layered = (image.convert(straight) if straight else image).convert("RGBA")
+        under = Image.new("RGBA", layered.size, "white")
+        under.alpha_composite(layered)
+        image = under
+    return image.convert("RGB")
+
+
+def _grey(image: Image.Image) -> Image.Image:
+    """Greys of more than 8 bits, scaled to 0 … 255. 16 bits by their full range, so that pictures keep their brightness beside
+    each other; integers of 32 bits and floats by the smallest of the ranges 1 (floats), 255, 65535 that holds them, else by
+    their own."""
+    values = np.asarray(image).astype(np.float64)
+    clear = image.info.get("transparency")
+    hidden = values == float(clear) if isinstance(clear, int | float) else None
+    values = np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0) if not np.isfinite(values).all() else values
+    low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)
+    if image.mode.startswith("I;"):
+        scaled = values * (255.0 / 65535.0)
+    else:
+        ranges: tuple[Any, ...] = (1.0, 255.0, 65535.0) if image.mode == "F" else (255.0, 65535.0)
+        full = next((top for top in ranges if low >= 0 and high <= top), None)
+        scaled = values * (255.0 / full) if full else (values - low) * (255.0 / max(high - low, 1e-12))
+    grey = np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
+    if hidden is not None:
+        grey[hidden] = 255
+    return Image.fromarray(grey).convert("RGB")
+
+
+def _from_lab(image: Image.Image) -> Image.Image:
+    lab, rgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+    found = ImageCms.profileToProfile(image, lab, rgb, outputMode="RGB")
+    assert found is not None
+    return found

@@ -20,8 +20,9 @@ from atlas_dist.core.types import TaskKind
 from atlas_dist.data import tarwalk
 from atlas_dist.data.crc import crc32c
 from atlas_dist.data.fetch import PartFetcher
-from atlas_dist.data.images import open_rgb
-from atlas_dist.data.manifest import read_manifest, split_prefix, write_manifest
+from atlas_dist.data.images import decode_picture
+from atlas_dist.data.leftout import LeftOut, shown, summary
+from atlas_dist.data.manifest import MANIFEST, read_manifest, split_prefix, write_manifest
 from atlas_dist.data.sample import EXTENSIONS, Sample, index_label, parse_sample
 from atlas_dist.errors import AtlasError, DataError, StoreError
 from atlas_dist.store.objects import ObjectInfo, ObjectStore
@@ -29,8 +30,32 @@ from atlas_dist.store.objects import ObjectInfo, ObjectStore
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 
+_COMPRESSED = (".tar.gz", ".tgz", ".tar.zst", ".tar.xz", ".tar.bz2", ".tar.lz4")
+_PACKED = ((b"\x1f\x8b", "gzip"), (b"\x28\xb5\x2f\xfd", "zstd"), (b"\xfd7zXZ", "xz"), (b"BZh", "bzip2"), (b"PK\3\4", "zip"))
+
 Progress = Callable[[int, int], None]
 """Called with (shards done, shards in all)."""
+
+
+@dataclass(frozen=True)
+class Indexed:
+    """What indexing found: the manifest, what was left out (members that are no part of a sample, files that are no tars), and
+    what is odd, a sentence each."""
+
+    manifest: ShardManifest
+    left_out: tuple[LeftOut, ...]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _ShardFound:
+    info: ShardInfo
+    images: dict[int, str]
+    """How many images a sample has -> the first that has so many."""
+    unlabelled: tuple[str, ...]
+    left_out: tuple[LeftOut, ...]
+    repeated: tuple[str, ...]
+    """Keys that stand more than once."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +78,7 @@ def run_index(
     tries: int = 8,
     part_bytes: int = PART_BYTES,
     progress: Progress | None = None,
-) -> ShardManifest:
+) -> Indexed:
     """Make and publish the manifest of ordinary WebDataset tars that lie in `<dataset>/<split>/`, in the order of their names.
 
     Args:
@@ -61,29 +86,74 @@ def run_index(
         classes: class names by label; () = the numbers 0 … the largest label found.
 
     Raises:
-        DataError: there is no tar, one is damaged or cut, or samples differ in how many images they have.
+        DataError: there is no tar, one is damaged, cut, compressed or unsorted, no sample is found, or samples differ in how many
+            images they have.
     """
     prefix = split_prefix(dataset, split)
-    found = [o for o in store.list(prefix) if o.key.endswith(".tar") and "/" not in o.key[len(prefix) :]]
+    here = [o for o in store.list(prefix) if "/" not in o.key[len(prefix) :]]
+    found = [o for o in here if o.key.endswith(".tar")]
+    beside = [
+        LeftOut(shown(o.key[len(prefix) :]), "a compressed tar, which cannot be read in parts: decompress it")
+        for o in here
+        if o.key.lower().endswith(_COMPRESSED)
+    ]
     if not found:
         raise DataError(
-            f"There is no .tar in {store.url}/{prefix}.", fix="Name the data set and split whose folder holds the tars."
+            f"There is no .tar in {store.url}/{prefix}{f' ({summary(beside)})' if beside else ''}.",
+            fix="Decompress them (gunzip, zstd -d), then index again."
+            if beside
+            else "Name the data set and split whose folder holds the tars.",
         )
-    images: set[int] = set()
-    infos: list[ShardInfo] = []
-    work = partial(_index_shard, store, prefix, part_bytes, tries)
-    for info, counts in _parallel(work, found, workers):
-        infos.append(info)
-        images |= counts
+    others = [o.key[len(prefix) :] for o in here if o.key not in {f.key for f in found} and o.key[len(prefix) :] != MANIFEST]
+    beside += [
+        LeftOut(shown(name), "a file beside the tars", bad=False) for name in others if not name.lower().endswith(_COMPRESSED)
+    ]
+    shards: list[_ShardFound] = []
+    for shard in _parallel(partial(_index_shard, store, prefix, part_bytes, tries), found, workers):
+        shards.append(shard)
         if progress is not None:
-            progress(len(infos), len(found))
+            progress(len(shards), len(found))
+    left_out = (*beside, *(entry for shard in shards for entry in shard.left_out))
+    infos = tuple(shard.info for shard in shards)
+    images = {count: first for shard in reversed(shards) for count, first in shard.images.items()}
+    if not images:
+        raise DataError(
+            f"{store.url}/{prefix} holds no sample{f': {summary(left_out)}' if left_out else ': its tars are empty'}.",
+            fix="A member is KEY.jpg, KEY.txt, KEY.cls or KEY.json, with no other dot in the file name.",
+        )
     if len(images) != 1:
-        raise DataError(f"Samples of {prefix} have {sorted(images)} images; all must have the same number.")
+        has = "; ".join(f"{first} has {count}" for count, first in sorted(images.items()))
+        raise DataError(
+            f"Samples of {prefix} have {sorted(images)} images; all must have the same number ({has}).",
+            fix="Complete those samples or take them out of the tars, then index again.",
+        )
     highest = max((int(info.label_array().max(initial=-1)) for info in infos), default=-1)
     names = classes or tuple(str(n) for n in range(highest + 1))
-    manifest = ShardManifest(dataset, split, kind, images.pop(), names, tuple(infos), part_bytes)
+    manifest = ShardManifest(dataset, split, kind, next(iter(images)), names, infos, part_bytes)
     write_manifest(store, manifest)
-    return manifest
+    return Indexed(manifest, left_out, _notes(manifest, shards))
+
+
+def unlabelled(manifest: ShardManifest) -> int:
+    """Samples without the label that the manifest's kind needs: training masks them. 0 where none is needed."""
+    labels = manifest.labels()
+    return 0 if manifest.kind is TaskKind.ANSWERS or labels is None else int((labels < 0).sum())
+
+
+def _notes(manifest: ShardManifest, shards: list[_ShardFound]) -> tuple[str, ...]:
+    notes = []
+    without = [key for shard in shards for key in shard.unlabelled]
+    if without and manifest.kind is not TaskKind.ANSWERS:
+        notes.append(
+            f"{len(without)} of {manifest.samples} samples have no label (first: {shown(without[0])}); training masks them"
+        )
+    empty = [shard.info.name for shard in shards if not shard.info.samples]
+    if empty:
+        notes.append(f"{len(empty)} tars hold no sample: {', '.join(map(shown, empty[:3]))}")
+    twice = [key for shard in shards for key in shard.repeated]
+    if twice:
+        notes.append(f"{len(twice)} keys stand more than once (first: {shown(twice[0])}); each is a sample")
+    return tuple(notes)
 
 
 def run_verify(
@@ -128,7 +198,7 @@ def _parallel(work: Callable[[Job], Result], jobs: list[Job], workers: int) -> I
         pool.shutdown(cancel_futures=True)
 
 
-def _index_shard(store: ObjectStore, prefix: str, part_bytes: int, tries: int, found: ObjectInfo) -> tuple[ShardInfo, set[int]]:
+def _index_shard(store: ObjectStore, prefix: str, part_bytes: int, tries: int, found: ObjectInfo) -> _ShardFound:
     name = found.key[len(prefix) :]
     data = memoryview(bytearray(found.size))
     done, failures = 0, 0
@@ -139,18 +209,58 @@ def _index_shard(store: ObjectStore, prefix: str, part_bytes: int, tries: int, f
         if failures == tries:
             raise StoreError(f"{store.url}/{found.key} ends at byte {done} of {found.size} again and again.")
     labels: list[int] = []
-    images: set[int] = set()
+    images: dict[int, str] = {}
+    passed_over: list[tuple[str, str]] = []
+    others: list[tuple[str, str]] = []
     try:
-        index = tarwalk.samples(data, EXTENSIONS)
-        for number in range(len(index)):
+        _refuse_compressed(data)
+        index = tarwalk.group(tarwalk.members(data, others=others), EXTENSIONS, passed_over)
+        repeated = _repeated(index)
+        for number, key in enumerate(index.keys):
             sample = _sample(data, index, number)
             labels.append(index_label(sample.label, sample.targets))
-            images.add(len(sample.images))
+            images.setdefault(len(sample.images), f"{shown(key)} of {shown(name)}")
     except DataError as error:
         raise DataError(f"{store.url}/{found.key}: {error}.", fix="Replace or remove this shard, then index again.") from error
     parts = tuple(crc32c(data[at : at + part_bytes]) for at in range(0, found.size, part_bytes))
     by_sample = np.array(labels, "<i4").tobytes()
-    return ShardInfo(name, found.size, len(labels), hashlib.sha256(data).hexdigest(), parts, by_sample), images
+    info = ShardInfo(name, found.size, len(labels), hashlib.sha256(data).hexdigest(), parts, by_sample)
+    without = tuple(key for key, label in zip(index.keys, labels, strict=True) if label < 0)
+    left_out = [LeftOut(f"{shown(name)}: {shown(member)}", what) for member, what in others]
+    left_out += [LeftOut(f"{shown(name)}: {shown(member)}", _why_passed_over(ext)) for member, ext in passed_over]
+    return _ShardFound(info, images, without, tuple(left_out), repeated)
+
+
+def _why_passed_over(ext: str) -> str:
+    known = next((end for end in EXTENSIONS if ext.lower().endswith(f".{end}")), "")
+    if known:
+        return f"members whose names have a dot before .{known} (an extension begins at the first dot)"
+    return f"members ending in .{shown(ext)[:40]}" if ext else "members without an extension"
+
+
+def _refuse_compressed(data: memoryview) -> None:
+    begin = bytes(data[:6])
+    found = next((what for mark, what in _PACKED if begin.startswith(mark)), None)
+    if found:
+        raise DataError(f"it is compressed with {found}, in spite of its name: decompress it")
+
+
+def _repeated(index: tarwalk.SampleIndex) -> tuple[str, ...]:
+    """Keys that stand more than once, each time a whole sample. Raises DataError: their members complete each other, so the
+    tar is not sorted."""
+    seen: dict[str, set[str]] = {}
+    repeated = []
+    for number, key in enumerate(index.keys):
+        own = set(index.extensions[index.first[number] : index.first[number + 1]])
+        if key not in seen:
+            seen[key] = own
+        elif seen[key].isdisjoint(own):
+            raise DataError(
+                f"the tar is not sorted: the members of sample {shown(key)} do not follow each other (sort it: tar --sort=name)"
+            )
+        else:
+            repeated.append(key)
+    return tuple(repeated)
 
 
 def _verify_shard(manifest: ShardManifest, fetcher: PartFetcher, decode: bool, number: int) -> list[Damage]:
@@ -178,7 +288,7 @@ def _verify_shard(manifest: ShardManifest, fetcher: PartFetcher, decode: bool, n
         try:
             sample = _sample(data, index, number)
             for image in sample.images if decode else ():
-                open_rgb(image)
+                decode_picture(image)
         except DataError as error:
             damages.append(Damage(info.name, key, str(error)))
     return damages

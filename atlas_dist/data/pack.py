@@ -5,6 +5,8 @@ into shards. Each shard is a job of its own: read, resize, write, upload, then l
 the split. A pack that was killed finds the notes of its own recipe and skips those shards. The manifest is written last, and only
 when every shard is in place, so a split either has a true manifest or none.
 
+A pack also remembers which pictures it saw (`_pack/pictures.json`): packing again finds out when they have changed since.
+
 Jobs run through `map_fn`, by default a thread pool (decoding and encoding release the GIL). Anything with that signature does: a
 process pool or Ray, as long as the store pickles.
 """
@@ -13,8 +15,9 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -25,7 +28,9 @@ from atlas_dist.core.keys import digest_of
 from atlas_dist.core.manifest import PART_BYTES, ShardInfo, ShardManifest
 from atlas_dist.core.sampling import shuffled
 from atlas_dist.data.images import stored_form
+from atlas_dist.data.leftout import LeftOut, left_out_by, summary, writable
 from atlas_dist.data.manifest import MANIFEST, read_manifest, split_prefix, write_manifest
+from atlas_dist.data.pictures import PictureMarks, mark_of, read_marks, stamps_of, write_marks
 from atlas_dist.data.sample import RawSample, dump_json
 from atlas_dist.data.shardfile import PackedSample, write_shard
 from atlas_dist.data.source import Source
@@ -62,21 +67,23 @@ class ShardTarget:
 
 @dataclass(frozen=True)
 class ShardDone:
-    """A finished shard: what the manifest says of it, the records it had to leave out, and whether an earlier pack had done
-    it."""
+    """A finished shard: what the manifest says of it, the records it had to leave out, marks of the pictures it read, and
+    whether an earlier pack had done it."""
 
     info: ShardInfo
-    unreadable: tuple[tuple[str, str], ...]
+    unreadable: tuple[LeftOut, ...]
+    marks: bytes
     reused: bool
 
 
 @dataclass(frozen=True)
 class PackReport:
-    """What a pack did: the manifest, the records left out as (id, reason), and how many shards an earlier, killed pack had
-    done."""
+    """What a pack did: the manifest, what was left out, what is odd (a sentence each), and how many shards an earlier, killed
+    pack had done."""
 
     manifest: ShardManifest
-    unreadable: tuple[tuple[str, str], ...]
+    left_out: tuple[LeftOut, ...]
+    notes: tuple[str, ...]
     reused_shards: int
 
 
@@ -96,10 +103,12 @@ def run_pack(
     shard_samples: int = 1024,
     seed: int = 0,
     workers: int = 2,
-    max_unreadable: float = 0.01,
+    splits: tuple[str, ...] = (),
+    max_bad: float = 0.01,
     overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
     map_fn: MapFn | None = None,
+    long_texts: Callable[[Sequence[tuple[str, ...]]], list[int]] | None = None,
     part_bytes: int = PART_BYTES,
 ) -> PackReport:
     """Pack one split of a raw data set into `<dataset>/<split>/` of `store`. Packing the same again does nothing.
@@ -111,25 +120,29 @@ def run_pack(
         image_size: images larger than this are stored as squares of this side; 0 = stored as they are.
         shard_samples: samples a shard.
         seed: of the order in which samples are put into shards.
-        max_unreadable: share of records that may be unreadable; beyond it nothing is published.
-        overwrite: replace a split that was packed in another way.
+        splits: all splits of the task; see `Converter.run`.
+        max_bad: share of records and files that may be unusable; beyond it nothing is published.
+        overwrite: replace a split that was packed in another way or of other pictures.
         progress: called with (shards done, shards in all).
         map_fn: how jobs run in parallel; None = `workers` threads.
+        long_texts: numbers of those of some texts that training would cut; None = not counted.
 
     Raises:
         ConfigError: converter, split or options do not exist.
-        DataError: the raw data is missing or damaged, too many records are unreadable, or the split exists with other content.
+        DataError: the raw data is missing or damaged, too many records are unusable, or the split exists with other content.
     """
     if shard_samples < 1 or workers < 1:
         raise ConfigError(f"shard_samples is {shard_samples}, workers is {workers}.", fix="Both must be at least 1.")
-    raw = converter(converter_name).run(source, split, dict(options or {}))
+    raw = converter(converter_name).run(source, split, dict(options or {}), splits)
     recipe = _recipe(raw, image_size, shard_samples, seed, part_bytes)
     prefix = split_prefix(dataset, split)
-    if (existing := _existing(store, dataset, split, recipe, overwrite)) is not None:
-        return PackReport(existing, raw.left_out, len(existing.shards))
+    by_rule = tuple(LeftOut(writable(record), reason, bad=False) for record, reason in raw.left_out)
     if not raw.samples:
-        raise DataError(f"{converter_name} found no usable record for {split!r} ({len(raw.left_out)} left out).")
-
+        raise DataError(f"{converter_name} found no usable record for {split!r} ({len(by_rule) + len(raw.bad)} left out).")
+    notes = raw.notes + (_cut(raw.samples, long_texts) if long_texts is not None else ())
+    if (existing := _existing(store, dataset, split, recipe, raw, overwrite)) is not None:
+        return PackReport(existing, by_rule + raw.bad, notes, len(existing.shards))
+    stamps = stamps_of(raw.source, raw.samples) if raw.images else ""
     order = shuffled(len(raw.samples), seed)
     jobs = [
         ShardJob(f"{number:06d}.tar", first, tuple(raw.samples[i] for i in order[first : first + shard_samples]))
@@ -142,39 +155,46 @@ def run_pack(
         if progress is not None:
             progress(len(done), len(jobs))
 
-    unreadable = tuple(record for shard in done for record in shard.unreadable)
-    _refuse_too_many(unreadable, len(raw.samples), max_unreadable)
+    bad = raw.bad + tuple(record for shard in done for record in shard.unreadable)
+    _refuse_too_many(bad, len(raw.samples) + len(raw.bad), max_bad)
     shards = tuple(shard.info for shard in done if shard.info.samples)
     manifest = ShardManifest(dataset, split, raw.kind, raw.images, raw.classes, shards, part_bytes, recipe)
+    if raw.images:
+        write_marks(store, prefix, PictureMarks(recipe, stamps, b"".join(d.marks for d in done), seed))
     write_manifest(store, manifest)
     for job in jobs:
         store.delete(_note_key(target, job))
-    return PackReport(manifest, raw.left_out + unreadable, sum(shard.reused for shard in done))
+    return PackReport(manifest, by_rule + bad, notes, sum(shard.reused for shard in done))
 
 
 def pack_shard(target: ShardTarget, job: ShardJob) -> ShardDone:
     """Write one shard and its note, or find that an earlier pack of this recipe did. Safe to repeat, at any place at any time."""
     if (done := _read_note(target, job)) is not None:
         return done
-    unreadable: list[tuple[str, str]] = []
+    unreadable: list[LeftOut] = []
+    marks: list[bytes] = []
 
     def readable() -> Iterator[PackedSample]:
         for offset, sample in enumerate(job.samples):
+            marks.append(mark_of(b""))
             try:
-                images = [stored_form(target.source.read(name), target.image_size) for name in sample.images]
+                contents = [target.source.read(name) for name in sample.images]
+                marks[-1] = mark_of(*contents)
+                images = [stored_form(content, target.image_size) for content in contents]
             except DataError as error:
-                unreadable.append((sample.id, f"{'+'.join(sample.images)}: {error}"))
+                unreadable.append(left_out_by(sample.id, error, "+".join(sample.images)))
                 continue
             numbered = len(images) > 1
             members = [(f"{i}.{ext}" if numbered else ext, content) for i, (ext, content) in enumerate(images)]
             yield PackedSample(f"{job.first + offset:09d}", (*members, ("json", dump_json(sample))), sample.index_label)
 
+    stamps = stamps_of(target.source, job.samples)  # before they are read: a change meanwhile is seen the next time
     with tempfile.TemporaryDirectory(prefix="atlas-pack-") as folder:
         path = Path(folder) / job.name
         info = write_shard(path, job.name, readable(), target.part_bytes)
         target.store.put_file(target.prefix + job.name, path)
-    done = ShardDone(info, tuple(unreadable), reused=False)
-    target.store.put(_note_key(target, job), _dump_note(done))
+    done = ShardDone(info, tuple(unreadable), b"".join(marks), reused=False)
+    target.store.put(_note_key(target, job), _dump_note(done, stamps))
     return done
 
 
@@ -192,57 +212,111 @@ def _threads(workers: int) -> MapFn:
 
 def _recipe(raw: RawSet, image_size: int, shard_samples: int, seed: int, part_bytes: int) -> str:
     """Digest of all that the shards' bytes depend on, except the pixels."""
-    records = [(s.id, s.texts, s.images, s.label, sorted(s.targets.items())) for s in raw.samples]
+    records = [
+        (writable(s.id), s.texts, [writable(name) for name in s.images], s.label, sorted(s.targets.items())) for s in raw.samples
+    ]
     return digest_of([FORM, raw.kind, raw.images, raw.classes, image_size, shard_samples, seed, part_bytes, records])
 
 
-def _existing(store: ObjectStore, dataset: str, split: str, recipe: str, overwrite: bool) -> ShardManifest | None:
+def _existing(store: ObjectStore, dataset: str, split: str, recipe: str, raw: RawSet, overwrite: bool) -> ShardManifest | None:
     """The manifest when this very pack is finished; None when there is work to do. Raises DataError when another pack's is
-    there."""
-    key = split_prefix(dataset, split) + MANIFEST
+    there, or this one's of other pictures."""
+    prefix = split_prefix(dataset, split)
     try:
-        store.stat(key)
+        store.stat(prefix + MANIFEST)
     except MissingObject:
         return None
-    if not overwrite:
+    try:
         manifest = read_manifest(store, dataset, split)
-        if manifest.recipe == recipe:
+        if manifest.recipe != recipe:
+            raise DataError(
+                f"{prefix}{MANIFEST} exists with other content ({manifest.samples} samples, {manifest.digest[:12]}).",
+                fix=_REPLACE,
+            )
+        if _seen(store, prefix, recipe, raw) or not overwrite:
             return manifest
-        raise DataError(
-            f"{key} exists with other content ({manifest.samples} samples, {manifest.digest[:12]}).",
-            fix="Pack under another data set name, or pass overwrite to replace it.",
-        )
-    store.delete(key)  # first, so that no manifest ever describes shards that are being replaced
+    except DataError:
+        if not overwrite:
+            raise
+    store.delete(prefix + MANIFEST)  # first, so that no manifest ever describes shards that are being replaced
     return None
 
 
-def _refuse_too_many(unreadable: tuple[tuple[str, str], ...], records: int, share: float) -> None:
-    if len(unreadable) > share * records:
-        shown = "; ".join(f"{name} ({reason})" for name, reason in unreadable[:5])
+_REPLACE = (
+    "Add pack.overwrite=true to replace it (runs that learnt from it then find other data), or pack under another name: "
+    "tasks.NAME.data.dataset=…"
+)
+
+
+def _seen(store: ObjectStore, prefix: str, recipe: str, raw: RawSet) -> bool:
+    """Whether it is known that the pictures are what they were; not of what was packed before marks were kept.
+
+    Raises:
+        DataError: pictures hold other bytes than when they were packed.
+    """
+    marks = read_marks(store, prefix)
+    if not raw.images or marks is None or marks.recipe != recipe:
+        return not raw.images
+    stamps = stamps_of(raw.source, raw.samples)
+    if stamps == marks.stamps:
+        return True
+    changed = marks.changed(raw.source, [raw.samples[i] for i in shuffled(len(raw.samples), marks.seed)])
+    if changed:
         raise DataError(
-            f"{len(unreadable)} of {records} records cannot be read, more than {share:.1%}: {shown}.",
-            fix="Complete the raw data (finished shards are kept), or raise max_unreadable. No manifest was written.",
+            f"{len(changed)} pictures of {prefix.rstrip('/')} have changed since it was packed: {', '.join(changed[:5])}.",
+            fix=_REPLACE,
         )
+    write_marks(store, prefix, PictureMarks(recipe, stamps, marks.marks, marks.seed))
+    return True
+
+
+def _refuse_too_many(bad: tuple[LeftOut, ...], records: int, share: float) -> None:
+    if len(bad) > share * records:
+        enough = math.ceil(len(bad) / records * 1000) / 1000
+        raise DataError(
+            f"{len(bad)} of {records} records cannot be used, more than pack.max_bad={share:g}: {summary(bad)}.",
+            fix=f"Complete the data (finished shards are kept), or allow it: pack.max_bad={enough}. No manifest was written.",
+        )
+
+
+def _cut(samples: Sequence[RawSample], long_texts: Callable[[Sequence[tuple[str, ...]]], list[int]]) -> tuple[str, ...]:
+    """A sentence about the records whose texts training would cut, if there are any."""
+    texts = list({text: None for sample in samples for text in sample.texts})
+    too_long = {texts[n] for at in range(0, len(texts), 10_000) for n in (at + k for k in long_texts(texts[at : at + 10_000]))}
+    records = [sample.id for sample in samples if not too_long.isdisjoint(sample.texts)] if too_long else []
+    if not records:
+        return ()
+    count = f"{len(records)} of {len(samples)} records"
+    return (f"{count} have a text of more tokens than max_text: they will be cut (first: {records[0]})",)
 
 
 def _note_key(target: ShardTarget, job: ShardJob) -> str:
     return f"{target.prefix}_pack/{target.recipe[:32]}/{job.name}.json"
 
 
-def _dump_note(done: ShardDone) -> bytes:
+def _dump_note(done: ShardDone, stamps: str) -> bytes:
     info = done.info
-    labels = base64.b64encode(info.labels).decode()
-    body = {"info": [info.name, info.size, info.samples, info.sha256, info.crc32c, labels], "unreadable": done.unreadable}
+    labels, marks = base64.b64encode(info.labels).decode(), base64.b64encode(done.marks).decode()
+    body = {
+        "info": [info.name, info.size, info.samples, info.sha256, info.crc32c, labels],
+        "unreadable": len(done.unreadable),
+        "stamps": stamps,
+        "marks": marks,
+    }
     return json.dumps(body).encode()
 
 
 def _read_note(target: ShardTarget, job: ShardJob) -> ShardDone | None:
-    """What an earlier, killed pack of the same recipe left of this shard; None unless both note and shard are whole."""
+    """What an earlier, killed pack of the same recipe left of this shard; None unless both note and shard are whole and its
+    pictures are what they were."""
     try:
         body = json.loads(target.store.get(_note_key(target, job), limit=NOTE_CAP))
         name, size, samples, sha256, crc32c, labels = body["info"]
         if target.store.stat(target.prefix + job.name).size != size or body["unreadable"]:
             return None  # an unreadable record gets another chance: the user may have completed the raw data
+        if body["stamps"] != stamps_of(target.source, job.samples):
+            return None
+        marks = base64.b64decode(body["marks"])
     except (MissingObject, ValueError, KeyError, TypeError):
         return None
-    return ShardDone(ShardInfo(name, size, samples, sha256, tuple(crc32c), base64.b64decode(labels)), (), reused=True)
+    return ShardDone(ShardInfo(name, size, samples, sha256, tuple(crc32c), base64.b64decode(labels)), (), marks, reused=True)

@@ -15,13 +15,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from atlas_dist.core.manifest import NO_LABEL
+from atlas_dist.data.records import decode_text
 from atlas_dist.errors import DataError
 
 IMAGE_PROMPT = "This is an image."
 """The text of tasks that have none (docs/method.md, Tasks)."""
 
-IMAGE_EXTENSIONS = frozenset({"jpg", "jpeg", "png"})
-EXTENSIONS = IMAGE_EXTENSIONS | {f"{i}.{ext}" for i in range(2) for ext in IMAGE_EXTENSIONS} | {"json", "txt", "cls"}
+PACKED_EXTENSIONS = frozenset({"jpg", "jpeg", "png"})
+"""What this package writes, and what every reader of WebDataset tars knows."""
+IMAGE_EXTENSIONS = PACKED_EXTENSIONS | {"jfif", "jpe", "webp", "gif", "apng", "bmp", "tif", "tiff", "avif"}
+"""What pictures are called; what they are, their content tells."""
+_POSITIONS = ("", "0.", "1.")
+EXTENSIONS = frozenset(f"{at}{ext}" for at in _POSITIONS for ext in IMAGE_EXTENSIONS) | {"json", "txt", "cls"}
 """Members that are read; anything else in a tar is passed over."""
 
 Texts = tuple[tuple[str, ...], ...]
@@ -68,33 +73,52 @@ def dump_json(raw: RawSample) -> bytes:
         body["targets"] = {str(answer): raw.targets[answer] for answer in sorted(raw.targets)}
     else:
         body["label"] = raw.label
-    return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
+    return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "backslashreplace")
 
 
 def parse_sample(files: Mapping[str, memoryview]) -> Sample:
     """The sample made of the members `{extension: content}` of one key.
 
+    The text is the `texts` of its JSON, else its `.txt`, else the `caption` of its JSON (img2dataset's), else the prompt of
+    tasks that have none. A `.cls` goes over a label in the JSON.
+
     Raises:
-        DataError: there is no text and no image, or the JSON is not what this module writes.
+        DataError: there is no text and no image, or a text or label cannot be read.
     """
-    images = tuple(files[ext] for ext in sorted(files) if ext.rpartition(".")[2] in IMAGE_EXTENSIONS)
+    images = tuple(files[ext] for ext in _image_members(files))
+    if not images and not (files.keys() & {"json", "txt"}):
+        raise DataError("it has neither an image nor a text")
     texts: Texts = ((IMAGE_PROMPT,),)
     label, targets = NO_LABEL, {}
     try:
-        if (raw := files.get("json")) is not None:
-            body = json.loads(bytes(raw))
-            texts = _texts(body.get("texts", texts))
-            label = _label(body.get("label", NO_LABEL))
-            targets = {int(answer): float(score) for answer, score in body.get("targets", {}).items()}
+        body = json.loads(bytes(raw)) if (raw := files.get("json")) is not None else {}
+        if "texts" in body:
+            texts = _texts(body["texts"])
         elif (raw := files.get("txt")) is not None:
-            texts = ((bytes(raw).decode("utf-8").strip(),),)
+            texts = ((decode_text(bytes(raw), "its .txt").strip(),),)
+        elif isinstance(body.get("caption"), str):
+            texts = ((body["caption"],),)
         if (raw := files.get("cls")) is not None:
-            label = int(bytes(raw))
-    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+            label = int(decode_text(bytes(raw), "its .cls"))
+        else:
+            label = _label(body.get("label", NO_LABEL))
+        targets = {int(answer): float(score) for answer, score in body.get("targets", {}).items()}
+    except (ValueError, TypeError, AttributeError, RecursionError, DataError) as error:
         raise DataError(f"its text or label cannot be read ({str(error)[:120]})") from error
-    if not images and not (files.keys() & {"json", "txt"}):
-        raise DataError("it has neither an image nor a text")
     return Sample(texts, images, label, targets)
+
+
+def _image_members(files: Mapping[str, memoryview]) -> list[str]:
+    """The members that are the sample's pictures. Where one is JPEG or PNG, pictures of other kinds beside it are something else
+    (a preview, a mask)."""
+    every = sorted(ext for ext in files if ext.rpartition(".")[2] in IMAGE_EXTENSIONS)
+    if len(every) < 2:
+        return every
+    found: list[str] = []
+    for at in _POSITIONS:
+        here = [ext for ext in every if ext.startswith(at) and ext[len(at) :] in IMAGE_EXTENSIONS]
+        found += [ext for ext in here if ext[len(at) :] in PACKED_EXTENSIONS] or here
+    return sorted(found)
 
 
 def _texts(value: Any) -> Texts:

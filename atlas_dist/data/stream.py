@@ -14,6 +14,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -116,7 +117,8 @@ class Stream:
     def stats(self) -> StreamStats:
         """What was read so far."""
         counts = self._fetcher.counts
-        bad = tuple(self._collator.bad.values())
+        split = f"{self._manifest.dataset}/{self._manifest.split}"
+        bad = tuple(replace(sample, split=split) for sample in self._collator.bad.values())
         return StreamStats(counts.bytes, self._collator.delivered, counts.retries, self._waited, bad)
 
     def close(self) -> None:

@@ -25,6 +25,8 @@ _ZEROS = bytes(BLOCK)
 _HEADER = struct.Struct("100s24x11s21xB188xB")
 """name; the size's eleven digits; type; the first byte of the prefix"""
 _FILE_TYPES = (0x30, 0, 0x37)  # '0', NUL (old tars) and '7' (contiguous) are plain files
+_SILENT = (0x35, 0x67)  # '5' a folder, 'g' pax records of the whole archive
+_OTHER = {0x31: "a hard link", 0x32: "a symbolic link", 0x53: "a sparse file"}
 _NAME_CAP = 1 << 16
 _MAGIC = np.frombuffer(b"ustar", np.uint8)
 _UST = int.from_bytes(b"ust", "little")
@@ -61,11 +63,12 @@ class SampleIndex:
         return {self.extensions[m]: data[self.begins[m] : self.ends[m]] for m in members}
 
 
-def members(data: memoryview, *, trusted: bool = False) -> Iterator[Member]:
+def members(data: memoryview, *, trusted: bool = False, others: list[tuple[str, str]] | None = None) -> Iterator[Member]:
     """The plain files of a tar, in order.
 
     Args:
         trusted: the bytes passed a checksum already: those of the headers are not summed again (half of the walk's time).
+        others: receives (name, what it is) of members that are no plain files, but for folders.
 
     Raises:
         DataError: a damaged header, content past the end, or no end-of-archive block.
@@ -98,6 +101,8 @@ def members(data: memoryview, *, trusted: bool = False) -> Iterator[Member]:
         elif kind == 0x78:  # 'x': pax records of the next member
             long_name, long_size = _pax(bytes(data[content : content + min(size, _NAME_CAP)]), content)
             continue
+        elif others is not None and kind not in _SILENT:
+            others.append((long_name or _text(short), _OTHER.get(kind, "no plain file")))
         long_name, long_size = "", -1
     raise DataError(f"the tar is cut: it stops at byte {end} without its end block")
 
@@ -112,15 +117,28 @@ def samples(data: memoryview, extensions: frozenset[str], *, trusted: bool = Fal
     Raises:
         DataError: as `members`, or a member appears twice in a sample.
     """
+    return group((_sweep(data) if trusted else None) or members(data, trusted=trusted), extensions)
+
+
+def group(
+    files: Iterable[tuple[str, int, int]], extensions: frozenset[str], passed_over: list[tuple[str, str]] | None = None
+) -> SampleIndex:
+    """The samples that (name, offset, size) make, in order; `passed_over` receives (name, its extension) of those that make none.
+
+    Raises:
+        DataError: a member appears twice in a sample.
+    """
     index = SampleIndex()
     exts, begins, ends = index.extensions, index.begins, index.ends
     key, start = None, 0
-    for name, offset, size in (_sweep(data) if trusted else None) or members(data, trusted=trusted):
+    for name, offset, size in files:
         dot = name.find(".", name.rfind("/") + 1)
         ext = name[dot + 1 :]
         if ext not in extensions:
             ext = ext.lower()
         if ext not in extensions or dot <= 0 or name[dot - 1] == "/":
+            if passed_over is not None:
+                passed_over.append((name, name[dot + 1 :] if dot > 0 else ""))
             continue
         if name[:dot] != key:
             key, start = name[:dot], len(exts)

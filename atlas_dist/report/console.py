@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from atlas_dist.report.facts import Cell, RunFacts, SequenceFacts
+from atlas_dist.report.masked import masked_sentence
 
 NOT_MEASURED = "·"
 
@@ -41,6 +42,9 @@ def _show_sequence(sequence: SequenceFacts, console: Console, *, titled: bool) -
     elif len(names) > 1 and sequence.complete:
         console.print("Task view: every old task's predictions are bitwise equal after every later task.")
     _show_reuse(sequence, console)
+    for task in (*sequence.upstream, *sequence.downstream):
+        if told := masked_sentence(task.task, [stage.result for stage in task.stages]):
+            console.print(told, markup=False, soft_wrap=True)
     if sequence.downstream:
         _show_transfers(sequence, console)
     for name, value in sequence.summary().items():

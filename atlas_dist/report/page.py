@@ -13,6 +13,7 @@ from atlas_dist.report.facts import RunFacts, SequenceFacts, StageFacts, TaskFac
 from atlas_dist.report.files import write_tables
 from atlas_dist.report.growth import growth_section, selection_section
 from atlas_dist.report.html import document, folded, in_columns, table, wide
+from atlas_dist.report.masked import masked_sentence
 from atlas_dist.report.matrices import alpha_matrices, score_matrices, similarity_matrix, without_matrix
 from atlas_dist.report.measures import SequenceMeasures
 from atlas_dist.report.overview import answer
@@ -69,6 +70,7 @@ def _sequence(sequence: SequenceFacts, number: int) -> str:
         f'<section id="s{number}"><h2>{escape(sequence.name)}: {escape(" → ".join(names))}</h2>',
         f"<p>Method {escape(sequence.method)}, seed {sequence.seed}.</p>",
         _verdict(sequence),
+        _masked(sequence),
         f'<p class="soft hint">{_HINT}</p>',
         score_matrices(sequence),
         folded("Measures", _summary(sequence)),
@@ -87,6 +89,11 @@ def _experience(sequence: SequenceFacts) -> str:
     maps = in_columns((alpha_matrices(sequence), without_matrix(sequence), similarity_matrix(sequence)))
     shown = f"<h3>What each task reads of the others</h3>{maps}" if maps else ""
     return shown + folded("Who reads whom", _lineage(sequence))
+
+
+def _masked(sequence: SequenceFacts) -> str:
+    told = [masked_sentence(t.task, [s.result for s in t.stages]) for t in (*sequence.upstream, *sequence.downstream)]
+    return "".join(f'<p class="bad">{escape(sentence)}</p>' for sentence in told if sentence)
 
 
 def _verdict(sequence: SequenceFacts) -> str:

@@ -13,12 +13,13 @@ from PIL import Image
 
 from atlas_dist.core.types import TaskKind, TaskSpec
 from atlas_dist.data.decode import MEAN_COLOUR, decode_into
-from atlas_dist.data.images import sniff, stored_form
+from atlas_dist.data.images import rgb_of, stored_form
 from atlas_dist.data.sample import IMAGE_PROMPT
+from atlas_dist.data.source import is_url
 from atlas_dist.errors import DataError
 
 Picture = str | Path | bytes | Image.Image | NDArray[np.uint8]
-"""A file, its bytes, a PIL image, or an array uint8 [H, W, 3] in RGB."""
+"""A file, its bytes, a PIL image, or an array uint8 [H, W, 3] in RGB ([H, W] in grey, [H, W, 4] with transparency)."""
 Text = str | tuple[str, str]
 """One text, or two that are read as two segments."""
 
@@ -27,8 +28,15 @@ def texts_of(task: TaskSpec, text: Text | None, choices: Sequence[str]) -> list[
     """The texts of one sample, one for every pass: K of a `choice`, otherwise one.
 
     Raises:
-        DataError: choices are missing, too many or too few, or given to a task that has none.
+        DataError: choices are missing, too many or too few, or given to a task that has none; a question is missing; or what is
+            given is no text.
     """
+    given: list[object] = [*(text if isinstance(text, list | tuple) else (text,)), *choices]
+    wrong = next((part for part in given if part is not None and not isinstance(part, str)), None)
+    if wrong is not None:
+        raise DataError(f"{wrong!r} is a {type(wrong).__name__} and no text.", fix="Give texts: str(…).")
+    if task.kind is TaskKind.ANSWERS and text is None:
+        raise DataError(f"{task.name} answers questions; no text was given.", fix="Give the question as `text`.")
     if task.kind is not TaskKind.CHOICE:
         if choices:
             raise DataError(f"{task.name} has no choices ({task.kind.value}).", fix="Leave `choices` out.")
@@ -44,19 +52,40 @@ def texts_of(task: TaskSpec, text: Text | None, choices: Sequence[str]) -> list[
     return [(segments[0], choice) for choice in choices]
 
 
+def check_pictures(task: TaskSpec, pictures: Sequence[Picture]) -> None:
+    """Whether these are as many as the task looks at, and files that are there; none is opened.
+
+    Raises:
+        DataError: too many or too few, a URL, or a file that is missing.
+    """
+    if len(pictures) > task.images or (len(pictures) < task.images and (pictures or task.images == 2)):
+        raise DataError(f"{task.name} looks at {task.images} pictures a sample; {len(pictures)} were given.")
+    for picture in pictures:
+        if isinstance(picture, str | Path):
+            if is_url(str(picture)):
+                raise DataError(f"{picture} is a URL; pictures are read from files.", fix="Download it and give the file.")
+            if not Path(picture).is_file():
+                raise DataError(f"Cannot read the picture {picture}: there is no such file.", fix="Give a picture's file.")
+
+
 def pixels_of(task: TaskSpec, pictures: Sequence[Picture], side: int) -> NDArray[np.uint8]:
     """uint8 [I, side, side, 3]: the sample's pictures, or the mean colour for a task that was learnt without any.
 
     Raises:
         DataError: too many or too few pictures, or one that cannot be read.
     """
-    if len(pictures) > task.images or (len(pictures) < task.images and (pictures or task.images == 2)):
-        raise DataError(f"{task.name} looks at {task.images} pictures a sample; {len(pictures)} were given.")
+    check_pictures(task, pictures)
     out = np.empty((task.images, side, side, 3), np.uint8)
     out[:] = MEAN_COLOUR
     for slot, picture in zip(out, pictures, strict=False):
-        _, stored = stored_form(_compressed(picture), side)
-        decode_into(memoryview(stored), slot)
+        named = f" {Path(picture)}" if isinstance(picture, str | Path) else ""
+        try:
+            _, stored = stored_form(_compressed(picture), side)
+            decode_into(memoryview(stored), slot)
+        except (OSError, DataError) as error:
+            why = error.strerror if isinstance(error, OSError) else error.message
+            what = f"Cannot read the picture{named}" if named else "Cannot read a picture"
+            raise DataError(f"{what}: {why}", fix=getattr(error, "fix", "") or "Give a picture such as a JPEG or PNG.") from error
     return out
 
 
@@ -65,18 +94,21 @@ def _segments(text: Text) -> tuple[str, ...]:
 
 
 def _compressed(picture: Picture) -> bytes:
-    """JPEG or PNG bytes. Pictures in memory become PNG: nothing is lost."""
+    """Bytes as a file would hold them. Pictures in memory become PNG: nothing is lost. Raises OSError, DataError."""
     if isinstance(picture, bytes):
         return picture
     if isinstance(picture, str | Path):
-        try:
-            data = Path(picture).read_bytes()
-            sniff(data)
-        except (OSError, DataError) as error:
-            why = error.strerror if isinstance(error, OSError) else error.message
-            raise DataError(f"Cannot read the picture {picture}: {why}.", fix="Give a JPEG or PNG file.") from error
-        return data
-    image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
+        return Path(picture).read_bytes()
     out = io.BytesIO()
-    image.save(out, "PNG")
+    image = picture if isinstance(picture, Image.Image) else _from_array(picture)
+    rgb_of(image).save(out, "PNG")
     return out.getvalue()
+
+
+def _from_array(picture: NDArray[np.uint8]) -> Image.Image:
+    if not isinstance(picture, np.ndarray):
+        raise DataError(f"a {type(picture).__name__} is no picture.", fix="Give a file, bytes, a PIL image or an array.")
+    grey, colour = picture.ndim == 2, picture.ndim == 3 and picture.shape[-1] in (3, 4)
+    if picture.dtype != np.uint8 or not (grey or colour) or not picture.size:
+        raise DataError(f"an array {picture.dtype} {list(picture.shape)} is no picture.", fix="Give uint8 [height, width, 3].")
+    return Image.fromarray(np.ascontiguousarray(picture))

@@ -11,13 +11,12 @@ Samples of different tasks go through the backbone together: `model.predict_batc
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,10 +26,10 @@ from atlas_dist.bank.weights import BankWeights, LearntWeights
 from atlas_dist.config import Precision
 from atlas_dist.core.types import TaskKind
 from atlas_dist.data.decode import TextEncoder
-from atlas_dist.errors import ConfigError
+from atlas_dist.errors import ConfigError, DataError
 from atlas_dist.model.backbone import Backbone, backbone_ref, load_backbone, store_products_in_bf16
 from atlas_dist.model.pixels import Normalise
-from atlas_dist.serve.inputs import Picture, Text, pixels_of, texts_of
+from atlas_dist.serve.inputs import Picture, Text, check_pictures, pixels_of, texts_of
 from atlas_dist.serve.mixed import MixedModel, TaskBatch, TaskOutput
 
 Coefficients = Mapping[str, Mapping[str, float]]
@@ -47,6 +46,8 @@ class Request:
     text: Text | None = None
     choices: Sequence[str] = ()
     """The texts to choose from (`choice` only)."""
+    where: str = ""
+    """Where it stands, for messages ("ask.jsonl, line 3"); "" = its number."""
 
 
 @dataclass(frozen=True)
@@ -143,24 +144,46 @@ class AtlasModel:
         """Answer samples of any tasks, as many as fit into one forward pass at a time; answers in the order of the requests.
 
         Raises:
-            ConfigError, DataError: as `predict`; nothing was computed then.
+            ConfigError, DataError: as `predict`, naming the request; no answer is returned then.
+        """
+        return list(self.predict_each(requests, output_adapter_coefficients=output_adapter_coefficients))
+
+    def predict_each(self, requests: Iterable[Request], *, output_adapter_coefficients: bool = False) -> Iterator[Prediction]:
+        """As `predict_batch`, an answer after another: however many are asked, the pictures of one forward pass are in memory.
+
+        Raises:
+            ConfigError, DataError: as `predict`, naming the request. Tasks, texts and numbers of pictures are all checked
+            before the
+                first answer; whether a picture can be decoded shows when its turn comes.
         """
         listed = list(requests)
-        found = [self._find(request.task) for request in listed]
-        prepared = [self._prepare(task, request) for task, request in zip(found, listed, strict=True)]
-        out: list[Prediction | None] = [None] * len(listed)
-        for chunk in self._chunks(prepared):
+        found = [self._checked(number, request, len(listed)) for number, request in enumerate(listed)]
+        for chunk in self._chunks(found):
+            prepared = {n: self._prepared(n, found[n], listed[n], len(listed)) for n in chunk}
             by_task: dict[str, list[int]] = {}
             for number in chunk:
                 by_task.setdefault(found[number].learnt.key, []).append(number)
             batches = [_stacked(key, [prepared[n] for n in numbers]) for key, numbers in by_task.items()]
             with self._precision():
                 outputs = self._mixed(batches)
+            out: dict[int, Prediction] = {}
             for (key, numbers), output in zip(by_task.items(), outputs, strict=True):
                 for row, number in enumerate(numbers):
                     chosen = output if output_adapter_coefficients else TaskOutput(output.logits, {})
                     out[number] = self._answer(self.weights.tasks[key], listed[number], chosen, row)
-        return [prediction for prediction in out if prediction is not None]
+            yield from (out[number] for number in chunk)
+
+    def _checked(self, number: int, request: Request, of: int) -> LearntWeights:
+        """The task that is asked, when it can be asked so."""
+        with _naming(number, request, of):
+            task = self._find(request.task)
+            texts_of(task.learnt.task, request.text, request.choices)
+            check_pictures(task.learnt.task, _pictures(request.image))
+        return task
+
+    def _prepared(self, number: int, task: LearntWeights, request: Request, of: int) -> TaskBatch:
+        with _naming(number, request, of):
+            return self._prepare(task, request)
 
     def _find(self, name: str) -> LearntWeights:
         for task in self.weights.tasks.values():
@@ -178,16 +201,18 @@ class AtlasModel:
         ids, mask, types = (torch.from_numpy(part)[None].to(self.device) for part in encoded)
         return TaskBatch(task.learnt.key, ids, mask, types, pixels[None])
 
-    def _chunks(self, prepared: Sequence[TaskBatch]) -> Iterable[list[int]]:
+    def _chunks(self, found: Sequence[LearntWeights]) -> Iterable[list[int]]:
         """Request numbers, as many at a time as have at most `max_rows` rows together."""
         chunk: list[int] = []
         rows = 0
-        for number, batch in enumerate(prepared):
-            if chunk and rows + batch.rows > self.max_rows:
+        for number, task in enumerate(found):
+            spec = task.learnt.task
+            more = spec.classes if spec.kind is TaskKind.CHOICE else spec.images
+            if chunk and rows + more > self.max_rows:
                 yield chunk
                 chunk, rows = [], 0
             chunk.append(number)
-            rows += batch.rows
+            rows += more
         if chunk:
             yield chunk
 
@@ -213,6 +238,18 @@ class AtlasModel:
         )
 
 
+@contextmanager
+def _naming(number: int, request: Request, of: int) -> Iterator[None]:
+    """Say in an error which request it is about."""
+    try:
+        yield
+    except (ConfigError, DataError) as error:
+        where = request.where or (f"request {number + 1} of {of}" if of > 1 else "")
+        if not where:
+            raise
+        raise type(error)(f"{where}: {error.message}", fix=error.fix) from error
+
+
 def _per_adapter(alpha: Tensor) -> list[float]:
     """[T] or [T, D] to T numbers."""
     values = alpha.double()
@@ -234,5 +271,4 @@ def _pictures(image: Picture | Sequence[Picture] | None) -> list[Picture]:
         return []
     if isinstance(image, list | tuple):
         return list(image)
-    assert isinstance(image, str | Path | bytes | np.ndarray) or hasattr(image, "save")
     return [image]  # type: ignore[list-item]

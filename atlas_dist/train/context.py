@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from hashlib import blake2b
 from typing import Any
 
@@ -163,6 +163,11 @@ class RankContext:
     def barrier(self) -> None:
         """Wait until every rank is here."""
         dist.barrier(group=self.control)
+
+    def masked(self, *streams: Stream) -> list[dict[str, str]]:
+        """The bad samples of every rank's streams, each once; [] but on rank 0. Every rank must call it."""
+        parts = self.gather([asdict(bad) for stream in streams for bad in stream.stats().bad])
+        return list({(b["split"], b["shard"], b["key"]): b for part in parts for b in part}.values())
 
     def gather(self, value: Any) -> list[Any]:
         """Every rank's value, in rank order, on rank 0; [] elsewhere."""

@@ -221,7 +221,8 @@ class StageTrainer:
     def _result(
         self, stage: PreparedStage, final: Scores, seconds: StageSeconds, *, best_step: int, resumed_at: int
     ) -> TrainResult:
-        stats = [source.stream.stats() for source in stage.mixture.sources]
+        streams = [source.stream for source in stage.mixture.sources]
+        stats = [stream.stats() for stream in streams]
         parameters = dict(stage.module.named_parameters())
         settings = stage.settings
         learnt = (settings.total_steps - resumed_at) * self.job.budget.global_batch
@@ -235,7 +236,7 @@ class StageTrainer:
             trained_parameters=sum(_size(parameters[n]) for n in stage.trained),
             seconds=StageSeconds(**{name: round(value, 3) for name, value in asdict(seconds).items()}),
             bytes_read=sum(s.bytes for s in stats),
-            bad_samples=tuple(asdict(b) for s in stats for b in s.bad),
+            bad_samples=tuple(self.context.masked(*streams, *(split for _, split in stage.validations))),
             environment=environment() | {"device": device_name()},
             mfu=settings.mfu(learnt / max(1e-9, seconds.stepping + seconds.waiting)),
             peak_rss_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,

@@ -90,6 +90,7 @@ def score(
             if context.is_rank_zero:
                 report(StepProgress(done + 1, len(job.views), scores.loss, scores.score, 0.0, 0.0, 0.0))
         without = _without_each(context, assignment, stream)
+        bad = context.masked(stream)
     return files, EvalResult(
         world=context.world,
         views=views,
@@ -97,6 +98,7 @@ def score(
         # So that a bank can be checked from its store alone, without the plan.
         model_from=job.model_from,
         without=without,
+        bad_samples=tuple(bad),
     )
 
 

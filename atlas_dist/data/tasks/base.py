@@ -16,6 +16,8 @@ from typing import Any, Generic, TypeVar
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from atlas_dist.core.types import TaskKind
+from atlas_dist.data.leftout import LeftOut
+from atlas_dist.data.records import decode_text, read_records
 from atlas_dist.data.sample import RawSample
 from atlas_dist.data.source import Source
 from atlas_dist.errors import ConfigError, DataError
@@ -26,6 +28,17 @@ class Options(BaseModel):
     """Options of a converter: frozen, unknown names refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class SplitOptions(Options):
+    """Of converters that find a task's classes in its data."""
+
+    splits: tuple[str, ...] = ()
+    """Splits whose classes count; () = those of the task."""
+
+    def all_splits(self, split: str) -> tuple[str, ...]:
+        """`splits` with `split` among them."""
+        return tuple(dict.fromkeys((*(self.splits or ("train", "val")), split)))
 
 
 @dataclass(frozen=True)
@@ -40,7 +53,11 @@ class RawSet:
     source: Source
     """Where the samples' image names are read."""
     left_out: tuple[tuple[str, str], ...] = ()
-    """Records without a use, as (id, reason): no gold label, an answer outside the list, …"""
+    """Records without a use by the data set's own rules, as (id, reason): no gold label, an answer outside the list, …"""
+    bad: tuple[LeftOut, ...] = ()
+    """Files and records that should be samples and cannot; they count for `pack.max_bad`."""
+    notes: tuple[str, ...] = ()
+    """What is odd and was taken as it is, a sentence each."""
 
 
 OptionsT = TypeVar("OptionsT", bound=Options)
@@ -56,8 +73,12 @@ class Converter(Generic[OptionsT]):
     splits: tuple[str, ...]
     about: str
 
-    def run(self, path: Path | None, split: str, options: dict[str, Any]) -> RawSet:
-        """Validate, then convert. Raises ConfigError for options or splits that do not exist, DataError for raw data."""
+    def run(self, path: Path | None, split: str, options: dict[str, Any], splits: tuple[str, ...] = ()) -> RawSet:
+        """Validate, then convert. Raises ConfigError for options or splits that do not exist, DataError for raw data.
+
+        Args:
+            splits: all splits of the task, for converters that find its classes in the data; () = train and val.
+        """
         if self.splits and split not in self.splits:
             raise ConfigError(f"{self.name} has no split {split!r}.", fix=f"Use one of: {', '.join(self.splits)}.")
         try:
@@ -66,6 +87,8 @@ class Converter(Generic[OptionsT]):
             known = ", ".join(self.options.model_fields) or "(none)"
             lines = faults(error, lambda _: self.options.model_fields, unknown="there is no such option")
             raise ConfigError(f"{self.name}: option {' '.join(lines)}", fix=f"Options: {known}.") from error
+        if splits and isinstance(checked, SplitOptions) and not checked.splits:
+            checked = checked.model_copy(update={"splits": splits})
         return self.convert(path, split, checked)
 
 
@@ -78,14 +101,8 @@ def need(path: Path | None, name: str) -> Path:
 
 def json_lines(source: Source, name: str) -> Iterator[tuple[int, dict[str, Any]]]:
     """(line number, object) of a JSON-lines file. Raises DataError naming the line."""
-    for number, line in enumerate(text_lines(source, name), start=1):
-        try:
-            value = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{name}, line {number}: not JSON ({error}).") from error
-        if not isinstance(value, dict):
-            raise DataError(f"{name}, line {number}: not an object.")
-        yield number, value
+    for record in read_records(source.read(name), name):
+        yield record.number, dict(record.values)
 
 
 def json_file(source: Source, name: str) -> Any:
@@ -97,12 +114,8 @@ def json_file(source: Source, name: str) -> Any:
 
 
 def text_lines(source: Source, name: str) -> list[str]:
-    """The non-empty lines of a UTF-8 file, stripped. Only line feeds end a line: texts may hold other Unicode separators."""
-    try:
-        text = source.read(name).decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{name} is not UTF-8 ({error}).") from error
-    return [line.strip() for line in text.split("\n") if line.strip()]
+    """The non-empty lines of a text file, stripped. Only line feeds end a line: texts may hold other Unicode separators."""
+    return [line.strip() for line in decode_text(source.read(name), name).split("\n") if line.strip()]
 
 
 def find_file(source: Source, *candidates: str) -> str:

@@ -50,6 +50,9 @@ class DigitsSource:
     def names(self, under: str = "") -> Iterator[str]:
         yield from (f"{n}.png" for n in range(len(self._scans)))
 
+    def stamp(self, name: str) -> str:
+        return ""
+
 
 def convert(path: Path | None, split: str, options: DigitsOptions) -> RawSet:
     """List a split; which scan falls into which depends on its number and the seed only. `path` is not used."""

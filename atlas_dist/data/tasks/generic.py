@@ -1,20 +1,26 @@
-"""Data sets of your own, without code: an image folder, picture + text from JSON lines, multiple choice from JSON lines."""
+"""Data sets of your own, without code: an image folder, picture + text from a file of records, multiple choice from one."""
 
 from __future__ import annotations
 
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
 from atlas_dist.core.types import TaskKind
+from atlas_dist.data.images import sniff
+from atlas_dist.data.leftout import LeftOut, left_out_by, shown, writable
+from atlas_dist.data.records import RECORD_ENDS, Record, Scalar, normal_forms, read_records
 from atlas_dist.data.sample import IMAGE_EXTENSIONS, IMAGE_PROMPT, RawSample
-from atlas_dist.data.source import open_source
-from atlas_dist.data.tasks.base import Converter, Options, RawSet, field, find_file, json_lines, need
+from atlas_dist.data.source import Source, open_source
+from atlas_dist.data.tasks.base import Converter, RawSet, SplitOptions, find_file, need, share_of
 from atlas_dist.errors import DataError
 
 
-class ImageFolderOptions(Options):
+class ImageFolderOptions(SplitOptions):
     """`{root}/{split}/CLASS/…/x.jpg`: one folder a class."""
 
     root: str = ""
@@ -22,33 +28,88 @@ class ImageFolderOptions(Options):
 
 
 def image_folder(path: Path | None, split: str, options: ImageFolderOptions) -> RawSet:
-    """Classes are the folders of all splits, sorted, so that train and val agree."""
+    """Classes are the folders of the task's splits, sorted, so that train and val agree. Every file below a class is a sample,
+    or is among those left out."""
     source = open_source(need(path, "image_folder"))
     root = options.root and options.root.rstrip("/") + "/"
-    pictures = [n.removeprefix(root) for n in source.names(root) if n.rpartition(".")[2].lower() in IMAGE_EXTENSIONS]
-    parted = [(name, name.split("/")) for name in pictures if name.count("/") >= 2]
-    classes = tuple(sorted({parts[1] for _, parts in parted}))
+    pictures: list[list[str]] = []
+    bad: list[LeftOut] = []
+    for one in options.all_splits(split):
+        for name in source.names(f"{root}{one}"):
+            parts = name.removeprefix(root).split("/")
+            if len(parts) < 3:
+                continue
+            if (trouble := _no_picture(source, name)) is None:
+                pictures.append(parts)
+            elif one == split:
+                bad.append(left_out_by(shown("/".join(parts)), trouble))
+    same = normal_forms(parts[1] for parts in pictures)
+    classes = tuple(sorted({writable(form) for form in same.values()}))
+    number = {name: label for label, name in enumerate(classes)}
     samples = [
-        RawSample(name, ((options.prompt,),), (root + name,), classes.index(parts[1]))
-        for name, parts in parted
-        if parts[0] == split
+        RawSample(writable("/".join(p)), ((options.prompt,),), (root + "/".join(p),), number[writable(same[p[1]])])
+        for p in pictures
+        if p[0] == split
     ]
     if not samples:
-        raise DataError(f"There is no {root}{split}/CLASS/*.jpg or *.png.", fix="Check `root` and the split's name.")
-    return RawSet(TaskKind.SINGLE, 1, classes, samples, source)
+        raise DataError(
+            f"There is no {root}{split}/CLASS/*.jpg or *.png{f' ({len(bad)} other files)' if bad else ''}.",
+            fix="Check `root` and the split's name.",
+        )
+    return RawSet(TaskKind.SINGLE, 1, classes, samples, source, bad=tuple(bad))
 
 
-class ClassifyOptions(Options):
-    """`{split}.jsonl`, an object a line, with the fields named here."""
+def _no_picture(source: Source, name: str) -> DataError | None:
+    """Why a file of a class folder is no picture; None when it is one, or is called like one (decoding will tell)."""
+    if name.rpartition(".")[2].lower() in IMAGE_EXTENSIONS:
+        return None
+    try:
+        sniff(source.read(name))
+    except DataError as error:
+        return error
+    return None
+
+
+class RecordOptions(SplitOptions):
+    """A file of records: JSON lines, CSV, TSV or Parquet."""
 
     file: str = "{split}.jsonl"
+    """Where the records are; without `{split}`, one file for both splits (`held_out`). The default also finds `{split}.csv`,
+    `.tsv` and `.parquet`."""
+    held_out: float = Field(default=0, ge=0, lt=1)
+    """Share of the one file's records that is the validation split, chosen by a hash of each record; 0 = every split has all."""
+    image_folder: str = ""
+
+    def member(self, source: Source, split: str) -> str:
+        """The file of a split. Raises DataError: there is none."""
+        if self.file != RecordOptions.model_fields["file"].default:
+            return find_file(source, self.file.replace("{split}", split))
+        return find_file(source, *(f"{split}.{end}" for end in RECORD_ENDS))
+
+    def read(self, source: Source, split: str) -> tuple[str, list[Record]]:
+        """(file, the split's records in order). Raises DataError with file, line and column."""
+        name = self.member(source, split)
+        records = list(read_records(source.read(name), name))
+        if not self.held_out:
+            return name, records
+        held_out = split == (self.splits or ("train", "val"))[-1]
+        return name, [r for r in records if (share_of(_canonical(r), 0) < self.held_out) == held_out]
+
+    @property
+    def folder(self) -> str:
+        """Of the pictures, ending in a slash or empty."""
+        return self.image_folder and self.image_folder.rstrip("/") + "/"
+
+
+class ClassifyOptions(RecordOptions):
+    """`{split}.jsonl`, an object a line, with the fields named here."""
+
     text: str = "text"
     """Field of the text; "" = `prompt` for all."""
     text_b: str = ""
     """Field of a second text segment; "" = none."""
     image: str = "image"
     """Field of the picture's name; "" = no picture. Two fields, "left,right", make a pair."""
-    image_folder: str = ""
     label: str = "label"
     classes: tuple[str, ...] = ()
     """Class names in order; () = the labels of train and val, sorted."""
@@ -58,41 +119,44 @@ class ClassifyOptions(Options):
 def classify(path: Path | None, split: str, options: ClassifyOptions) -> RawSet:
     """Picture(s) and text -> class; labels are names (or numbers, whose names they are)."""
     source = open_source(need(path, "classify_jsonl"))
-    name = find_file(source, options.file.format(split=split))
-    classes = options.classes
-    if not classes:
-        files = dict.fromkeys(options.file.format(split=s) for s in ("train", "val", split))
-        found = {str(field(r, options.label, f"{f}, line {n}")) for f in files if source.has(f) for n, r in json_lines(source, f)}
-        classes = tuple(sorted(found, key=_natural))
+    name, records = options.read(source, split)
+    given = [(r, r.label(options.label)) for r in records]
+    every = list(given)
+    for other in options.all_splits(split):
+        if not options.classes and other != split and _has(source, options, other):
+            every += [(r, r.label(options.label)) for r in options.read(source, other)[1]]
+    _one_type(every)
+    spelt = _spelling(value for _, value in every)
+    named = normal_forms([*options.classes, *(spelt(value) for _, value in every)])
+    classes = tuple(named[c] for c in options.classes) or tuple(sorted({named[spelt(v)] for _, v in every}, key=_natural))
     label = {c: number for number, c in enumerate(classes)}
-    folder = options.image_folder and options.image_folder.rstrip("/") + "/"
     image_fields = [f.strip() for f in options.image.split(",") if f.strip()]
     if len(image_fields) > 2:
         raise DataError(f"image names {len(image_fields)} fields; a sample has at most two pictures.")
     samples: list[RawSample] = []
-    for number, record in json_lines(source, name):
-        where = f"{name}, line {number}"
-        given = str(field(record, options.label, where))
-        if given not in label:
-            raise DataError(f"{where}: label {given!r} is none of {list(classes)[:20]}.")
-        text = str(field(record, options.text, where)) if options.text else options.prompt
-        segments = (text, str(field(record, options.text_b, where))) if options.text_b else (text,)
-        pictures = tuple(folder + str(field(record, f, where)) for f in image_fields)
-        samples.append(RawSample(str(record.get("id", f"{split}-{number - 1}")), (segments,), pictures, label[given]))
-    return RawSet(TaskKind.PAIR if len(image_fields) == 2 else TaskKind.SINGLE, len(image_fields), classes, samples, source)
+    for number, (record, value) in enumerate(given):
+        if named[spelt(value)] not in label:
+            record.refuse(f"label {spelt(value)!r} is none of {list(classes)[:20]}")
+        text = record.text(options.text) if options.text else options.prompt
+        segments = (text, record.text(options.text_b)) if options.text_b else (text,)
+        pictures = tuple(options.folder + record.name(f) for f in image_fields)
+        identifier = record.identifier(f"{split}-{number}")
+        samples.append(RawSample(identifier, (segments,), pictures, label[named[spelt(value)]]))
+    kind = TaskKind.PAIR if len(image_fields) == 2 else TaskKind.SINGLE
+    return RawSet(kind, len(image_fields), classes, samples, source, notes=_notes(name, samples))
 
 
-class ChoiceOptions(Options):
+class ChoiceOptions(RecordOptions):
     """`{split}.jsonl`, an object a line: a question, its choices, and which is right."""
 
-    file: str = "{split}.jsonl"
     question: str = "question"
     choices: str = "choices"
-    """Field that holds the list of K texts."""
+    """Field that holds the list of K texts; of a table also K columns, "a,b,c"."""
     answer: str = "answer"
     """Field of the right choice: its number, or its text."""
+    answer_is: Literal["either", "number", "text"] = "either"
+    """What `answer` holds; `either` refuses what could be both and differs."""
     image: str = ""
-    image_folder: str = ""
     count: int = Field(default=0, ge=0)
     """K; 0 = that of the first record. Every record must have it."""
 
@@ -100,30 +164,99 @@ class ChoiceOptions(Options):
 def choose(path: Path | None, split: str, options: ChoiceOptions) -> RawSet:
     """Question (and picture) -> one of K choices."""
     source = open_source(need(path, "choice_jsonl"))
-    name = find_file(source, options.file.format(split=split))
-    folder = options.image_folder and options.image_folder.rstrip("/") + "/"
+    name, records = options.read(source, split)
     count = options.count
     samples: list[RawSample] = []
-    for number, record in json_lines(source, name):
-        where = f"{name}, line {number}"
-        choices = [str(c) for c in field(record, options.choices, where)]
+    for number, record in enumerate(records):
+        choices, written = record.texts(options.choices)
         count = count or len(choices)
-        answer = field(record, options.answer, where)
-        right = choices.index(answer) if answer in choices else answer
-        if len(choices) != count or isinstance(right, bool) or not isinstance(right, int) or not 0 <= right < count:
-            raise DataError(f"{where}: {len(choices)} choices, answer {answer!r}; expected {count} and one of them.")
-        question = str(field(record, options.question, where))
-        pictures = (folder + str(field(record, options.image, where)),) if options.image else ()
-        identifier = str(record.get("id", f"{split}-{number - 1}"))
-        samples.append(RawSample(identifier, tuple((question, c) for c in choices), pictures, right))
+        right = _right(record, choices, written, options)
+        if len(choices) != count or not 0 <= right < count:
+            answer = record.get(options.answer)
+            record.refuse(f"{len(choices)} choices, answer {answer!r}; expected {count} and one of them")
+        question = record.text(options.question)
+        pictures = (options.folder + record.name(options.image),) if options.image else ()
+        texts = tuple((question, c) for c in choices)
+        samples.append(RawSample(record.identifier(f"{split}-{number}"), texts, pictures, right))
     letters = tuple(chr(65 + k) if count <= 26 else str(k) for k in range(count))
-    return RawSet(TaskKind.CHOICE, 1 if options.image else 0, letters, samples, source)
+    kind = TaskKind.CHOICE
+    return RawSet(kind, 1 if options.image else 0, letters, samples, source, notes=_notes(name, samples))
 
 
-def _natural(name: str) -> tuple[int, Any]:
-    return (0, int(name)) if name.isdigit() else (1, name)
+def _right(record: Record, choices: Sequence[str], written: Sequence[str | int | float], options: ChoiceOptions) -> int:
+    """Number of the right choice, -1 when there is none. Raises DataError: it could be two."""
+    answer = record.label(options.answer)
+    if isinstance(answer, bool):
+        return -1
+    if isinstance(answer, float) and answer.is_integer():
+        answer = int(answer)
+    same = normal_forms([*choices, str(answer)])
+    spelt = [same[choice] for choice in choices]
+    by_text = spelt.index(same[str(answer)]) if same[str(answer)] in spelt else -1
+    counts = isinstance(answer, int) or (isinstance(answer, str) and answer.isdecimal() and record.untyped)
+    by_number = int(answer) if counts and int(answer) < len(choices) else -1
+    # Beside choices that are texts, a number counts them.
+    may_be_text = isinstance(answer, str) or record.untyped or any(not isinstance(choice, str) for choice in written)
+    if options.answer_is != "either":
+        return by_text if options.answer_is == "text" else by_number
+    if may_be_text and by_text >= 0 and by_number >= 0 and by_text != by_number:
+        record.refuse(
+            f"answer {answer!r} of {list(written)!r} is choice {by_text} by its text and choice {by_number} by its number",
+            "Write the choices as texts; then an answer that is a text names one and a number counts them. "
+            "Or set the converter's option answer_is to text or number.",
+        )
+    return by_text if may_be_text and by_text >= 0 else by_number
+
+
+def _has(source: Source, options: RecordOptions, split: str) -> bool:
+    try:
+        return bool(options.member(source, split))
+    except DataError:
+        return False
+
+
+def _one_type(labels: Iterable[tuple[Record, Scalar]]) -> None:
+    """Raises DataError: truth values among names. All of them truth values is a task like others."""
+    first: tuple[Record, Scalar] | None = None
+    for record, value in labels:
+        first = first or (record, value)
+        if isinstance(value, bool) != isinstance(first[1], bool):
+            record.refuse(f"label {value!r} beside {first[1]!r} of {first[0].where}: one is true or false, the other is not")
+
+
+def _spelling(values: Iterable[Scalar]) -> Any:
+    """How labels become names: 1.0 is `1` where others are whole numbers (tables with gaps write them so), else `1.0`."""
+    whole = any(isinstance(value, int) and not isinstance(value, bool) for value in values)
+
+    def spelt(value: Scalar) -> str:
+        return str(int(value)) if whole and isinstance(value, float) and value.is_integer() else str(value)
+
+    return spelt
+
+
+def _notes(name: str, samples: Sequence[RawSample]) -> tuple[str, ...]:
+    """What is odd about records that were taken as they are."""
+    notes = []
+    empty = [s.id for s in samples if any(not text.strip() for entry in s.texts for text in entry)]
+    if empty:
+        notes.append(f"{name}: {len(empty)} records have an empty text (first: {shown(empty[0])})")
+    twice = [i for i, n in Counter(s.id for s in samples).items() if n > 1]
+    if twice:
+        notes.append(f"{name}: {len(twice)} ids stand more than once (first: {shown(twice[0])}); each record is a sample")
+    return tuple(notes)
+
+
+def _canonical(record: Record) -> str:
+    return json.dumps(dict(record.values), sort_keys=True, ensure_ascii=True, default=str)
+
+
+def _natural(name: str) -> tuple[int, int, str]:
+    """Numbers by size, before words."""
+    return (0, int(name), name) if name.isdecimal() and len(name) < 4000 else (1, 0, name)
 
 
 IMAGE_FOLDER = Converter("image_folder", ImageFolderOptions, image_folder, (), "SPLIT/CLASS/*.jpg, one folder a class")
-CLASSIFY_JSONL = Converter("classify_jsonl", ClassifyOptions, classify, (), "picture and/or text -> class, from SPLIT.jsonl")
-CHOICE_JSONL = Converter("choice_jsonl", ChoiceOptions, choose, (), "question -> one of K choices, from SPLIT.jsonl")
+CLASSIFY_JSONL = Converter(
+    "classify_jsonl", ClassifyOptions, classify, (), "picture and/or text -> class, from SPLIT.jsonl (.csv, …)"
+)
+CHOICE_JSONL = Converter("choice_jsonl", ChoiceOptions, choose, (), "question -> one of K choices, from SPLIT.jsonl (.csv, …)")

@@ -75,6 +75,9 @@ class ToySource:
     def names(self, under: str = "") -> Iterator[str]:
         yield from ()
 
+    def stamp(self, name: str) -> str:
+        return ""
+
 
 def convert(path: Path | None, split: str, options: ToyOptions) -> RawSet:
     """Draw a split; splits differ by seed. `path` is not used."""

@@ -55,6 +55,13 @@ class BoxedSource:
         """The raw data's own names."""
         return self._source.names(under)
 
+    def stamp(self, name: str) -> str:
+        """Of the picture and of what is drawn into it."""
+        if name not in self._boxes:
+            return self._source.stamp(name)
+        picture, metadata, _ = self._boxes[name]
+        return f"{self._source.stamp(picture)}/{self._source.stamp(metadata)}"
+
 
 def _colour(index: int) -> tuple[int, int, int]:
     # Golden-ratio steps around the colour wheel: neighbours differ most.

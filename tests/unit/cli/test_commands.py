@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -181,8 +182,52 @@ def test_predict_answers_from_the_store_and_from_lines(shell: Shell, tmp_path: P
     assert [a["task"] for a in answers] == ["toy_kin", "toy_shape", "toy_pair"]
     assert answers[0]["answer"] in "abc"
     assert answers[1]["index"] == answer["index"]
+    table = 'task,text,choices,image\ntoy_kin,what?,"[""a"", ""b"", ""c""]",\ntoy_shape,,,red.png\n'
+    (tmp_path / "ask.csv").write_text(table, encoding="utf-16")
+    assert [json.loads(line)["task"] for line in shell("predict", "--jsonl", "ask.csv", *words).splitlines()] == [
+        "toy_kin",
+        "toy_shape",
+    ]
+    (tmp_path / "none.jsonl").write_text("\n")
+    assert shell("predict", "--jsonl", "none.jsonl", *words) == ""
     human = shell("predict", "--task", "toy_kin", "--text", "what?", *(f"--choice={c}" for c in "abc"), *words)
     assert "%)" in human.splitlines()[0]
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "said"),
+    [
+        ({"task": "toy_shape", "image": "red.png", "text": 5}, 0, ""),
+        ({"task": "toy_kin", "text": "which", "choices": [1, 2, 3]}, 0, ""),
+        ({"task": "toy_shape", "image": "red.png", "text": None}, 0, ""),
+        ({"task": "toy_shape", "image": "red.png", "text": True}, 3, "line 2: 'text' is true"),
+        ({"task": "toy_kin", "text": "which", "choices": "abc"}, 3, "line 2: 'choices' is 'abc'"),
+        ({"task": "toy_kin", "text": "which", "choices": ["a", None, "c"]}, 3, "line 2: 'choices' is"),
+        ({"task": "toy_shape", "image": 5}, 3, "line 2: 'image' is 5"),
+        ({"task": "toy_shape", "image": ["red.png", None]}, 3, "line 2: 'image' is"),
+        ({"task": 5, "image": "red.png"}, 3, "line 2: 'task' is 5"),
+        ({"image": "red.png"}, 3, "line 2 has no field 'task'"),
+        ({"task": "toy_shape", "picture": "red.png"}, 3, "line 2: it is not a request: it has the fields picture"),
+        ({"task": "toy_shape", "image": "https://example.org/x.png"}, 3, "line 2: https://example.org/x.png is a URL"),
+        ({"task": "toy_shape", "image": "gone.png"}, 3, "line 2: Cannot read the picture gone.png"),
+        ({"task": "toy_ask", "image": "red.png"}, 3, "line 2: toy_ask answers questions; no text"),
+        ("{bad", 3, "line 2: not JSON (column 2"),
+    ],
+)
+def test_predict_takes_values_as_their_text_or_names_line_and_field(
+    atlas: Command, tmp_path: Path, line: object, code: int, said: str
+) -> None:
+    words = toys().words
+    Image.new("RGB", (40, 30), "red").save(tmp_path / "red.png")
+    (tmp_path / "ask.jsonl").write_text("\n" + (line if isinstance(line, str) else json.dumps(line)) + "\n")
+    got = atlas("predict", "--jsonl", "ask.jsonl", *words)
+    assert got.code == code and said in got.err, got.err
+    assert len(got.out.splitlines()) == (code == 0)
+
+
+def test_predict_refuses_an_address_in_the_place_of_a_picture(atlas: Command) -> None:
+    got = atlas("predict", "--task", "toy_shape", "--image", "https://example.org/x.png", *toys().words)
+    assert got.code == 3 and "is a URL" in got.err
 
 
 # ------------------------------------------------------------------------------------------------------------ sweeps
@@ -307,9 +352,10 @@ def test_init_writes_an_experiment_that_composes_and_packs(shell: Shell, tmp_pat
     assert kinds == dict(zip(names, (TaskKind.SINGLE, TaskKind.SINGLE, TaskKind.CHOICE, TaskKind.PAIR), strict=True))
     packed = shell("shards", "pack", "experiment=mine")
     assert "packed pets/train: 12 samples, 2 classes" in packed
-    kept = [len((tmp_path / "data" / "claims" / f"{s}.jsonl").read_text().splitlines()) for s in ("train", "val")]
+    kept = [int(n) for n in re.findall(r"packed claims/(?:train|val): (\d+) samples", packed)]
     assert sum(kept) == 40
     assert 2 <= kept[1] <= 16
+    assert [f.name for f in (tmp_path / "data" / "claims").glob("*.jsonl")] == ["all.jsonl"], "the data are left as they are"
     assert str(tmp_path) in shell("config", "--explain", "run", "experiment=mine"), "one's own file is named as the source"
 
 

@@ -218,7 +218,7 @@ class TestInspect:
                 for i in range(3 + number):
                     tar.write({"__key__": f"{number}-{i}", "png": bytes(image), "txt": "a shape", "cls": i})
             store.put(f"plain/train/part-{number}.tar", (tmp_path / "x.tar").read_bytes())
-        manifest = run_index(store, "plain", "train", TaskKind.SINGLE, part_bytes=4096)
+        manifest = run_index(store, "plain", "train", TaskKind.SINGLE, part_bytes=4096).manifest
         assert (manifest.samples, manifest.images, manifest.classes) == (7, 1, ("0", "1", "2", "3"))
         assert manifest.labels().tolist() == [0, 1, 2, 0, 1, 2, 3]
         assert run_verify(store, "plain", "train") == ()

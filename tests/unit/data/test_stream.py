@@ -123,7 +123,9 @@ def damage(store: MemoryStore, manifest: ShardManifest, key: str) -> ShardManife
     at = data.index(b"\x89PNG")
     data[at + 30 : at + 60] = b"?" * 30
     store.put(name, bytes(data))
-    return run_index(store, manifest.dataset, manifest.split, manifest.kind, manifest.classes, part_bytes=manifest.part_bytes)
+    return run_index(
+        store, manifest.dataset, manifest.split, manifest.kind, manifest.classes, part_bytes=manifest.part_bytes
+    ).manifest
 
 
 def test_a_bad_sample_is_a_masked_slot_and_a_report_up_to_a_limit():

@@ -234,6 +234,23 @@ def test_the_page_is_light_by_day_and_dark_by_night(plan: Plan, tmp_path: Path) 
         assert grey.max() - grey.min() > 150, "ink can be told from paper"
 
 
+def test_masked_samples_are_said_on_terminal_and_page(plan: Plan) -> None:
+    state = committed(plan)
+    bad = [
+        {"split": "few/train", "shard": "0.tar", "key": f"{n:04d}", "reason": "its label -1 is outside 0 … <b>"} for n in (0, 5)
+    ]
+    for key, job in plan.jobs.items():
+        ref = state.jobs[key].committed
+        if ref is not None and job.stage and job.task.name == "b":
+            worse = replace(ref, metrics={**ref.metrics, "bad_samples": bad})
+            state = replace(state, jobs={**state.jobs, key: replace(state.jobs[key], committed=worse)})
+    out = io.StringIO()
+    show(gather(plan, state), Console(file=out, width=120))
+    said = "b: 2 samples of few/train were masked (first: 0.tar 0000: its label -1 is outside 0 … <b>)"
+    assert said in out.getvalue() and out.getvalue().count("were masked") == 1
+    assert html.escape(said) in render(gather(plan, state)) and "were masked" not in render(facts(plan))
+
+
 def test_leave_one_out_and_growth_are_shown_where_they_were_measured(plan: Plan) -> None:
     page = render(facts(plan))
     assert "Leave one out" not in page

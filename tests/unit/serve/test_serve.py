@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import json
 import tarfile
+import weakref
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -147,6 +149,38 @@ def test_a_picture_is_the_same_as_file_bytes_image_and_array(model: AtlasModel, 
     assert len({model.predict("toy_shape", form).scores for form in forms}) == 1
 
 
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGBA", "CMYK", "I;16"])
+def test_a_picture_in_memory_is_what_its_file_shows(model: AtlasModel, tmp_path: Path, mode: str) -> None:
+    grey = np.linspace(0, 65535, 256).astype(np.uint16).reshape(16, 16)
+    image = Image.fromarray(grey) if mode == "I;16" else PICTURE.convert(mode)
+    image.save(tmp_path / "p.tif")
+    assert model.predict("toy_shape", image).scores == model.predict("toy_shape", tmp_path / "p.tif").scores
+
+
+def test_however_many_are_asked_only_one_pass_is_in_memory(weights: BankWeights, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = AtlasModel(weights, load_backbone("random-tiny"), max_rows=4)
+    alive = most = 0
+    prepare = AtlasModel._prepare
+
+    def counted(self: AtlasModel, task: Any, request: Request) -> Any:
+        nonlocal alive, most
+        batch = prepare(self, task, request)
+        alive += 1
+        most = max(most, alive)
+        weakref.finalize(batch, lowered)
+        return batch
+
+    def lowered() -> None:
+        nonlocal alive
+        alive -= 1
+
+    monkeypatch.setattr(AtlasModel, "_prepare", counted)
+    answers = model.predict_each(Request("toy_shape", PICTURE) for _ in range(40))
+    assert len({answer.index for answer in answers}) == 1
+    assert most <= 8
+    assert model.predict_batch([]) == []
+
+
 def test_predictions_on_packed_samples_reach_the_recorded_score(model: AtlasModel, learnt: Toys) -> None:
     """From the files of the validation split, through `predict`, to the score that the run recorded."""
     for name in ("toy_shape", "toy_kin", "toy_pair"):
@@ -191,7 +225,15 @@ def test_three_lines_of_python(weights: BankWeights, learnt: Toys, tmp_path: Pat
         (Request("toy_shape", PICTURE, None, ("a",)), DataError, "has no choices"),
         (Request("toy_pair", PICTURE, "t"), DataError, "looks at 2 pictures"),
         (Request("toy_shape", "/nowhere/x.jpg"), DataError, "Cannot read the picture"),
-        (Request("toy_shape", b"GIF89a"), DataError, "neither JPEG nor PNG"),
+        (Request("toy_shape", b"\x7fELF"), DataError, "neither JPEG nor PNG"),
+        (Request("toy_shape", b"GIF89a"), DataError, "request 2 of 2: Cannot read a picture: damaged"),
+        (Request("toy_shape", "https://example.org/x.jpg"), DataError, "is a URL"),
+        (Request("toy_shape", Path("https://example.org/x.jpg")), DataError, "is a URL"),
+        (Request("toy_shape", 5), DataError, "a int is no picture"),
+        (Request("toy_shape", np.zeros((3, 8, 8), np.float32)), DataError, r"float32 \[3, 8, 8\] is no picture"),
+        (Request("toy_shape", PICTURE, 5), DataError, "5 is a int and no text"),
+        (Request("toy_ask", PICTURE), DataError, "answers questions; no text"),
+        (Request("toy_kin", None, "q", ("a", "b", 3)), DataError, "3 is a int and no text"),
     ],
 )
 def test_what_is_asked_wrongly_says_how_to_ask(model: AtlasModel, request_: Request, kind: type[Exception], says: str) -> None:

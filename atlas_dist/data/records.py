@@ -1,0 +1,237 @@
+"""Records as people keep them: JSON lines, CSV, TSV and Parquet. The one reader of `init`, `shards pack` and `predict`.
+
+Text is UTF-8, or what its byte order mark says. Lines are counted as editors count them, blank ones included. The types of
+fields are checked by pydantic: what is null, a truth value or not a number is refused with its line, not turned into the text
+`None`. The only file that knows pyarrow.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, NoReturn
+
+from pydantic import Field, StrictBool, StrictFloat, StrictInt, StrictStr, TypeAdapter, ValidationError
+
+from atlas_dist.data.leftout import shown
+from atlas_dist.errors import DataError
+
+RECORD_ENDS = ("jsonl", "ndjson", "csv", "tsv", "parquet")
+"""How files of records end."""
+
+Finite = Annotated[StrictFloat, Field(allow_inf_nan=False)]
+Scalar = str | int | float | bool
+_TEXT: TypeAdapter[str | int | float] = TypeAdapter(StrictStr | StrictInt | Finite)
+_LABEL: TypeAdapter[Scalar] = TypeAdapter(Annotated[StrictStr, Field(min_length=1)] | StrictBool | StrictInt | Finite)
+_NAME: TypeAdapter[str] = TypeAdapter(Annotated[StrictStr, Field(min_length=1)])
+_TEXTS: TypeAdapter[list[str | int | float]] = TypeAdapter(list[StrictStr | StrictInt | Finite])
+
+_BOMS = (
+    (b"\xff\xfe\0\0", "utf-32"),
+    (b"\0\0\xfe\xff", "utf-32"),
+    (b"\xef\xbb\xbf", "utf-8-sig"),
+    (b"\xff\xfe", "utf-16"),
+    (b"\xfe\xff", "utf-16"),
+)
+
+
+@dataclass(frozen=True)
+class Record:
+    """One object of a file, and where it stands: "train.jsonl, line 12", and 12."""
+
+    where: str
+    values: Mapping[str, Any]
+    number: int
+
+    @property
+    def untyped(self) -> bool:
+        """Whether all its values are texts because its file, a table, knows nothing else."""
+        return self.where.rpartition(",")[0].lower().endswith((".csv", ".tsv"))
+
+    def text(self, field: str) -> str:
+        """A text; a number counts as its digits. Raises DataError naming line and field."""
+        return self._whole(field, str(self._checked(field, _TEXT, "a text")))
+
+    def texts(self, field: str) -> tuple[list[str], list[str | int | float]]:
+        """A list of texts: as texts, and as they were written. In CSV: a JSON list in the cell, or several columns by name."""
+        if field not in self.values and "," in field:
+            given: list[Any] = [self.text(name.strip()) for name in field.split(",")]
+        else:
+            given = self._list(field)
+        return [self._whole(field, str(item)) for item in given], given
+
+    def label(self, field: str) -> Scalar:
+        """A class as it was written: a name, a number or a truth value."""
+        value = self._checked(field, _LABEL, "a name or a number")
+        return self._whole(field, value) if isinstance(value, str) else value
+
+    def name(self, field: str) -> str:
+        """The name of a file. Raises DataError naming line and field."""
+        value = self.get(field)
+        if isinstance(value, Mapping):
+            self.refuse(f"{field!r} holds a picture itself", "Write the pictures to files and their names into the field.")
+        return self._whole(field, self._checked(field, _NAME, "the name of a file"))
+
+    def get(self, field: str) -> Any:
+        """The value as it was written. Raises DataError: there is no such field."""
+        if field not in self.values:
+            raise DataError(f"{self.where} has no field {field!r}: it has {sorted(self.values)[:20]}.")
+        return self.values[field]
+
+    def identifier(self, fallback: str) -> str:
+        """The field `id` where it says something, else `fallback`."""
+        value = self.values.get("id")
+        return fallback if value is None or value == "" else self.text("id")
+
+    def refuse(self, what: str, fix: str = "") -> NoReturn:
+        """Raises DataError at this record's line."""
+        raise DataError(f"{self.where}: {what}.", fix=fix)
+
+    def _list(self, field: str) -> list[Any]:
+        value = self.get(field)
+        if isinstance(value, str):
+            try:
+                value = json.loads(value)
+            except ValueError:
+                self.refuse(f"{field!r} is {_said(value)}; a list of texts is wanted")
+        return list(self._checked(field, _TEXTS, "a list of texts", value))
+
+    def _checked(self, field: str, adapter: TypeAdapter[Any], wanted: str, value: Any = ...) -> Any:
+        given = self.get(field) if value is ... else value
+        try:
+            return adapter.validate_python(given)
+        except ValidationError:
+            self.refuse(f"{field!r} is {_said(given)}; {wanted} is wanted")
+
+    def _whole(self, field: str, text: str) -> str:
+        """Text that can be written down again. Raises DataError: half of a character that needs two."""
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            self.refuse(f"{field!r} holds half a character (a lone surrogate)")
+        return text
+
+
+def read_records(data: bytes, name: str) -> Iterator[Record]:
+    """The records of a file, by how its name ends; JSON lines where that says nothing.
+
+    Raises:
+        DataError: with file, line and column: another encoding, not JSON, a row of another length, a number that is none.
+    """
+    end = name.rpartition(".")[2].lower()
+    if end == "parquet":
+        return _parquet(data, name)
+    if end in ("csv", "tsv"):
+        return _table(decode_text(data, name), name, "\t" if end == "tsv" else "")
+    return _json_lines(decode_text(data, name), name)
+
+
+def decode_text(data: bytes, name: str) -> str:
+    """The text of a file, without its byte order mark. Raises DataError with line and byte: it is neither UTF-8 nor marked."""
+    encoding = next((encoding for mark, encoding in _BOMS if data.startswith(mark)), "utf-8")
+    fix = "Save it as UTF-8, for example with `iconv -f latin1 -t utf-8`."
+    if encoding == "utf-8" and data[:200].count(0) > len(data[:200]) // 4:
+        raise DataError(f"{name} looks like UTF-16 without a byte order mark.", fix="Save it as UTF-8.")
+    try:
+        text = data.decode(encoding)
+    except UnicodeDecodeError as error:
+        before = data[: error.start]
+        line, column = before.count(b"\n") + 1, error.start - (before.rfind(b"\n") + 1) + 1
+        place = f"line {line}, byte {column}" if encoding.startswith("utf-8") else f"byte {error.start}"
+        raise DataError(f"{name}, {place}: not {encoding.upper().removesuffix('-SIG')} ({error.reason}).", fix=fix) from error
+    return text.removeprefix("\ufeff")
+
+
+def normal_forms(names: Iterable[str]) -> dict[str, str]:
+    """name -> the one name of all that differ by Unicode normal form only (composed or separate accents): as it is written where
+    everybody writes it alike, else composed."""
+    groups: dict[str, set[str]] = {}
+    for name in names:
+        groups.setdefault(unicodedata.normalize("NFC", name), set()).add(name)
+    return {form: form if len(forms) == 1 else composed for composed, forms in groups.items() for form in forms}
+
+
+def _json_lines(text: str, name: str) -> Iterator[Record]:
+    # Only these end a line: texts may hold other Unicode separators.
+    for number, line in enumerate(re.split(r"\r\n|\n|\r", text), start=1):
+        if not line.strip():
+            continue
+        where = f"{name}, line {number}"
+        try:
+            value = json.loads(line, parse_constant=_no_number, object_pairs_hook=_once)
+        except json.JSONDecodeError as error:
+            comma = ", after a comma too many" if line[: error.pos].rstrip().endswith(",") or line[error.pos :][:1] == "," else ""
+            raise DataError(f"{where}: not JSON (column {error.colno}: {error.msg}{comma}).") from error
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{where}: not JSON ({str(error)[:120]}).") from error
+        if not isinstance(value, dict):
+            what = "a list" if isinstance(value, list) else type(value).__name__
+            raise DataError(f"{where}: not an object but {what}.", fix="Write one object a line.")
+        yield Record(where, value, number)
+
+
+def _table(text: str, name: str, delimiter: str) -> Iterator[Record]:
+    """Rows below a header. European spreadsheets separate by semicolons: a header without commas says so."""
+    head = text.lstrip("\r\n").partition("\n")[0]
+    delimiter = delimiter or (";" if ";" in head and "," not in head else ",")
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    fields: list[str] = []
+    begun = 1
+    try:
+        for row in reader:
+            line, begun = begun, reader.line_num + 1
+            where = f"{name}, line {line}"
+            if not any(cell.strip() for cell in row):
+                continue
+            if not fields:
+                fields = [cell.strip() for cell in row]
+                if len(set(fields)) != len(fields):
+                    raise DataError(f"{where}: two columns have one name: {', '.join(fields)}.")
+            elif len(row) != len(fields):
+                raise DataError(
+                    f"{where}: {len(row)} cells, the header has {len(fields)}.",
+                    fix='Quote cells that hold the separator: "one, two".',
+                )
+            else:
+                yield Record(where, dict(zip(fields, row, strict=True)), line)
+    except csv.Error as error:
+        raise DataError(f"{name}, line {begun}: not a table ({error}).", fix="Double the quotes within quoted cells.") from error
+
+
+def _parquet(data: bytes, name: str) -> Iterator[Record]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        file = pyarrow.parquet.ParquetFile(pyarrow.BufferReader(data))
+        rows = (row for batch in file.iter_batches() for row in batch.to_pylist())
+        for number, row in enumerate(rows, start=1):
+            yield Record(f"{name}, row {number}", row, number)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise DataError(f"{name} is not readable as Parquet: {str(error).splitlines()[0][:200]}.") from error
+
+
+def _no_number(constant: str) -> NoReturn:
+    raise ValueError(f"{constant} is not a value of JSON")
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        twice = next(key for number, (key, _) in enumerate(pairs) if key in dict(pairs[:number]))
+        raise ValueError(f"the field {twice!r} stands twice")
+    return found
+
+
+def _said(value: Any) -> str:
+    """A value as JSON says it, short."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if value == "":
+        return "empty"
+    return shown(repr(value)[:80])

@@ -1,0 +1,184 @@
+"""WebDataset tars that other programs wrote: what `shards index` finds, and what it says of the rest."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import tarfile
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import pytest
+import webdataset
+from PIL import Image
+
+from atlas_dist.core.types import TaskKind
+from atlas_dist.data import tarwalk
+from atlas_dist.data.inspect import Indexed, run_index, run_verify, unlabelled
+from atlas_dist.data.leftout import by_reason
+from atlas_dist.data.sample import EXTENSIONS, Sample, parse_sample
+from atlas_dist.errors import DataError
+from atlas_dist.store.objects import MemoryStore
+from tests.kits.data import memory_store
+
+
+def png(number: int = 0, how: str = "PNG") -> bytes:
+    out = io.BytesIO()
+    Image.new("RGB", (10, 8), (number * 11 % 256, 9, 9)).save(out, how)
+    return out.getvalue()
+
+
+def tar(members: Iterable[tuple[str, bytes | str]], form: int = tarfile.PAX_FORMAT) -> bytes:
+    """(name, content) a member; a content of type str makes a symbolic link, a name that ends in a slash a folder."""
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=form) as archive:
+        for name, content in members:
+            info = tarfile.TarInfo(name)
+            if isinstance(content, str):
+                info.type, info.linkname = tarfile.SYMTYPE, content
+                archive.addfile(info)
+            elif name.endswith("/"):
+                info.type = tarfile.DIRTYPE
+                archive.addfile(info)
+            else:
+                info.size = len(content)
+                archive.addfile(info, io.BytesIO(content))
+    return out.getvalue()
+
+
+def samples(count: int = 6, key: str = "{:04d}") -> list[tuple[str, bytes | str]]:
+    return [(f"{key.format(i)}.{e}", c) for i in range(count) for e, c in (("png", png(i)), ("cls", b"%d" % (i % 2)))]
+
+
+def indexed(*tars: bytes, kind: TaskKind = TaskKind.SINGLE, **beside: bytes) -> tuple[Indexed, MemoryStore]:
+    store = memory_store()
+    for number, data in enumerate(tars):
+        store.put(f"d/train/{number}.tar", data)
+    for name, data in beside.items():
+        store.put(f"d/train/{name.replace('__', '.')}", data)
+    return run_index(store, "d", "train", kind), store
+
+
+def reasons(found: Indexed) -> dict[str, int]:
+    return {reason: len(entries) for reason, entries in by_reason(found.left_out).items()}
+
+
+def read(data: bytes) -> list[Sample]:
+    view = memoryview(data)
+    index = tarwalk.samples(view, EXTENSIONS)
+    return [parse_sample(index.content(i, view)) for i in range(len(index))]
+
+
+def test_tars_of_the_webdataset_library_are_whole() -> None:
+    out = io.BytesIO()
+    with webdataset.TarWriter(out) as writer:
+        for i in range(5):
+            writer.write({"__key__": f"a/{i:04d}", "png": np.zeros((8, 8, 3), np.uint8), "cls": i % 2, "txt": f"text {i}"})
+    found, store = indexed(out.getvalue())
+    assert found.manifest.samples == 5 and found.left_out == () and found.notes == ()
+    assert run_verify(store, "d", "train") == ()
+    assert [s.texts for s in read(out.getvalue())] == [((f"text {i}",),) for i in range(5)]
+
+
+def test_the_caption_is_the_txt_and_img2datasets_own_files_are_no_samples() -> None:
+    about = [{"url": "http://x", "caption": f"a dog {i}", "width": 48, "label": "dog"} for i in range(4)]
+    parts: list[tuple[str, bytes | str]] = []
+    for i, body in enumerate(about):
+        parts += [(f"{i:09d}.jpg", png(i, "JPEG")), (f"{i:09d}.json", json.dumps(body).encode())]
+        parts += [(f"{i:09d}.txt", f"a dog {i}\n".encode("utf-8-sig")), (f"{i:09d}.cls", b"1\n")]
+    found, _ = indexed(tar(parts), **{"0__parquet": b"PAR1", "0_stats__json": b"{}"})
+    assert found.manifest.samples == 4 and reasons(found) == {"a file beside the tars": 2}
+    assert [s.texts for s in read(tar(parts))] == [((f"a dog {i}",),) for i in range(4)]
+    assert [s.label for s in read(tar(parts))] == [1] * 4
+    without = [(n, c) for n, c in parts if not n.endswith("txt")]
+    assert read(tar(without))[2].texts == (("a dog 2",),), "the caption of its JSON where there is no .txt"
+
+
+@pytest.mark.parametrize("form", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_long_and_odd_names_prefixes_and_folders_are_no_hindrance(form: int) -> None:
+    parts = [("./", b""), ("./v2.0/", b""), *samples(3, "./v2.0/" + "d" * 150 + "/é 日本 {:04d}")]
+    found, _ = indexed(tar(parts, form))
+    assert found.manifest.samples == 3 and found.left_out == ()
+
+
+def test_names_with_dots_are_counted_and_one_is_named() -> None:
+    dotted = [(n.replace("0000", "a 2.0 0000"), c) for n, c in samples(5)]
+    found, _ = indexed(tar(dotted))
+    assert found.manifest.samples == 4
+    assert {reason[-40:] for reason in reasons(found)} == {" (an extension begins at the first dot)"[-40:]}
+    assert sum(reasons(found).values()) == 2 and "a 2.0 0000" in found.left_out[0].record
+    with pytest.raises(DataError, match=r"holds no sample: .*dot before \.(png|cls).*img.v2.0000"):
+        indexed(tar(samples(3, "img.v2.{:04d}")))
+
+
+def test_samples_without_a_label_are_counted() -> None:
+    some = [(n, c) for n, c in samples(20) if not (n.endswith("cls") and int(n[:4]) % 5 == 0)]
+    found, store = indexed(tar(some))
+    assert found.notes == ("4 of 20 samples have no label (first: 0000); training masks them",)
+    assert unlabelled(found.manifest) == 4 and run_verify(store, "d", "train") == ()
+
+
+def test_a_sample_without_its_picture_is_named() -> None:
+    parts = [(n, c) for n, c in [*samples(4), *((f"{i:04d}.txt", b"t") for i in range(4))] if n != "0002.png"]
+    parts.sort(key=lambda part: part[0])
+    with pytest.raises(DataError, match=r"have \[0, 1\] images.*0002 of 0.tar has 0; 0000 of 0.tar has 1"):
+        indexed(tar(parts))
+
+
+def test_an_unsorted_tar_is_refused_and_doubled_keys_are_said() -> None:
+    unsorted = sorted(samples(4), key=lambda part: part[0].rpartition(".")[2])
+    with pytest.raises(DataError, match="not sorted"):
+        indexed(tar(unsorted))
+    with pytest.raises(DataError, match=r"not sorted: the members of sample 0000 do not follow each other.*--sort=name"):
+        indexed(tar(sorted(samples(4), key=lambda part: part[0].endswith("cls"))))
+    found, _ = indexed(tar([*samples(3), *samples(3)]))
+    assert found.manifest.samples == 6 and found.notes == ("3 keys stand more than once (first: 0000); each is a sample",)
+
+
+def test_empty_tars_are_said_and_nothing_at_all_is_refused() -> None:
+    found, _ = indexed(tar(samples(2)), tar([]))
+    assert found.manifest.samples == 2 and found.notes == ("1 tars hold no sample: 1.tar",)
+    with pytest.raises(DataError, match="holds no sample: its tars are empty"):
+        indexed(tar([]))
+
+
+def test_compressed_tars_are_named_with_what_to_do() -> None:
+    packed = gzip.compress(tar(samples(2)))
+    with pytest.raises(DataError, match=r"no .tar in .*1 a compressed tar.*x.tar.gz.*gunzip"):
+        indexed(x__tar__gz=packed)
+    found, _ = indexed(tar(samples(2)), x__tar__zst=packed)
+    assert found.manifest.samples == 2 and list(reasons(found)) == [
+        "a compressed tar, which cannot be read in parts: decompress it"
+    ]
+    with pytest.raises(DataError, match=r"0.tar: it is compressed with gzip, in spite of its name"):
+        indexed(packed)
+
+
+def test_links_and_unknown_members_are_counted() -> None:
+    found, _ = indexed(tar([*samples(2), ("0002.png", "0001.png"), ("0001.npy", b"x"), ("readme", b"x"), (".hidden.png", png())]))
+    assert found.manifest.samples == 2
+    assert reasons(found)["a symbolic link"] == 1 and reasons(found)["members ending in .npy"] == 1
+    assert sum(reasons(found).values()) == 4
+
+
+@pytest.mark.parametrize("how", ["webp", "gif", "bmp", "tiff", "avif"])
+def test_pictures_of_every_kind_are_samples(how: str) -> None:
+    parts: list[tuple[str, bytes | str]] = [("a." + how, png(3, how.upper())), ("a.cls", b"1")]
+    found, store = indexed(tar(parts))
+    assert found.manifest.images == 1 and run_verify(store, "d", "train") == ()
+
+
+def test_a_preview_beside_the_picture_is_no_second_picture() -> None:
+    parts: list[tuple[str, bytes | str]] = [("a.jpg", png(1, "JPEG")), ("a.webp", png(1, "WEBP")), ("a.cls", b"1")]
+    assert [len(s.images) for s in read(tar(parts))] == [1]
+    pair: list[tuple[str, bytes | str]] = [("a.0.webp", png(1, "WEBP")), ("a.1.jpg", png(2, "JPEG")), ("a.cls", b"1")]
+    (sample,) = read(tar(pair))
+    assert [bytes(i[:4]) for i in sample.images] == [b"RIFF", png(2, "JPEG")[:4]]
+
+
+@pytest.mark.parametrize("body", [{"label": "dog"}, {"label": None}, {"label": 1.5}, [], 5, "x"])
+def test_a_label_that_is_none_is_refused_by_name(body: Any) -> None:
+    with pytest.raises(DataError, match=r"0.tar: sample a: its text or label cannot be read"):
+        indexed(tar([("a.png", png()), ("a.json", json.dumps(body).encode())]))
