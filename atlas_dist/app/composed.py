@@ -131,4 +131,10 @@ def _written(value: object) -> str:
     text = str(value)
     if _BARE.fullmatch(text) and text.lower() not in _NOT_TEXT:
         return text
-    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    return "'" + re.sub(r"(\\*)('|$)", _escaped, text) + "'"
+
+
+def _escaped(found: re.Match[str]) -> str:
+    """Hydra takes a backslash for one, except before a quote and at the end."""
+    slashes, quote = found.groups()
+    return 2 * slashes + (f"\\{quote}" if quote else "")

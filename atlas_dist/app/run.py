@@ -19,7 +19,7 @@ from atlas_dist.app.events import (
     WorkersStarting,
 )
 from atlas_dist.app.observers import observer_for
-from atlas_dist.app.plan import forecast_run
+from atlas_dist.app.plan import plan
 from atlas_dist.app.process import restored_process
 from atlas_dist.app.report import Report, make_tracker_sync, write_pages
 from atlas_dist.clock import SystemClock
@@ -75,7 +75,7 @@ def learn(composed_run: ComposedRun, observer: Observer) -> bool:
     return RunSession(composed_run, observer).learn()
 
 
-def request(kind: RequestKind, *settings: Settings, reason: str = "asked for", many: bool = False) -> RunRequest:
+def request(kind: RequestKind | str, *settings: Settings, reason: str = "asked for", many: bool = False) -> RunRequest:
     """Ask a run to `pause`, `resume` or `cancel`: its coordinator, present or next, finds the request in the store.
 
     Raises:
@@ -92,22 +92,21 @@ class RunSession:
     """One start of a run: what was composed, and who hears of it."""
 
     def __init__(self, composed_run: ComposedRun, observer: Observer | None, *, quiet: bool = False) -> None:
-        self.composed_run = composed_run
-        self.observer = observer or observer_for(composed_run.config, quiet=quiet)
+        self.composed_run, self.config, self.store = composed_run, composed_run.config, composed_run.store
+        self.observer = observer or observer_for(self.config, quiet=quiet)
+        self.plan = composed_run.plan()
 
     def learn(self) -> bool:
         """See the function."""
-        composed_run = self.composed_run
-        config, plan, store = composed_run.config, composed_run.plan(), composed_run.store
-        state, _ = load_run(store, config.run)
+        state, _ = load_run(self.store, self.config.run)
         if self._finished(state):
-            self.observer(NothingToDo(config.run))
+            self.observer(NothingToDo(self.config.run))
             return False
-        tracker_sync = make_tracker_sync(composed_run, lambda text: self.observer(Advice(text)))
-        check_before_cluster(config, plan)
+        tracker_sync = make_tracker_sync(self.composed_run, lambda text: self.observer(Advice(text)))
+        check_before_cluster(self.config, self.plan)
         self._announce()
         if not state.next_seq:  # where a run begins, what is foreseen is kept, for its report
-            keep(store, config.run, forecast_run(config, plan, state, store))
+            keep(self.store, self.config.run, plan(self.composed_run).outlook)
         self._drive(tracker_sync)
         return True
 
@@ -126,11 +125,11 @@ class RunSession:
         if state.finished and state.spec == spec:
             return True
         if state.next_seq:
-            check_same_run(state, meaning(self.composed_run.plan(), spec), redact_json(spec))
+            check_same_run(state, meaning(self.plan, spec), redact_json(spec))
         return False
 
     def _announce(self) -> None:
-        config, plan = self.composed_run.config, self.composed_run.plan()
+        config, plan = self.config, self.plan
         self.observer(
             RunStarted(
                 run=config.run,
@@ -148,21 +147,20 @@ class RunSession:
             self.observer(Advice(f"ZeRO stage {stage}: no checkpoints within a stage; an interrupted stage starts over."))
 
     def _drive(self, tracker_sync: TrackerSync) -> None:
-        config, plan = self.composed_run.config, self.composed_run.plan()
-        before_ray(config.cluster)
+        before_ray(self.config.cluster)
         from atlas_dist.coordinator.drive import drive
         from atlas_dist.coordinator.service import Snapshot
 
         def see(snapshot: Snapshot) -> None:
-            self.observer(Progress(plan, snapshot))
+            self.observer(Progress(self.plan, snapshot))
             tracker_sync.leads = snapshot.status is not None and snapshot.status.role is CoordinatorRole.LEADER
 
-        self.observer(WorkersStarting(config.run))
+        self.observer(WorkersStarting(self.config.run))
         try:
-            with BackgroundSync(tracker_sync, config.track.every_s):
-                drive(config, plan, self.composed_run.specification(), see)
+            with BackgroundSync(tracker_sync, self.config.track.every_s):
+                drive(self.config, self.plan, self.composed_run.specification(), see)
         finally:
-            self.observer(Idle(config.run))
+            self.observer(Idle(self.config.run))
 
 
 def _where_time_went(report: Report, wall: float) -> RunEnded:
