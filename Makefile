@@ -44,11 +44,12 @@ SEEDS ?= 50000
 sim: install  ## simulate the ledger protocol under faults: make sim SEEDS=50000
 	$(BIN)/python -m tests.chaos.sim --seeds $(SEEDS)
 
-lint: install  ## ruff, mypy --strict, import-linter
+lint: install  ## ruff, mypy --strict, import-linter, the site
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 clean:  ## remove what this Makefile made
 	rm -rf $(VENV) build dist *.egg-info demo-run

@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from atlas_dist.bank.contents import Bank, Learnt
 from atlas_dist.bank.weights import BankWeights
+from atlas_dist.core.results import TrainResult
 
 
 def model_card(bank: Bank, weights: BankWeights, base_model: str) -> str:
@@ -102,7 +103,7 @@ def _rows(bank: Bank, tasks: list[Learnt], names: dict[str, str]) -> str:
     for learnt in tasks:
         evaluation = bank.evaluation_of(learnt.key)
         score = evaluation.score if evaluation else learnt.score
-        samples = evaluation.samples if evaluation else learnt.ref.metrics.get("samples", "")
+        samples = evaluation.samples if evaluation else TrainResult.of(learnt.ref).samples or ""
         sees = ", ".join(names[key] for key in learnt.sees) or "itself alone"
         lines.append(
             f"| {learnt.name} | {learnt.task.kind.value} | {learnt.task.classes} | {score:.2f} | {samples} "

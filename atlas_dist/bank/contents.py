@@ -6,7 +6,6 @@ neither the run's settings nor its data.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -14,15 +13,13 @@ from typing import Any
 
 from atlas_dist.core.keys import SHORT
 from atlas_dist.core.ledger import Entry, RunState
-from atlas_dist.core.records import Adopt, Commit, from_json
+from atlas_dist.core.records import Adopt, Commit
+from atlas_dist.core.results import CONFIG_FILE, AdapterConfig, EvalResult, TrainResult
 from atlas_dist.core.types import CommittedRef, TaskSpec, View
 from atlas_dist.errors import ConfigError, DataError
 from atlas_dist.runs.status import load_run
 from atlas_dist.store import artifacts
 from atlas_dist.store.objects import ObjectStore
-
-CONFIG_FILE = "adapter_config.json"
-FORMAT = "atlas-dist adapter 1"
 
 
 @dataclass(frozen=True)
@@ -83,7 +80,7 @@ class Learnt:
     @property
     def score(self) -> float:
         """Validation score in percent that training measured for what it kept."""
-        return float(self.ref.metrics["score"])
+        return TrainResult.of(self.ref).score
 
 
 @dataclass(frozen=True)
@@ -153,32 +150,8 @@ def runs_of(store: ObjectStore) -> list[str]:
     return sorted(p[1] for p in parts if len(p) == 4 and p[2:] == ["ledger", f"{0:016d}"])
 
 
-@dataclass(frozen=True)
-class _Description:
-    """`adapter_config.json` as training writes it."""
-
-    format: str
-    base_model: Mapping[str, Any]
-    base_model_digest: str
-    task: TaskSpec
-    method: str
-    settings: Mapping[str, Any]
-    sees: tuple[str, ...]
-
-
-def parse_description(data: bytes, what: str) -> _Description:
-    """Strictly. Raises DataError for anything that this version does not know."""
-    try:
-        raw = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{what} is not JSON: {error}.") from error
-    if not isinstance(raw, dict) or raw.get("format") != FORMAT:
-        raise DataError(f"{what} is not of the format {FORMAT!r}.", fix="Another version of atlas-dist wrote it.")
-    return from_json(_Description, raw)
-
-
-def _described(store: ObjectStore, ref: CommittedRef) -> _Description:
-    return parse_description(artifacts.load(store, ref, CONFIG_FILE), f"{ref.prefix}/{CONFIG_FILE}")
+def _described(store: ObjectStore, ref: CommittedRef) -> AdapterConfig:
+    return AdapterConfig.from_json(artifacts.load(store, ref, CONFIG_FILE), f"{ref.prefix}/{CONFIG_FILE}")
 
 
 def _learnt_refs(state: RunState, entries: list[Entry]) -> Iterator[tuple[str, CommittedRef]]:
@@ -192,16 +165,12 @@ def _learnt_refs(state: RunState, entries: list[Entry]) -> Iterator[tuple[str, C
 
 def _evaluations(state: RunState, entries: list[Entry]) -> Iterator[tuple[str, Evaluation]]:
     for entry in entries:
-        if isinstance(entry.record, Commit | Adopt) and View.TASK.value in entry.record.metrics.get("views", {}):
-            found = entry.record.metrics["views"][View.TASK.value]
-            about = str(entry.record.metrics.get("model_from", ""))
-            without = tuple(map(float, entry.record.metrics.get("without", ())))
-            yield (
-                about,
-                Evaluation(
-                    float(found["score"]), float(found["loss"]), int(found["samples"]), str(found["predictions_sha256"]), without
-                ),
-            )
+        if isinstance(entry.record, Commit | Adopt):
+            result = EvalResult.from_json(entry.record.metrics)
+            found = result.views.get(View.TASK)
+            if found is not None:
+                told = Evaluation(found.score, found.loss, found.samples, found.predictions_sha256, result.without)
+                yield result.model_from, told
 
 
 def _names(entries: Any) -> str:

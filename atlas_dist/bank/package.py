@@ -23,17 +23,19 @@ from safetensors.torch import load as parse_tensors
 from torch import Tensor
 
 from atlas_dist.bank.card import model_card
-from atlas_dist.bank.contents import CONFIG_FILE, Bank, Base, Learnt, parse_description
+from atlas_dist.bank.contents import Bank, Base, Learnt
 from atlas_dist.bank.weights import BankWeights, LearntWeights
 from atlas_dist.core.keys import canonical_json, check_name, plain, sha256_hex
 from atlas_dist.core.records import from_json
+from atlas_dist.core.results import ADAPTER_FILE, CONFIG_FILE, DETAILS_FILE, TASK_FILE, AdapterConfig, without_hosts
 from atlas_dist.core.types import CommittedRef
 from atlas_dist.errors import DataError, StoreError
 from atlas_dist.model.backbone import BACKBONES
 from atlas_dist.store import artifacts
 from atlas_dist.store.objects import ObjectStore
 from atlas_dist.store.safetensors_check import check_safetensors
-from atlas_dist.train.inputs import ADAPTER_FILE, DETAILS_FILE, TASK_FILE, pack_tensors
+from atlas_dist.train.inputs import pack_tensors
+from atlas_dist.validation import faults
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 CARD_FILE = "README.md"
@@ -145,7 +147,7 @@ def read_package(folder: Path) -> BankWeights:
     tasks: dict[str, LearntWeights] = {}
     for task in package.tasks:
         fact = _parse_fact(data[f"facts/{task.name}.json"], task.name)
-        description = parse_description(canonical_json(fact["description"]), f"facts/{task.name}.json")
+        description = AdapterConfig.from_json(canonical_json(fact["description"]), f"facts/{task.name}.json")
         sees = tuple(keys.get(name, "") for name in task.sees)
         seen = tuple(key for key in description.sees if key not in dropped)
         if (seen, description.base_model_digest, description.method) != (sees, base.digest, package.method):
@@ -204,8 +206,7 @@ def _named(weights: BankWeights) -> dict[str, Tensor]:
 
 def _fact(store: ObjectStore, learnt: Learnt) -> bytes:
     """What the run recorded, without places and hosts: those are of where it came from."""
-    metrics = {name: value for name, value in learnt.ref.metrics.items() if name != "nodes"}
-    ref = replace(learnt.ref, prefix=f"facts/{learnt.name}", metrics=metrics)
+    ref = replace(learnt.ref, prefix=f"facts/{learnt.name}", metrics=without_hosts(learnt.ref.metrics))
     known = {blob.name for blob in ref.blobs}
     return canonical_json(
         {
@@ -259,10 +260,8 @@ def _read_config(folder: Path) -> _Package:
     try:
         package = _Package.model_validate_json(data)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(p) for p in first["loc"]) or "it"
         raise DataError(
-            f"{folder / CONFIG_FILE} is not an exported bank: {where}: {first['msg']}.",
+            f"{folder / CONFIG_FILE} is not an exported bank: {faults(error)[0]}",
             fix="Export it again: atlas-dist bank export.",
         ) from None
     wanted = {WEIGHTS_FILE, *(f"facts/{task.name}.json" for task in package.tasks)} | ({PRUNE_FILE} if package.pruned else set())

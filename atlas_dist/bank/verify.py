@@ -99,10 +99,10 @@ def rescore(config: RunConfig, bank: Bank, learnt: Learnt, context: RankContext 
     require_base(context.backbone(), learnt)
     refs: Mapping[str, CommittedRef] = {key: bank.learnt[key].ref for key in learnt.view}
     job = rescoring_job(learnt)
-    _, metrics = score(context, Assignment(job, "rescore", "", refs), lambda _: False)
-    now = metrics["views"][View.TASK.value]
-    recorded = bank.evaluation_of(learnt.key) or _same_predictions(bank, now["predictions_sha256"])
-    return Rescored(learnt, float(now["score"]), str(now["predictions_sha256"]), recorded)
+    _, result = score(context, Assignment(job, "rescore", "", refs), lambda _: False)
+    now = result.views[View.TASK]
+    recorded = bank.evaluation_of(learnt.key) or _same_predictions(bank, now.predictions_sha256)
+    return Rescored(learnt, now.score, now.predictions_sha256, recorded)
 
 
 def rescoring_job(learnt: Learnt) -> StageJob:

@@ -16,8 +16,8 @@ from rich.console import Console
 
 from atlas_dist.choices import choice_file, config_dir
 from atlas_dist.compose import chosen, compose_tree
-from atlas_dist.config import RunConfig, keys_at, load_config
-from atlas_dist.config.keys import plain, section
+from atlas_dist.config import RunConfig, load_config
+from atlas_dist.config.keys import declared, plain, section
 from atlas_dist.errors import ConfigError
 
 
@@ -27,7 +27,8 @@ def explain(key: str, overrides: Sequence[str], console: Console) -> None:
     Raises:
         ConfigError: there is no such key; the message lists those beside it.
     """
-    info, inside = _find(key)
+    found = declared(key)
+    info, inside = found.info, section(found.kind)
     config = load_config(compose_tree(overrides))
     tree = config.model_dump(mode="json")
     if key.startswith("method.settings."):
@@ -50,30 +51,6 @@ _LONG = 160
 """Characters above which a whole section is not printed in one line."""
 
 
-def _find(key: str) -> tuple[FieldInfo | None, type[BaseModel] | None]:
-    """The declared field, and the section it opens where it is one. Raises ConfigError."""
-    model: Any = RunConfig
-    info: FieldInfo | None = None
-    parts = key.split(".")
-    for number, part in enumerate(parts):
-        if isinstance(model, type) and issubclass(model, BaseModel):
-            if part not in model.model_fields:
-                place = ".".join(parts[:number])
-                raise ConfigError(
-                    f"There is no key {key}{f': {place} has no {part}' if place else ''}.",
-                    fix=f"Valid here: {', '.join(sorted(keys_at(tuple(parts[:number]))))}.",
-                )
-            info = model.model_fields[part]
-            model = plain(info.annotation)
-        elif get_origin(model) in (dict, Mapping):
-            info, model = None, plain(get_args(model)[1])
-        elif model is Any and get_origin(model) is None:
-            info = None
-        else:
-            raise ConfigError(f"{'.'.join(parts[:number])} is a single value: it has no {part}.")
-    return info, section(model)
-
-
 def _about(info: FieldInfo | None, section: type[BaseModel] | None) -> str:
     text = (info.description if info is not None else None) or (section.__doc__ if section is not None else None)
     return " ".join((text or "Not described.").split())
@@ -81,17 +58,14 @@ def _about(info: FieldInfo | None, section: type[BaseModel] | None) -> str:
 
 def _setting(config: RunConfig, name: str) -> FieldInfo:
     """A setting of the configured method, from the class that checks it. Raises ConfigError."""
-    from atlas_dist.methods import make_method
-    from atlas_dist.methods.base import Settings
+    from atlas_dist.methods import method_named
 
-    made = set(make_method(config.method.name, config.method.settings).spec.settings)
-    family: list[type[Settings]] = list(Settings.__subclasses__())
-    for kind in family:
-        family += kind.__subclasses__()
-    declared = next((k for k in family if set(k.model_fields) == made and k.__module__.startswith("atlas_dist.methods")), None)
-    if declared is None or name not in declared.model_fields:
-        raise ConfigError(f"The method {config.method.name} has no setting {name}.", fix=f"It has: {', '.join(sorted(made))}.")
-    return declared.model_fields[name]
+    declared = method_named(config.method.name).settings.model_fields
+    if name not in declared:
+        raise ConfigError(
+            f"The method {config.method.name} has no setting {name}.", fix=f"It has: {', '.join(sorted(declared))}."
+        )
+    return declared[name]
 
 
 def _valid(info: FieldInfo) -> str:

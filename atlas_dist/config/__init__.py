@@ -16,7 +16,7 @@ from atlas_dist.config.groups import (
     TaskConfig,
     TrainConfig,
 )
-from atlas_dist.config.judge import check_rows, keys_at, load_config
+from atlas_dist.config.judge import check_rows, load_config
 from atlas_dist.config.run import RunConfig
 
 __all__ = [
@@ -32,6 +32,5 @@ __all__ = [
     "TaskConfig",
     "TrainConfig",
     "check_rows",
-    "keys_at",
     "load_config",
 ]

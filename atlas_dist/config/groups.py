@@ -114,8 +114,8 @@ class MethodConfig(Section):
 
 
 class ReferencesConfig(Section):
-    """Methods that the measures of transfer compare with (METHOD.md, Evaluation), learnt in the same run; left out = not asked
-    for."""
+    """Methods that the measures of transfer compare with (docs/method.md, Evaluation), learnt in the same run; left out = not
+    asked for."""
 
     alone: MethodConfig | None = None
     """Learns each upstream task by itself from the pretrained backbone: T_UK and forward transfer."""

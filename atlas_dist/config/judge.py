@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
+from atlas_dist.config.keys import fields_at
 from atlas_dist.config.run import RunConfig
 from atlas_dist.core.keys import flattened
 from atlas_dist.errors import ConfigError
+from atlas_dist.validation import faults
 
 
 def check_rows(rows: Mapping[str, RunConfig]) -> None:
@@ -52,27 +53,5 @@ def load_config(tree: Mapping[str, Any]) -> RunConfig:
     try:
         return RunConfig.model_validate(tree)
     except ValidationError as error:
-        lines = [_explain(e, tree) for e in error.errors()]
+        lines = faults(error, fields_at, whole="configuration")
         raise ConfigError("The configuration is not valid:\n" + "\n".join(f"  {line}" for line in lines)) from None
-
-
-def _explain(error: Any, tree: Mapping[str, Any]) -> str:
-    """One line for one fault, in the user's words rather than the library's."""
-    where = ".".join(str(part) for part in error["loc"])
-    value = error.get("input")
-    if error["type"] == "extra_forbidden":
-        valid = sorted(keys_at(error["loc"][:-1]))
-        near = difflib.get_close_matches(str(error["loc"][-1]), valid, n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
-        return f"{where}: there is no such key; {hint}valid here: {', '.join(valid)}."
-    shown = "" if isinstance(value, Mapping) else f" (it is {value!r})"
-    return f"{where or 'configuration'}: {error['msg'].removeprefix('Value error, ')}{shown}."
-
-
-def keys_at(location: tuple[Any, ...]) -> set[str]:
-    """The valid keys of the model at `location`, found by walking the declared types."""
-    model: Any = RunConfig
-    for part in location:
-        field = model.model_fields.get(part) if isinstance(model, type) and issubclass(model, BaseModel) else None
-        model = field.annotation if field else getattr(model, "__args__", (None, None))[-1]
-    return set(model.model_fields) if isinstance(model, type) and issubclass(model, BaseModel) else set()

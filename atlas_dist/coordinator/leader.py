@@ -10,6 +10,7 @@ from atlas_dist.coordinator.dispatch import AttemptProgress, Dispatcher, Failed,
 from atlas_dist.coordinator.settings import CoordinatorSettings
 from atlas_dist.core.ledger import Attempt, AttemptStatus, JobState
 from atlas_dist.core.records import Abandon, Adopt, Cancel, Commit, Dispatch, Fail, Finish, Halt, Pause, Quarantine, Resume
+from atlas_dist.core.results import TrainResult
 from atlas_dist.core.schedule import (
     AbandonAttempt,
     Action,
@@ -190,8 +191,9 @@ class Leader:
     def _commit(self, attempt: Attempt, result: StageResult) -> None:
         """The moment at which a trained thing becomes a fact; only for a result that was just verified."""
         failpoint("commit.before_append")
-        score = {k: v for k, v in result.metrics.items() if k == "score"}
-        self._book.record(Commit(attempt.job, attempt.id, attempt.prefix, result.blobs, result.metrics), **score)
+        score = TrainResult.from_json(result.metrics).known_score
+        fields = {} if score is None else {"score": score}
+        self._book.record(Commit(attempt.job, attempt.id, attempt.prefix, result.blobs, result.metrics), **fields)
         committed = self._book.state.job(attempt.job).committed
         assert committed is not None
         point_to(self._store, self._book.run, committed, self._clock, self._settings.patience)

@@ -1,6 +1,6 @@
-"""From scores to what a sequence of tasks achieved. Pure arithmetic; all scores in percent (METHOD.md, Evaluation).
+"""From scores to what a sequence of tasks achieved. Pure arithmetic; all scores in percent (docs/method.md, Evaluation).
 
-R[i][j] is the score on task j after learning task i; rows are lists of length i + 1 (tasks not yet learnt have no score). Only
+`R[i][j]` is the score on task j after learning task i; rows are lists of length i + 1 (tasks not yet learnt have no score). Only
 the diagonal and the last row count here; elsewhere None may stand for what was not measured.
 """
 
@@ -48,7 +48,7 @@ def average_accuracy(matrix: Matrix) -> float:
 
 
 def backward_transfer(matrix: Matrix) -> float:
-    """Mean over the tasks before the last of R[last][j] - R[j][j]; negative = forgetting (Lopez-Paz & Ranzato 2017, GEM).
+    """Mean over the tasks before the last of `R[last][j] - R[j][j]`; negative = forgetting (Lopez-Paz & Ranzato 2017).
 
     0 for a single task.
 
@@ -60,7 +60,7 @@ def backward_transfer(matrix: Matrix) -> float:
 
 
 def forward_transfer(matrix: Matrix, alone: Sequence[float]) -> float:
-    """Mean over the tasks after the first of R[j][j] - (the task learnt alone); what the sequence added (0 for a single task).
+    """Mean over the tasks after the first of `R[j][j]` - (the task learnt alone): what the sequence added; 0 for a single task.
 
     >>> forward_transfer([[80.0], [60.0, 70.0]], [80.0, 65.0])
     5.0

@@ -39,7 +39,7 @@ class PlannedTask:
 
 @dataclass(frozen=True)
 class References:
-    """Methods whose scores the measures of transfer divide by (METHOD.md, Evaluation); None = not asked for."""
+    """Methods whose scores the measures of transfer divide by (docs/method.md, Evaluation); None = not asked for."""
 
     alone: MethodSpec | None = None
     """Learns each upstream task by itself from the pretrained backbone: S_FT."""

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import typing
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from enum import StrEnum
+from types import UnionType
 from typing import Any, TypeVar
 
 from atlas_dist.core.types import Blob, FailureKind
@@ -161,6 +163,22 @@ def from_json(kind: type[_T], raw: object) -> _T:
     return kind(**{name: _value(shape[name][0], value, f"{kind.__name__}.{name}") for name, value in raw.items()})
 
 
+def known_fields(kind: type[Any], raw: object) -> dict[str, Any]:
+    """Lenient reading: the fields of the dataclass `kind` that parsed JSON has in the right type; the others are passed over."""
+    found: dict[str, Any] = {}
+    if not isinstance(raw, Mapping):
+        return found
+    for name, (want, _) in _shape(kind).items():
+        if name not in raw:
+            continue
+        if isinstance(want, type) and is_dataclass(want):
+            found[name] = want(**known_fields(want, raw[name]))
+        else:
+            with suppress(DataError):
+                found[name] = _value(want, raw[name], name)
+    return found
+
+
 def _shape(kind: Any) -> dict[str, tuple[Any, bool]]:
     """field -> (type, required)"""
     known = _shapes.get(kind)
@@ -174,7 +192,9 @@ def _shape(kind: Any) -> dict[str, tuple[Any, bool]]:
 def _value(want: Any, raw: object, where: str) -> Any:
     """`raw` as the annotated type; the few shapes that records use, and no coercion but int -> float."""
     origin = typing.get_origin(want)
-    if origin is tuple and isinstance(raw, list):
+    if origin is UnionType:  # "… | None"
+        return None if raw is None else _value(typing.get_args(want)[0], raw, where)
+    if origin is tuple and isinstance(raw, list | tuple):
         return tuple(_value(typing.get_args(want)[0], each, where) for each in raw)
     if origin in (Mapping, dict) and isinstance(raw, dict):
         return raw

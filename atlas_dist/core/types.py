@@ -15,7 +15,7 @@ from typing import Any
 
 
 class TaskKind(StrEnum):
-    """How a sample becomes logits (METHOD.md, Tasks)."""
+    """How a sample becomes logits (docs/method.md, Tasks)."""
 
     SINGLE = "single"
     """One image and one text, one pass, C classes (cross-entropy, accuracy)."""
@@ -95,7 +95,7 @@ class Role(StrEnum):
 
 
 class View(StrEnum):
-    """How an old task is read from a later bank (METHOD.md, Evaluation)."""
+    """How an old task is read from a later bank (docs/method.md, Evaluation)."""
 
     TASK = "task"
     """Its own queries and only the adapters that existed for it: bitwise equal for ever."""
@@ -134,13 +134,13 @@ class TaskSpec:
 
     @property
     def random_score(self) -> float:
-        """Score of guessing in percent, S_R of METHOD.md (VQA 0, else 100/C)."""
+        """Score of guessing in percent, S_R of docs/method.md, Evaluation (VQA 0, else 100/C)."""
         return 0.0 if self.kind is TaskKind.ANSWERS else 100.0 / self.classes
 
 
 @dataclass(frozen=True)
 class Budget:
-    """How long and how fast a stage learns (METHOD.md, What trains and how). Lengths are in optimizer steps or epochs."""
+    """How long and how fast a stage learns (docs/method.md, What trains). Lengths are in optimizer steps or epochs."""
 
     global_batch: int = 128
     epochs: float = 20.0
@@ -308,7 +308,7 @@ class StageResult:
 
 
 class FailureKind(StrEnum):
-    """Why an attempt ended without a result; each has its own retry rule (DESIGN.md, Durable state)."""
+    """Why an attempt ended without a result; each has its own retry rule (docs/reliability.md, Retries)."""
 
     PREEMPTED = "preempted"
     """The node, the worker or the pool went away. Does not count, unless no attempt makes progress."""

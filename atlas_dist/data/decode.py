@@ -15,7 +15,7 @@ from atlas_dist.data.images import PIXEL_CAP, open_rgb, sniff
 from atlas_dist.errors import ConfigError, DataError
 
 MEAN_COLOUR = (120, 114, 104)
-"""RGB of the mean COCO image, the picture of tasks that have none (METHOD.md, Tasks)."""
+"""RGB of the mean COCO image, the picture of tasks that have none (docs/method.md, Tasks)."""
 
 Pixels = NDArray[np.uint8]
 

@@ -18,6 +18,7 @@ from atlas_dist.core.manifest import PART_BYTES, ShardInfo, ShardManifest
 from atlas_dist.core.types import TaskKind
 from atlas_dist.errors import DataError, MissingObject
 from atlas_dist.store.objects import ObjectStore
+from atlas_dist.validation import faults
 
 MANIFEST = "manifest.json"
 SIZE_CAP = 256 << 20
@@ -166,6 +167,5 @@ def _check(manifest: ShardManifest, where: str) -> None:
 
 def _first_line(error: Exception) -> str:
     if isinstance(error, ValidationError):
-        first = error.errors()[0]
-        return f"{'.'.join(str(p) for p in first['loc'])}: {first['msg']}"
+        return faults(error)[0]
     return str(error).splitlines()[0][:200] if str(error) else type(error).__name__

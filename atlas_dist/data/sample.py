@@ -18,7 +18,7 @@ from atlas_dist.core.manifest import NO_LABEL
 from atlas_dist.errors import DataError
 
 IMAGE_PROMPT = "This is an image."
-"""The text of tasks that have none (METHOD.md, Tasks)."""
+"""The text of tasks that have none (docs/method.md, Tasks)."""
 
 IMAGE_EXTENSIONS = frozenset({"jpg", "jpeg", "png"})
 EXTENSIONS = IMAGE_EXTENSIONS | {f"{i}.{ext}" for i in range(2) for ext in IMAGE_EXTENSIONS} | {"json", "txt", "cls"}

@@ -7,21 +7,28 @@ from typing import Any
 
 from atlas_dist.errors import ConfigError
 from atlas_dist.methods import atlas, baselines, finetune, fusion
-from atlas_dist.methods.base import Maker, Method
+from atlas_dist.methods.base import Method, RegisteredMethod
 
-METHODS: Mapping[str, Maker] = {
-    "atlas": atlas.make,
-    "head_only": baselines.head_only,
-    "individual_adapters": baselines.individual_adapters,
-    "adapter_fusion": fusion.adapter_fusion,
-    "i2i": fusion.i2i,
-    "sequential_finetune": finetune.sequential_finetune,
-    "freeze_bottom_k": finetune.freeze_bottom_k,
-    "ewc": finetune.ewc,
-    "lwf": finetune.lwf,
-    "experience_replay": finetune.experience_replay,
-    "multitask": finetune.multitask,
+METHODS: Mapping[str, RegisteredMethod] = {
+    "atlas": RegisteredMethod(atlas.AtlasSettings, atlas.make),
+    "head_only": RegisteredMethod(baselines.HeadOnlySettings, baselines.head_only),
+    "individual_adapters": RegisteredMethod(baselines.IndividualSettings, baselines.individual_adapters),
+    "adapter_fusion": RegisteredMethod(fusion.FusionSettings, fusion.adapter_fusion),
+    "i2i": RegisteredMethod(fusion.FusionSettings, fusion.i2i),
+    "sequential_finetune": RegisteredMethod(finetune.BackboneSettings, finetune.sequential_finetune),
+    "freeze_bottom_k": RegisteredMethod(finetune.BottomSettings, finetune.freeze_bottom_k),
+    "ewc": RegisteredMethod(finetune.EwcSettings, finetune.ewc),
+    "lwf": RegisteredMethod(finetune.LwfSettings, finetune.lwf),
+    "experience_replay": RegisteredMethod(finetune.ReplaySettings, finetune.experience_replay),
+    "multitask": RegisteredMethod(finetune.BackboneSettings, finetune.multitask),
 }
+
+
+def method_named(name: str) -> RegisteredMethod:
+    """The method called `name`: the class of its settings, and what builds it. Raises ConfigError when there is none."""
+    if name not in METHODS:
+        raise ConfigError(f"method.name is {name!r}.", fix=f"Choose one of: {', '.join(METHODS)}.")
+    return METHODS[name]
 
 
 def make_method(name: str, settings: Mapping[str, Any]) -> Method:
@@ -30,9 +37,7 @@ def make_method(name: str, settings: Mapping[str, Any]) -> Method:
     Raises:
         ConfigError: no such method, or a setting it does not have.
     """
-    if name not in METHODS:
-        raise ConfigError(f"method.name is {name!r}.", fix=f"Choose one of: {', '.join(METHODS)}.")
-    return METHODS[name](settings)
+    return method_named(name).build(settings)
 
 
-__all__ = ["METHODS", "Method", "make_method"]
+__all__ = ["METHODS", "Method", "RegisteredMethod", "make_method", "method_named"]

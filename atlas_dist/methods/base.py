@@ -12,7 +12,6 @@ What a task leaves takes up what was left to it: a memory is a fold over the tas
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
@@ -25,6 +24,7 @@ from atlas_dist.core.types import AuxiliaryTask, MethodSpec, StagePlan
 from atlas_dist.errors import ConfigError
 from atlas_dist.model.heads import Head, HeadSpec
 from atlas_dist.model.mixing import MixingSpec
+from atlas_dist.validation import faults
 
 
 class Settings(BaseModel):
@@ -102,7 +102,7 @@ class Method:
     """One method with its settings, as plan and trainer use it.
 
     `penalty_weight` multiplies what the model's sites return besides their outputs: the orthogonality penalty of ATLAS
-    (METHOD.md), the error of an adapter that imitates a fusion.
+    (docs/method.md, One site), the error of an adapter that imitates a fusion.
     """
 
     spec: MethodSpec
@@ -123,7 +123,16 @@ class Method:
     """The heads of the other tasks of a job train along."""
 
 
-Maker = Callable[[Mapping[str, Any]], Method]
+@dataclass(frozen=True)
+class RegisteredMethod:
+    """A method that a run may name."""
+
+    settings: type[Settings]
+    """Declares and checks `method.settings`."""
+    build: Callable[[Mapping[str, Any]], Method]
+    """Builds the method from its settings; raises ConfigError."""
+
+
 S = TypeVar("S", bound=Settings)
 
 
@@ -132,17 +141,7 @@ def checked(kind: type[S], method: str, settings: Mapping[str, Any]) -> S:
     try:
         return kind.model_validate(dict(settings))
     except ValidationError as error:
-        lines = []
-        for e in error.errors():
-            where = ".".join(str(p) for p in e["loc"])
-            if e["type"] == "extra_forbidden":
-                near = difflib.get_close_matches(where, kind.model_fields, n=1)
-                hint = f"did you mean {near[0]}? " if near else ""
-                lines.append(
-                    f"method.settings.{where}: {method} has no such setting; {hint}valid: {', '.join(kind.model_fields)}."
-                )
-            else:
-                lines.append(f"method.settings.{where}: {e['msg']} (it is {e['input']!r}).")
+        lines = faults(error, lambda _: kind.model_fields, prefix="method.settings.", unknown=f"{method} has no such setting")
         raise ConfigError("The method's settings are not valid:\n" + "\n".join(f"  {x}" for x in lines)) from None
 
 

@@ -13,8 +13,8 @@
     model.close()                                                               # unhook: the backbone is as before
 
 The backbone is an unmodified model of transformers, of an architecture that `backbones/` knows: a forward hook on each dense
-layer of METHOD.md ("Where adapters sit") passes the layer's output through its site, and `close` takes the hooks away again, so
-that one cached backbone serves job after job.
+layer of docs/method.md, Where adapters sit, passes the layer's output through its site, and `close` takes the hooks away again,
+so that one cached backbone serves job after job.
 """
 
 from __future__ import annotations
@@ -166,7 +166,7 @@ class AdaptedModel(nn.Module):
         return torch.stack(penalties).sum() if penalties else like.new_zeros(())
 
     def train(self, mode: bool = True) -> Self:
-        """As `nn.Module.train`, but a frozen backbone stays in eval mode: its dropout is 0 (METHOD.md, What trains, and how)."""
+        """As `nn.Module.train`, but a frozen backbone stays in eval mode: its dropout is 0 (docs/method.md, What trains)."""
         super().train(mode)
         if not any(p.requires_grad for p in self.backbone.parameters()):
             self.backbone.eval()
@@ -222,7 +222,8 @@ class AdaptedModel(nn.Module):
         `queries` (of the frozen adapters) learn at `lr` x `query_lr_scale`; `weights` and `biases` at `lr`; where the backbone
         has a rate of its own (`backbone_lr_scale` is not 1), its `backbone weights` and `backbone biases` at `lr` x that. Biases
         do not decay, nor does the text embedding's LayerNorm; the head's LayerNorm and the backbone's others do. That is what the
-        released optimizer really did (shared/golden/meta.json, `optimizer`), since it spelled its exceptions by name.
+        released optimizer really did (the `optimizer` entries of meta.json beside the released code's results), since it spelled
+        its exceptions by name.
         """
         members: dict[str, list[nn.Parameter]] = {"queries": [], "weights": [], "biases": []}
         for name, parameter in self.named_parameters():

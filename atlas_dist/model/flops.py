@@ -2,8 +2,8 @@
 
 *Model* FLOPs (a multiply and an add are two): what forward and backward need if nothing is computed twice. Recomputation, of
 the mixing sites or of checkpointed layers, is work but not progress and is left out, as is usual for MFU (Chowdhery et al. 2022,
-PaLM, arXiv 2204.02311, appendix B). Only matrix products count. Notation as in METHOD.md: L tokens, D hidden width, r adapter
-width, T adapters. `tests/unit/model/test_flops.py` holds these sums against what torch counts.
+PaLM, arXiv 2204.02311, appendix B). Only matrix products count. Notation (docs/method.md, One site): L tokens, D hidden width, r
+adapter width, T adapters. `tests/unit/model/test_flops.py` holds these sums against what torch counts.
 """
 
 from __future__ import annotations

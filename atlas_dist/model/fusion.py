@@ -4,8 +4,8 @@ Pfeiffer et al. 2021, "AdapterFusion: Non-Destructive Task Composition for Trans
 
     s_i = (x Q) · (y_i K),   p = softmax over adapters of s,   output = Σ_i p_i (y_i W)
 
-with x the site's input and y_i adapter i's output, its residual inside (METHOD.md, One site). Q and K are Linear(D, D); W is a
-matrix that starts as the identity, so that before training the output is an average of what the adapters say.
+with x the site's input and y_i adapter i's output, its residual inside (docs/method.md, One site). Q and K are Linear(D, D); W is
+a matrix that starts as the identity, so that before training the output is an average of what the adapters say.
 
 With a growing adapter the site *imitates* (I2I, Srinivasan et al. 2023, arXiv 2304.02168): the backbone goes on with the fused
 output, and the new adapter is asked to give the same from the same input. Its error is the site's penalty.

@@ -1,7 +1,7 @@
 """Task heads, losses and scores: one small row of data a task kind, never `if task ==`.
 
 Everything is per sample, [B], and reduced by an explicit mask: masked tail slots and unequal batches then average exactly over
-samples (METHOD.md, Tasks and Known faults: batch means over-weight the last batch).
+samples (docs/method.md, Faults of the released code: batch means over-weight the last batch).
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class HeadSpec:
 
 
 class Head(nn.Sequential):
-    """Linear(d -> 2d), LayerNorm, GELU, Linear(2d -> C) on the pooled output (METHOD.md, Tasks).
+    """Linear(d -> 2d), LayerNorm, GELU, Linear(2d -> C) on the pooled output (docs/method.md, Tasks).
 
     Parameter names are `0.weight`, `0.bias`, `1.weight`, `1.bias`, `3.weight`, `3.bias`, as in the released classifiers.
 

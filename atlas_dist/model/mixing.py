@@ -1,4 +1,4 @@
-"""Mixing sites: the stacked adapters of one place in the backbone, and how their outputs become one (METHOD.md, One site).
+"""Mixing sites: the stacked adapters of one place in the backbone, and how their outputs become one (docs/method.md, One site).
 
 A site holds up to two groups of adapters. `frozen` are the earlier adapters of the bank that the job sees; in stage one
 their queries train. `grown` is the new adapter of stage two. Adapters never interact, so the groups are two calls whose outputs
@@ -20,7 +20,7 @@ from atlas_dist.errors import ConfigError
 from atlas_dist.model.mixing_op import MixRule, Stack, mix
 
 INIT_STD = 0.02
-"""Of the down and up projections; queries and keys start as N(0, 1), biases as 0 (METHOD.md, One site)."""
+"""Of the down and up projections; queries and keys start as N(0, 1), biases as 0 (docs/method.md, One site)."""
 
 
 class Weighting(StrEnum):
@@ -209,7 +209,7 @@ class MixingSite(nn.Module):
 
 
 def ortho_penalty(rows: Tensor, *, normalize: bool = False) -> Tensor:
-    """How far vectors are from orthonormal: mean((t tᵀ − I)²) / (n·m), the rows t [n, m] flattened (METHOD.md, One site).
+    """How far vectors are from orthonormal: mean((t tᵀ − I)²) / (n·m), the rows t [n, m] flattened (docs/method.md, One site).
 
     Args:
         rows: [n, ...], n >= 1.

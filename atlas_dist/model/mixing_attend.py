@@ -1,7 +1,7 @@
 """Where α comes from: each adapter's query attends over [q_i ; y_i], and the outcome is compared with the adapter's key.
 
 y_i = x + U_i h_i + c_i is never formed. A score q·y_l is q·x_l + (Uᵀq)·h_l + q·c, and a weighted sum of the y_l is
-Σ p_l x_l + U (Σ p_l h_l) + (Σ p_l) c: both pass through the bottleneck (METHOD.md, The exact cheap form). Notation as in
+Σ p_l x_l + U (Σ p_l h_l) + (Σ p_l) c: both pass through the bottleneck (docs/method.md, The cheap form). Notation as in
 mixing_op.py; P are attention probabilities, S scores, o the outcome.
 """
 

@@ -1,6 +1,6 @@
 """The arithmetic of one mixing site: a stack of adapters, weighted per sample, without ever forming one adapter's output.
 
-METHOD.md ("The exact cheap form"; arXiv 2410.10923, section 3) in one differentiable operation, `mix`. Notation: B samples, L
+docs/method.md, The cheap form (arXiv 2410.10923, section 3), in one differentiable operation, `mix`. Notation: B samples, L
 tokens, D hidden width, H heads of width D/H, T adapters of width r, N query rows (1 for `whole`), A coefficients an adapter (1
 for `whole`, D for `dimension`). What makes it cheap:
 

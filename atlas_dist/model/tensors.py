@@ -1,7 +1,7 @@
 """Flat, named tensors in and out of a model, strictly: exact names, shapes and dtypes, finite values.
 
-Weights never load by halves (METHOD.md, Known faults: the released code loads with `strict=False`). A *slot* is where a named
-tensor lives in a model: one or more parameters (or views of them), laid end to end along the first dimension.
+Weights never load by halves (docs/method.md, Faults of the released code: the released code loads with `strict=False`). A *slot*
+is where a named tensor lives in a model: one or more parameters (or views of them), laid end to end along the first dimension.
 """
 
 from __future__ import annotations

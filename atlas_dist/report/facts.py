@@ -14,7 +14,8 @@ from typing import Any
 from atlas_dist.core.ledger import Entry, JobState, JobStatus, RunState
 from atlas_dist.core.metrics import average_accuracy, backward_transfer, final, forgetting, learnt
 from atlas_dist.core.plan import Plan, SequenceJobs, TaskJobs
-from atlas_dist.core.types import CommittedRef, JobKind, StageJob, View
+from atlas_dist.core.results import DETAILS_FILE, Details, EvalResult, TrainResult, result_of
+from atlas_dist.core.types import CommittedRef, StageJob, View
 from atlas_dist.errors import DataError
 from atlas_dist.packages import environment
 from atlas_dist.report.forecast import Compared
@@ -22,8 +23,6 @@ from atlas_dist.report.timeline import Timeline, timeline
 from atlas_dist.store import artifacts
 from atlas_dist.store.curves import CurveReader, Point
 from atlas_dist.store.objects import ObjectStore
-
-DETAILS = "details.json"
 
 
 @dataclass(frozen=True)
@@ -35,8 +34,8 @@ class StageFacts:
     key: str
     score: float
     metrics: Mapping[str, Any]
-    curve: list[dict[str, float]] = field(default_factory=list)
-    validation: list[dict[str, float]] = field(default_factory=list)
+    curve: tuple[Mapping[str, float], ...] = ()
+    validation: tuple[Mapping[str, float], ...] = ()
     reuse: Mapping[str, Mapping[str, list[float]]] = field(default_factory=dict)
     """{site: {"mean": [T], "std": [T]}} of α per visible adapter, the task's own one last in stage two."""
     samples_per_s: float = 0.0
@@ -49,6 +48,11 @@ class StageFacts:
     """Which of this run's attempts it was, from 1; 0 = adopted from another run."""
     points: tuple[Point, ...] = ()
     """What the attempt told while it learnt (store/curves.py): more than `curve` and with times, but for people only."""
+
+    @property
+    def result(self) -> TrainResult:
+        """`metrics`, which stand in run.json as the ledger has them."""
+        return TrainResult.from_json(self.metrics)
 
 
 @dataclass(frozen=True)
@@ -117,7 +121,8 @@ class SequenceFacts:
         return out
 
     def forgetting(self, view: str) -> tuple[tuple[Cell, ...], ...]:
-        """T_F(j <- i) in percent: row i = after task i, column j < i (METHOD.md, Evaluation); None where a score is missing."""
+        """T_F(j <- i) in percent: row i = after task i, column j < i (docs/method.md, Evaluation); None where a score is
+        missing."""
         rows = self.matrix[view]
         return tuple(
             tuple(_forgotten(rows[j][j], cell, self.upstream[j].random_score) for j, cell in enumerate(row[:-1]))
@@ -173,7 +178,7 @@ def gather(plan: Plan, state: RunState, store: ObjectStore | None = None, entrie
 
 def _environments(state: RunState) -> tuple[Mapping[str, str], ...]:
     refs = (job.committed for job in state.jobs.values())
-    found = (ref.metrics.get("environment") for ref in refs if ref is not None)
+    found = (TrainResult.of(ref).environment for ref in refs if ref is not None)
     return tuple({json.dumps(each, sort_keys=True): each for each in found if each}.values())
 
 
@@ -206,14 +211,14 @@ def _forgotten(own: Cell, later: Cell, random: float) -> Cell:
 def _sequence(plan: Plan, state: RunState, jobs: SequenceJobs, reader: CurveReader | None) -> SequenceFacts:
     count = len(jobs.upstream)
     every = [(i, j) for i in range(count) for j in range(i + 1)]
-    cells = {at: _views(state, jobs.evaluations[at]) if at in jobs.evaluations else {} for at in every}
+    cells = {at: _evaluated(state, jobs.evaluations[at]) if at in jobs.evaluations else EvalResult() for at in every}
     matrix = {
         view.value: tuple(tuple(_score(cells[i, j], view) for j in range(i + 1)) for i in range(count))
         for view in (View.TASK, View.LATEST)
     }
     prints = {
         task.task: tuple(
-            v[View.TASK.value]["predictions_sha256"] for i in range(j, count) if (v := cells[i, j]) and View.TASK.value in v
+            view.predictions_sha256 for i in range(j, count) if (view := cells[i, j].views.get(View.TASK)) is not None
         )
         for j, task in enumerate(jobs.upstream)
     }
@@ -225,7 +230,7 @@ def _sequence(plan: Plan, state: RunState, jobs: SequenceJobs, reader: CurveRead
         downstream=tuple(_task(plan, state, t, reader) for t in jobs.downstream),
         matrix=matrix,
         fingerprints=prints,
-        transfers={task: _score(_views(state, key), View.TASK) for task, key in jobs.transfers.items()},
+        transfers={task: _score(_evaluated(state, key), View.TASK) for task, key in jobs.transfers.items()},
         without=_without(state, jobs),
         effective_rank=tuple(tuple(_effective_rank(cells[i, j]) for j in range(i + 1)) for i in range(count)),
         skipped=tuple(at for at in every if at not in jobs.evaluations),
@@ -234,24 +239,23 @@ def _sequence(plan: Plan, state: RunState, jobs: SequenceJobs, reader: CurveRead
 
 def _without(state: RunState, jobs: SequenceJobs) -> dict[str, tuple[float, ...]]:
     own = {task.task: jobs.evaluations[i, i] for i, task in enumerate(jobs.upstream)} | dict(jobs.transfers)
-    refs = {task: ref for task, key in own.items() if (ref := state.job(key).committed) is not None}
-    return {task: tuple(map(float, ref.metrics["without"])) for task, ref in refs.items() if ref.metrics.get("without")}
+    return {task: without for task, key in own.items() if (without := _evaluated(state, key).without)}
 
 
-def _effective_rank(views: Mapping[str, Any]) -> Cell:
-    found = (views.get(View.LATEST.value) or views.get(View.TASK.value) or {}).get("effective_rank")
-    return None if found is None else float(found)
+def _effective_rank(evaluation: EvalResult) -> Cell:
+    found = evaluation.view(View.LATEST)
+    return found.effective_rank if found else None
 
 
-def _views(state: RunState, key: str) -> Mapping[str, Any]:
+def _evaluated(state: RunState, key: str) -> EvalResult:
+    """An evaluation as far as it is done: without views before it is."""
     ref = state.job(key).committed
-    return ref.metrics.get("views", {}) if ref else {}
+    return EvalResult.of(ref) if ref else EvalResult()
 
 
-def _score(views: Mapping[str, Any], view: View) -> Cell:
-    """A view's score; right after its own task the two views are the same model and scored once."""
-    found = views.get(view.value) or views.get(View.TASK.value)
-    return float(found["score"]) if found else None
+def _score(evaluation: EvalResult, view: View) -> Cell:
+    found = evaluation.view(view)
+    return found.score if found else None
 
 
 def _task(plan: Plan, state: RunState, jobs: TaskJobs, reader: CurveReader | None) -> TaskFacts:
@@ -269,21 +273,20 @@ def _task(plan: Plan, state: RunState, jobs: TaskJobs, reader: CurveReader | Non
 def _stage(job: StageJob, now: JobState, reader: CurveReader | None) -> StageFacts:
     ref = now.committed
     assert ref is not None, "only committed stages have results"
-    details = json.loads(artifacts.load(reader.store, ref, DETAILS)) if reader is not None else {}
-    seconds = ref.metrics.get("seconds", {})
-    busy = float(seconds.get("stepping", 0.0)) + float(seconds.get("waiting", 0.0))
-    samples = float(ref.metrics.get("steps", 0) * job.budget.global_batch)
+    details = Details.from_json(artifacts.load(reader.store, ref, DETAILS_FILE)) if reader is not None else Details()
+    result = TrainResult.of(ref)
+    busy = result.seconds.stepping + result.seconds.waiting
     return StageFacts(
         label=job.label,
         stage=job.stage.stage.value if job.stage else "",
         key=job.key,
-        score=float(ref.metrics["score"]),
+        score=result.score,
         metrics=ref.metrics,
-        curve=details.get("curve", []),
-        validation=details.get("validation", []),
-        reuse=details.get("alpha", {}),
-        samples_per_s=samples / busy if busy else 0.0,
-        data_wait=float(seconds.get("waiting", 0.0)) / busy if busy else 0.0,
+        curve=details.curve,
+        validation=details.validation,
+        reuse=details.alpha,
+        samples_per_s=result.samples_done(job.budget.global_batch) / busy if busy else 0.0,
+        data_wait=result.seconds.waiting / busy if busy else 0.0,
         files={blob.name: blob.sha256 for blob in ref.blobs},
         attempt=now.number(ref.attempt),
         points=_points(reader, ref),
@@ -300,19 +303,13 @@ def _points(reader: CurveReader | None, ref: CommittedRef) -> tuple[Point, ...]:
 
 def _job_row(job: StageJob, state: RunState) -> dict[str, Any]:
     now = state.job(job.key)
-    metrics = now.committed.metrics if now.committed else {}
-    seconds = metrics.get("seconds", {})
-    score = metrics.get("score")
-    if job.kind is JobKind.EVAL and metrics:
-        score = metrics["views"][View.TASK.value]["score"]
+    result = result_of(now.committed) if now.committed else None
     return {
         "job": job.key,
         "label": job.label,
         "status": now.status.value,
-        "score": score,
-        "seconds": round(sum(seconds.values()), 2)
-        if job.kind is JobKind.EVAL
-        else seconds.get("setup", 0) + seconds.get("training", 0),
+        "score": result.known_score if result else None,
+        "seconds": result.seconds.whole if result else 0,
         "attempts": len(now.attempts),
         "adopted_from": now.adopted_from,
         "failure": now.failure.reason if now.failure else "",

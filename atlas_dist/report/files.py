@@ -74,7 +74,7 @@ def _write_stage_events(folder: Path, stage: StageFacts) -> None:
     step, in a file behind those of all attempts."""
     write_events(event_file(folder, stage.attempt), scalars(stage.points) if stage.points else _curves(stage))
     if stage.reuse:
-        last = int(stage.metrics.get("steps", 0))
+        last = stage.result.steps
         columns = enumerate(zip(*(site["mean"] for site in stage.reuse.values()), strict=True), 1)
         alphas = [Scalar(f"alpha/adapter{number}", last, sum(column) / len(column)) for number, column in columns]
         write_events(event_file(folder, ALPHA), alphas, purge=False)

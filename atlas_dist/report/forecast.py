@@ -14,6 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 from atlas_dist.core.keys import canonical_json
 from atlas_dist.core.ledger import RunState
 from atlas_dist.core.plan import Plan
+from atlas_dist.core.results import result_of
 from atlas_dist.core.types import CommittedRef, JobKind, StageJob
 from atlas_dist.errors import AlreadyExists, AtlasError
 from atlas_dist.report.outlook import Outlook, Pace, samples_done, seconds_taken
@@ -87,7 +88,7 @@ def compared(plan: Plan, state: RunState, foreseen: Mapping[str, Foreseen]) -> t
 def _compare(what: str, of: int, done: Sequence[tuple[Foreseen, StageJob, CommittedRef]]) -> Compared:
     known = [(before.seconds, before.workers) for before, _, _ in done if before.seconds is not None]
     whole = len(known) == len(done)
-    taken = [(seconds_taken(ref), int(ref.metrics.get("world", before.workers))) for before, _, ref in done]
+    taken = [(seconds_taken(ref), result_of(ref).world or before.workers) for before, _, ref in done]
     return Compared(
         what=what,
         jobs=len(done),

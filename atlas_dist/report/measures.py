@@ -1,4 +1,4 @@
-"""What the sequences of a run achieved, as numbers (METHOD.md, Evaluation), and how methods compare.
+"""What the sequences of a run achieved, as numbers (docs/method.md, Evaluation), and how methods compare.
 
 Every score a measure needs is a job of the same plan; a measure whose jobs are not there, or must not be compared, is None.
 """
@@ -24,6 +24,7 @@ from atlas_dist.core.metrics import (
     spread,
 )
 from atlas_dist.core.plan import Plan, SequenceJobs, TaskJobs
+from atlas_dist.core.results import EvalResult, TrainResult
 from atlas_dist.core.types import View
 
 
@@ -108,20 +109,18 @@ def _references(
 def _costs(state: RunState, tasks: Iterable[TaskJobs]) -> dict[str, float]:
     """What the upstream tasks took: jobs that several tasks or orders share count in full."""
     jobs = dict.fromkeys(key for task in tasks for key in task.stages)
-    metrics = [ref.metrics for key in jobs if (ref := state.job(key).committed) is not None]
+    results = [TrainResult.of(ref) for key in jobs if (ref := state.job(key).committed) is not None]
     return {
-        PARAMETERS: max(float(m["trained_parameters"]) for m in metrics),
-        STEPS: sum(float(m["steps"]) for m in metrics),
-        SECONDS: sum(float(m["seconds"]["setup"]) + float(m["seconds"]["training"]) for m in metrics),
+        PARAMETERS: max(float(r.trained_parameters) for r in results),
+        STEPS: sum(float(r.steps) for r in results),
+        SECONDS: sum(r.seconds.whole for r in results),
     }
 
 
 def _score(state: RunState, evaluation: str, view: View) -> float | None:
-    """Right after its own task the two views are the same model and scored once."""
     ref = state.job(evaluation).committed
-    views = ref.metrics["views"] if ref is not None else {}
-    found = views.get(view.value) or views.get(View.TASK.value)
-    return float(found["score"]) if found else None
+    found = EvalResult.of(ref).view(view) if ref is not None else None
+    return found.score if found else None
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -16,6 +16,7 @@ from typing import Any
 from atlas_dist.core.ledger import RunState
 from atlas_dist.core.manifest import ShardManifest
 from atlas_dist.core.plan import Plan, SequenceJobs
+from atlas_dist.core.results import result_of
 from atlas_dist.core.schedule import work_of
 from atlas_dist.core.types import CommittedRef, StageJob, WorkerGroupSpec
 
@@ -173,20 +174,17 @@ def _names_of(job: StageJob) -> Names:
 
 def like_of(ref: CommittedRef) -> Mapping[str, Any]:
     """What a result says of its job (core/pace.py, likeness); {} where an older version did not."""
-    like: Mapping[str, Any] = ref.metrics.get("like", {})
-    return like
+    return result_of(ref).like
 
 
 def samples_done(ref: CommittedRef, global_batch: int) -> int:
     """Samples that a finished job of so large steps went through; 0 where the result does not say."""
-    views = ref.metrics.get("views", {})
-    return sum(int(view["samples"]) for view in views.values()) or int(ref.metrics.get("steps", 0)) * global_batch
+    return result_of(ref).samples_done(global_batch)
 
 
 def seconds_taken(ref: CommittedRef) -> float:
     """Seconds that its worker group worked on it; 0 where the result does not say."""
-    seconds = ref.metrics.get("seconds", {})
-    return float(seconds.get("training", seconds.get("scoring", 0.0)))
+    return result_of(ref).working_seconds
 
 
 def _pace(ref: CommittedRef, global_batch: int) -> float:

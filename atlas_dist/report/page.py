@@ -229,10 +229,10 @@ def _curves(task: TaskFacts) -> str:
 
 def _curve(stage: StageFacts) -> str:
     """Score and loss over the steps of one stage."""
-    m = stage.metrics
+    result = stage.result
     caption = (
-        f"{stage.stage}: best validation {stage.score:.1f} % at step {m.get('best_step')} of {m.get('steps')}, "
-        f"{m.get('trained_parameters', 0):,} parameters trained"
+        f"{stage.stage}: best validation {stage.score:.1f} % at step {result.best_step} of {result.steps}, "
+        f"{result.trained_parameters:,} parameters trained"
     )
     chart = _chart(stage, "score", 100.0, f"{stage.label}: score in % by step")
     losses = [p["loss"] for p in (*stage.curve, *stage.validation) if "loss" in p]

@@ -88,13 +88,13 @@ def _above(value: float) -> float:
 def _costs(stages: Iterable[tuple[str, StageFacts]]) -> str:
     rows = []
     for task, stage in stages:
-        seconds = stage.metrics.get("seconds", {})
+        result = stage.result
         cells = [
             f"{stage.samples_per_s:.0f}",
             f"{stage.data_wait:.1%}",
-            *(f"{float(seconds.get(k, 0.0)):.1f}" for k in ("setup", "stepping", "validating", "checkpointing")),
-            str(stage.metrics.get("world", "")),
-            str(stage.metrics.get("peak_rss_mb", "")),
+            *(f"{getattr(result.seconds, k):.1f}" for k in ("setup", "stepping", "validating", "checkpointing")),
+            str(result.world or ""),
+            str(result.peak_rss_mb or ""),
         ]
         told = "".join(f"<td>{cell}</td>" for cell in cells)
         rows.append(f'<tr><th scope="row">{escape(task)} {escape(stage.stage)}</th>{told}</tr>')

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from atlas_dist.core.ledger import Entry
 from atlas_dist.core.records import Abandon, Adopt, Cancel, Commit, Dispatch, Elect, Fail, Finish, Halt, Pause, Quarantine, Resume
+from atlas_dist.core.results import Metrics
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ def timeline(entries: Iterable[Entry], labels: Mapping[str, str]) -> Timeline:
                 open_spans[record.attempt] = (record.job, at)
                 order.append(record.attempt)
             case Commit():
-                close(record.job, record.attempt, at, "commit", nodes=record.metrics.get("nodes", ()))
+                close(record.job, record.attempt, at, "commit", nodes=Metrics.from_json(record.metrics).nodes)
             case Fail():
                 close(record.job, record.attempt, at, "fail", f"{record.kind.value}: {record.reason}")
             case Adopt():

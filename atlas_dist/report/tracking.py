@@ -21,6 +21,7 @@ from atlas_dist.core.keys import digest_of, sha256_hex
 from atlas_dist.core.ledger import Attempt, Entry, JobState, RunState, fold
 from atlas_dist.core.plan import Plan, SequenceJobs, TaskJobs
 from atlas_dist.core.records import Dispatch
+from atlas_dist.core.results import TrainResult
 from atlas_dist.errors import AtlasError
 from atlas_dist.redact import redact
 from atlas_dist.report.measures import measure_sequence
@@ -257,7 +258,7 @@ class TrackerSync:
             attempt=number,
             points=points,
             done=now.committed is not None,
-            score=float(now.committed.metrics["score"]) if now.committed is not None else None,
+            score=TrainResult.of(now.committed).known_score if now.committed is not None else None,
         )
 
     def _newest(self, now: JobState, *, last: bool) -> tuple[int, Sequence[Point]]:

@@ -1,9 +1,9 @@
 """Samples of several tasks in one forward pass: the backbone sees one batch, at each site a row goes through its own task's view.
 
 The backbone is nearly all of the work and the same for every task, so rows of all tasks go through it together; a site takes a
-slice of the batch for each task that is in it (METHOD.md, One site). Rows are sorted by task, so a slice is a view. Texts are
-padded to the longest task of the batch; the padding is masked in the backbone and *left out* at the sites, whose attention has
-none. A row's numbers are those of a batch of its own, up to the rounding of larger matrix products.
+slice of the batch for each task that is in it (docs/method.md, One site). Rows are sorted by task, so a slice is a view. Texts
+are padded to the longest task of the batch; the padding is masked in the backbone and *left out* at the sites, whose attention
+has none. A row's numbers are those of a batch of its own, up to the rounding of larger matrix products.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from contextlib import ExitStack
 import torch
 from torch import Tensor
 
+from atlas_dist.core.results import ADAPTER_FILE, BACKBONE_FILE
 from atlas_dist.core.types import AuxiliaryTask, Budget, CommittedRef, Role, StageJob
 from atlas_dist.data.stream import Stream
 from atlas_dist.model.atlas import AdaptedModel
@@ -18,16 +19,7 @@ from atlas_dist.model.layers import LayerRuns
 from atlas_dist.model.mixing import Weighting
 from atlas_dist.model.tensors import load as load_tensors
 from atlas_dist.train.context import RankContext, seed_of
-from atlas_dist.train.inputs import (
-    ADAPTER_FILE,
-    BACKBONE_FILE,
-    fusion_of,
-    head_of,
-    queries_of,
-    read_adapters,
-    read_if_there,
-    read_task,
-)
+from atlas_dist.train.inputs import fusion_of, head_of, queries_of, read_adapters, read_if_there, read_task
 from atlas_dist.train.mixture import OWN, Mixture, Source
 from atlas_dist.train.module import AuxiliaryHead
 

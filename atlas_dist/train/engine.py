@@ -1,6 +1,6 @@
 """The only file that knows DeepSpeed: a stage's model in, an engine that steps out.
 
-Optimizer, schedule and groups are METHOD.md's (What trains, and how). The optimizer is torch's own AdamW handed to DeepSpeed,
+Optimizer, schedule and groups: docs/method.md, What trains. The optimizer is torch's own AdamW handed to DeepSpeed,
 which then compiles nothing; ZeRO stage, accumulation and clipping come from the run's configuration.
 """
 

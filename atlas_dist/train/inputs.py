@@ -1,14 +1,4 @@
-"""The files that results consist of, and reading those of earlier jobs, verified.
-
-`adapter.safetensors`  what later tasks see: `adapter/<site>/…`, `key/<site>`
-`task.safetensors`     what only the task itself needs: `queries/<site>`, `fusion/<site>/…`, `head/…`; and the heads of other
-tasks
-                       as they are now, where those train along: `guest/<task>/head/…`
-`trunk.safetensors`    all weights of the backbone that the method trains, by their names in the backbone
-`memory.safetensors`   what the method leaves to later tasks
-`samples.safetensors`  of a task that learnt from few samples: which, as ordinals in the manifest, `train` int64
-`details.json`         for people and reports: learning curves, statistics of α; the ledger keeps the short metrics only
-"""
+"""Tensors as the files of results (core/results.py), and reading those of earlier jobs, verified."""
 
 from __future__ import annotations
 
@@ -18,12 +8,10 @@ from safetensors.torch import load as parse_tensors
 from safetensors.torch import save
 from torch import Tensor
 
+from atlas_dist.core.results import ADAPTER_FILE, TASK_FILE
 from atlas_dist.core.types import CommittedRef
 from atlas_dist.store import artifacts
 from atlas_dist.store.objects import ObjectStore
-
-ADAPTER_FILE, TASK_FILE, DETAILS_FILE = "adapter.safetensors", "task.safetensors", "details.json"
-BACKBONE_FILE, MEMORY_FILE, SAMPLES_FILE = "trunk.safetensors", "memory.safetensors", "samples.safetensors"
 
 
 def pack_tensors(tensors: Mapping[str, Tensor]) -> bytes:

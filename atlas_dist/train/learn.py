@@ -6,14 +6,26 @@ import math
 import resource
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from atlas_dist.config import Precision
-from atlas_dist.core.keys import canonical_json
+from atlas_dist.core.results import (
+    ADAPTER_FILE,
+    BACKBONE_FILE,
+    CONFIG_FILE,
+    DETAILS_FILE,
+    MEMORY_FILE,
+    SAMPLES_FILE,
+    TASK_FILE,
+    AdapterConfig,
+    Details,
+    StageSeconds,
+    TrainResult,
+)
 from atlas_dist.core.sampling import slots
 from atlas_dist.core.types import Assignment, Role
 from atlas_dist.data.stream import Stream
@@ -26,18 +38,8 @@ from atlas_dist.train.build import build_auxiliary_heads, build_mixture, build_m
 from atlas_dist.train.context import RankContext, Stopwatch
 from atlas_dist.train.engine import EngineSettings, build_engine, device, device_name, gathered
 from atlas_dist.train.feed import micro_batch_for
-from atlas_dist.train.inputs import (
-    ADAPTER_FILE,
-    BACKBONE_FILE,
-    DETAILS_FILE,
-    MEMORY_FILE,
-    SAMPLES_FILE,
-    TASK_FILE,
-    as_auxiliary_head,
-    pack_tensors,
-    read_if_there,
-)
-from atlas_dist.train.loop import Callbacks, LoopSettings, LoopState, Scores, StepProgress, Timing, evaluate, train
+from atlas_dist.train.inputs import as_auxiliary_head, pack_tensors, read_if_there
+from atlas_dist.train.loop import Callbacks, LoopSettings, LoopState, Scores, StepProgress, evaluate, train
 from atlas_dist.train.mixture import OWN, Mixture
 from atlas_dist.train.module import StageModule
 from atlas_dist.train.reuse import ReuseMeter
@@ -48,8 +50,23 @@ Validated = Callable[[int, Scores], None]
 Save = Callable[[int, Mapping[str, bytes]], None]
 
 
+@dataclass(frozen=True)
+class PreparedStage:
+    """A stage with everything built that it trains with."""
+
+    engine: Any
+    module: StageModule
+    trained: tuple[str, ...]
+    """Names of the parameters of `module` that train."""
+    context: TrainingStageContext
+    mixture: Mixture
+    validations: list[tuple[int, Stream]]
+    """(number of the auxiliary task, or `OWN`; its validation split), of every task that judges the stage."""
+    settings: LoopSettings
+
+
 class StageTrainer:
-    """One training job on one rank. `run()` returns the files of the result (rank 0; {} elsewhere) and its metrics.
+    """One training job on one rank. `run()` returns the files of the result (rank 0; {} elsewhere) and what it measured.
 
     Args:
         report: hears of progress, says whether to stop; called on rank 0 only.
@@ -73,7 +90,7 @@ class StageTrainer:
         self.method = context.method_of(self.job)
         self.report, self.validated, self.save, self.resume = report, validated, save, resume
 
-    def run(self) -> tuple[dict[str, bytes], dict[str, Any]]:
+    def run(self) -> tuple[dict[str, bytes], TrainResult]:
         """Train the stage. Raises what `loop.train` raises, and DataError for inputs that do not fit."""
         stopwatch = Stopwatch()
         context, job, method = self.context, self.job, self.method
@@ -107,24 +124,17 @@ class StageTrainer:
                 *(f"model.{name}" for name in names),
                 *(f"auxiliary_heads.{n}" for n, _ in module.auxiliary_heads.named_parameters()),
             )
+            prepared = PreparedStage(engine, module, inside, stage_context, mixture, validations, settings)
             try:
-                return self._train(engine, module, inside, stage_context, mixture, validations, settings, stopwatch)
+                return self._train(prepared, stopwatch)
             finally:
                 engine.destroy()
 
-    def _train(
-        self,
-        engine: Any,
-        module: StageModule,
-        inside: tuple[str, ...],
-        stage_context: TrainingStageContext,
-        mixture: Mixture,
-        validations: list[tuple[int, Stream]],
-        settings: LoopSettings,
-        stopwatch: Stopwatch,
-    ) -> tuple[dict[str, bytes], dict[str, Any]]:
-        context = self.context
-        state = checkpoint.restore(self.resume, engine, module, inside, settings.accumulation) if self.resume else LoopState()
+    def _train(self, stage: PreparedStage, stopwatch: Stopwatch) -> tuple[dict[str, bytes], TrainResult]:
+        context, engine, module, inside = self.context, stage.engine, stage.module, stage.trained
+        state = LoopState()
+        if self.resume:
+            state = checkpoint.restore(self.resume, engine, module, inside, stage.settings.accumulation)
         resumed_at = state.step
         feed = context.feeder()
 
@@ -142,7 +152,7 @@ class StageTrainer:
 
         def validate() -> Scores:
             scores = mean_scores(
-                [evaluate(module, split.validation(), feed, auxiliary=auxiliary) for auxiliary, split in validations]
+                [evaluate(module, split.validation(), feed, auxiliary=auxiliary) for auxiliary, split in stage.validations]
             )
             self.validated(state.step, scores)
             return scores
@@ -154,17 +164,16 @@ class StageTrainer:
             checkpoint=keep,
         )
         setup = stopwatch.lap()
-        timing = train(engine, module, mixture, feed, settings, state, callbacks)
+        timing = train(engine, module, stage.mixture, feed, stage.settings, state, callbacks)
         _put_back(engine, module, state.best_tensors)
-        final, alpha = self._measure(module, validations)
-        left = self.method.build_memory(stage_context) if self.method.build_memory is not None and self.job.leaves else {}
+        final, alpha = self._measure(module, stage.validations)
+        left = self.method.build_memory(stage.context) if self.method.build_memory is not None and self.job.leaves else {}
         with gathered(engine, list(module.parameters())):
-            files = self._files(module, left, stage_context) if context.is_rank_zero else {}
+            files = self._files(module, left, stage.context) if context.is_rank_zero else {}
         if context.is_rank_zero:
-            files[DETAILS_FILE] = canonical_json({"curve": state.curve, "validation": state.validation, "alpha": alpha})
-        metrics = self._metrics(module, inside, state, settings, timing, mixture, final, resumed_at)
-        metrics["seconds"] |= {"setup": round(setup, 3), "training": round(stopwatch.lap(), 3)}
-        return files, metrics | {"resumed_at": resumed_at}
+            files[DETAILS_FILE] = Details(tuple(state.curve), tuple(state.validation), alpha).to_json()
+        seconds = StageSeconds(setup, stopwatch.lap(), **asdict(timing))
+        return files, self._result(stage, final, seconds, best_step=state.best_step, resumed_at=resumed_at)
 
     def _measure(self, module: StageModule, validations: list[tuple[int, Stream]]) -> tuple[Scores, dict[str, Any]]:
         """Score the best state once more, and see what it draws on."""
@@ -195,52 +204,43 @@ class StageTrainer:
         if self.stage.grows:
             backbone = self.context.backbone()
             files[ADAPTER_FILE] = pack_tensors(model.export_adapter())
-            files["adapter_config.json"] = canonical_json(
-                {
-                    "format": "atlas-dist adapter 1",
-                    "base_model": self.context.config.backbone.model_dump() | {"architecture": backbone.architecture.name},
-                    "base_model_digest": backbone.digest,
-                    "task": self.job.task,
-                    "method": self.job.method,
-                    "settings": self.method.spec.settings,
-                    "sees": self.job.bank,
-                }
-            )
+            files[CONFIG_FILE] = AdapterConfig(
+                base_model=self.context.config.backbone.model_dump() | {"architecture": backbone.architecture.name},
+                base_model_digest=backbone.digest,
+                task=self.job.task,
+                method=self.job.method,
+                settings=self.method.spec.settings,
+                sees=self.job.bank,
+            ).to_json()
         if Role.BACKBONE in self.stage.trains:
             files[BACKBONE_FILE] = pack_tensors(model.export_backbone())
         if left:
             files[MEMORY_FILE] = pack_tensors(left)
         return files
 
-    def _metrics(
-        self,
-        module: StageModule,
-        inside: tuple[str, ...],
-        state: LoopState,
-        settings: LoopSettings,
-        timing: Timing,
-        mixture: Mixture,
-        final: Scores,
-        begun: int,
-    ) -> dict[str, Any]:
-        stats = [source.stream.stats() for source in mixture.sources]
-        parameters = dict(module.named_parameters())
-        learnt = (settings.total_steps - begun) * self.job.budget.global_batch
-        return {
-            "score": final.score,
-            "loss": final.loss,
-            "samples": final.samples,
-            "best_step": state.best_step,
-            "steps": settings.total_steps,
-            "trained_parameters": sum(_size(parameters[n]) for n in inside),
-            "seconds": {k: round(v, 3) for k, v in asdict(timing).items()},
-            "bytes_read": sum(s.bytes for s in stats),
-            "bad_samples": [asdict(b) for s in stats for b in s.bad],
-            "world": self.context.world,
-            "environment": environment() | {"device": device_name()},
-            "mfu": settings.mfu(learnt / max(1e-9, timing.stepping + timing.waiting)),
-            "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
-        }
+    def _result(
+        self, stage: PreparedStage, final: Scores, seconds: StageSeconds, *, best_step: int, resumed_at: int
+    ) -> TrainResult:
+        stats = [source.stream.stats() for source in stage.mixture.sources]
+        parameters = dict(stage.module.named_parameters())
+        settings = stage.settings
+        learnt = (settings.total_steps - resumed_at) * self.job.budget.global_batch
+        return TrainResult(
+            world=self.context.world,
+            score=final.score,
+            loss=final.loss,
+            samples=final.samples,
+            best_step=best_step,
+            steps=settings.total_steps,
+            trained_parameters=sum(_size(parameters[n]) for n in stage.trained),
+            seconds=StageSeconds(**{name: round(value, 3) for name, value in asdict(seconds).items()}),
+            bytes_read=sum(s.bytes for s in stats),
+            bad_samples=tuple(asdict(b) for s in stats for b in s.bad),
+            environment=environment() | {"device": device_name()},
+            mfu=settings.mfu(learnt / max(1e-9, seconds.stepping + seconds.waiting)),
+            peak_rss_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+            resumed_at=resumed_at,
+        )
 
     def _loop_settings(self, mixture: Mixture, needed: StepFlops | None) -> LoopSettings:
         budget, config = self.job.budget, self.context.config.train

@@ -233,7 +233,7 @@ class _Window:
 
 
 def _keep_best(module: StageModule, state: LoopState, callbacks: Callbacks) -> None:
-    """Validate; the best validation score is kept, the earlier of two equal ones (METHOD.md, What trains and how)."""
+    """Validate; the best validation score is kept, the earlier of two equal ones (docs/method.md, What trains)."""
     scores = callbacks.validate()
     state.validation.append({"step": state.step, "loss": scores.loss, "score": scores.score})
     if scores.score > state.best_score:

@@ -1,4 +1,4 @@
-"""How much a task draws on each adapter: statistics of α over a validation split (METHOD.md, One site)."""
+"""How much a task draws on each adapter: statistics of α over a validation split (docs/method.md, One site)."""
 
 from __future__ import annotations
 

@@ -1,15 +1,15 @@
-"""An evaluation job on one rank: one task, one state of the bank, one or two views of it (METHOD.md, Evaluation)."""
+"""An evaluation job on one rank: one task, one state of the bank, one or two views of it (docs/method.md, Evaluation)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from hashlib import blake2b, sha256
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from atlas_dist.config import Precision
+from atlas_dist.core.results import BACKBONE_FILE, EvalResult, ScoringSeconds, ViewResult, predictions_file
 from atlas_dist.core.types import Assignment, CommittedRef, StageJob, View
 from atlas_dist.data.stream import Stream
 from atlas_dist.model.atlas import AdaptedModel
@@ -19,7 +19,6 @@ from atlas_dist.train.context import RankContext, Stopwatch
 from atlas_dist.train.effective_rank import EffectiveRankMeter
 from atlas_dist.train.engine import device
 from atlas_dist.train.inputs import (
-    BACKBONE_FILE,
     fusion_of,
     has_auxiliary_head,
     head_of,
@@ -65,10 +64,10 @@ class Predictions:
 
 def score(
     context: RankContext, assignment: Assignment, report: Callable[[StepProgress], bool]
-) -> tuple[dict[str, bytes], dict[str, Any]]:
-    """Score the job's task in each of its views; files on rank 0, metrics on every rank."""
+) -> tuple[dict[str, bytes], EvalResult]:
+    """Score the job's task in each of its views; files and views on rank 0, {} elsewhere."""
     job, stopwatch = assignment.job, Stopwatch()
-    views: dict[str, Any] = {}
+    views: dict[View, ViewResult] = {}
     files: dict[str, bytes] = {}
     with context.validation_stream(job) as stream:
         for done, view in enumerate(job.views):
@@ -86,34 +85,32 @@ def score(
             rank = effective_rank.effective_rank()
             if context.is_rank_zero:
                 tensors, digest = predictions.merged(parts)
-                files[f"predictions-{view.value}.safetensors"] = pack_tensors(tensors)
-                views[view.value] = {
-                    "score": scores.score,
-                    "loss": scores.loss,
-                    "samples": scores.samples,
-                    "predictions_sha256": digest,
-                    "effective_rank": round(rank, 6),
-                }
+                files[predictions_file(view)] = pack_tensors(tensors)
+                views[view] = ViewResult(scores.score, scores.loss, scores.samples, digest, round(rank, 6))
             if context.is_rank_zero:
                 report(StepProgress(done + 1, len(job.views), scores.loss, scores.score, 0.0, 0.0, 0.0))
         without = _without_each(context, assignment, stream)
-    found: dict[str, Any] = {"views": views, "seconds": {"scoring": round(stopwatch.lap(), 3)}, "world": context.world}
-    # Which learnt task this is about, so that a bank can be checked from its store alone, without the plan.
-    found["model_from"] = job.model_from
-    return files, found | ({"without": without} if without else {})
+    return files, EvalResult(
+        world=context.world,
+        views=views,
+        seconds=ScoringSeconds(round(stopwatch.lap(), 3)),
+        # So that a bank can be checked from its store alone, without the plan.
+        model_from=job.model_from,
+        without=without,
+    )
 
 
-def _without_each(context: RankContext, assignment: Assignment, stream: Stream) -> list[float]:
+def _without_each(context: RankContext, assignment: Assignment, stream: Stream) -> tuple[float, ...]:
     """The task's score without each of its adapters in turn, in bank order, when it was just learnt and reads several: what α
     does not prove, that an adapter is of use."""
     job = assignment.job
     if job.latest_from or job.own_bank < 2 or not context.config.train.leave_one_out:
-        return []
+        return ()
     scores = []
     for left_out in range(job.own_bank):
         with _model_in_view(context, job, assignment.inputs, View.TASK, left_out) as model:
             scores.append(score_model(context, job, model, stream).score)
-    return scores
+    return tuple(scores)
 
 
 def score_model(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import socket
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,6 +18,7 @@ from typing import Any
 import torch.distributed as dist
 
 from atlas_dist.core.pace import likeness
+from atlas_dist.core.results import Result
 from atlas_dist.core.types import Assignment, Failure, FailureKind, JobKind, StageJob
 from atlas_dist.errors import AuthError, ConfigError, DataError, Paused, StoreError
 from atlas_dist.logs import log_context, log_fields
@@ -73,11 +74,11 @@ class StageWorker:
             return report(progress)
 
         try:
-            files, metrics = self._do(assignment, noted)
+            files, result = self._do(assignment, noted)
             nodes = self.context.gather(socket.gethostname())
             if self.context.is_rank_zero:
-                metrics = metrics | {"nodes": sorted(set(nodes)), "like": self._likeness(assignment.job)}
-                store, job = self.context.store, assignment.job.key
+                result = replace(result, nodes=tuple(sorted(set(nodes))), like=self._likeness(assignment.job))
+                store, job, metrics = self.context.store, assignment.job.key, result.to_json()
                 artifacts.publish(store, assignment.prefix, job=job, attempt=assignment.attempt, files=files, metrics=metrics)
             self.context.barrier()
             log.info("is done and published")
@@ -99,7 +100,7 @@ class StageWorker:
         config = self.context.config
         return likeness(job, config.backbone.name, config.train.precision.value)
 
-    def _do(self, assignment: Assignment, report: Callable[[StepProgress], bool]) -> tuple[dict[str, bytes], dict[str, Any]]:
+    def _do(self, assignment: Assignment, report: Callable[[StepProgress], bool]) -> tuple[dict[str, bytes], Result]:
         if assignment.job.kind is JobKind.EVAL:
             return score(self.context, assignment, report)
 
@@ -159,7 +160,7 @@ def _measured(progress: StepProgress) -> dict[str, float]:
 
 
 def failure_of(error: Exception, step: int) -> Failure:
-    """What an exception means for retries (DESIGN.md, Durable state)."""
+    """What an exception means for retries (docs/reliability.md, Retries)."""
     reason = f"{type(error).__name__}: {error}"[:2000]
     if isinstance(error, NonFiniteLoss):
         return Failure(FailureKind.NONFINITE, reason, error.step)

@@ -36,7 +36,7 @@ from tests.oracle.naive_mixing import NaiveAdapter, naive_site
 
 METHOD_TIME = {1: 1.0, 4: 1.2, 8: 1.5, 16: 1.9, 32: 2.3}
 METHOD_MEMORY = {1: 1.05, 4: 2.0, 8: 3.1, 16: 4.5, 32: 6.0}
-"""The ratios that METHOD.md quotes (CPU, fp32, "one layer")."""
+"""The ratios that docs/method.md, The cheap form quotes (CPU, fp32, "one layer")."""
 
 SCOPES = ("site", "layer", "released")
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
@@ -189,7 +189,7 @@ def measure(count: int, scope: str, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def show(rows: list[dict[str, Any]]) -> None:
-    """Print the table; `quoted` are METHOD.md's ratios."""
+    """Print the table; `quoted` are the ratios of docs/method.md, The cheap form."""
     print(f"{'scope':8} {'T':>3} | {'time ms: naive':>14} {'ours':>7} {'ratio':>6} {'quoted':>6} | {'peak MiB: naive':>15} "
           f"{'ours':>7} {'ratio':>6} {'quoted':>6} | {'saved MiB: naive':>16} {'ours':>7} {'ratio':>6}")  # fmt: skip
     for r in rows:

@@ -9,12 +9,12 @@ import torch
 from safetensors.torch import load
 from torch import Tensor
 
+from atlas_dist.core.results import ADAPTER_FILE, BACKBONE_FILE, MEMORY_FILE, SAMPLES_FILE, TASK_FILE
 from atlas_dist.core.types import Stage, View
 from atlas_dist.methods import METHODS
 from atlas_dist.methods.ewc import IMPORTANCE
 from atlas_dist.methods.replay import RESERVOIR
 from atlas_dist.store import artifacts
-from atlas_dist.train.inputs import ADAPTER_FILE, BACKBONE_FILE, MEMORY_FILE, SAMPLES_FILE, TASK_FILE
 from tests.kits.stage import Bench, pack_toys, toy_config
 
 SHORT = [

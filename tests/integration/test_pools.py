@@ -15,11 +15,11 @@ from safetensors.torch import load
 
 from atlas_dist.compose import compose_config
 from atlas_dist.core.records import Commit, Dispatch, Fail
+from atlas_dist.core.results import ADAPTER_FILE
 from atlas_dist.core.types import FailureKind, JobKind
 from atlas_dist.runs.stores import open_run_store
 from atlas_dist.store import artifacts
 from atlas_dist.store.curves import TRAIN, CurveReader
-from atlas_dist.train.inputs import ADAPTER_FILE
 from tests.kits.run import TIMEOUT_S, Left, Running, left_by
 from tests.kits.stage import pack_toys, toy_config
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load
 
+from atlas_dist.core.results import ADAPTER_FILE, TASK_FILE
 from atlas_dist.core.types import FailureKind, Stage
 from atlas_dist.store import artifacts
 from atlas_dist.store.curves import TRAIN, VALIDATION, CurveReader
-from atlas_dist.train.inputs import ADAPTER_FILE, TASK_FILE
 from atlas_dist.train.loop import StepProgress
 from tests.kits.stage import Bench, pack_toys, toy_config
 

@@ -1,4 +1,5 @@
-"""The mixing site as METHOD.md states it, one adapter after the other, every y_i formed: the oracle and the benchmark's baseline.
+"""The mixing site as docs/method.md, One site states it, one adapter after the other, every y_i formed: the oracle and the
+benchmark's baseline.
 
 Slow and plain on purpose. Everything trains here; autograd differentiates it. Nothing of `atlas_dist` is imported.
 """

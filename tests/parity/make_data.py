@@ -1,4 +1,4 @@
-"""Make tests/parity/data/*.npz: small goldens of our own, from the naive oracle, for machines without ../shared.
+"""Make tests/parity/data/*.npz: small results of the naive oracle, for machines without those of the released code.
 
     python -m tests.parity.make_data
 

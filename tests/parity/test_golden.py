@@ -1,4 +1,4 @@
-"""Parity with the released code: every case of ../shared/golden (or $ATLAS_SHARED/golden), in float64 and in float32.
+"""Parity with the released code: every case of $ATLAS_SHARED/golden, in float64 and in float32.
 
 The files were made by running lihong2303/ATLAS @472da87 (their README says how). Whatever cases, heads and optimizer entries
 `meta.json` and the archives list are run, so that cases added later are tests without a line here.

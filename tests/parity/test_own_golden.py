@@ -1,4 +1,4 @@
-"""Our own small goldens (tests/parity/make_data.py): what stands in for ../shared/golden where that is absent."""
+"""Results of the naive oracle (tests/parity/make_data.py): they stand in where those of the released code are absent."""
 
 from __future__ import annotations
 

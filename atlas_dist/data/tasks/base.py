@@ -19,6 +19,7 @@ from atlas_dist.core.types import TaskKind
 from atlas_dist.data.sample import RawSample
 from atlas_dist.data.source import Source
 from atlas_dist.errors import ConfigError, DataError
+from atlas_dist.validation import faults
 
 
 class Options(BaseModel):
@@ -62,12 +63,9 @@ class Converter(Generic[OptionsT]):
         try:
             checked = self.options.model_validate(options)
         except ValidationError as error:
-            first = error.errors()[0]
-            where = ".".join(str(p) for p in first["loc"])
             known = ", ".join(self.options.model_fields) or "(none)"
-            raise ConfigError(
-                f"{self.name}: option {where!r}: {first['msg']} (value: {first['input']!r}).", fix=f"Options: {known}."
-            ) from error
+            lines = faults(error, lambda _: self.options.model_fields, unknown="there is no such option")
+            raise ConfigError(f"{self.name}: option {' '.join(lines)}", fix=f"Options: {known}.") from error
         return self.convert(path, split, checked)
 
 

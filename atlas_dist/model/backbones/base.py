@@ -18,7 +18,8 @@ from atlas_dist.errors import ConfigError
 
 @dataclass(frozen=True)
 class AdapterSite:
-    """A place for adapters: a linear layer whose output is what its sublayer adds to the residual stream (METHOD.md).
+    """A place for adapters: a linear layer whose output is what its sublayer adds to the residual stream (docs/method.md, Where
+    adapters sit).
 
     Attributes:
         name: such as "L0.aftattn": a letter for the tower, the layer's number, what it comes after.

@@ -56,9 +56,9 @@ def _random(vocabulary: int, special: Mapping[str, int]) -> CLIPModel:
 def _prepare(model: CLIPModel) -> None:
     """Take away what belongs to CLIP's own training.
 
-    No dropout (METHOD.md), whoever calls .train(): CLIP's attention keeps its rate as a number, not as a module. The temperature
-    of its loss, which no loss of ours reads, stays in the weights but is no parameter: a method that trains the backbone would
-    wait for its gradient, and DeepSpeed cannot broadcast a parameter without dimensions.
+    No dropout (docs/method.md, What trains), whoever calls .train(): CLIP's attention keeps its rate as a number, not as a
+    module. The temperature of its loss, which no loss of ours reads, stays in the weights but is no parameter: a method that
+    trains the backbone would wait for its gradient, and DeepSpeed cannot broadcast a parameter without dimensions.
     """
     temperature = model.logit_scale.detach()
     del model.logit_scale
@@ -125,7 +125,8 @@ CLIP = Architecture(
     prepare=_prepare,
     limits=_limits,
     towers=_towers,
-    # The output of the attention projection and of the MLP's second linear layer, both before the residual is added (METHOD.md).
+    # The output of the attention projection and of the MLP's second linear layer, both before the residual (docs/method.md, Where
+    # adapters sit).
     site_kinds={"aftattn": "self_attn.out_proj", "aftmlp": "mlp.fc2"},
     embeddings=("text_model.embeddings.", "vision_model.embeddings.", "vision_model.pre_layrnorm."),
     encode=_encode,

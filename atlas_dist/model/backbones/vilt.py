@@ -113,7 +113,8 @@ VILT = Architecture(
     accelerate=accelerate_vilt,
     limits=_limits,
     towers=_towers,
-    # The output of the attention projection and of the MLP's second linear layer, both before the residual is added (METHOD.md).
+    # The output of the attention projection and of the MLP's second linear layer, both before the residual (docs/method.md, Where
+    # adapters sit).
     site_kinds={"aftattn": "attention.output.dense", "aftmlp": "output.dense"},
     embeddings=("embeddings.",),
     encode=_encode,

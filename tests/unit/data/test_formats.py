@@ -1,4 +1,4 @@
-"""Every original format on real records (../shared), with tiny drawn pictures where the images cannot be shipped.
+"""Every original format on real records, with tiny drawn pictures where the images cannot be shipped.
 
 The records live outside the repository; without them these tests skip and say so.
 """

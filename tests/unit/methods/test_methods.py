@@ -20,6 +20,12 @@ def test_every_method_has_defaults_that_are_part_of_its_identity(name: str) -> N
     assert method.spec.reads is (View.LATEST if Role.BACKBONE in method.spec.stages[-1].trains else View.TASK)
 
 
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_is_registered_with_the_settings_that_it_checks(name: str) -> None:
+    declared = METHODS[name].settings
+    assert make_method(name, {}).spec.settings == declared().model_dump(mode="json")
+
+
 def test_atlas_as_published() -> None:
     one, two = make_method("atlas", {}).spec.stages
     assert (one.trains, one.grows, one.sees_earlier, one.needs_earlier) == ((Role.QUERIES, Role.HEAD), False, True, True)

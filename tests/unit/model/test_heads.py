@@ -1,4 +1,5 @@
-"""Heads, losses and scores: per sample, masked exactly, and equal to what METHOD.md writes down."""
+"""Heads, losses and scores: per sample, masked exactly, and equal to what docs/method.md, Tasks and docs/method.md, Evaluation
+say."""
 
 from __future__ import annotations
 

@@ -193,7 +193,7 @@ def test_no_adapters_is_the_identity() -> None:
 
 @by_weighting
 def test_a_new_site_is_nearly_a_scaled_identity(shape: Shape) -> None:
-    """Initial values are METHOD.md's: projections N(0, 0.02), biases 0, queries and keys N(0, 1)."""
+    """Initial values (docs/method.md, One site): projections N(0, 0.02), biases 0, queries and keys N(0, 1)."""
     site = MixingSite(64, 4, replace(shape.spec, rank=48), visible=0, grows=True, generator=torch.Generator().manual_seed(0))
     group = site.grown
     assert group.down.std().item() == pytest.approx(0.02, rel=0.1)
@@ -373,7 +373,7 @@ def test_orthonormal_rows_have_no_penalty() -> None:
 
 
 def test_penalty_of_unnormalised_rows_dominates_at_first() -> None:
-    """METHOD.md: about 515 in the loss at n = 2 over 24 sites of D = 768."""
+    """docs/method.md, One site: about 515 in the loss at n = 2 over 24 sites of D = 768."""
     generator = torch.Generator().manual_seed(0)
     total = sum(ortho_penalty(torch.randn(2, 768, generator=generator)).item() for _ in range(24))
     assert 0.1 * total == pytest.approx(515, rel=0.2)

@@ -1,0 +1,315 @@
+"""What a job's result is: the names of its files, the metrics that RESULT and the ledger keep, the adapter's configuration.
+
+One class a thing writes and reads it. The JSON is what 0.1 wrote, under the same names. Reading is lenient, since ledgers outlive
+the program that wrote them: a field that is missing, or of another type, has its default, which means "not noted"; a field that
+this version does not know is kept in `other`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Self
+
+from atlas_dist.core.keys import canonical_json, plain
+from atlas_dist.core.records import from_json, known_fields
+from atlas_dist.core.types import CommittedRef, TaskSpec, View
+from atlas_dist.errors import DataError
+
+ADAPTER_FILE = "adapter.safetensors"
+"""What later tasks see: `adapter/<site>/…`, `key/<site>`."""
+TASK_FILE = "task.safetensors"
+"""What only the task itself needs: `queries/<site>`, `fusion/<site>/…`, `head/…`; and the heads of other tasks as they are now,
+where those train along: `guest/<task>/head/…`."""
+BACKBONE_FILE = "trunk.safetensors"
+"""All weights of the backbone that the method trains, by their names in the backbone."""
+MEMORY_FILE = "memory.safetensors"
+"""What the method leaves to later tasks."""
+SAMPLES_FILE = "samples.safetensors"
+"""Of a task that learnt from few samples: which, as ordinals in the manifest, `train` int64."""
+DETAILS_FILE = "details.json"
+"""`Details`."""
+CONFIG_FILE = "adapter_config.json"
+"""`AdapterConfig`; in an exported bank, that of the bank."""
+
+ADAPTER_FORMAT = "atlas-dist adapter 1"
+
+
+def predictions_file(view: View) -> str:
+    """An evaluation's answers in one view: `sample` int64 [n], `answer` int32 [n]."""
+    return f"predictions-{view.value}.safetensors"
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """What results of every kind note."""
+
+    world: int = 0
+    """Workers that did the job."""
+    nodes: tuple[str, ...] = ()
+    """Hosts they ran on, sorted."""
+    like: Mapping[str, Any] = field(default_factory=dict)
+    """What the time of a sample depends on most (core/pace.py)."""
+    other: Mapping[str, Any] = field(default_factory=dict)
+    """Fields that this version does not know, as they were read."""
+
+    @classmethod
+    def from_json(cls, raw: Mapping[str, Any]) -> Self:
+        """Read leniently: nothing in `raw` is an error."""
+        names = {f.name for f in fields(cls)} - {"other"}
+        known = known_fields(cls, {name: value for name, value in raw.items() if name in names})
+        return cls(**known, other={name: value for name, value in raw.items() if name not in names})
+
+    @classmethod
+    def of(cls, ref: CommittedRef) -> Self:
+        """Of a committed result."""
+        return cls.from_json(ref.metrics)
+
+    def to_json(self) -> dict[str, Any]:
+        """The metrics as RESULT and the ledger have them. Those of `_LEFT_OUT` are not written while they are empty."""
+        written = {f.name: plain(getattr(self, f.name)) for f in fields(self) if f.name != "other"}
+        return {name: value for name, value in written.items() if value or name not in _LEFT_OUT} | dict(self.other)
+
+
+_LEFT_OUT = frozenset({"nodes", "like", "without", "gain", "sees", "similarity"})
+
+
+@dataclass(frozen=True)
+class StageSeconds:
+    """Where the time of a training job went, in seconds."""
+
+    setup: float = 0.0
+    """Building model, streams and engine."""
+    training: float = 0.0
+    """From the first step until its files were ready; the four below are parts of it."""
+    stepping: float = 0.0
+    waiting: float = 0.0
+    """For data."""
+    validating: float = 0.0
+    checkpointing: float = 0.0
+
+    @property
+    def whole(self) -> float:
+        """All of it."""
+        return self.setup + self.training
+
+
+@dataclass(frozen=True)
+class TrainResult(Metrics):
+    """The metrics of a training job."""
+
+    score: float = math.nan
+    """Validation score in percent of the state that was kept."""
+    loss: float = math.nan
+    samples: int = 0
+    """Validation samples behind `score`."""
+    best_step: int = 0
+    """Optimizer step of the state that was kept."""
+    steps: int = 0
+    trained_parameters: int = 0
+    seconds: StageSeconds = StageSeconds()
+    bytes_read: int = 0
+    """From the shards' store, of rank 0."""
+    bad_samples: tuple[Mapping[str, Any], ...] = ()
+    """Samples that could not be read: shard, key, reason."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """Versions of the libraries, the machine's kind and the device."""
+    mfu: float | None = None
+    """Model FLOPs utilisation, 0..1; None where the peak is not known."""
+    peak_rss_mb: int = 0
+    """Most memory of rank 0's process, in MiB."""
+    resumed_at: int = 0
+    """Step of the checkpoint that the attempt went on from; 0 = the beginning."""
+
+    @property
+    def known_score(self) -> float | None:
+        """`score`; None where it was not noted."""
+        return None if math.isnan(self.score) else self.score
+
+    @property
+    def working_seconds(self) -> float:
+        """Seconds that the workers spent on what grows with the samples."""
+        return self.seconds.training
+
+    def samples_done(self, global_batch: int) -> int:
+        """Training samples it went through, in steps of `global_batch`."""
+        return self.steps * global_batch
+
+
+@dataclass(frozen=True)
+class ViewResult:
+    """A task scored in one view."""
+
+    score: float = math.nan
+    """Percent."""
+    loss: float = math.nan
+    samples: int = 0
+    predictions_sha256: str = ""
+    """Of every logit's bits in sample order."""
+    effective_rank: float | None = None
+    """Of the pooled outputs; None where it was not measured."""
+
+
+@dataclass(frozen=True)
+class ScoringSeconds:
+    """Where the time of an evaluation went, in seconds."""
+
+    scoring: float = 0.0
+
+    @property
+    def whole(self) -> float:
+        """All of it."""
+        return round(self.scoring, 2)
+
+
+@dataclass(frozen=True)
+class EvalResult(Metrics):
+    """The metrics of an evaluation."""
+
+    views: Mapping[View, ViewResult] = field(default_factory=dict)
+    seconds: ScoringSeconds = ScoringSeconds()
+    model_from: str = ""
+    """Key of the learnt task that it is about; "" where an older version did not note it."""
+    without: tuple[float, ...] = ()
+    """The score in percent without each adapter of the task in turn, in bank order; () where it was not measured."""
+
+    @classmethod
+    def from_json(cls, raw: Mapping[str, Any]) -> Self:
+        """As `Metrics.from_json`; views of a name that this version does not know are passed over."""
+        found, known = raw.get("views"), {view.value for view in View}
+        views = {
+            View(name): ViewResult(**known_fields(ViewResult, view))
+            for name, view in (found.items() if isinstance(found, Mapping) else ())
+            if name in known
+        }
+        return replace(super().from_json(raw), views=views)
+
+    def view(self, wanted: View) -> ViewResult | None:
+        """A view's result; right after its own task the two views are the same model, scored once as the task view."""
+        return self.views.get(wanted) or self.views.get(View.TASK)
+
+    @property
+    def known_score(self) -> float | None:
+        """The task view's score in percent; None where it was not scored."""
+        return self.views[View.TASK].score if View.TASK in self.views else None
+
+    @property
+    def working_seconds(self) -> float:
+        """Seconds that the workers spent on what grows with the samples."""
+        return self.seconds.scoring
+
+    def samples_done(self, global_batch: int) -> int:
+        """Validation samples it went through, in all views; `global_batch` is of training only."""
+        return sum(view.samples for view in self.views.values())
+
+
+@dataclass(frozen=True)
+class Gain:
+    """A paired bootstrap of mean differences between two forms of a task, in points (percent of the score)."""
+
+    mean: float = math.nan
+    low: float = math.nan
+    high: float = math.nan
+    """The middle 95 % of the resampled means."""
+    confidence: float = math.nan
+    """Share of the resampled means above what an adapter has to be worth, 0..1."""
+
+
+@dataclass(frozen=True)
+class SelectResult(Metrics):
+    """The metrics of a job that decided which form of a task is kept, on the same validation samples for each."""
+
+    form: str = ""
+    """Of core/selection.py, once the method that decides is here."""
+    scores: Mapping[str, float] = field(default_factory=dict)
+    """form -> percent on the samples that chose."""
+    samples: int = 0
+    """How many chose."""
+    gain: Gain | None = None
+    """The best form with an adapter of its own against the earlier ones alone; None where there were none."""
+    sees: tuple[str, ...] = ()
+    """Keys of the adapters that the kept form reads, in bank order."""
+    similarity: Mapping[str, float] = field(default_factory=dict)
+    """Key of an earlier adapter -> how similar its task is to this one."""
+
+
+Result = TrainResult | EvalResult
+
+
+def result_of(ref: CommittedRef) -> Result:
+    """The metrics of a committed job whose kind is not at hand: only evaluations have views."""
+    return EvalResult.of(ref) if "views" in ref.metrics else TrainResult.of(ref)
+
+
+def without_hosts(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Metrics as they may leave the run's own store: all but the names of hosts."""
+    return {name: value for name, value in metrics.items() if name != "nodes"}
+
+
+@dataclass(frozen=True)
+class Details:
+    """`details.json` of a training job: for people and reports, too long for the ledger."""
+
+    curve: tuple[Mapping[str, float], ...] = ()
+    """Training, by report: step, loss, score."""
+    validation: tuple[Mapping[str, float], ...] = ()
+    """The same of each validation."""
+    alpha: Mapping[str, Mapping[str, list[float]]] = field(default_factory=dict)
+    """{site: {"mean": [T], "std": [T]}} of the coefficients α of each visible adapter."""
+
+    @classmethod
+    def from_json(cls, data: bytes) -> Self:
+        """Read leniently. Raises DataError when it is not JSON."""
+        return cls(**known_fields(cls, _parsed(data, DETAILS_FILE)))
+
+    def to_json(self) -> bytes:
+        """As the file has it."""
+        return canonical_json(self)
+
+
+@dataclass(frozen=True)
+class AdapterConfig:
+    """`adapter_config.json` of a committed adapter: what it is, for people who have neither the run's settings nor its data."""
+
+    base_model: Mapping[str, Any]
+    """The settings `backbone.*`, and the architecture's name."""
+    base_model_digest: str
+    task: TaskSpec
+    method: str
+    settings: Mapping[str, Any]
+    """Of the method."""
+    sees: tuple[str, ...]
+    """Keys of the earlier adapters it draws on, in bank order."""
+    format: str = ADAPTER_FORMAT
+
+    @classmethod
+    def from_json(cls, data: bytes, what: str) -> Self:
+        """Fields that this version does not know are passed over. `what`: the file's name, for messages.
+
+        Raises:
+            DataError: it is not JSON, of another format, or a field is missing or of another type.
+        """
+        raw = _parsed(data, what)
+        if not isinstance(raw, dict) or raw.get("format") != ADAPTER_FORMAT:
+            raise DataError(f"{what} is not of the format {ADAPTER_FORMAT!r}.", fix="Another version of atlas-dist wrote it.")
+        task = raw.get("task")
+        if isinstance(task, dict):
+            raw["task"] = _only_fields(TaskSpec, task)
+        return from_json(cls, _only_fields(cls, raw))
+
+    def to_json(self) -> bytes:
+        """As the file has it."""
+        return canonical_json(self)
+
+
+def _only_fields(kind: Any, raw: Mapping[str, Any]) -> dict[str, Any]:
+    return {f.name: raw[f.name] for f in fields(kind) if f.name in raw}
+
+
+def _parsed(data: bytes, what: str) -> Any:
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{what} is not JSON: {error}.") from error
