@@ -164,7 +164,12 @@ class RunSession:
 
 
 def _where_time_went(report: Report, wall: float) -> RunEnded:
-    stages = [s for q in report.facts.sequences for t in (*q.upstream, *q.downstream) for s in t.stages]
-    stepping, waiting = (sum(s.metrics["seconds"].get(key, 0.0) for s in stages) for key in ("stepping", "waiting"))
-    later = sorted(s.metrics["seconds"].get("setup", 0.0) for s in stages)[:-1]
-    return RunEnded(report.facts.run, wall, stepping, waiting, later[len(later) // 2] if later else None)
+    spent = [s.result.seconds for q in report.facts.sequences for t in (*q.upstream, *q.downstream) for s in t.stages]
+    later = sorted(took.setup for took in spent)[:-1]
+    return RunEnded(
+        run=report.facts.run,
+        seconds=wall,
+        stepping=sum(took.stepping for took in spent),
+        waiting=sum(took.waiting for took in spent),
+        setup=later[len(later) // 2] if later else None,
+    )

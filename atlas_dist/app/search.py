@@ -17,6 +17,7 @@ from atlas_dist.compose import compose_config, row_name
 from atlas_dist.config import RunConfig, check_rows
 from atlas_dist.core.keys import digest_of
 from atlas_dist.core.plan import Plan
+from atlas_dist.core.results import TrainResult
 from atlas_dist.core.search import KINDS, Rung, Space, Trial, draw, ranked, rungs, space_of, survivors
 from atlas_dist.core.types import Stage
 from atlas_dist.errors import ConfigError, TrainingError
@@ -162,7 +163,7 @@ class Search:
             (task,) = [t for t in (*sequence.upstream, *sequence.downstream) if t.task == self.task]
             keys = [key for key in task.stages if (s := plan.jobs[key].stage) is not None and s.stage is self.stage]
             refs = [state.job(key).committed for key in keys]
-            found[sequence.variant] += [float(ref.metrics["score"]) for ref in refs if ref is not None]
+            found[sequence.variant] += [TrainResult.of(ref).score for ref in refs if ref is not None]
         if not all(found.values()):
             raise TrainingError(
                 f"No score of {self.task} {self.stage.value} in run {rung.config.run}.", fix="`atlas-dist logs` has why."

@@ -6,15 +6,15 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
 
 from atlas_dist.app.composed import ComposedRun, Settings, compose_run
 from atlas_dist.app.process import restored_process
 from atlas_dist.core.ledger import Entry, RunState
 from atlas_dist.core.pace import seconds_left
 from atlas_dist.core.plan import Plan
+from atlas_dist.core.results import TrainResult, result_of
 from atlas_dist.core.schedule import Frontier
-from atlas_dist.core.types import JobKind, View
+from atlas_dist.core.types import JobKind
 from atlas_dist.errors import AtlasError
 from atlas_dist.runs.heartbeat import Heartbeat, PoolHeartbeat, read_heartbeat
 from atlas_dist.runs.status import CoordinatorRole, RunStatus, TaskLine, load_run, missing_parents, status_of, task_lines
@@ -114,7 +114,6 @@ def _job(
     plan: Plan, state: RunState, key: str, steps: Mapping[str, tuple[int, int]], points: Mapping[str, Sequence[Point]]
 ) -> JobStanding:
     now, job = state.job(key), plan.jobs[key]
-    metrics: Mapping[str, Any] = now.committed.metrics if now.committed else {}
     step, total = steps.get(now.running.id, (0, 0)) if now.running else (0, 0)
     curve = points.get(now.running.id, ()) if now.running else ()
     return JobStanding(
@@ -126,7 +125,7 @@ def _job(
         steps=total,
         curve={"step": curve[-1].step, **curve[-1].values} if curve else {},
         seconds_left=seconds_left([(point.at, point.step) for point in curve], total) if total else None,
-        score=metrics.get("score", metrics.get("views", {}).get(View.TASK.value, {}).get("score")),
+        score=result_of(now.committed).known_score if now.committed else None,
         adopted_from=now.adopted_from,
         waits_for=tuple(missing_parents(plan, state, key)),
         failure=now.failure.reason if now.failure else "",
@@ -159,8 +158,9 @@ def _seconds_left(plan: Plan, state: RunState) -> float | None:
         if job.kind is not JobKind.TRAIN:
             continue
         if ref is not None:
-            seconds += float(ref.metrics.get("seconds", {}).get("training", 0.0))
-            steps += float(ref.metrics.get("steps", 0))
+            result = TrainResult.of(ref)
+            seconds += result.seconds.training
+            steps += result.steps
         elif not job.budget.max_steps:
             return None
         else:

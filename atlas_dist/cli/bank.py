@@ -18,6 +18,7 @@ from atlas_dist.cli.bank_tidy import gc, prune
 from atlas_dist.cli.words import Overrides, composed
 from atlas_dist.config import RunConfig
 from atlas_dist.core.keys import SHORT
+from atlas_dist.core.results import TrainResult
 from atlas_dist.errors import ConfigError, DataError
 from atlas_dist.runs.stores import open_run_store, shards_if_there
 from atlas_dist.store import ObjectStore
@@ -83,7 +84,7 @@ def log(overrides: Overrides = None) -> None:
     _, _, bank = _open(overrides)
     out = standard_console()
     for e in bank.learnt.values():
-        seconds = e.ref.metrics.get("seconds", {}).get("training", 0.0)
+        seconds = TrainResult.of(e.ref).seconds.training
         made = f"on {' + '.join(_names(bank, e.sees))}" if e.sees else "on the backbone alone"
         origin = f", taken over from run {e.adopted_from}" if e.adopted_from else ""
         out.print(
