@@ -14,7 +14,7 @@
     `-- Paused                exit 8   stopped on request (Ctrl-C, `ray job stop`, `atlas-dist pause`); resumable
 
 A message says what is wrong, the current value, and what to do. `fix` holds the last part so that the command line can set it
-apart; `str(error)` contains both.
+apart; `str(error)` contains both. `retry` tells a machine that starts failed jobs again (KubeRay) whether that can help.
 """
 
 from __future__ import annotations
@@ -28,43 +28,51 @@ class AtlasError(Exception):
     Args:
         message: what is wrong and the current value.
         fix: what the user can do about it (one sentence), or "" when there is nothing to advise.
+        retry: whether the same command may do better when a machine starts it again; None = what is usual for this kind of
+            error (`usually_retried`).
     """
 
     exit_code: ClassVar[int] = 1
+    usually_retried: ClassVar[bool] = True
+    """A wrong setting stays wrong however often it is tried; a store or a node that was away comes back."""
 
-    def __init__(self, message: str, *, fix: str = "") -> None:
+    def __init__(self, message: str, *, fix: str = "", retry: bool | None = None) -> None:
         super().__init__(message, fix)
         self.message = message
         self.fix = fix
+        self.retry = self.usually_retried if retry is None else retry
 
     def __str__(self) -> str:
         return f"{self.message} {self.fix}".strip() if self.fix else self.message
 
     def __reduce__(self) -> tuple[object, ...]:
-        # Exceptions cross process borders (Ray pickles them): keep the keyword argument.
-        return (_rebuild, (type(self), self.message, self.fix))
+        # Exceptions cross process borders (Ray pickles them): keep the keyword arguments.
+        return (_rebuild, (type(self), self.message, self.fix, self.retry))
 
 
-def _rebuild(kind: type[AtlasError], message: str, fix: str) -> AtlasError:
-    return kind(message, fix=fix)
+def _rebuild(kind: type[AtlasError], message: str, fix: str, retry: bool) -> AtlasError:
+    return kind(message, fix=fix, retry=retry)
 
 
 class ConfigError(AtlasError):
     """A setting is unknown, out of range, or does not fit the others."""
 
     exit_code = 2
+    usually_retried = False
 
 
 class DataError(AtlasError):
     """Shards, manifests, raw data or artifacts are missing, damaged or do not match their digest."""
 
     exit_code = 3
+    usually_retried = False
 
 
 class AuthError(AtlasError):
     """Credentials are missing, wrong, or not allowed to do what was asked."""
 
     exit_code = 4
+    usually_retried = False
 
 
 class TrainingError(AtlasError):

@@ -3,11 +3,15 @@ standard library: it must be able to speak on an image that lacks everything."""
 
 from __future__ import annotations
 
+import os
 import platform
+import re
+import shutil
 import sys
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
+from pathlib import Path
 
 from atlas_dist.errors import ConfigError
 
@@ -22,12 +26,10 @@ REQUIRED = {
     "hydra": "hydra-core",
     "boto3": "boto3",
     "pydantic": "pydantic",
-    "torchmetrics": "torchmetrics",
     "google_crc32c": "google-crc32c",
     "simplejpeg": "simplejpeg",
     "PIL": "pillow",
     "numpy": "numpy",
-    "matplotlib": "matplotlib",
     "rich": "rich",
     "typer": "typer",
 }
@@ -73,6 +75,42 @@ def cpu_only() -> bool:
         return version("torch").endswith("+cpu")
     except PackageNotFoundError:
         return True
+
+
+LEAST_DRIVER = {12: 525, 13: 580}
+"""CUDA's major version -> the oldest major version of NVIDIA's driver for Linux that runs it (CUDA's compatibility guide)."""
+_C, _CPP = ("cc", "gcc", "clang"), ("c++", "g++", "clang++")
+
+
+def compiler(*, cpp: bool) -> str:
+    """The C (or C++) compiler that torch.compile would find here; "" when there is none."""
+    named = os.environ.get("CXX" if cpp else "CC", "")
+    return next((found for name in (named, *(_CPP if cpp else _C)) if name and (found := shutil.which(name))), "")
+
+
+def cuda_of_torch() -> str:
+    """The CUDA that torch was built for, as 13.0; "" for none. Asked without importing it."""
+    spec = find_spec("torch")
+    for folder in (spec.submodule_search_locations or ()) if spec else ():
+        with suppress(OSError):
+            found = re.search(r"^cuda\b[^=]*= *'([\d.]+)'", (Path(folder) / "version.py").read_text(), re.MULTILINE)
+            return found[1] if found else ""
+    return ""
+
+
+def nvidia_driver(file: Path = Path("/proc/driver/nvidia/version")) -> str:
+    """The version of the kernel's NVIDIA driver, as 580.65.06; "" when there is none."""
+    try:
+        found = re.search(r"\b(\d{3}\.\d+(?:\.\d+)?)\b", file.read_text())
+    except OSError:
+        return ""
+    return found[1] if found else ""
+
+
+def driver_too_old(driver: str, cuda: str) -> int:
+    """The oldest driver that this CUDA runs on, where `driver` is older; 0 when it is not, or when either is not known."""
+    least = LEAST_DRIVER.get(int(cuda.partition(".")[0] or 0), 0)
+    return least if driver and int(driver.partition(".")[0]) < least else 0
 
 
 def complaint(packages: list[str], where: str) -> str:

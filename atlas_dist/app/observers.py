@@ -22,14 +22,18 @@ from atlas_dist.app.events import (
     SplitPacked,
     WorkersStarting,
 )
-from atlas_dist.app.show import duration, show_packed, show_report, standard_console
+from atlas_dist.app.show import show_packed, show_report, standard_console
 from atlas_dist.config import RunConfig
 from atlas_dist.coordinator.dispatch import AttemptProgress
-from atlas_dist.core.pace import seconds_left
+from atlas_dist.coordinator.pool import Waiting
+from atlas_dist.coordinator.service import Snapshot
+from atlas_dist.core.pace import duration, seconds_left
 from atlas_dist.logs import LogFormat, log_fields, set_up
 
 PLAIN_EVERY_S = 5.0
 PACKING_EVERY_S = 10.0
+WAITING_FIRST_S, WAITING_MOST_S = 10.0, 600.0
+"""When a pool's waiting is told of first, and the longest silence about it, in seconds."""
 _REMEMBERED = 120
 """Reports of an attempt, about a minute of them, that its pace is judged by."""
 
@@ -57,6 +61,35 @@ class _Paces:
         return seconds_left(seen, progress.total)
 
 
+class _WaitingForRoom:
+    """What is said of pools that wait for nodes: soon after it begins, then ever more rarely, at most every ten minutes."""
+
+    def __init__(self) -> None:
+        self.due: dict[str, float] = {}
+        """Pool -> after how many seconds of waiting it is told again."""
+
+    def news(self, snapshot: Snapshot) -> list[str]:
+        """What is due to be told now."""
+        told = []
+        waiting = {each.pool: each for each in snapshot.waiting}
+        self.due = {pool: due for pool, due in self.due.items() if pool in waiting}
+        for pool, each in waiting.items():
+            if each.since_s < self.due.setdefault(pool, WAITING_FIRST_S):
+                continue
+            self.due[pool] = each.since_s + min(each.since_s, WAITING_MOST_S)
+            told.append(waits(each))
+        return told
+
+
+def waits(waiting: Waiting) -> str:
+    """`waiting for room: 3 of 8 workers, since 88 s`, with the pool's name where that is not the only one's, and why."""
+    pool = "" if waiting.pool == "main" else f"pool {waiting.pool} "
+    short = waiting.fits is not None and waiting.fits < waiting.required_workers
+    what = f"waiting for room: {waiting.fits} of {waiting.workers} workers" if short else f"starting {waiting.workers} workers"
+    why = f" ({waiting.why})" if waiting.why else ""
+    return f"{pool}{what}, since {duration(waiting.since_s)}{why}"
+
+
 class Lines:
     """For people."""
 
@@ -68,6 +101,7 @@ class Lines:
         self.live: Status | None = None
         self.attempts: dict[str, str] = {}
         self.paces = _Paces()
+        self.room = _WaitingForRoom()
 
     def __call__(self, event: Event) -> None:
         """Print what it says."""
@@ -118,8 +152,11 @@ class Lines:
             told.append(f"{job.label if job else attempt} {_pace(progress)}{'' if left is None else f' {duration(left)} left'}")
         text = f"{snapshot.status.committed}/{snapshot.status.total} jobs  {'; '.join(told) or 'starting'}"
         if self.live is not None:
-            self.live.update(text)
-        elif text != self.last_text and told and time.monotonic() - self.last_plain >= PLAIN_EVERY_S:
+            self.live.update("; ".join([text, *map(waits, snapshot.waiting)]))
+            return
+        for news in self.room.news(snapshot):
+            self._print(news)
+        if text != self.last_text and told and time.monotonic() - self.last_plain >= PLAIN_EVERY_S:
             self.last_plain, self.last_text = time.monotonic(), text
             self._print(text)
 
@@ -153,6 +190,7 @@ class Records:
         self.paces = _Paces()
         self.told: dict[str, tuple[float, int]] = {}
         """Attempt -> when it was told of last, and at which step it was."""
+        self.room = _WaitingForRoom()
         self._speak_of(run)
 
     @staticmethod
@@ -182,6 +220,8 @@ class Records:
             log.log(decision.level, "%s", decision.words(event.plan), extra=log_fields(**decision.as_fields(event.plan)))
         if snapshot.status is None:
             return
+        for news in self.room.news(snapshot):
+            log.info("%s", news)
         counts = {"committed": snapshot.status.committed, "jobs": snapshot.status.total}
         now = time.monotonic()
         for attempt, progress in snapshot.progress.items():

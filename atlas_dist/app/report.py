@@ -65,10 +65,11 @@ def write_pages(composed_run: ComposedRun) -> Report:
         compared=compared(plan, state, recall(store, config.run)),
         worker_hour=config.cluster.worker_hour,
     )
-    about, rows = notes(plan, state), compare(measure(plan, state))
-    page = pages.write_report(facts, folder, about)
+    about, measured = notes(plan, state), measure(plan, state)
+    rows = compare(measured)
+    page = pages.write_report(facts, folder, about, measured)
     for row in composed_run.rows if composed_run.swept else ():
-        pages.write_report(of_row(facts, plan, row), folder / row)
+        pages.write_report(of_row(facts, plan, row), folder / row, measured=measured)
     return Report(
         facts=facts,
         rows=rows,

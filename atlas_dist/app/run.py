@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import uuid
 from dataclasses import dataclass
+from pathlib import Path
 
 from atlas_dist.app.composed import ComposedRun, Settings, compose_run
 from atlas_dist.app.events import (
@@ -24,7 +25,7 @@ from atlas_dist.app.process import restored_process
 from atlas_dist.app.report import Report, make_tracker_sync, write_pages
 from atlas_dist.clock import SystemClock
 from atlas_dist.coordinator.coordinator import check_same_run, meaning
-from atlas_dist.coordinator.preflight import check_before_cluster, slow_products
+from atlas_dist.coordinator.preflight import check_before_cluster, check_place, slow_products
 from atlas_dist.coordinator.ray_env import before_ray
 from atlas_dist.core.ledger import RunState
 from atlas_dist.redact import redact_json
@@ -94,6 +95,7 @@ class RunSession:
     def __init__(self, composed_run: ComposedRun, observer: Observer | None, *, quiet: bool = False) -> None:
         self.composed_run, self.config, self.store = composed_run, composed_run.config, composed_run.store
         self.observer = observer or observer_for(self.config, quiet=quiet)
+        check_place(self.config, Path.cwd())  # before the shards are looked for: in a folder of Ray's own there are none
         self.plan = composed_run.plan()
 
     def learn(self) -> bool:

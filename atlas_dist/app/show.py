@@ -49,9 +49,3 @@ def show_packed(split: str, report: PackReport, console: Console) -> None:
     )
     for record, reason in report.unreadable[:_LEFT_OUT_SHOWN]:
         console.print(f"  left out {record}: {reason}", markup=False)
-
-
-def duration(seconds: float) -> str:
-    """For people: `40 s`, `12 min`, `3.5 h`."""
-    minutes = seconds / 60
-    return f"{minutes / 60:.1f} h" if minutes >= 90 else f"{minutes:.0f} min" if minutes >= 2 else f"{seconds:.0f} s"

@@ -20,7 +20,7 @@ from atlas_dist.cli.bank import bank_app
 from atlas_dist.cli.complete import complete_key, complete_word
 from atlas_dist.cli.words import Many, Overrides
 from atlas_dist.core.types import TaskKind
-from atlas_dist.errors import AtlasError, StoreError
+from atlas_dist.errors import AtlasError, ConfigError, StoreError
 from atlas_dist.logs import in_json, log_fields
 from atlas_dist.redact import redact
 
@@ -107,11 +107,18 @@ def logs(
     last: Annotated[int, typer.Option("--last", "-n", help="The newest so many; 0 = all.", min=0)] = 0,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what comes.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="The ledger's own JSON, an entry a line.")] = False,
+    attempt: Annotated[
+        str, typer.Option(help="What the workers of an attempt said: the beginning of its id, or a word of its job's label.")
+    ] = "",
+    driver: Annotated[bool, typer.Option("--driver", help="What the drivers said, each start of the run apart.")] = False,
     many: Many = False,
 ) -> None:
     """What was decided in a run, and why: its ledger in words, from the store."""
-    from atlas_dist.cli.logs import show_logs
+    from atlas_dist.cli.logs import show_logs, show_tails
 
+    if attempt or driver:
+        show_tails(overrides, attempt=attempt, driver=driver, last=last, as_json=as_json, many=many)
+        return
     show_logs(overrides, last=last, follow=follow, as_json=as_json, many=many)
 
 
@@ -193,6 +200,42 @@ def compare(
     from atlas_dist.cli.compare import compare_runs
 
     compare_runs(runs, out, _console())
+
+
+@app.command()
+def manifest(
+    overrides: Overrides = None,
+    image: Annotated[
+        str, typer.Option(help="With its tag: REGISTRY/atlas-dist:0.1.0-cuda", envvar="ATLAS_IMAGE", show_default=False)
+    ] = "",
+    name: Annotated[str, typer.Option(help="Of the RayJob; left out = the run's.")] = "",
+    namespace: Annotated[str, typer.Option(help="Where the administrator's part was applied.")] = "atlas-dist",
+    per_pod: Annotated[int, typer.Option(help="Workers a pod; 0 = full nodes of eight GPUs, or one.", min=0)] = 0,
+    memory: Annotated[int, typer.Option(help="GiB a worker; 0 = 4 on CPUs, 32 with a GPU.", min=0)] = 0,
+    part: Annotated[
+        list[str] | None,
+        typer.Option("--with", help="A component of cluster/kuberay/components, as spot-gke or efa; repeatable."),
+    ] = None,
+    queue: Annotated[str, typer.Option(help="Of Kueue or Volcano.")] = "",
+    pull_secret: Annotated[str, typer.Option(help="For a private registry.")] = "",
+    schedule: Annotated[str, typer.Option(help="Start it again and again, as cron says it: '0 3 * * *'.")] = "",
+    many: Many = False,
+) -> None:
+    """Write the RayJob of a run for Kubernetes: its workers, GPUs, bucket and image."""
+    from atlas_dist.cli.manifest import Place, write_manifest
+
+    place = Place(
+        image=image,
+        namespace=namespace,
+        name=name,
+        per_pod=per_pod,
+        memory=memory,
+        parts=tuple(part or ()),
+        queue=queue,
+        pull_secret=pull_secret,
+        schedule=schedule,
+    )
+    write_manifest(overrides, place, many=many)
 
 
 def _request_command(name: str, about: str) -> Callable[..., None]:
@@ -325,7 +368,13 @@ def main() -> NoReturn:
         sys.exit(0)
     except AtlasError as error:
         _tell(error)
+        if not error.retry:
+            _not_again()
         sys.exit(error.exit_code)
+    except SystemExit as ended:
+        if ended.code == ConfigError.exit_code:  # a command line that cannot be read
+            _not_again()
+        raise
     except KeyboardInterrupt:
         if in_json():
             logging.getLogger("atlas_dist.cli").warning("interrupted")
@@ -342,6 +391,13 @@ def main() -> NoReturn:
     except Exception as error:
         _tell(AtlasError(f"This should not have happened: {type(error).__name__}: {str(error)[:500]}", fix=_REPORT), error)
         sys.exit(AtlasError.exit_code)
+
+
+def _not_again() -> None:
+    """Where a machine starts failed runs again: end so that it does not."""
+    from atlas_dist.coordinator.ray_job import stop_own_job
+
+    stop_own_job()
 
 
 def _what_failed(error: OSError) -> str:

@@ -8,6 +8,7 @@ import yaml
 
 from atlas_dist.app.show import show_report, standard_console
 from atlas_dist.choices import groups
+from atlas_dist.cli.driver_log import kept_driver_log
 from atlas_dist.cli.words import composed, spoken
 from atlas_dist.runs.requests import RequestKind
 
@@ -16,7 +17,9 @@ def run_experiment(overrides: list[str] | None, *, quiet: bool = False, many: bo
     """Plan, run, report. Raises whatever ended the run."""
     from atlas_dist.app.run import run
 
-    run(spoken(overrides, many=many), quiet=quiet)
+    composed_run = spoken(overrides, many=many)
+    with kept_driver_log(composed_run.config):
+        run(composed_run, quiet=quiet)
 
 
 def pack_and_run(overrides: list[str]) -> None:

@@ -12,9 +12,10 @@ import typer
 from rich.console import Console
 
 from atlas_dist.app.composed import compose_run
-from atlas_dist.app.show import duration, standard_console
+from atlas_dist.app.show import standard_console
 from atlas_dist.app.status import Standing, status
 from atlas_dist.cli.logs import line
+from atlas_dist.core.pace import duration
 
 SILENT_S = 60.0
 """Seconds without a heartbeat after which a coordinator is called silent; it beats every few seconds."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
@@ -53,26 +54,29 @@ class PackConfig(Section):
     """Share of the records that may be unreadable; beyond it no manifest is written."""
 
 
-class StoreConfig(Section):
+class PlaceConfig(Section):
+    """A local folder or a bucket."""
+
+    url: str
+    """A local folder, `file:///…` or `s3://bucket/prefix`."""
+    endpoint_url: str = ""
+    """Address of an S3-compatible server; "" = AWS."""
+    region: str = ""
+    """AWS region; "" = the SDK's own default chain."""
+
+
+class StoreConfig(PlaceConfig):
     """Where durable state lies."""
 
     url: str = "demo-run/store"
     """A local folder, `file:///…` or `s3://bucket/prefix`."""
-    endpoint_url: str = ""
-    """Address of an S3-compatible server; "" = AWS."""
-    region: str = ""
-    """AWS region; "" = the SDK's own default chain."""
 
 
-class ShardsConfig(Section):
+class ShardsConfig(PlaceConfig):
     """Where the packed data lie: `<url>/<dataset>/<split>/manifest.json` and its tars."""
 
     url: str = "demo-run/shards"
     """A local folder, `file:///…` or `s3://bucket/prefix`."""
-    endpoint_url: str = ""
-    """Address of an S3-compatible server; "" = AWS."""
-    region: str = ""
-    """AWS region; "" = the SDK's own default chain."""
     buffer_mb: int = Field(default=256, ge=1)
     """Megabytes of shards one worker may hold in memory."""
     max_bad_samples: int = Field(default=16, ge=0)
@@ -177,6 +181,11 @@ class BudgetConfig(Section):
     validations: int | None = Field(default=None, ge=1)
     """How often a stage is validated, evenly spaced, the last at its end; the best state is kept."""
 
+    @classmethod
+    def declared(cls) -> dict[str, Any]:
+        """What `Budget` declares, without what is off there: the top of the levels."""
+        return {f.name: f.default for f in fields(Budget) if f.default}
+
     def over(self, base: Budget) -> Budget:
         """`base` with the fields that are set here replaced."""
         known = {k: v for k, v in self.model_dump().items() if v is not None}
@@ -261,12 +270,18 @@ class TrainConfig(Section):
     """Score a task that was just learnt once more without each of its adapters."""
     threads: int = Field(default=1, ge=1)
     """CPU threads a worker computes with."""
-    budget: BudgetConfig = BudgetConfig()
+    budget: BudgetConfig = BudgetConfig(**BudgetConfig.declared())
     """Of both stages of every task; a task's own budgets go over it."""
     stage1: BudgetConfig = BudgetConfig()
     """Of every stage one, over `train.budget`."""
     stage2: BudgetConfig = BudgetConfig()
     """Of every stage two, over `train.budget`."""
+
+    @field_validator("budget", mode="before")
+    @classmethod
+    def _over_the_declared(cls, given: object) -> object:
+        """A ledger names every value of the run's budget, given or declared (coordinator/expand.py, specification)."""
+        return {**BudgetConfig.declared(), **given} if isinstance(given, Mapping) else given
 
 
 class PoolConfig(Section):

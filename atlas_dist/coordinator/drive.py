@@ -11,6 +11,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -51,10 +52,11 @@ def drive(config: RunConfig, plan: Plan, spec: Mapping[str, Any], on_snapshot: O
         threads = [threading.Thread(target=runner.run, name=runner.group.name, daemon=True) for runner in runners]
         for thread in threads:
             thread.start()
+        told = _Told()
         try:
-            last = _follow(actor, runners, on_snapshot)
+            last = _follow(actor, runners, on_snapshot, told)
         except KeyboardInterrupt:
-            last = _stop(actor, runners, on_snapshot)
+            last = _stop(actor, runners, on_snapshot, told)
         except RayActorError as error:
             raise TrainingError(
                 f"The coordinator of run {config.run} died: {str(error).splitlines()[0]}",
@@ -90,12 +92,18 @@ def _hear_signals() -> None:
         signal.signal(signal.SIGTERM, stop)
 
 
-def _follow(actor: Any, runners: Sequence[PoolRunner], on_snapshot: OnSnapshot) -> Snapshot:
+@dataclass
+class _Told:
+    """How many decisions the watcher has been told of: none of them twice, also when a stop interrupts the telling."""
+
+    decisions: int = 0
+
+
+def _follow(actor: Any, runners: Sequence[PoolRunner], on_snapshot: OnSnapshot, told: _Told) -> Snapshot:
     """Look until the coordinator has ended, or the pool can't go on."""
-    seen = 0
     while True:
-        snapshot: Snapshot = ray.get(actor.snapshot.remote(seen))
-        seen += len(snapshot.decisions)
+        snapshot: Snapshot = ray.get(actor.snapshot.remote(told.decisions))
+        told.decisions += len(snapshot.decisions)
         on_snapshot(snapshot)
         if snapshot.over:
             return snapshot
@@ -106,6 +114,6 @@ def _follow(actor: Any, runners: Sequence[PoolRunner], on_snapshot: OnSnapshot) 
         time.sleep(POLL_EVERY_S)
 
 
-def _stop(actor: Any, runners: Sequence[PoolRunner], on_snapshot: OnSnapshot) -> Snapshot:
+def _stop(actor: Any, runners: Sequence[PoolRunner], on_snapshot: OnSnapshot, told: _Told) -> Snapshot:
     ray.get(actor.stop.remote())
-    return _follow(actor, runners, on_snapshot)
+    return _follow(actor, runners, on_snapshot, told)

@@ -7,7 +7,8 @@ No Ray here, so that it can be tested with threads alone. A *group* is one life 
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from atlas_dist.coordinator.dispatch import AttemptProgress, Capacity, Event, Failed, Finished, Lost, Pool
@@ -22,6 +23,23 @@ class Lease:
     go_home: bool = False
 
 
+@dataclass(frozen=True)
+class Waiting:
+    """A pool whose workers are yet to come, or to come back."""
+
+    pool: str
+    workers: int
+    """How many it asks for."""
+    required_workers: int
+    """How many it would begin with."""
+    since_s: float
+    """For how long by now."""
+    why: str = ""
+    """Why the workers before them went; "" when there were none."""
+    fits: int | None = None
+    """For how many of them the nodes that are up have room; None = not looked at yet."""
+
+
 @dataclass
 class PoolState:
     """One pool: who sits there, what waits for it, what it is doing."""
@@ -34,6 +52,10 @@ class PoolState:
     running: str = ""
     leaving: str = ""
     """Why the group is being sent away to make room for another; "" = it is not."""
+    vacant_since: float | None = None
+    """When the last of its workers went, or when the pool began to wait for its first; None = somebody sits there."""
+    left: str = ""
+    """Why the workers before went."""
 
     @property
     def standing(self) -> str:
@@ -42,6 +64,8 @@ class PoolState:
             return "waits for workers"
         if self.leaving:
             return f"makes room for other workers: {self.leaving}"
+        if self.vacant_since is not None:
+            return f"waits for workers: {self.left}"
         return "works" if self.running else "idle"
 
     @property
@@ -55,9 +79,11 @@ class PoolDispatcher:
 
     Args:
         worker groups: the pools.
+        now: seconds that never run backwards.
     """
 
     worker_groups: Sequence[WorkerGroupSpec]
+    now: Callable[[], float] = time.monotonic
     _pools: dict[str, PoolState] = field(init=False)
     _events: list[Event] = field(default_factory=list, init=False)
     _ended: set[str] = field(default_factory=set, init=False)
@@ -65,7 +91,7 @@ class PoolDispatcher:
     _closing: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
-        self._pools = {spec.name: PoolState(spec, spec.required_workers) for spec in self.worker_groups}
+        self._pools = {spec.name: PoolState(spec, spec.required_workers, vacant_since=self.now()) for spec in self.worker_groups}
         self._changed = threading.Condition()
 
     # --- the coordinator's side -------------------------------------------------------------------------------------------------
@@ -123,6 +149,23 @@ class PoolDispatcher:
         with self._changed:
             return bool(self._pools[pool].leaving) and not self._closing
 
+    def waiting(self) -> tuple[Waiting, ...]:
+        """The pools that have no workers now."""
+        with self._changed:
+            return tuple(
+                Waiting(name, state.spec.workers, state.spec.required_workers, self.now() - state.vacant_since, state.left)
+                for name, state in self._pools.items()
+                if state.vacant_since is not None and not self._closing
+            )
+
+    def vacated(self, pool: str, group: str, reason: str) -> None:
+        """The place that `group` worked in is gone: whoever looks is told that the pool waits. What it was doing is lost when the
+        next group comes, as ever: its own last word may be on its way."""
+        with self._changed:
+            state = self._pools[pool]
+            if state.group == group and state.vacant_since is None:
+                state.vacant_since, state.left = self.now(), reason
+
     def close(self) -> None:
         """Send every group home, and stop what runs at its next report (a checkpoint is saved first)."""
         with self._changed:
@@ -138,9 +181,13 @@ class PoolDispatcher:
             if state.group != group:
                 self._replaced(state, "the pool's workers were started again")
                 state.group, state.world, state.leaving = group, world or state.spec.workers, ""
+            if not state.leaving:
+                state.vacant_since, state.left = None, ""
             if not self._closing and not state.leaving and state.waiting is None:
                 self._changed.wait(wait_s)
             if self._closing or state.leaving or state.group != group:
+                if state.leaving and state.group == group:
+                    state.vacant_since, state.left = self.now(), state.leaving
                 return Lease(go_home=True)
             if state.waiting is None:
                 return Lease()
@@ -175,6 +222,7 @@ class PoolDispatcher:
             state = self._pools[pool]
             self._replaced(state, reason)
             state.group, state.world = "", state.spec.required_workers
+            state.vacant_since, state.left = self.now(), reason
 
     def _replaced(self, state: PoolState, reason: str) -> None:
         if state.running:

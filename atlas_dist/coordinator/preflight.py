@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from atlas_dist.config import Precision, RunConfig
@@ -16,6 +16,7 @@ from atlas_dist.core.types import Work
 from atlas_dist.data.manifest import read_manifest
 from atlas_dist.errors import AuthError, ConfigError, DataError, StoreError
 from atlas_dist.model.flops import cpu_multiplies_bf16
+from atlas_dist.packages import compiler
 from atlas_dist.runs.stores import open_run_store, open_shards
 from atlas_dist.store import ObjectStore
 from atlas_dist.store.doctor import examine
@@ -36,18 +37,40 @@ def check_before_cluster(config: RunConfig, plan: Plan) -> None:
         AuthError, StoreError: the store does not answer, or can't be trusted with a ledger.
     """
     check_place(config, Path.cwd())
+    check_compiler_here(config)
     check_shards(plan, open_shards(config), max(g.workers for g in config.worker_groups if g.takes - {Work.EVALUATION}))
     check_store(config)
 
 
 def check_place(config: RunConfig, working_folder: Path) -> None:
-    """Refuse to keep what is learnt in the folder that Ray unpacked for this job."""
-    url = config.store.url
-    if UNPACKED_BY_RAY in str(working_folder) and "://" not in url and Path(url).is_relative_to(working_folder):
-        raise ConfigError(
-            f"store.url={url} lies in the folder that Ray unpacked for this job and deletes after it.",
-            fix="Set store=s3 store.url=s3://bucket/prefix, or an absolute folder that every node shares.",
-        )
+    """Refuse to keep what is learnt, or to look for data, in the folder that Ray unpacked for this job. Raises ConfigError."""
+    if UNPACKED_BY_RAY not in str(working_folder):
+        return
+    for name, url, why in (
+        ("store", config.store.url, "and deletes after it"),
+        ("shards", config.shards.url, "where no shards are; it is deleted after the job"),
+    ):
+        if "://" not in url and (working_folder / url).is_relative_to(working_folder):
+            raise ConfigError(
+                f"{name}.url={url} lies in the folder that Ray unpacked for this job, {why}.",
+                fix=f"Set {name}=s3 {name}.url=s3://bucket/prefix, or an absolute folder that every node shares.",
+            )
+
+
+def check_compiler_here(config: RunConfig) -> None:
+    """`train.compile` on this machine needs a compiler. What a cluster's nodes have is looked at there. Raises ConfigError."""
+    on_gpu = bool(config.cluster.gpus_per_worker)
+    if config.train.compile and config.cluster.address == LOCAL and not compiler(cpp=not on_gpu):
+        raise no_compiler(["this machine"], on_gpu=on_gpu)
+
+
+def no_compiler(where: Sequence[str], *, on_gpu: bool) -> ConfigError:
+    """What to say where `train.compile` finds no compiler."""
+    kind, package = ("C", "gcc") if on_gpu else ("C++", "g++")
+    return ConfigError(
+        f"train.compile=true needs a {kind} compiler, and there is none on {', '.join(where)}.",
+        fix=f"Install {package} there (the cuda image has gcc, the cpu image no compiler), or set train.compile=false.",
+    )
 
 
 def check_shards(plan: Plan, shards: ObjectStore, workers: int) -> None:

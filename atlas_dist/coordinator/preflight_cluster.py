@@ -12,9 +12,10 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 from atlas_dist.config import ClusterConfig
-from atlas_dist.coordinator.preflight import new_probe_id
+from atlas_dist.coordinator.preflight import new_probe_id, no_compiler
 from atlas_dist.core.types import WorkerGroupSpec
 from atlas_dist.errors import ConfigError, StoreError
+from atlas_dist.packages import driver_too_old
 from atlas_dist.store import ObjectStore
 
 _SLACK = 1e-6
@@ -48,6 +49,14 @@ class NodeReport:
     """Why it cannot reach the store; "" when it can."""
     silent: str = ""
     """Why nobody could look there; "" when somebody did."""
+    driver: str = ""
+    """Version of NVIDIA's driver; "" when there is none."""
+    cuda: str = ""
+    """The CUDA that torch was built for; "" when it was built without."""
+    compiles_c: bool = True
+    """There is a C compiler, which torch.compile needs on a GPU."""
+    compiles_cpp: bool = True
+    """There is a C++ compiler, which torch.compile needs on a CPU."""
 
 
 def check_resources(nodes: Sequence[NodeResources], config: ClusterConfig, worker_groups: Sequence[WorkerGroupSpec]) -> None:
@@ -96,6 +105,13 @@ def _place(group: WorkerGroupSpec, nodes: Sequence[NodeResources], left: list[in
     )
 
 
+def workers_that_fit(nodes: Sequence[NodeResources], config: ClusterConfig, group: WorkerGroupSpec, taken: int = 0) -> int:
+    """For how many of the worker group's workers the nodes have room, beside `taken` workers of other worker groups; at most for
+    all of them. What other programs of the cluster use is not known here."""
+    held = sum(node.holds(config) for node in nodes if has_labels(node.labels, group.labels))
+    return max(0, min(group.workers, held - taken))
+
+
 def has_labels(labels: Mapping[str, str], wanted: Mapping[str, str]) -> bool:
     """Whether a node satisfies a selector (`PoolConfig.labels`); a label that a node lacks is not any value."""
     return all(_one_of(labels.get(key), value) for key, value in wanted.items())
@@ -111,12 +127,13 @@ def _said(labels: Mapping[str, str]) -> str:
     return ", ".join(f"{key}={value}" for key, value in labels.items())
 
 
-def check_nodes(reports: Iterable[NodeReport], here: NodeReport, *, gpus: bool = False) -> None:
+def check_nodes(reports: Iterable[NodeReport], here: NodeReport, *, gpus: bool = False, compiles: bool = False) -> None:
     """Refuse nodes that could not do the work. All of them are named at once, so that one submission finds every fault.
 
     Args:
         here: the driver's own view, which the others must match.
         gpus: workers are to compute on GPUs.
+        compiles: they are to use torch.compile.
 
     Raises:
         ConfigError: no process of ours comes up there; a package is missing, has another version than here, or was built without
@@ -129,6 +146,7 @@ def check_nodes(reports: Iterable[NodeReport], here: NodeReport, *, gpus: bool =
         raise ConfigError(
             f"No process of ours comes up on every node. {'; '.join(silent)}",
             fix="Look at Ray's logs there: the network between the nodes, room for the working folder, the image.",
+            retry=True,  # a node that was slow or away; on another set of nodes the same command may pass
         )
     lacking = [f"{report.name} lacks {', '.join(report.missing)}" for report in reports if report.missing]
     if lacking:
@@ -139,6 +157,16 @@ def check_nodes(reports: Iterable[NodeReport], here: NodeReport, *, gpus: bool =
             f"cluster.gpus_per_worker is set, but torch was built without CUDA on {', '.join(blind)}.",
             fix="Use the CUDA image (Dockerfile, target cuda) there.",
         )
+    old = [(report, least) for report in reports if gpus and (least := driver_too_old(report.driver, report.cuda))]
+    if old:
+        named = ", ".join(f"{report.name} has {report.driver}" for report, _ in old)
+        raise ConfigError(
+            f"torch was built for CUDA {old[0][0].cuda}, which needs NVIDIA's driver {old[0][1]} or newer; {named}.",
+            fix="Update the driver on those nodes (GPU operator: driver.version), or build the image with an older torch.",
+        )
+    lacking = [report.name for report in reports if compiles and not (report.compiles_c if gpus else report.compiles_cpp)]
+    if lacking:
+        raise no_compiler(lacking, on_gpu=gpus)
     mine = dict(here.versions)
     other = [
         f"{report.name} has {name} {have or 'not at all'}, the driver {mine[name]}"

@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import ray
@@ -13,8 +14,9 @@ import ray
 from atlas_dist.config import RunConfig
 from atlas_dist.coordinator.dispatch import AttemptProgress
 from atlas_dist.coordinator.pool import Lease, PoolDispatcher
+from atlas_dist.coordinator.preflight_cluster import workers_that_fit
 from atlas_dist.coordinator.ray_metrics import RunMetrics
-from atlas_dist.coordinator.ray_probe import draining, nodes_of
+from atlas_dist.coordinator.ray_probe import draining, node_resources, nodes_of, stands
 from atlas_dist.coordinator.service import RunService, Snapshot
 from atlas_dist.core.plan import Plan
 from atlas_dist.core.types import Failure
@@ -36,22 +38,37 @@ class CoordinatorActor:
         self.dispatcher = PoolDispatcher(config.worker_groups)
         self.placements: dict[str, tuple[str, str]] = {}
         """Pool -> its group of workers and the placement group that it lives in."""
+        self.config = config
+        self.fitting: dict[str, int] = {}
+        """Pool that waits -> for how many of its workers there is room."""
         self.service = RunService(config, plan, spec, self.dispatcher)
         self.thread = threading.Thread(target=self.service.run, name="coordinator", daemon=True)
         self.thread.start()
         threading.Thread(target=self._watch_draining, name="drain-watch", daemon=True).start()
 
     def _watch_draining(self) -> None:
-        """Send groups away from nodes that are about to go, so that they save a checkpoint while they can."""
+        """Send groups away from nodes that are about to go, so that they save a checkpoint while they can; see for what the pools
+        without workers wait."""
         while True:
             time.sleep(DRAIN_CHECK_S)
             try:
+                self._look_for_room()
                 going = draining()
                 for pool, (group, placement_group) in list(self.placements.items()) if going else ():
                     if going & nodes_of(placement_group):
                         self.dispatcher.leave(pool, group, "a node of the group is being drained")
             except Exception as error:  # the cluster's head may be away for a moment; a notice missed is a node lost, no more
                 log.warning("draining nodes could not be asked for: %s", error)
+
+    def _look_for_room(self) -> None:
+        for pool, (group, placement_group) in list(self.placements.items()):
+            if placement_group and not stands(placement_group):
+                self.dispatcher.vacated(pool, group, "a node of the group was lost, or a worker of it")
+        waiting = {each.pool: each for each in self.dispatcher.waiting()}
+        nodes = node_resources() if waiting else []
+        worker_groups = {group.name: group for group in self.config.worker_groups}
+        taken = sum(group.workers for name, group in worker_groups.items() if name not in waiting)
+        self.fitting = {name: workers_that_fit(nodes, self.config.cluster, worker_groups[name], taken) for name in waiting}
 
     def lease(self, pool: str, group: str, world: int, placement_group: str) -> Lease:
         """A job for this group of `world` workers, which live in the placement group `placement_group`; waits a little for
@@ -93,4 +110,5 @@ class CoordinatorActor:
         snapshot = self.service.snapshot(after)
         if snapshot.status is not None:
             self.metrics.status(snapshot.status)
-        return snapshot
+        waiting = tuple(replace(each, fits=self.fitting.get(each.pool)) for each in snapshot.waiting)
+        return replace(snapshot, waiting=waiting)

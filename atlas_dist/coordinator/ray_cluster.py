@@ -11,6 +11,7 @@ import ray
 
 from atlas_dist.config import ClusterConfig
 from atlas_dist.coordinator.preflight_cluster import check_resources
+from atlas_dist.coordinator.ray_job import job_environment
 from atlas_dist.coordinator.ray_probe import node_resources
 from atlas_dist.core.types import WorkerGroupSpec
 from atlas_dist.errors import ConfigError
@@ -70,11 +71,14 @@ def _connect(config: ClusterConfig, options: dict[str, Any]) -> None:
             if not remaining:
                 first = str(error).splitlines()[0] if str(error) else type(error).__name__
                 advice = {"local": "Is this machine overloaded, or its /tmp full?"}.get(config.address, "Is the cluster up?")
-                raise ConfigError(f"cluster.address={config.address}: Ray does not start: {first}", fix=advice) from error
+                message = f"cluster.address={config.address}: Ray does not start: {first}"
+                raise ConfigError(message, fix=advice, retry=True) from error
 
 
 def _environment(config: ClusterConfig) -> dict[str, str]:
     environment = dict(_WORKER_ENV)
     if config.gpus_per_worker:
         environment["DS_ACCELERATOR"] = "cuda"
-    return environment
+    # Ray refuses a driver that sets a variable which its job has set already; the job's word counts.
+    theirs = job_environment(os.environ)
+    return {name: value for name, value in environment.items() if name not in theirs}

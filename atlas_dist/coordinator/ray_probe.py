@@ -13,7 +13,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from atlas_dist.config import RunConfig
 from atlas_dist.coordinator.preflight_cluster import NodeReport, NodeResources, check_nodes, token
 from atlas_dist.errors import AtlasError
-from atlas_dist.packages import cpu_only, missing, versions
+from atlas_dist.packages import compiler, cpu_only, cuda_of_torch, missing, nvidia_driver, versions
 from atlas_dist.runs.stores import open_run_store
 
 REPORT_S = 300.0
@@ -38,6 +38,11 @@ def nodes_of(placement_group: str) -> frozenset[str]:
     return frozenset(group.get("bundles_to_node_id", {}).values())
 
 
+def stands(placement_group: str) -> bool:
+    """Whether a placement group, by its id, has all its places; one that lost a node is being placed again, or is removed."""
+    return bool(placement_group_table().get(placement_group, {}).get("state") == "CREATED")
+
+
 def check_cluster_nodes(config: RunConfig) -> None:
     """Start a process on every node that may get a worker, and refuse the cluster when one of them could not do the work.
 
@@ -54,7 +59,7 @@ def check_cluster_nodes(config: RunConfig) -> None:
             ray.wait([reference for _, reference in pending], num_returns=len(pending), timeout=REPORT_S)
         reports = [_answer(name, reference) for name, reference in pending]
     here = NodeReport("driver", versions=tuple(versions().items()))
-    check_nodes(reports, here, gpus=bool(config.cluster.gpus_per_worker))
+    check_nodes(reports, here, gpus=bool(config.cluster.gpus_per_worker), compiles=config.train.compile)
 
 
 def _on(node: str) -> Any:
@@ -74,7 +79,18 @@ def _report_from(name: str, place: tuple[str, str, str], seen: str) -> NodeRepor
             open_store(url, options=StoreOptions(endpoint, region)).stat(seen)
         except AtlasError as error:
             trouble = f"{type(error).__name__}: {error.message}"
-    return NodeReport(name, tuple(absent), tuple(versions().items()), cpu_only(), trouble)
+    compilers = {cpp: compiler(cpp=cpp) for cpp in (False, True)}
+    return NodeReport(
+        name,
+        tuple(absent),
+        tuple(versions().items()),
+        cpu_only(),
+        trouble,
+        driver=nvidia_driver(),
+        cuda=cuda_of_torch(),
+        compiles_c=bool(compilers[False]),
+        compiles_cpp=bool(compilers[True]),
+    )
 
 
 def _answer(name: str, reference: Any) -> NodeReport:

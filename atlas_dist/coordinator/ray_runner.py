@@ -52,7 +52,7 @@ class PoolRunner:
                 if ray.get(self.actor.snapshot.remote()).over:
                     return
             raise TrainingError(
-                f"The workers' controller died {FIT_TRIES} times.", fix="See the logs of Ray; `status` shows the run."
+                f"The workers' controller died {FIT_TRIES} times.", fix="Ray's logs, and `atlas-dist logs --attempt ID`, say why."
             )
         except BaseException as error:  # handed to the main thread, which raises it
             self.error = error

@@ -15,7 +15,7 @@ from typing import Any
 from atlas_dist.config import RunConfig
 from atlas_dist.coordinator.coordinator import Coordinator, CoordinatorSettings
 from atlas_dist.coordinator.dispatch import AttemptProgress
-from atlas_dist.coordinator.pool import PoolDispatcher
+from atlas_dist.coordinator.pool import PoolDispatcher, Waiting
 from atlas_dist.core.plan import Plan
 from atlas_dist.errors import AtlasError
 from atlas_dist.logs import log_fields
@@ -75,6 +75,8 @@ class Snapshot:
     """attempt -> its newest report"""
     decisions: tuple[Decision, ...] = ()
     """Those after the number that was asked for."""
+    waiting: tuple[Waiting, ...] = ()
+    """Pools that have no workers now."""
 
 
 class RunService:
@@ -160,6 +162,7 @@ class RunService:
                 error=self._error,
                 progress={a: p for a, p in self._progress.items() if a in running},
                 decisions=tuple(self._decisions[after:]),
+                waiting=() if self._over else self._dispatcher.waiting(),
             )
 
     def _note(self, event: str, fields: Mapping[str, Any]) -> None:

@@ -37,3 +37,9 @@ def seconds_left(seen: Sequence[tuple[float, int]], total: int) -> float | None:
     if end <= start or end_at <= start_at:
         return None
     return max(total - end, 0) * (end_at - start_at) / (end - start)
+
+
+def duration(seconds: float) -> str:
+    """For people: `40 s`, `12 min`, `3.5 h`."""
+    minutes = seconds / 60
+    return f"{minutes / 60:.1f} h" if minutes >= 90 else f"{minutes:.0f} min" if minutes >= 2 else f"{seconds:.0f} s"

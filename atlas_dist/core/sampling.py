@@ -7,7 +7,7 @@ except which slots of the global batch a rank takes: step s is the same global b
 another size continues the same sequence. Slots past the end are -1 (masked); no sample is ever repeated to fill a batch.
 
 Shuffles sort splitmix64 hashes instead of asking a random generator: the order is arithmetic and stays the same on every version
-of every library. A position in the data is (manifest digest, seed, epoch, step); `epoch` follows from the absolute step.
+of every library. A position in the data is (manifest digest, seed, absolute step); the epoch follows from the step.
 """
 
 from __future__ import annotations
@@ -33,17 +33,6 @@ LANE_BYTES = 512 << 20
 """Lanes are as many as let a single rank, which reads them all, hold two shards of each in this much memory."""
 
 MAX_LANES = 64
-
-
-@dataclass(frozen=True)
-class Position:
-    """Where a run stands in its data. Example: Position(digest="5f…", seed=0, epoch=2, step=471)."""
-
-    digest: str
-    seed: int
-    epoch: int
-    step: int
-    """Absolute optimizer step: the next one to be taken."""
 
 
 @dataclass(frozen=True)
@@ -211,20 +200,20 @@ class Sampler:
         width = self.global_batch // self._shape.lanes
         return self._block[1][:, inner * width : (inner + 1) * width].reshape(-1)
 
-    def rank_at(self, step: int, rank: int, world: int, multiple: int = 1) -> Ordinals:
-        """A rank's slice of the global batch: int64 [b], b = `slots(B, world, multiple)`."""
-        return rank_slice(self.global_at(step), rank, world, multiple)
+    def rank_at(self, step: int, rank: int, world: int) -> Ordinals:
+        """A rank's slice of the global batch: int64 [b], b = `slots(B, world)`."""
+        return rank_slice(self.global_at(step), rank, world)
 
     def shards_of(self, ordinals: Ordinals) -> Ordinals:
         """Shard number of each (unmasked) ordinal."""
         return np.searchsorted(self._first, ordinals, side="right").astype(np.int64) - 1
 
-    def rank_shards(self, block: int, rank: int, world: int, multiple: int = 1, from_step: int = 0) -> list[int]:
+    def rank_shards(self, block: int, rank: int, world: int, from_step: int = 0) -> list[int]:
         """Shards that a rank needs for the rest of a block (from `from_step` on), in the order of their first use."""
         steps = [s for s in self.steps_of(block) if s >= from_step]
         if not steps:
             return []
-        ordinals = np.concatenate([self.rank_at(s, rank, world, multiple) for s in steps])
+        ordinals = np.concatenate([self.rank_at(s, rank, world) for s in steps])
         shards, first_use = np.unique(self.shards_of(ordinals[ordinals >= 0]), return_index=True)
         return [int(s) for s in shards[np.argsort(first_use, kind="stable")]]
 
@@ -277,18 +266,15 @@ def sampler_for(
     seed: int,
     global_batch: int,
     shuffle: bool = True,
-    shots: float = 0.0,
-    only: Sequence[int] | None = None,
+    only: Sequence[int] | Ordinals | None = None,
     lanes: int = 0,
 ) -> Sampler:
     """The sampler of a packed split: selection, shape and order from the manifest. Raises ConfigError, DataError.
 
-    `only`: ordinals to visit, whatever `shots` says.
+    `only`: ordinals to visit, such as `select_shots` gives; None = all.
     """
-    if only is None:
-        labels = manifest.labels() if shots >= 1 else None
-        selected = select_shots(manifest.samples, labels, shots, seed)
-    else:
+    selected: Ordinals | None = None
+    if only is not None:
         selected = np.unique(np.array(only, dtype=np.int64))
         if len(selected) and not 0 <= selected[0] <= selected[-1] < manifest.samples:
             raise DataError(f"Samples up to {selected[-1]} were asked of a split that has {manifest.samples}.")
@@ -302,43 +288,40 @@ def sampler_for(
     return Sampler(names, manifest.counts, seed=seed, global_batch=global_batch, shape=shape, shuffle=shuffle, selected=selected)
 
 
-def slots(global_batch: int, world: int, multiple: int = 1) -> int:
-    """b: slots of a rank's slice, the same on every rank, rounded up to a whole number of micro batches."""
-    return -(-global_batch // (world * multiple)) * multiple
+def slots(global_batch: int, world: int) -> int:
+    """b: slots of a rank's slice, the same on every rank."""
+    return -(-global_batch // world)
 
 
-def rank_slice(batch: Ordinals, rank: int, world: int, multiple: int = 1) -> Ordinals:
-    """Rank `rank`'s fixed slice of a global batch, padded with masked slots to `slots(...)`.
-
-    The slices are ceil(B / world) long before padding, so that the padding to micro batches moves no sample to another rank.
-    """
-    share = -(-len(batch) // world)
+def rank_slice(batch: Ordinals, rank: int, world: int) -> Ordinals:
+    """Rank `rank`'s fixed slice of a global batch, padded with masked slots to `slots(...)`."""
+    share = slots(len(batch), world)
     own = batch[rank * share : (rank + 1) * share]
-    padded = np.full(slots(len(batch), world, multiple), -1, np.int64)
+    padded = np.full(share, -1, np.int64)
     padded[: len(own)] = own
     return padded
 
 
-def validation_steps(samples: int, global_batch: int, world: int, multiple: int = 1) -> int:
+def validation_steps(samples: int, global_batch: int, world: int) -> int:
     """Batches of a validation, the same number on every rank."""
     share = -(-samples // world)
-    return -(-share // slots(global_batch, world, multiple))
+    return -(-share // slots(global_batch, world))
 
 
-def validation_at(samples: int, global_batch: int, step: int, rank: int, world: int, multiple: int = 1) -> Ordinals:
+def validation_at(samples: int, global_batch: int, step: int, rank: int, world: int) -> Ordinals:
     """A rank's validation batch: int64 [b], b = `slots(...)`, masked slots -1.
 
     Each rank reads one contiguous run: the ranks' runs in a row are manifest order, and each rank fetches its own part only.
     """
-    share, width = -(-samples // world), slots(global_batch, world, multiple)
+    share, width = -(-samples // world), slots(global_batch, world)
     at = step * width + np.arange(width, dtype=np.int64)
     ordinals = rank * share + at
     return np.where((at < share) & (ordinals < samples), ordinals, -1)
 
 
-def validation_valid(samples: int, global_batch: int, step: int, world: int, multiple: int = 1) -> int:
+def validation_valid(samples: int, global_batch: int, step: int, world: int) -> int:
     """Unmasked slots of a validation step over all ranks."""
-    share, width = -(-samples // world), slots(global_batch, world, multiple)
+    share, width = -(-samples // world), slots(global_batch, world)
     held = np.clip(samples - np.arange(world, dtype=np.int64) * share, 0, share)  # samples of each rank's run
     return int(np.clip(held - step * width, 0, width).sum())
 

@@ -25,7 +25,6 @@ import webdataset
 from atlas_dist.core.manifest import ShardManifest
 from atlas_dist.core.sampling import (
     Ordinals,
-    Position,
     Sampler,
     sampler_for,
     slots,
@@ -57,7 +56,6 @@ class Stream:
         *,
         rank: int,
         world: int,
-        multiple: int,
         limits: StreamLimits,
         stop: threading.Event,
     ) -> None:
@@ -65,7 +63,7 @@ class Stream:
         # Planning caches the block it is in: prefetch, which runs ahead in other threads, has a sampler of its own.
         self._sampler, self._prefetch_sampler = samplers
         self._collator = collator
-        self._rank, self._world, self._multiple = rank, world, multiple
+        self._rank, self._world = rank, world
         self._limits = limits
         self._stop = stop
         self._ahead: _Ahead | None = None
@@ -113,11 +111,7 @@ class Stream:
     @property
     def validation_steps(self) -> int:
         """Batches of a validation, on every rank."""
-        return validation_steps(self._manifest.samples, self._sampler.global_batch, self._world, self._multiple)
-
-    def position(self, step: int) -> Position:
-        """The data position before an absolute step, for a checkpoint."""
-        return Position(self._manifest.digest, self._sampler.seed, self._sampler.epoch_of(step), step)
+        return validation_steps(self._manifest.samples, self._sampler.global_batch, self._world)
 
     def stats(self) -> StreamStats:
         """What was read so far."""
@@ -143,7 +137,7 @@ class Stream:
         sampler = self._prefetch_sampler
 
         def shards(block: int) -> list[int]:
-            return sampler.rank_shards(block, self._rank, self._world, self._multiple, start)
+            return sampler.rank_shards(block, self._rank, self._world, start)
 
         first, last = sampler.block_of(start), sampler.block_of(stop - 1)
         return wanted_shards(shards, first, last + 1), first
@@ -151,14 +145,14 @@ class Stream:
     def _training_plans(self, start: int, stop: int) -> Iterator[StepPlan]:
         s = self._sampler
         for step in range(start, stop):
-            ordinals = s.rank_at(step, self._rank, self._world, self._multiple)
+            ordinals = s.rank_at(step, self._rank, self._world)
             yield StepPlan(step, s.epoch_of(step), s.block_of(step), s.valid_at(step), ordinals)
 
     def _validation_plan(self, step: int) -> StepPlan:
         samples, batch = self._manifest.samples, self._sampler.global_batch
-        ordinals = validation_at(samples, batch, step, self._rank, self._world, self._multiple)
+        ordinals = validation_at(samples, batch, step, self._rank, self._world)
         shards = self._shards_of(ordinals)
-        valid = validation_valid(samples, batch, step, self._world, self._multiple)
+        valid = validation_valid(samples, batch, step, self._world)
         return StepPlan(step, 0, shards[0] if shards else len(self._manifest.shards), valid, ordinals)
 
     def _shards_of(self, ordinals: Ordinals) -> list[int]:
@@ -265,11 +259,9 @@ def open_stream(
     rank: int,
     world: int,
     global_batch: int,
-    micro_batch: int = 0,
     start_step: int = 0,
     shuffle: bool = True,
-    shots: float = 0.0,
-    only: Sequence[int] | None = None,
+    only: Sequence[int] | Ordinals | None = None,
     limits: StreamLimits | None = None,
 ) -> Stream:
     """Open one rank's stream of one split. Nothing is fetched before the first iteration.
@@ -280,9 +272,7 @@ def open_stream(
         tokenizer: a fast tokenizer (transformers or tokenizers).
         image_size: side H = W of the pixels, whatever size is stored.
         rank, world: this rank and how many there are; they change only which slots of a global batch are read.
-        micro_batch: when positive, every rank's slice is padded with masked slots to a multiple of it.
-        shots: see TaskSpec.shots; the selection depends on the manifest and `seed` only.
-        only: ordinals to visit instead, such as a replay reservoir's.
+        only: ordinals to visit, such as those of a low-shot choice or of a replay reservoir; None = all.
 
     Raises:
         DataError: the manifest does not fit the task, or holds no sample.
@@ -290,31 +280,26 @@ def open_stream(
     """
     limits = limits or StreamLimits()
     _check_fit(manifest, task)
-    if not 0 <= rank < world or image_size < 1 or micro_batch < 0:
-        raise ConfigError(f"rank {rank} of {world}, image size {image_size}, micro batch {micro_batch} cannot be.")
+    if not 0 <= rank < world or image_size < 1:
+        raise ConfigError(f"rank {rank} of {world}, image size {image_size} cannot be.")
 
     def sampler() -> Sampler:
-        return sampler_for(
-            manifest, seed=seed, global_batch=global_batch, shuffle=shuffle, shots=shots, only=only, lanes=limits.lanes
-        )
+        return sampler_for(manifest, seed=seed, global_batch=global_batch, shuffle=shuffle, only=only, lanes=limits.lanes)
 
     stop = threading.Event()
     cache = NodeCache(Path(limits.cache_dir), limits.cache_bytes) if limits.cache_dir else None
     fetcher = PartFetcher(store, manifest, limits.tries, stop, cache)
     pool = ShardPool(manifest, fetcher, budget=limits.memory_bytes, threads=limits.fetch_threads)
-    multiple = max(1, micro_batch)
     collator = Collator(
         task,
         TextEncoder(tokenizer, task.max_text),
-        slots=slots(global_batch, world, multiple),
+        slots=slots(global_batch, world),
         images=manifest.images,
         size=image_size,
         limits=limits,
     )
     samplers = (sampler(), sampler())
-    return Stream(
-        fetcher, pool, manifest, samplers, collator, rank=rank, world=world, multiple=multiple, limits=limits, stop=stop
-    )
+    return Stream(fetcher, pool, manifest, samplers, collator, rank=rank, world=world, limits=limits, stop=stop)
 
 
 def _check_fit(manifest: ShardManifest, task: TaskSpec) -> None:

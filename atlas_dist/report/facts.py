@@ -6,6 +6,7 @@ Nothing here is computed by training; what has no result yet is None and shown a
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from statistics import fmean
@@ -14,7 +15,7 @@ from typing import Any
 from atlas_dist.core.ledger import Entry, JobState, JobStatus, RunState
 from atlas_dist.core.metrics import average_accuracy, backward_transfer, final, forgetting, learnt
 from atlas_dist.core.plan import Plan, SequenceJobs, TaskJobs
-from atlas_dist.core.results import DETAILS_FILE, Details, EvalResult, TrainResult, result_of
+from atlas_dist.core.results import ADAPTER_FILE, DETAILS_FILE, Details, EvalResult, SelectResult, TrainResult, result_of
 from atlas_dist.core.types import CommittedRef, StageJob, View
 from atlas_dist.errors import DataError
 from atlas_dist.packages import environment
@@ -23,6 +24,9 @@ from atlas_dist.report.timeline import Timeline, timeline
 from atlas_dist.store import artifacts
 from atlas_dist.store.curves import CurveReader, Point
 from atlas_dist.store.objects import ObjectStore
+
+OWN = "own"
+"""The form of a task that reads no adapter but its own."""
 
 
 @dataclass(frozen=True)
@@ -66,13 +70,41 @@ class TaskFacts:
     data: Mapping[str, str] = field(default_factory=dict)
     """What the task was learnt and scored on: `dataset/split` -> digest of its manifest."""
 
-    def reuse(self) -> dict[str, float]:
-        """Mean α over sites of each adapter that the last stage saw (a task may see its own, in stage two)."""
+    def reuse(self, statistic: str = "mean") -> dict[str, float]:
+        """Mean over sites of a statistic of α (`mean`, `std` over samples) of each adapter that the last stage saw (a task may
+        see its own, in stage two); {} where it was not noted."""
         last = next((s for s in reversed(self.stages) if s.reuse), None)
-        if last is None:
+        if last is None or self.form == OWN or any(statistic not in site for site in last.reuse.values()):
             return {}
-        columns = zip(*(site["mean"] for site in last.reuse.values()), strict=True)
-        return {name: fmean(column) for name, column in zip(self.sees, columns, strict=False)}
+        columns = zip(*(site[statistic] for site in last.reuse.values()), strict=True)
+        return {name: fmean(column) for name, column in zip(self.adapters, columns, strict=False)}
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """Names of the adapters in the order of α: those that it sees, and its own where that is noted beside them."""
+        return self.sees if self.task in self.sees else (*self.sees, self.task)
+
+    @property
+    def form(self) -> str:
+        """Which of its forms a task committed, where its method chose: `experience`, `own`, `both`; "" = it did not."""
+        return str(self.selection.get("form", ""))
+
+    @property
+    def selection(self) -> Mapping[str, Any]:
+        """How its method chose: the metrics of the job that did, or what a last stage notes of it; {} = it did not."""
+        nested: Mapping[str, Any] = self.metrics.get("selection") or {}
+        return nested or (self.metrics if "form" in self.metrics else {})
+
+    @property
+    def grew(self) -> bool:
+        """Whether it left an adapter of its own. Where its method chose, those of the other candidates do not count."""
+        stages = self.stages[-1:] if self.selection else self.stages
+        return any(ADAPTER_FILE in stage.files for stage in stages)
+
+    @property
+    def metrics(self) -> Mapping[str, Any]:
+        """Of its last stage; {} before it is committed."""
+        return self.stages[-1].metrics if self.stages else {}
 
 
 Cell = float | None
@@ -265,22 +297,30 @@ def _task(plan: Plan, state: RunState, jobs: TaskJobs, reader: CurveReader | Non
         task=jobs.task,
         random_score=spec.random_score,
         stages=stages,
-        sees=tuple(plan.jobs[key].task.name for key in jobs.bank),
+        sees=tuple(plan.jobs[key].task.name if key in plan.jobs else key[:12] for key in _seen(jobs, state)),
         data={f"{spec.dataset}/{spec.train}": spec.train_digest, f"{spec.dataset}/{spec.val}": spec.val_digest},
     )
+
+
+def _seen(jobs: TaskJobs, state: RunState) -> Iterable[str]:
+    """Jobs of the adapters that a task reads: what its result says, for a method may read fewer than the plan allows."""
+    ref = state.job(jobs.final).committed
+    told: Iterable[str] | None = ref.metrics.get("sees") if ref is not None else None
+    return jobs.bank if told is None else told
 
 
 def _stage(job: StageJob, now: JobState, reader: CurveReader | None) -> StageFacts:
     ref = now.committed
     assert ref is not None, "only committed stages have results"
-    details = Details.from_json(artifacts.load(reader.store, ref, DETAILS_FILE)) if reader is not None else Details()
+    has_details = any(blob.name == DETAILS_FILE for blob in ref.blobs)
+    details = Details.from_json(artifacts.load(reader.store, ref, DETAILS_FILE)) if reader and has_details else Details()
     result = TrainResult.of(ref)
     busy = result.seconds.stepping + result.seconds.waiting
     return StageFacts(
         label=job.label,
-        stage=job.stage.stage.value if job.stage else "",
+        stage=job.stage.stage.value if job.stage else job.kind.value,
         key=job.key,
-        score=result.score,
+        score=result.score if result.known_score is not None else _chosen_score(ref),
         metrics=ref.metrics,
         curve=details.curve,
         validation=details.validation,
@@ -291,6 +331,12 @@ def _stage(job: StageJob, now: JobState, reader: CurveReader | None) -> StageFac
         attempt=now.number(ref.attempt),
         points=_points(reader, ref),
     )
+
+
+def _chosen_score(ref: CommittedRef) -> float:
+    """Of a job that only decided between candidates: the score of the one that it chose; NaN where that is not noted."""
+    chosen = SelectResult.of(ref)
+    return float(chosen.scores.get(chosen.form, math.nan))
 
 
 def _points(reader: CurveReader | None, ref: CommittedRef) -> tuple[Point, ...]:

@@ -24,7 +24,7 @@ from atlas_dist.core.metrics import (
     spread,
 )
 from atlas_dist.core.plan import Plan, SequenceJobs, TaskJobs
-from atlas_dist.core.results import EvalResult, TrainResult
+from atlas_dist.core.results import ADAPTER_FILE, EvalResult, TrainResult
 from atlas_dist.core.types import View
 
 
@@ -41,6 +41,16 @@ class SequenceMeasures:
     """measure -> value; only those that could be computed. Names: MEASURES."""
     refused: tuple[str, ...] = ()
     """Why a measure was not computed although all scores are there."""
+    name: str = ""
+    """Of the sequence in the plan."""
+    alone: Mapping[str, float] = field(default_factory=dict)
+    """upstream task -> its score learnt by itself; {} without such a reference, or where it must not be compared."""
+    pretrained: Mapping[str, float] = field(default_factory=dict)
+    """downstream task -> its score learnt from the pretrained backbone; {} likewise."""
+    reads: View = View.TASK
+    """The view of old tasks that counts for the method."""
+    bank_bytes: int = 0
+    """Size of the adapters that the upstream tasks have left."""
 
 
 AVERAGE, FORGETTING, BACKWARD = "average accuracy", "forgetting T_F", "backward transfer"
@@ -85,7 +95,19 @@ def measure_sequence(plan: Plan, state: RunState, jobs: SequenceJobs) -> Sequenc
         finals=dict(zip(names, last, strict=True)),
         values=values,
         refused=tuple(refused),
+        name=jobs.name,
+        alone=alone,
+        pretrained=pretrained,
+        reads=jobs.reads,
+        bank_bytes=_bank_bytes(state, jobs.upstream),
     )
+
+
+def _bank_bytes(state: RunState, tasks: Iterable[TaskJobs]) -> int:
+    """A task that declined to grow has no such file."""
+    keys = dict.fromkeys(key for task in tasks for key in task.stages if key == task.adapter)
+    blobs = (blob for key in keys if (ref := state.job(key).committed) is not None for blob in ref.blobs)
+    return sum(blob.size for blob in blobs if blob.name == ADAPTER_FILE)
 
 
 def _references(

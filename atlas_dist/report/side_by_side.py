@@ -13,14 +13,17 @@ from typing import Any
 
 from atlas_dist.core.keys import flattened
 from atlas_dist.report.facts import Cell, RunFacts, SequenceFacts, StageFacts, TaskFacts
-from atlas_dist.report.html import document, table
+from atlas_dist.report.html import document, folded, in_columns, table
+from atlas_dist.report.matrices import matrix_table, score_map
 from atlas_dist.report.measures import AVERAGE, FORGETTING, MEASURES, PARAMETERS, SECONDS, STEPS, Row
-from atlas_dist.report.page import matrix_table
+from atlas_dist.report.overview import score_row
+from atlas_dist.report.plot import plot
 from atlas_dist.report.svg import COLOURS, heat_cell, line_chart
 
 PAGE_FILE, MEASURES_FILE, SETTINGS_FILE = "index.html", "measures.csv", "settings.csv"
 _COUNTS = (PARAMETERS, STEPS, SECONDS)
 _ABSENT = "–"
+_SPREAD = "Mean over orders and seeds ± standard deviation."
 
 
 @dataclass(frozen=True)
@@ -102,10 +105,7 @@ def render(sides: Sequence[Side]) -> str:
     lede = f"{len(sides)} runs, {len(differing)} settings that differ. " + " ".join(
         f"{escape(s.name)}: {s.facts.committed} of {s.facts.total} jobs." for s in sides
     )
-    unlike = cautions(sides)
-    listed = "".join(f"<li>{escape(sentence)}</li>" for sentence in unlike)
-    parts = {"unlike": ("not to be compared as it stands", f"<ul>{listed}</ul>")} if unlike else {}
-    parts |= {
+    parts = {
         "measures": ("measures", _measure_table(sides)),
         "scores": ("scores by task", _score_table(sides)),
         "matrices": ("matrices", _matrices(sides)),
@@ -113,12 +113,34 @@ def render(sides: Sequence[Side]) -> str:
         "settings": ("settings", _settings(sides, differing)),
         "environments": ("environments", _environments(sides)),
     }
-    body = "".join(
-        f'<section id="{at}"><h2>{escape(name[0].upper() + name[1:])}</h2>{content}</section>'
-        for at, (name, content) in parts.items()
-    )
+    body = "".join(_part(at, name, content) for at, (name, content) in parts.items())
     title = f"atlas-dist: {' and '.join(side.name for side in sides)}"
-    return document(title, lede, {at: name for at, (name, _) in parts.items()}, body)
+    links = {at: name for at, (name, _) in parts.items()}
+    return document(title, lede, links, body, _unlike(sides) + _picture(sides))
+
+
+def _part(at: str, name: str, content: str) -> str:
+    return f'<section id="{at}"><h2>{escape(name[0].upper() + name[1:])}</h2>{content}</section>'
+
+
+def _unlike(sides: Sequence[Side]) -> str:
+    """What must be known before any number is read; "" where every number may be put beside its like."""
+    listed = "".join(f"<li>{escape(sentence)}</li>" for sentence in cautions(sides))
+    return _part("unlike", "not to be compared as it stands", f"<ul>{listed}</ul>") if listed else ""
+
+
+def _picture(sides: Sequence[Side]) -> str:
+    """Average score of every run and method, with chance and what was forgotten: the page's answer."""
+    rows = []
+    for side in sides:
+        chances = [task.random_score for task in _tasks(side.facts, upstream=True).values()]
+        marks = {"chance": fmean(chances)} if chances else {}
+        for row in side.rows:
+            name = side.name if len(side.rows) == 1 else f"{side.name} {row.variant}"
+            lost = row.measures.get(FORGETTING)
+            rows.append(score_row(name, row.measures.get(AVERAGE), marks, "" if lost is None else f"forgotten {lost} %"))
+    several = any(len(side.facts.sequences) > 1 for side in sides)
+    return plot("Average score at the end, in %", rows, 0, 100, _SPREAD if several else "")
 
 
 # ------------------------------------------------------------------------------------------------------------------ numbers
@@ -178,14 +200,16 @@ def _scores(facts: RunFacts) -> dict[tuple[str, str], float]:
 
 
 def _matrices(sides: Sequence[Side]) -> str:
-    blocks = []
-    for view, called in (("task", "task view"), ("latest", "latest view")):
-        for side in sides:
-            for sequence in side.facts.sequences:
-                if view == "task" or sequence.matrix["latest"] != sequence.matrix["task"]:
-                    names = [task.task for task in sequence.upstream]
-                    blocks.append(matrix_table(f"{side.label(sequence)}: {called}", names, sequence.matrix[view]))
-    return f'<div class="side">{"".join(blocks)}</div>'
+    """Every score matrix as a map; the tables of the same folded away."""
+    shown = [
+        (f"{side.label(sequence)}: {called}", sequence, view)
+        for view, called in (("task", "task view"), ("latest", "latest view"))
+        for side in sides
+        for sequence in side.facts.sequences
+        if view == "task" or sequence.matrix["latest"] != sequence.matrix["task"]
+    ]
+    tables = (matrix_table(title, sequence, view) for title, sequence, view in shown)
+    return f"{in_columns(score_map(*each) for each in shown)}{folded('As tables', in_columns(tables))}"
 
 
 # ------------------------------------------------------------------------------------------------------------------- curves

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from atlas_dist.report.facts import StageFacts, TaskFacts
 from atlas_dist.report.html import table
-from atlas_dist.report.svg import line_chart
+from atlas_dist.report.svg import line_chart, round_top
 from atlas_dist.store.curves import TRAIN
 
 _MOST = 120
@@ -50,7 +50,7 @@ def _figure(name: str, found: Sequence[Speed]) -> str:
     charts = line_chart(
         {"samples/s": [(s.step, s.samples_per_s) for s in drawn]},
         f"{name}: samples a second by step, {min(pace):.0f} to {max(pace):.0f}",
-        _above(max(s.samples_per_s for s in drawn)),
+        round_top(max(s.samples_per_s for s in drawn)),
     ) + line_chart(
         {"waiting for data, %": [(s.step, 100 * s.data_wait) for s in drawn]},
         f"{name}: share of the time waiting for data in % by step, {min(wait):.1f} to {max(wait):.1f}",
@@ -73,16 +73,6 @@ def _thinned(found: Sequence[Speed], most: int) -> list[Speed]:
     size = -(-len(found) // most)
     groups = (found[at : at + size] for at in range(0, len(found), size))
     return [Speed(g[-1].step, fmean(s.samples_per_s for s in g), fmean(s.data_wait for s in g)) for g in groups]
-
-
-def _above(value: float) -> float:
-    """The least of 1, 2, 4, 8 times a power of ten that is not below: quarters of it are short numbers."""
-    power = 1.0
-    while power > value > 0:
-        power /= 10
-    while power * 10 < value:
-        power *= 10
-    return next(power * digit for digit in (1, 2, 4, 8, 10) if power * digit >= value)
 
 
 def _costs(stages: Iterable[tuple[str, StageFacts]]) -> str:

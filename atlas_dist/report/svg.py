@@ -1,4 +1,9 @@
-"""Small pictures as inline SVG and coloured cells: they follow the page's colours, print well, and need nothing from outside."""
+"""Small pictures as inline SVG and coloured cells: they follow the page's colours, print well, and need nothing from outside.
+
+Written by hand because the well-kept libraries do not inline as small: one chart is 2 to 5 kB here, 20 kB and more as
+matplotlib's SVG (with fixed colours, and text as outlines that no screen reader reads), and a share of 1 to 4 MB of script with
+Plotly, Bokeh or Vega-Lite, where the whole page is to stay under 300 kB.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +19,12 @@ _W, _H, _LEFT, _TOP, _RIGHT, _BOTTOM, _LINE = 360, 180, 36, 8, 8, 24, 15
 
 
 def heat_cell(value: float | None, full: float, form: str, least: float = 0.0) -> str:
-    """A table cell whose background deepens from `least` to `full`; the number itself is always there to read."""
+    """A table cell whose background deepens from `least` to `full`, below zero in another colour; the number is always
+    there to read."""
     if value is None:
         return "<td>–</td>"
+    if value < 0 and least == 0:
+        return f'<td class="heat minus" style="--share:{min(1.0, -value / full) if full > 0 else 1.0:.3f}">{value:{form}}</td>'
     share = max(0.0, min(1.0, (value - least) / (full - least))) if full > least else 0.5
     return f'<td class="heat" style="--share:{share:.3f}">{value:{form}}</td>'
 
@@ -50,6 +58,16 @@ def line_chart(series: Mapping[str, Sequence[Point]], title: str, top: float = 1
     return "".join(parts) + "</svg>"
 
 
+def round_top(value: float) -> float:
+    """The least of 1, 2, 4, 8 times a power of ten that is not below: quarters of it are short numbers."""
+    power = 1.0
+    while power > value > 0:
+        power /= 10
+    while power * 10 < value:
+        power *= 10
+    return next(power * digit for digit in (1, 2, 4, 8, 10) if power * digit >= value)
+
+
 def _legend(number: int, name: str) -> str:
     """Below the plot, two a row: a piece of the line and its name. Inside the plot it would lie on the lines."""
     x, y = _LEFT + (_W - _LEFT) // 2 * (number % 2), _H + 4 + _LINE * (number // 2)
@@ -71,7 +89,7 @@ _NODE, _STEP, _ARC = 14, 130, 44
 
 
 def lineage(nodes: Sequence[str], edges: Mapping[tuple[int, int], float], beside: frozenset[int], title: str) -> str:
-    """Tasks on a line in the order of learning, an arc from each adapter to every task that draws on it.
+    """Tasks on a line in the order of learning, an arc from each adapter to every task that reads it.
 
     Args:
         edges: (adapter, task) -> mean α: an arc's width. beside: nodes that stay out of the bank (drawn hollow).
@@ -86,7 +104,7 @@ def lineage(nodes: Sequence[str], edges: Mapping[tuple[int, int], float], beside
     for (a, b), alpha in edges.items():
         x0, x1, up = _STEP * (a + 0.5), _STEP * (b + 0.5), base - _ARC * (b - a) * 1.3
         weight = 1.5 + 4.5 * ((alpha - low) / (high - low) if high > low else 0.5)
-        told = f"{nodes[b]} draws on {nodes[a]}: mean α {alpha:.3f}"
+        told = f"{nodes[b]} reads the adapter of {nodes[a]}: mean α {alpha:.3f}"
         parts.append(
             f'<path class="arc" d="M{x0:.0f} {base - _NODE} Q{(x0 + x1) / 2:.0f} {up - 12:.0f} {x1:.0f} {base - _NODE}" '
             f'stroke-width="{weight:.1f}"><title>{escape(told)}</title></path>'

@@ -61,19 +61,23 @@ class RunStatus:
         return self.phase not in (Phase.RUNNING, Phase.STOPPING, Phase.WAITING)
 
     def error(self) -> AtlasError | None:
-        """What a command should end with; None while running and when complete."""
+        """What a command should end with; None while running and when complete. Each of these waits for a person: a machine that
+        starts the run again would undo a pause, or meet the same halt."""
         again = (
-            "`atlas-dist logs` has why. When it is mended: `atlas-dist resume`, then the run again, each with the run's settings."
+            "`atlas-dist logs` has why, `atlas-dist logs --attempt ID` what the workers said. When it is mended: "
+            "`atlas-dist resume`, then the run again, each with the run's settings."
         )
         if self.phase is Phase.PAUSED:
-            return Paused(f"Run {self.run} is paused: {self.reason}.", fix="The same command resumes it.")
+            return Paused(f"Run {self.run} is paused: {self.reason}.", fix="The same command resumes it.", retry=False)
         if self.phase is Phase.CANCELLED:
-            return Paused(f"Run {self.run} was cancelled: {self.reason}.", fix="Start it under another name; results are reused.")
+            advice = "Start it under another name; results are reused."
+            return Paused(f"Run {self.run} was cancelled: {self.reason}.", fix=advice, retry=False)
         if self.phase is Phase.HALTED:
-            return TrainingError(f"Run {self.run} halted: {self.reason}.", fix=again)
+            return TrainingError(f"Run {self.run} halted: {self.reason}.", fix=again, retry=False)
         if self.phase is Phase.FAILED:
             named = "; ".join(f"{job}: {why}" for job, why in list(self.quarantined.items())[:3])
-            return TrainingError(f"Run {self.run} can't go on without its quarantined jobs ({named}).", fix=again)
+            message = f"Run {self.run} can't go on without its quarantined jobs ({named})."
+            return TrainingError(message, fix=again, retry=False)
         return None
 
 

@@ -22,7 +22,9 @@ from atlas_dist.core.results import Result
 from atlas_dist.core.types import Assignment, Failure, FailureKind, JobKind, StageJob
 from atlas_dist.errors import AuthError, ConfigError, DataError, Paused, StoreError
 from atlas_dist.logs import log_context, log_fields
+from atlas_dist.output_tail import OutputTail
 from atlas_dist.store import artifacts
+from atlas_dist.store.attempt_logs import kept_log, rank_log
 from atlas_dist.store.curves import TRAIN, VALIDATION, CurveWriter, history
 from atlas_dist.train.context import RankContext
 from atlas_dist.train.learn import StageTrainer
@@ -57,13 +59,23 @@ class StageWorker:
         self.context = context
 
     def run(self, assignment: Assignment, report: Callable[[StepProgress], bool]) -> Outcome:
-        """Do the job; the same kind of outcome on every rank. What is logged meanwhile says whose it is.
+        """Do the job; the same kind of outcome on every rank. What is logged meanwhile says whose it is, and its newest lines are
+        kept in the store.
 
         Raises:
             GroupBroken: the ranks fell out of step.
         """
-        with log_context(job=assignment.job.key, label=assignment.job.label, attempt=assignment.attempt):
-            return self._run(assignment, report)
+        context, every_s = self.context, self.context.config.track.every_s
+        key = rank_log(context.config.run, assignment.attempt, context.rank)
+        with (
+            log_context(job=assignment.job.key, label=assignment.job.label, attempt=assignment.attempt),
+            OutputTail() as tail,
+            kept_log(context.store, key, tail.text, every_s, quiet=not context.is_rank_zero) as keeper,
+        ):
+            outcome = self._run(assignment, report)
+            if outcome.failure is not None:
+                keeper.write()
+            return outcome
 
     def _run(self, assignment: Assignment, report: Callable[[StepProgress], bool]) -> Outcome:
         log.info("begins%s", " at a checkpoint of an earlier attempt" if assignment.resume_from else "")

@@ -11,7 +11,7 @@ import time
 import numpy as np
 
 from atlas_dist.core.manifest import ShardInfo, ShardManifest
-from atlas_dist.core.sampling import sampler_for
+from atlas_dist.core.sampling import sampler_for, select_shots
 from atlas_dist.core.types import TaskKind
 
 SHARDS, SAMPLES, BATCH, WORLD, RUNS = 10_000, 100, 1024, 8, 7
@@ -24,7 +24,8 @@ def main() -> None:
     def start(shots: float = 0.0) -> float:
         manifest = ShardManifest("big", "train", TaskKind.SINGLE, 1, (), shards)  # nothing cached
         begin = time.perf_counter()
-        sampler_for(manifest, seed=0, global_batch=BATCH, shots=shots).rank_at(0, 3, WORLD)
+        chosen = select_shots(manifest.samples, manifest.labels() if shots >= 1 else None, shots, seed=0)
+        sampler_for(manifest, seed=0, global_batch=BATCH, only=chosen).rank_at(0, 3, WORLD)
         return (time.perf_counter() - begin) * 1e3
 
     print(f"{SHARDS * SAMPLES:,} samples in {SHARDS:,} shards, global batch {BATCH}, rank 3 of {WORLD}, median of {RUNS}")

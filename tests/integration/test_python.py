@@ -29,7 +29,7 @@ def process() -> dict[str, Any]:
         "signals": [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)],
         "handlers": list(logging.root.handlers),
         "levels": [logging.root.level, logging.getLogger("atlas_dist").level],
-        "warnings": list(warnings.filters),
+        "hushed": ("ignore", None, Warning, None, 0) in warnings.filters,  # libraries add filters of their own when imported
     }
 
 
@@ -45,7 +45,7 @@ def test_the_page_runs_as_it_stands_and_leaves_nothing_behind(
     import ray
 
     assert not ray.is_initialized()
-    assert len(names["bank"].learnt) == 2
+    assert [learnt.name for learnt in names["bank"].learnt.values()] == ["toy_shape", "toy_kin"]
     assert names["sequence"].changed_predictions() == []
     assert names["result"].learnt and names["result"].report.page.exists()
     assert "jobs (" in capsys.readouterr().out, "the run says how far it is"

@@ -26,6 +26,8 @@ from pathlib import Path
 import pytest
 
 from atlas_dist.core.records import Commit, Fail
+from atlas_dist.store.attempt_logs import names, read_tails
+from atlas_dist.store.local import LocalStore
 from tests.kits.run import left_by
 from tests.kits.stage import pack_toys, toy_config
 
@@ -96,10 +98,11 @@ class Cluster:
     def start(self, *words: str, inside: Sequence[str] | None = None) -> None:
         self.ray("start", "--object-store-memory=100000000", "--num-gpus=0", "--disable-usage-stats", *words, inside=inside)
 
-    def submit(self, words: Sequence[str]) -> str:
-        """Hand a run in, without waiting; its id."""
+    def submit(self, words: Sequence[str], **variables: str) -> str:
+        """Hand a run in, without waiting, with variables of its own; its id."""
         name = f"run-{uuid.uuid4().hex[:8]}"
         job = ["job", "submit", "--address", self.dashboard, "--no-wait", "--submission-id", name, "--working-dir", "."]
+        job += ["--runtime-env-json", json.dumps({"env_vars": variables})] if variables else []
         self.ray(*job, "--", "python", "-m", "atlas_dist", "run", *words)
         return name
 
@@ -230,6 +233,7 @@ def test_stop_pauses_and_submitting_again_resumes(folder: Path, cluster: Cluster
     [
         ("cluster.gpus_per_worker=1", 2, "2 workers need 2 GPU, the cluster has 0"),
         ("store.url=demo-run/store", 2, "deletes after it"),
+        ("shards.url=demo-run/shards", 2, "where no shards are"),
         ("shards.url=/nowhere", 3, "not packed"),
     ],
 )
@@ -240,6 +244,26 @@ def test_preflight_refuses_in_words(folder: Path, cluster: Cluster, word: str, c
     assert cause in log
     assert "Fix" in log
     assert "Traceback" not in log
+
+
+def test_what_another_try_cannot_help_ends_as_stopped_where_kuberay_watches(folder: Path, cluster: Cluster) -> None:
+    """A FAILED job would be started again on a new cluster, as often as backoffLimit says. The driver's output is kept."""
+    job = cluster.submit(words(folder, "watched", "cluster.gpus_per_worker=1"), ATLAS_RETRIED_BY="kuberay")
+    assert cluster.ended(job)["status"] == "STOPPED"
+    assert "2 workers need 2 GPU, the cluster has 0" in cluster.logs(job)
+    ((owner, name),) = names(LocalStore(folder / "watched"), "toy")
+    (kept,) = read_tails(LocalStore(folder / "watched"), "toy", [(owner, name)])
+    assert owner == "driver"
+    assert "2 workers need 2 GPU" in kept.text
+
+
+def test_a_job_that_sets_our_variables_runs_all_the_same(folder: Path, cluster: Cluster) -> None:
+    """Ray refuses a driver that sets what its job has set."""
+    job = cluster.submit(
+        words(folder, "theirs", "cluster.gpus_per_worker=1"), TOKENIZERS_PARALLELISM="true", DS_ACCELERATOR="cpu"
+    )
+    assert cluster.ended(job) == {"status": "FAILED", "code": 2}
+    assert "2 workers need 2 GPU" in cluster.logs(job), "it got as far as the cluster's room"
 
 
 def test_a_stranger_without_the_token_is_refused(cluster: Cluster) -> None:

@@ -27,5 +27,7 @@ def check_page(page: str) -> None:
             assert element.attrib.get("aria-label"), f"a {name} has no label"
         if name == "table":
             assert all(cell.attrib.get("scope") for cell in element.iter("th")), "a heading does not say what it heads"
+        if name == "td" and "tabindex" in element.attrib:
+            assert element.attrib.get("aria-label"), "a cell that takes the focus does not say what it is"
         if name == "div" and "wide" in element.attrib.get("class", "").split():
             assert element.attrib.get("tabindex") == "0", "a box that scrolls cannot be reached by keyboard"

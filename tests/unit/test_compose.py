@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
+import yaml
 
-from atlas_dist.choices import groups
+from atlas_dist.choices import choice_file, groups
 from atlas_dist.compose import compose_config, compose_rows
 from atlas_dist.config import RunConfig, load_config
-from atlas_dist.core.types import Stage
+from atlas_dist.config.groups import BudgetConfig
+from atlas_dist.core.keys import flattened
+from atlas_dist.core.types import Budget, Stage
 from atlas_dist.errors import ConfigError
 
 
@@ -18,6 +22,30 @@ def test_every_experiment_composes(experiment: str) -> None:
     config = compose_config([f"experiment={experiment}"])
     assert config.sequence.upstream
     assert RunConfig.model_validate(config.model_dump()) == config
+
+
+@pytest.mark.parametrize("group", ["train", "cluster", "store", "shards"])
+def test_a_file_of_a_group_holds_only_what_differs_from_what_is_declared(group: str) -> None:
+    declared = dict(flattened(RunConfig().model_dump(mode="json")[group]))
+    for choice in groups()[group]:
+        given = dict(flattened(yaml.safe_load(choice_file(group, choice).read_text()) or {}))
+        assert {key for key, value in given.items() if declared.get(key) == value} == set(), choice
+
+
+def test_the_budget_of_a_run_is_declared_once() -> None:
+    assert list(BudgetConfig.model_fields) == [field.name for field in fields(Budget)]
+    (lr,) = (field.default for field in fields(Budget) if field.name == "lr")
+    composed = compose_config(["experiment=paper", "train.budget.warmup=0.2"]).train.budget
+    assert (composed.lr, composed.warmup) == (lr, 0.2), "what is not given is named all the same: ledgers keep it"
+    assert (composed.clip, composed.max_steps) == (None, None), "what is off is not: older ledgers do not have it"
+    assert composed.over(Budget()) == replace(Budget(), warmup=0.2)
+
+
+def test_shards_in_a_bucket_lie_where_the_store_does_unless_they_say_otherwise() -> None:
+    bucket = ["store=s3", "store.url=s3://a/b", "store.endpoint_url=http://e:1", "shards=s3", "shards.url=s3://a/c"]
+    shards = compose_config(bucket).shards
+    assert (shards.endpoint_url, shards.region, shards.buffer_mb) == ("http://e:1", "", 1024)
+    assert compose_config([*bucket, "shards.endpoint_url=http://f:2"]).shards.endpoint_url == "http://f:2"
 
 
 @pytest.mark.parametrize("group", ["method", "backbone", "task"])

@@ -185,8 +185,6 @@ def test_named_code_exists(page: Path) -> None:
 # ------------------------------------------------------------------------------------------------------------------- the form
 
 LONGEST_LINE, LONGEST_README = 120, 150
-WRAPPED_ELSEWHERE = {"docs/operations.md", "cluster/iam/README.md"}
-"""Rewritten on another branch; strict, so that whoever has both takes the name out."""
 
 
 def long_lines(page: Path) -> list[str]:
@@ -195,10 +193,8 @@ def long_lines(page: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("page", TEXTS, ids=lambda p: str(p.relative_to(ROOT)))
-def test_lines_are_short(page: Path, request: pytest.FixtureRequest) -> None:
+def test_lines_are_short(page: Path) -> None:
     """Readable in a terminal and in a diff, code and tables as well."""
-    if str(page.relative_to(ROOT)) in WRAPPED_ELSEWHERE:
-        request.applymarker(pytest.mark.xfail(strict=True, reason="not wrapped yet"))
     assert not long_lines(page)
 
 

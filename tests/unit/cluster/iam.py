@@ -6,11 +6,13 @@ Only what our files use is understood; anything else raises. An explicit Deny wi
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from atlas_dist.errors import MissingObject
 from atlas_dist.store.objects import MemoryStore, ObjectInfo
 
 BUCKET = "arn:aws:s3:::BUCKET"
@@ -66,6 +68,8 @@ def _holds(operator: str, value: str | None, wanted: list[str]) -> bool:
             return (value is None) == (wanted == ["true"])
         case "StringLike":
             return value is not None and any(fnmatchcase(value, w) for w in wanted)
+        case "StringLikeIfExists":
+            return value is None or any(fnmatchcase(value, w) for w in wanted)
         case "Bool":
             return value is not None and value in wanted
         case "ArnNotEquals":
@@ -105,17 +109,27 @@ class RecordingStore(MemoryStore):
         self._note("AbortMultipartUpload", key)
         return self.shared.put_file(key, path)
 
-    def get(self, key: str, *, limit: int = 1 << 31) -> bytes:
+    @contextmanager
+    def _reading(self, key: str) -> Iterator[None]:
+        """S3 says that a key is missing only to those who may list the bucket; the check comes without a prefix."""
         self._note("GetObject", key)
-        return self.shared.get(key, limit=limit)
+        try:
+            yield
+        except MissingObject:
+            self.requests.add(Request("s3:ListBucket"))
+            raise
+
+    def get(self, key: str, *, limit: int = 1 << 31) -> bytes:
+        with self._reading(key):
+            return self.shared.get(key, limit=limit)
 
     def stat(self, key: str) -> ObjectInfo:
-        self._note("GetObject", key)
-        return self.shared.stat(key)
+        with self._reading(key):
+            return self.shared.stat(key)
 
     def read_range(self, key: str, start: int, out: memoryview, *, if_match: str = "") -> int:
-        self._note("GetObject", key)
-        return self.shared.read_range(key, start, out, if_match=if_match)
+        with self._reading(key):
+            return self.shared.read_range(key, start, out, if_match=if_match)
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         self.requests.add(Request("s3:ListBucket", prefix=self.prefix + prefix))

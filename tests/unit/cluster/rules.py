@@ -8,15 +8,20 @@ from __future__ import annotations
 import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from string import Template
 from typing import Any
 
 from atlas_dist.compose import compose_config
 from atlas_dist.config import RunConfig
+from atlas_dist.coordinator.ray_job import RETRIED_BY
 from atlas_dist.errors import AtlasError
 
 Docs = list[dict[str, Any]]
 Rule = Callable[[Docs], list[str]]
 METADATA_SERVICE = "169.254.0.0/16"
+HELPERS = {"169.254.20.10/32": {53}, "169.254.170.23/32": {80}}
+"""Single addresses on the node that a component may open: NodeLocal DNSCache, and EKS Pod Identity's agent."""
+LOST = ("node.kubernetes.io/unreachable", "node.kubernetes.io/not-ready")
 CLUSTER_WIDE = {"Namespace"}
 
 
@@ -165,7 +170,7 @@ def ray_asks_for_a_token(docs: Docs) -> list[str]:
 
 
 def the_network_is_closed(docs: Docs) -> list[str]:
-    """deny by default; no rule from or to everywhere but HTTPS, and that not to the node's metadata service"""
+    """deny by default; no rule from or to everywhere but HTTPS (and 6443, from the head), and that not to the metadata service"""
     bad = []
     policies = of_kind(docs, "NetworkPolicy")
     closed = [
@@ -185,10 +190,17 @@ def the_network_is_closed(docs: Docs) -> list[str]:
             bad.append(f"{name}: ingress from anywhere")
         for rule in policy["spec"].get("egress", []):
             for peer in rule.get("to") or [{"ipBlock": {}}]:
-                if "ipBlock" in peer:
-                    ports = {p["port"] for p in rule.get("ports", [])}
-                    if ports != {443} or METADATA_SERVICE not in peer["ipBlock"].get("except", []):
-                        bad.append(f"{name}: egress to anywhere")
+                if "ipBlock" not in peer:
+                    continue
+                block, ports = peer["ipBlock"], {p["port"] for p in rule.get("ports", [])}
+                if block.get("cidr") in HELPERS:
+                    opened = HELPERS[block["cidr"]]
+                else:
+                    opened = {6443} if policy["spec"]["podSelector"] == {"matchLabels": {"atlas-dist/role": "head"}} else {443}
+                    if METADATA_SERVICE not in block.get("except", []):
+                        bad.append(f"{name}: egress to the metadata service")
+                if ports != opened:
+                    bad.append(f"{name}: egress to anywhere")
     wanted = [{"matchLabels": {"app.kubernetes.io/component": p.labels.get("app.kubernetes.io/component")}} for p in pods(docs)]
     chosen = [p["spec"]["podSelector"] for p in policies]
     return bad + ["a pod without a policy of its own" for w in wanted if w not in chosen]
@@ -225,8 +237,9 @@ def runs_are_retried_and_cleaned_up(docs: Docs) -> list[str]:
         facts = {
             "backoffLimit": spec.get("backoffLimit", 0) >= 1,
             "shutdownAfterJobFinishes": spec.get("shutdownAfterJobFinishes") is True,
-            "ttlSecondsAfterFinished needs shutdownAfterJobFinishes": spec.get("ttlSecondsAfterFinished", 0) > 0,
-            "deletionStrategy excludes shutdownAfterJobFinishes": "deletionStrategy" not in spec,
+            "GPUs are held after the end": spec.get("ttlSecondsAfterFinished", 0) <= 60,
+            "a rule of deletionStrategy cannot match STOPPED, and excludes shutdownAfterJobFinishes": "deletionStrategy"
+            not in spec,
             "clusterSelector excludes backoffLimit": "clusterSelector" not in spec,
             "preRunningDeadlineSeconds": spec.get("preRunningDeadlineSeconds", 0) > 0,
             "submissionMode": spec.get("submissionMode", "K8sJobMode") == "K8sJobMode",
@@ -234,6 +247,43 @@ def runs_are_retried_and_cleaned_up(docs: Docs) -> list[str]:
         }
         bad += [name for name, kept in facts.items() if not kept]
     return bad
+
+
+def what_must_not_be_retried_is_not(docs: Docs) -> list[str]:
+    """the driver knows that KubeRay would start it again, and few starts are made in all"""
+    bad = []
+    for job in of_kind(docs, "RayJob"):
+        head = job["spec"]["rayClusterSpec"]["headGroupSpec"]["template"]["spec"]["containers"][0]
+        env = {e["name"]: e.get("value") for e in head.get("env", [])}
+        if env.get(RETRIED_BY) != "kuberay":
+            bad.append(f"{job['metadata']['name']}: {RETRIED_BY}")
+        if job["spec"].get("backoffLimit", 0) > 10:
+            bad.append(f"{job['metadata']['name']}: backoffLimit")
+    return bad
+
+
+def lost_nodes_are_left_soon(docs: Docs) -> list[str]:
+    """a pod on a node that does not answer is given up in time for KubeRay, which waits 300 s for a head"""
+    bad = []
+    for pod in pods(docs):
+        waits = {t.get("key"): t.get("tolerationSeconds", 300) for t in pod.spec.get("tolerations", [])}
+        bad += [f"{pod.where}: {key}" for key in LOST if waits.get(key, 300) > 60]
+    return bad
+
+
+def services_find_their_pods(docs: Docs) -> list[str]:
+    """KubeRay's services select by labels of its own, which a template may override but must not"""
+    own = ("app.kubernetes.io/name", "app.kubernetes.io/created-by")
+    return [f"{p.where}: {k}" for p in pods(docs) if p.ray for k in p.labels if k in own or k.startswith("ray.io/")]
+
+
+def runs_that_wait_for_nodes_have_a_deadline(docs: Docs) -> list[str]:
+    """with an autoscaler a cluster without workers counts as ready, so preRunningDeadlineSeconds never ends it"""
+    return [
+        job["metadata"]["name"]
+        for job in of_kind(docs, "RayJob")
+        if job["spec"]["rayClusterSpec"].get("enableInTreeAutoscaling") and not job["spec"].get("activeDeadlineSeconds")
+    ]
 
 
 def stopping_leaves_time_for_a_checkpoint(docs: Docs) -> list[str]:
@@ -293,8 +343,11 @@ def groups_scale_as_they_say(docs: Docs) -> list[str]:
 
 
 def run_of(job: dict[str, Any]) -> RunConfig:
-    """The configuration that a RayJob's entrypoint means. Raises AtlasError."""
-    words = shlex.split(job["spec"]["entrypoint"])
+    """The configuration that a RayJob's entrypoint means, once the submitter's shell has put its environment in. Raises
+    AtlasError."""
+    submitter = job["spec"]["submitterPodTemplate"]["spec"]["containers"][0]
+    set_there = {e["name"]: e.get("value", "") for e in submitter.get("env", [])}
+    words = shlex.split(Template(job["spec"]["entrypoint"]).substitute(set_there))
     assert words[:4] == ["python", "-m", "atlas_dist", "run"], words
     return compose_config(words[4:])
 
@@ -344,6 +397,10 @@ RULES: tuple[Rule, ...] = (
     namespaces_agree,
     the_head_has_a_disruption_budget,
     runs_are_retried_and_cleaned_up,
+    what_must_not_be_retried_is_not,
+    lost_nodes_are_left_soon,
+    services_find_their_pods,
+    runs_that_wait_for_nodes_have_a_deadline,
     stopping_leaves_time_for_a_checkpoint,
     nothing_secret_is_written_down,
     the_head_runs_no_worker,

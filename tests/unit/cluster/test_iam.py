@@ -20,6 +20,7 @@ from atlas_dist.report.forecast import keep
 from atlas_dist.report.outlook import Outlook
 from atlas_dist.runs.requests import RequestKind, ask
 from atlas_dist.store.artifacts import fetch_checkpoint, save_checkpoint
+from atlas_dist.store.attempt_logs import driver_log, kept_log, rank_log
 from atlas_dist.store.doctor import examine
 from atlas_dist.store.objects import MemoryStore
 from tests.chaos.fakes import FakeClock, FakeDispatcher, counted_ids
@@ -67,12 +68,16 @@ def asked() -> dict[str, frozenset[Request]]:
         if not assignment.attempt.endswith("-1"):
             return None
         save_checkpoint(worker, assignment.prefix, 2, {"state": b"x"})
+        with kept_log(worker, rank_log("r", assignment.attempt, 0), lambda: "the node went away", 1e3, quiet=False):
+            pass
         return Failure(FailureKind.PREEMPTED, "the node went away", 2)
 
     examine(head, new_id=lambda: "d", writers=2, keys=2)
     with token(head) as seen:
         worker.stat(seen)
     keep(head, "r", Outlook({}))
+    with kept_log(head, driver_log("r", "20261129T000000Z-h-1"), lambda: "run r", 1e3, quiet=False):
+        pass
     clock = FakeClock()
     ask(head, "r", RequestKind.RESUME, "asked", clock=clock, new_id=counted_ids("ask"))
     coordinator = Coordinator(
@@ -154,6 +159,25 @@ def test_a_result_and_a_done_file_are_created_once() -> None:
 def test_nothing_goes_over_a_plain_connection() -> None:
     assert may(COORDINATOR, "GetObject", ENTRY)
     assert not may(COORDINATOR, "GetObject", ENTRY, secure=False)
+
+
+@pytest.mark.parametrize("role", [COORDINATOR, WORKER])
+def test_a_missing_key_is_missing_and_not_forbidden(role: str) -> None:
+    """A coordinator asks for objects that are not there yet, a worker for shards that somebody has deleted: 404 is an answer, 403
+    looks like wrong credentials."""
+    assert Request("s3:ListBucket") in asked()[COORDINATOR]
+    assert allowed(Request("s3:ListBucket"), role, POLICIES[role], BUCKET_POLICY)
+    narrow = copy.deepcopy(POLICIES[role])
+    condition = narrow["Statement"][0]["Condition"]
+    condition["StringLike"] = condition.pop("StringLikeIfExists")
+    assert not allowed(Request("s3:ListBucket"), role, narrow, BUCKET_POLICY)
+    assert not allowed(Request("s3:ListBucket", prefix="payroll/"), role, POLICIES[role], BUCKET_POLICY)
+
+
+def test_logs_of_drivers_are_not_the_workers_and_expire() -> None:
+    assert not may(COORDINATOR, "PutObject", "atlas/logs/r/a1/rank-0000.log")
+    rules = json.loads((FOLDER / "lifecycle.json").read_text())["Rules"]
+    assert [r["Filter"]["Prefix"] for r in rules if "Expiration" in r] == ["atlas/logs/"], "nothing else is ever deleted by age"
 
 
 def test_nobody_reads_what_is_not_atlas_dists() -> None:

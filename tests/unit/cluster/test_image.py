@@ -3,6 +3,7 @@ and what it installs is the whole package. (No container engine was at hand: it 
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -22,6 +23,8 @@ CONSTRAINTS = (ROOT / "constraints.txt").read_text()
 LOCKS = ROOT / "cluster" / "image"
 IMAGE = {"python_version": "3.11", "python_full_version": "3.11.14", "sys_platform": "linux", "platform_system": "Linux"}
 """What markers of requirements are asked about."""
+MANIFESTS = ("cluster/kuberay/job/*.yaml", "cluster/kuberay/components/*/kustomization.yaml")
+"""What `atlas-dist manifest` makes its own of."""
 HADOLINT = shutil.which("hadolint") or shutil.which("hadolint", path=str(Path(sys.executable).parent))
 
 
@@ -104,7 +107,50 @@ def test_stages_build_on_each_other_and_never_on_a_moving_base() -> None:
 
 def test_the_last_user_is_nobody_special() -> None:
     after = DOCKERFILE[DOCKERFILE.index("AS runtime") :]
-    assert re.findall(r"^USER (\S+)$", after, re.MULTILINE) == ["1000:1000"]
+    users = re.findall(r"^USER (\S+)$", after, re.MULTILINE)
+    assert users == ["1000:1000", "0:0", "1000:1000"], "the middle one installs a compiler in the cuda target"
+    for stage in re.split(r"^FROM ", after, flags=re.MULTILINE):
+        assert (re.findall(r"^USER (\S+)$", stage, re.MULTILINE) or ["1000:1000"])[-1] == "1000:1000"
+
+
+COMPILE = re.compile(r"python3? -m compileall ([^|\n]*?) (?:\"\$\{library\}\"|/opt/atlas/lib)")
+
+
+def test_bytecode_is_believed_whatever_became_of_modification_times(tmp_path: Path) -> None:
+    """Row 8 of the trial: COPY rounds them, and 891 modules were compiled anew by every process on the read-only root. What pip
+    has compiled must be compiled again, or it stays as it is."""
+    how = COMPILE.findall(DOCKERFILE)
+    assert len(how) == 3, "the packages of both images, and Python's own library, which the official image ships without bytecode"
+    assert len(set(how)) == 1
+    module = tmp_path / "lib" / "packaged.py"
+    module.parent.mkdir()
+    module.write_text("VALUE = 1\n")
+    subprocess.run([sys.executable, "-m", "compileall", "-q", str(module.parent)], check=True)  # as pip does
+    subprocess.run([sys.executable, "-m", "compileall", *how[0].split(), str(module.parent)], check=True)
+    os.utime(module, (1, 1))
+    (cached,) = (module.parent / "__pycache__").glob("*.pyc")
+    before = cached.read_bytes()
+    assert int.from_bytes(before[4:8], "little") == 0b01, "hash-based and unchecked (PEP 552)"
+    code = f"import sys; sys.path.insert(0, {str(module.parent)!r}); import packaged; print(packaged.VALUE)"
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    assert cached.read_bytes() == before, "nobody has compiled it anew"
+
+
+def test_a_login_shell_finds_our_commands() -> None:
+    """KubeRay's ENABLE_LOGIN_SHELL: /etc/profile sets PATH anew, and then reads profile.d."""
+    (line,) = re.findall(r'echo "(PATH=.*)" > /etc/profile\.d/atlas\.sh', DOCKERFILE)
+    profile = line.replace("\\$", "$")
+    script = f"PATH=/usr/local/bin:/usr/bin:/bin; {profile}; echo $PATH"
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "/opt/atlas/bin:/usr/local/bin:/usr/bin:/bin"
+
+
+def test_the_cuda_image_can_compile_and_the_documents_say_what_the_images_lack() -> None:
+    cuda = DOCKERFILE[DOCKERFILE.index("FROM runtime AS cuda") :]
+    assert "gcc libc6-dev" in cuda
+    operations = (ROOT / "docs/operations.md").read_text()
+    assert "no `demo` extra" in operations
+    assert "driver 580" in operations
 
 
 def test_versions_in_the_dockerfile_are_those_of_the_constraints() -> None:
@@ -113,7 +159,7 @@ def test_versions_in_the_dockerfile_are_those_of_the_constraints() -> None:
     for name, version in re.findall(r"([\w-]+)==([\w.]+)", DOCKERFILE):
         assert name == "setuptools" or pinned[name] == version
         assert name != "torch" or f"torch=={version}" in makefile
-    rayjob = (ROOT / "cluster/kuberay/base/rayjob.yaml").read_text()
+    rayjob = (ROOT / "cluster/kuberay/job/rayjob.yaml").read_text()
     assert f"rayVersion: {pinned['ray']}" in rayjob
 
 
@@ -183,7 +229,11 @@ def test_the_wheel_holds_every_module_configuration_and_asset(tmp_path: Path) ->
     with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as wheel:
         held = set(wheel.namelist())
     tracked = subprocess.run(
-        ["git", "ls-files", "atlas_dist", "configs"], cwd=ROOT, capture_output=True, text=True, check=True
+        ["git", "ls-files", "atlas_dist", "configs", *MANIFESTS], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout.split()
-    wanted = {("atlas_dist/" + path if path.startswith("configs/") else path) for path in tracked if (ROOT / path).exists()}
+    places = {"configs/": "atlas_dist/configs/", "cluster/kuberay/": "atlas_dist/kuberay/"}
+    wanted = set()
+    for path in (each for each in tracked if (ROOT / each).exists()):
+        moved = next((path.replace(old, new, 1) for old, new in places.items() if path.startswith(old)), path)
+        wanted.add(moved)
     assert not wanted - held

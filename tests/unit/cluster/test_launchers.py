@@ -45,7 +45,7 @@ def fake_slurm(tmp_path: Path) -> dict[str, str]:
     log = tmp_path / "calls"
     tools = {
         "scontrol": 'echo "scontrol $*" >> "$CALLS"; [ "$1" = show ] && printf "node1\\nnode2\\n" || true',
-        "srun": 'echo "srun $*" >> "$CALLS"; case "$*" in *hostname*) echo 10.0.0.1 ;; esac',
+        "srun": 'echo "srun $* cpus=${SRUN_CPUS_PER_TASK:-}" >> "$CALLS"; case "$*" in *hostname*) echo 10.0.0.1 ;; esac',
         "ray": "true",
         "sleep": "true",
         "python": 'echo "python $*" >> "$CALLS"; [ "$1" = - ] && { cat > /dev/null; exit 0; }; trap "exit 8" TERM; '
@@ -71,4 +71,7 @@ def test_slurms_warning_reaches_the_driver_and_a_paused_run_is_queued_again(fake
     assert "python -m atlas_dist run cluster=ray experiment=toy" in said
     assert "scontrol requeue 77" in said
     assert "ray start --head --node-ip-address=10.0.0.1 --port=20077" in said
+    starts = [line for line in said.splitlines() if "ray start" in line]
+    assert len(starts) == 2
+    assert all(line.endswith("cpus=32") for line in starts), "a step has one core unless it is told otherwise"
     assert "--exclude=node1 ray start --address=10.0.0.1:20077" in said

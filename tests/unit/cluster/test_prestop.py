@@ -4,6 +4,7 @@ workers', with stand-ins for Ray's commands."""
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-RAYJOB = yaml.safe_load((Path(__file__).parents[3] / "cluster/kuberay/base/rayjob.yaml").read_text())
+RAYJOB = yaml.safe_load((Path(__file__).parents[3] / "cluster/kuberay/job/rayjob.yaml").read_text())
 CLUSTER = RAYJOB["spec"]["rayClusterSpec"]
 HEAD, WORKER = (group["template"]["spec"]["containers"][0] for group in (CLUSTER["headGroupSpec"], *CLUSTER["workerGroupSpecs"]))
 HOOK, WORKERS_HOOK = (container["lifecycle"]["preStop"]["exec"]["command"] for container in (HEAD, WORKER))
@@ -55,20 +56,69 @@ def test_without_the_hook_nothing_is_saved(tmp_path: Path) -> None:
     assert not (tmp_path / "checkpoint").exists()
 
 
-@pytest.mark.parametrize("broken", [False, True])
-def test_a_workers_hook_says_that_its_node_goes_and_waits_whatever_comes_of_it(tmp_path: Path, broken: bool) -> None:
-    said = tmp_path / "said"
+TRAINS = """
+[ "$$" -eq 1 ] && [ "$(ls -d /proc/[0-9]* | wc -l)" -lt 8 ] || exit 99
+PATH=$1:$PATH
+bash -c 'exec -a "ray::RayTrainWorker.run_train_fn" bash -c "touch $0/trains; while ! [ -e $0/saved ]; do :; done; exit"' "$1" &
+bash -c 'exec -a "ray::IDLE" bash -c "while :; do /bin/sleep 0.1; done"' &
+while ! [ -e "$1/trains" ]; do /bin/sleep 0.05; done
+shift
+"$@" || exit 98
+"""
+IDLE = """
+[ "$$" -eq 1 ] && [ "$(ls -d /proc/[0-9]* | wc -l)" -lt 8 ] || exit 99
+PATH=$1:$PATH
+bash -c 'exec -a "ray::IDLE" bash -c "while :; do /bin/sleep 0.1; done"' &
+shift
+"$@" || exit 98
+"""
+
+
+def workers_hook(folder: Path, scene: str, *, broken: bool = False, leaves_after: int = 3) -> list[str]:
+    """What the hook does in a process namespace of its own, with stand-ins for Ray's commands: each line one call. The group
+    has saved its checkpoint, and its process ends, after `leaves_after` seconds of waiting."""
+    said = folder / "said"
     stubs = {
         "python": "exit 1" if broken else "echo 0a1b",
         "ray": f'echo "$*" >> {said}; exit {int(broken)}',
-        "sleep": f'echo "slept $1" >> {said}',
+        "sleep": f"echo waits >> {said}; "
+        f'[ "$(grep -c waits {said})" -lt {leaves_after} ] || touch {folder}/saved; exec /bin/sleep 0.2',
     }
     for name, body in stubs.items():
-        (tmp_path / name).write_text(f"#!/bin/bash\n{body}\n")
-        (tmp_path / name).chmod(0o755)
-    env = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}
-    done = subprocess.run(WORKERS_HOOK, env=env, capture_output=True, text=True, timeout=60, check=False)
+        (folder / name).write_text(f"#!/bin/bash\n{body}\n")
+        (folder / name).chmod(0o755)
+    file = folder / "scene"
+    file.write_text(scene)
+    unshare = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child", "bash", str(file), str(folder)]
+    done = subprocess.run([*unshare, *WORKERS_HOOK], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
-    drained, waited = said.read_text().splitlines()
+    return said.read_text().splitlines() if said.exists() else []
+
+
+@pytest.mark.usefixtures("namespaces")
+@pytest.mark.parametrize("broken", [False, True])
+def test_a_workers_hook_says_that_its_node_goes_and_stays_until_the_group_has_left(tmp_path: Path, broken: bool) -> None:
+    """Whatever comes of the notice: the group may have been told by somebody else."""
+    drained, *waits = workers_hook(tmp_path, TRAINS, broken=broken)
     assert drained.startswith(f"drain-node --node-id {'' if broken else '0a1b'} --reason DRAIN_NODE_REASON_PREEMPTION")
-    assert waited == "slept 60"
+    assert 3 <= len(waits) < 60
+
+
+@pytest.mark.usefixtures("namespaces")
+def test_a_workers_hook_waits_no_longer_than_a_minute(tmp_path: Path) -> None:
+    _, *waits = workers_hook(tmp_path, TRAINS, leaves_after=1000)
+    assert len(waits) == 60
+
+
+@pytest.mark.usefixtures("namespaces")
+def test_a_pod_without_a_training_worker_goes_at_once(tmp_path: Path) -> None:
+    """Its GPUs are free and its replacement comes: KubeRay counts a pod that is being stopped as one that is there."""
+    assert workers_hook(tmp_path, IDLE) == []
+
+
+def test_the_hook_knows_what_ray_calls_its_training_workers() -> None:
+    """A worker's process is called `ray::<class>` and, during a call, `ray::<class>.<method>` (seen with Ray 2.60)."""
+    from ray.train.v2._internal.execution.worker_group import RayTrainWorker
+
+    assert re.search(r"\^ray::(\S+)'", WORKERS_HOOK[-1])[1] == "[A-Za-z]*TrainWorker"  # type: ignore[index]
+    assert re.fullmatch("[A-Za-z]*TrainWorker", RayTrainWorker.__name__)

@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from atlas_dist.coordinator.dispatch import AttemptProgress, Failed, Finished, Lost
-from atlas_dist.coordinator.pool import PoolDispatcher
+from atlas_dist.coordinator.pool import PoolDispatcher, Waiting
 from atlas_dist.core.types import (
     Assignment,
     Budget,
@@ -182,3 +182,35 @@ def test_a_pool_says_what_it_does(dispatcher: PoolDispatcher) -> None:
     assert standing() == "works"
     dispatcher.leave("main", "g1", "its node is drained")
     assert standing() == "makes room for other workers: its node is drained"
+
+
+def test_a_pool_without_workers_says_for_how_long_and_why() -> None:
+    """Nobody saw anything for 88 s after a drain: the group had gone, and the pool still counted as at work."""
+    clock = [100.0]
+    dispatcher = PoolDispatcher([WorkerGroupSpec("main", 2, min_workers=1)], now=lambda: clock[0])
+    clock[0] = 110.0
+    assert dispatcher.waiting() == (Waiting("main", 2, 1, 10.0),)
+    dispatcher.lease("main", "g1", 0.0)
+    assert dispatcher.waiting() == ()
+    dispatcher.leave("main", "g1", "its node is drained")
+    assert dispatcher.waiting() == (), "it is still saving its checkpoint"
+    assert dispatcher.lease("main", "g1", 0.0).go_home
+    clock[0] = 130.0
+    assert dispatcher.waiting() == (Waiting("main", 2, 1, 20.0, "its node is drained"),)
+    dispatcher.lease("main", "g2", 0.0)
+    assert dispatcher.waiting() == ()
+    dispatcher.start(assignment())
+    dispatcher.lease("main", "g2", 0.0)
+    dispatcher.vacated("main", "g1", "of a group that is gone anyway")
+    assert dispatcher.waiting() == ()
+    dispatcher.vacated("main", "g2", "a node was lost")
+    clock[0] = 135.0
+    dispatcher.vacated("main", "g2", "a node was lost")
+    assert dispatcher.waiting() == (Waiting("main", 2, 1, 5.0, "a node was lost"),)
+    assert dispatcher.capacity().pools[0].standing == "waits for workers: a node was lost"
+    dispatcher.lease("main", "g3", 0.0)
+    assert (dispatcher.waiting(), dispatcher.poll()) == ((), [Lost("a1", "the pool's workers were started again")])
+    dispatcher.gone("main", "the trainer ended")
+    assert dispatcher.waiting() == (Waiting("main", 2, 1, 0.0, "the trainer ended"),)
+    dispatcher.close()
+    assert dispatcher.waiting() == (), "nobody is expected any more"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import tomllib
@@ -11,13 +12,30 @@ from pathlib import Path
 import pytest
 
 from atlas_dist import packages
+from atlas_dist.compose import compose_config
 from atlas_dist.config import ClusterConfig, RunConfig, StoreConfig, load_config
+from atlas_dist.config.groups import ShardsConfig
 from atlas_dist.coordinator import preflight
-from atlas_dist.coordinator.preflight import check_place, check_shards, check_store, slow_products
-from atlas_dist.coordinator.preflight_cluster import NodeReport, NodeResources, check_nodes, check_resources, has_labels, token
+from atlas_dist.coordinator.preflight import (
+    check_compiler_here,
+    check_place,
+    check_shards,
+    check_store,
+    slow_products,
+)
+from atlas_dist.coordinator.preflight_cluster import (
+    NodeReport,
+    NodeResources,
+    check_nodes,
+    check_resources,
+    has_labels,
+    token,
+    workers_that_fit,
+)
 from atlas_dist.core.manifest import ShardInfo, ShardManifest
 from atlas_dist.core.types import TaskKind, WorkerGroupSpec
 from atlas_dist.errors import ConfigError, DataError, StoreError
+from atlas_dist.packages import cuda_of_torch, driver_too_old, nvidia_driver
 from atlas_dist.store.objects import MemoryStore
 from tests.chaos.plans import small_plan
 
@@ -75,7 +93,7 @@ def test_every_pool_needs_room_beside_the_others() -> None:
         check_resources([replace(BIG_NODE, cpus=64)], GPUS, worker_groups)
 
 
-def test_an_elastic_pool_needs_room_for_its_fewest() -> None:
+def test_an_elastic_pool_needs_workers_that_fit_its_fewest() -> None:
     check_resources([BIG_NODE], GPUS, [WorkerGroupSpec("main", 64, min_workers=8)])
     with pytest.raises(ConfigError, match="9 workers need 9 GPU"):
         check_resources([replace(BIG_NODE, cpus=64)], GPUS, [WorkerGroupSpec("main", 64, min_workers=9)])
@@ -168,7 +186,7 @@ class Forgetful(MemoryStore):
 
 
 def remote(url: str) -> RunConfig:
-    return RunConfig(store=StoreConfig(url=url), cluster=GPUS)
+    return RunConfig(store=StoreConfig(url=url), shards=ShardsConfig(url="s3://bucket/shards"), cluster=GPUS)
 
 
 def test_a_store_that_lets_two_writers_win_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -195,11 +213,87 @@ def test_a_store_in_rays_own_folder_is_refused() -> None:
     check_place(remote("s3://bucket/runs"), folder)
 
 
+@pytest.mark.parametrize("url", ["demo-run/shards", "./shards", "ABSOLUTE/shards"])
+def test_shards_in_rays_own_folder_are_refused_before_anything_is_looked_for(url: str, tmp_path: Path) -> None:
+    """The default is a folder beside the checkout, which Ray leaves behind: "not packed" would be the wrong advice."""
+    folder = tmp_path / "_ray_pkg_0123"
+    config = remote("s3://bucket/runs")
+    config = config.model_copy(update={"shards": config.shards.model_copy(update={"url": url.replace("ABSOLUTE", str(folder))})})
+    with pytest.raises(ConfigError, match=r"shards\.url=.* lies in the folder that Ray unpacked"):
+        check_place(config, folder)
+    check_place(config, tmp_path / "checkout")
+
+
+# ----------------------------------------------------------------------------------------------------- drivers and compilers
+
+DRIVER = (
+    "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  {}  Release Build  (dvs-builder@U22-I3)\nGCC version:  12.2.0\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("driver", "cuda", "needed"),
+    [
+        ("580.65.06", "13.0", 0),
+        ("575.57.08", "13.0", 580),
+        ("570.124.06", "13.2", 580),
+        ("535.183.01", "12.8", 0),
+        ("470.256.02", "12.8", 525),
+        ("", "13.0", 0),
+        ("575.57.08", "", 0),
+    ],
+)
+def test_a_driver_that_is_too_old_for_torchs_cuda_is_refused(driver: str, cuda: str, needed: int, tmp_path: Path) -> None:
+    file = tmp_path / "version"
+    if driver:
+        file.write_text(DRIVER.format(driver))
+    assert nvidia_driver(file) == driver
+    assert driver_too_old(driver, cuda) == needed
+    report = NodeReport("n1", versions=HERE.versions, driver=nvidia_driver(file), cuda=cuda)
+    check_nodes([report], HERE)  # workers on CPUs do not care
+    if needed:
+        with pytest.raises(ConfigError, match=f"CUDA {cuda}, which needs NVIDIA's driver {needed} or newer; n1 has {driver}"):
+            check_nodes([report], HERE, gpus=True)
+    else:
+        check_nodes([report], HERE, gpus=True)
+
+
+def test_torchs_cuda_is_known_without_importing_it() -> None:
+    import torch
+
+    assert cuda_of_torch() == (torch.version.cuda or "")
+
+
+def test_compiling_without_a_compiler_is_refused_on_the_nodes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    bare = NodeReport("n1", versions=HERE.versions, compiles_c=False, compiles_cpp=False)
+    check_nodes([bare], HERE)
+    with pytest.raises(ConfigError, match=r"needs a C\+\+ compiler, and there is none on n1"):
+        check_nodes([bare], HERE, compiles=True)
+    with pytest.raises(ConfigError, match="needs a C compiler"):
+        check_nodes([bare], HERE, compiles=True, gpus=True)
+    check_nodes([replace(bare, compiles_c=True)], HERE, compiles=True, gpus=True)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    for name in ("CC", "CXX"):
+        monkeypatch.delenv(name, raising=False)
+    check_compiler_here(compose_config(["experiment=toy"]))
+    with pytest.raises(ConfigError, match="this machine"):
+        check_compiler_here(compose_config(["experiment=toy", "train.compile=true"]))
+    (tmp_path / "g++").write_text("#!/bin/sh\n")
+    (tmp_path / "g++").chmod(0o755)
+    check_compiler_here(compose_config(["experiment=toy", "train.compile=true"]))
+
+
 def test_what_is_required_is_what_pyproject_installs() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     names = {d.partition(">")[0].partition("=")[0].partition("[")[0].strip() for d in project["dependencies"]}
     assert set(packages.REQUIRED.values()) == names
     assert packages.missing() == []
+
+
+def test_nothing_is_required_that_nothing_imports() -> None:
+    text = "\n".join(path.read_text() for path in (ROOT / "atlas_dist").rglob("*.py"))
+    imported = set(re.findall(r"^ *(?:import|from) (\w+)", text, re.MULTILINE))
+    assert packages.REQUIRED.keys() <= imported
 
 
 def test_an_image_without_a_package_is_told_which_in_one_line() -> None:
@@ -208,3 +302,12 @@ def test_an_image_without_a_package_is_told_which_in_one_line() -> None:
     assert done.returncode == 2, done.stderr
     assert "lacks torch, deepspeed" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_workers_that_fit_a_pool_is_counted_beside_the_others_and_on_its_own_nodes() -> None:
+    nodes = [BIG_NODE, NodeResources("b", cpus=8, gpus=2, labels={"market": "spot"})]
+    assert workers_that_fit(nodes, GPUS, WorkerGroupSpec("main", 16)) == 10
+    assert workers_that_fit(nodes, GPUS, WorkerGroupSpec("main", 4)) == 4
+    assert workers_that_fit(nodes, GPUS, WorkerGroupSpec("main", 16), taken=9) == 1
+    assert workers_that_fit(nodes, GPUS, WorkerGroupSpec("main", 16, labels={"market": "spot"})) == 2
+    assert workers_that_fit([], GPUS, WorkerGroupSpec("main", 16), taken=3) == 0

@@ -68,12 +68,10 @@ def test_a_run_that_restarts_at_other_world_sizes_sees_the_same_global_batches(p
     total = 2 * straight.steps_per_epoch
     stops = sorted(data.draw(st.lists(st.integers(0, total), min_size=len(worlds) - 1, max_size=len(worlds) - 1)))
     for world, start, stop in zip(worlds, [0, *stops], [*stops, total], strict=True):
-        multiple = data.draw(st.integers(1, 3))
         ranks = [make(counts, how) for _ in range(world)]  # every restart plans from nothing
         for step in range(start, stop):
-            slices = [sampler.rank_at(step, r, world, multiple) for r, sampler in enumerate(ranks)]
-            assert {len(s) for s in slices} == {slots(straight.global_batch, world, multiple)}
-            assert len(slices[0]) % multiple == 0
+            slices = [sampler.rank_at(step, r, world) for r, sampler in enumerate(ranks)]
+            assert {len(s) for s in slices} == {slots(straight.global_batch, world)}
             assert valid(np.concatenate(slices)) == valid(straight.global_at(step))
 
 
@@ -95,13 +93,13 @@ def test_a_rank_is_told_of_every_shard_it_reads_in_order_of_first_use(plan, worl
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.integers(1, 200), st.integers(1, 40), st.integers(1, 9), st.integers(1, 4))
-def test_validation_reads_every_sample_once_in_manifest_order_with_equal_steps(samples, batch, world, multiple):
-    steps = validation_steps(samples, batch, world, multiple)
-    ranks = [[validation_at(samples, batch, s, r, world, multiple) for s in range(steps)] for r in range(world)]
+@given(st.integers(1, 200), st.integers(1, 40), st.integers(1, 9))
+def test_validation_reads_every_sample_once_in_manifest_order_with_equal_steps(samples, batch, world):
+    steps = validation_steps(samples, batch, world)
+    ranks = [[validation_at(samples, batch, s, r, world) for s in range(steps)] for r in range(world)]
     assert valid(np.concatenate([np.concatenate(r) for r in ranks])) == list(range(samples))
     for step in range(steps):
-        assert sum(len(valid(r[step])) for r in ranks) == validation_valid(samples, batch, step, world, multiple)
+        assert sum(len(valid(r[step])) for r in ranks) == validation_valid(samples, batch, step, world)
 
 
 def test_manifest_order_without_shuffle():

@@ -12,6 +12,7 @@ import torch
 
 from atlas_dist.core import sampling
 from atlas_dist.core.manifest import ShardManifest
+from atlas_dist.core.sampling import select_shots
 from atlas_dist.core.types import TaskKind
 from atlas_dist.data import collate
 from atlas_dist.data.batch import RankBatch, StreamLimits
@@ -102,20 +103,13 @@ def test_validation_covers_each_sample_once_at_any_world_size(toy):
         assert seen == list(range(60)) and len(lengths) == 1 and sum(valid) == 60
 
 
-def test_micro_batches_are_whole(toy):
-    store, manifest = toy
-    with opened(store, manifest, 1, 3, micro_batch=2) as stream:
-        batches = [copied(b) for b in stream.epochs_from(0, 2)]
-        assert all(len(b["mask"]) == 4 for b in batches)
-        assert len(next(stream.validation()).mask) == 4
-
-
 def test_few_shots_visit_the_same_few_samples_every_epoch():
     store = memory_store()
     manifest = pack_toy(store, "shape", 120)
     labels = manifest.labels()
     assert labels is not None
-    with opened(store, manifest, shots=2.0) as stream:
+    chosen = select_shots(manifest.samples, labels, 2, seed=0)
+    with opened(store, manifest, only=chosen) as stream:
         assert stream.samples_per_epoch == 24
         epochs = [slots([copied(b) for b in stream.epochs_from(e * 3, e * 3 + 3)]) for e in range(2)]
     assert sorted(epochs[0]) == sorted(epochs[1]) and epochs[0] != epochs[1]

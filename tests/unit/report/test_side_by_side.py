@@ -68,7 +68,7 @@ def test_what_does_not_measure_the_same_is_said_before_the_numbers(plan: Plan) -
     assert told[0].endswith("left: 8; right: 40.")
     page = render([left, right])
     check_page(page)
-    assert 0 < page.index("a: shots differs") < page.index("Accuracy in %")
+    assert 0 < page.index("a: shots differs") < page.index("Average score at the end") < page.index("Accuracy in %")
     other = make_plan([sequence("ab")], COMMON)
     (told,) = cautions([left, side(other, "short", asked())])
     assert told == "The averages are over different tasks. left: a, b, c; short: a, b."
@@ -80,8 +80,10 @@ def test_the_page_shows_each_run_and_is_a_page(plan: Plan, tmp_path: Path) -> No
     sides = [side(plan, "left", {"seeds": [0]}), side(plan, "<i>right", {"seeds": [1]})]
     page = write_side_by_side(sides, tmp_path).read_text()
     check_page(page)
-    assert "<i>" not in page
-    assert page.count("left: task view") == 2, "a caption and a label"
+    assert "<i>right" not in page
+    assert page.index("Average score at the end") < page.index("<nav"), "the answer comes first"
+    assert "forgotten 0.0 %" in page
+    assert page.count("left: task view") == 4, "a map and a table, each with a caption and a label"
     assert page.count("a stage2: validation score by step") == 2, "a label and a title"
     assert "&lt;i&gt;right 50.0 %" in page
     assert (tmp_path / "settings.csv").read_text().splitlines()[1] == "seeds,[0],[1]"
