@@ -36,11 +36,11 @@ def load_model(*settings: Settings, tasks: Sequence[str] = ()) -> AtlasModel:
     Raises:
         As `open_bank`; ConfigError: the run has not learnt such a task. DataError: a file is damaged.
     """
-    from atlas_dist.bank.weights import load_weights
-    from atlas_dist.serve import AtlasModel
-
     composed_run = compose_run(*settings)
     store, config = composed_run.store, composed_run.config
-    with restored_process():
+    with restored_process():  # torch sets variables of the environment when it is imported
+        from atlas_dist.bank.weights import load_weights
+        from atlas_dist.serve import AtlasModel
+
         weights = load_weights(store, read_bank(store, config.run), tasks, shards=shards_if_there(config))
         return AtlasModel.from_weights(weights)
