@@ -204,13 +204,13 @@ def _literal(word: str) -> str:
         literal = takes_text(plain_key) and (a_path or not (parsed.is_sweep_override() or isinstance(parsed.value(), str)))
     if not literal:
         return word
-    quoted = f"{key}={_quoted(value)}"
-    if _parsed(quoted) is None:
+    literally = f"{key}={quoted(value)}"
+    if _parsed(literally) is None:
         raise ConfigError(f"{word!r} can't be read as a setting.", fix="Write key=value, a key of letters, digits, '_' and '.'.")
-    return quoted
+    return literally
 
 
-def _quoted(value: str) -> str:
+def quoted(value: str) -> str:
     """In Hydra's quotes: there a backslash means something before a quote only."""
     return "'" + re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), value) + "'"
 

@@ -7,7 +7,6 @@ makes one object a line. Other libraries' records take the same form, from warni
 
 from __future__ import annotations
 
-import io
 import json
 import logging
 import math
@@ -107,27 +106,6 @@ def set_up(form: LogFormat, **process: Any) -> None:
         logging.root.removeHandler(one)
     logging.root.addHandler(handler)
     logging.getLogger(OURS).setLevel(logging.INFO)
-
-
-class LineLog(io.StringIO):
-    """A file whose every line is a record: for what writes to a console."""
-
-    def __init__(self, logger: logging.Logger) -> None:
-        super().__init__()
-        self.logger = logger
-        self.rest = ""
-
-    def writable(self) -> bool:
-        """It is."""
-        return True
-
-    def write(self, text: str) -> int:
-        """Log the lines that are whole."""
-        *lines, self.rest = (self.rest + text).split("\n")
-        for line in lines:
-            if line.strip():
-                self.logger.info("%s", line.strip())
-        return len(text)
 
 
 def in_json() -> bool:

@@ -15,11 +15,11 @@ import typer
 from rich.console import Console
 
 from atlas_dist import __version__
+from atlas_dist.app.show import standard_console as _console
 from atlas_dist.cli.bank import bank_app
 from atlas_dist.cli.complete import complete_key, complete_word
 from atlas_dist.cli.terminal import spell_out
 from atlas_dist.cli.words import Many, Overrides
-from atlas_dist.cli.words import console as _console
 from atlas_dist.core.types import TaskKind
 from atlas_dist.errors import AtlasError, ConfigError, StoreError
 from atlas_dist.logs import in_json, log_fields
@@ -46,7 +46,7 @@ def run(overrides: Overrides = None, quiet: Quiet = False, many: Many = False) -
     """Learn a sequence; the same command again attaches or resumes."""
     from atlas_dist.cli.run import run_experiment
 
-    run_experiment(overrides or [], _console(), quiet=quiet, many=many)
+    run_experiment(overrides, quiet=quiet, many=many)
 
 
 @app.command()
@@ -63,21 +63,17 @@ def search(
     dry: Annotated[bool, typer.Option("--dry", help="Show the candidates and the first rung; start nothing.")] = False,
 ) -> None:
     """Look for good settings of one stage by successive halving: "tasks.NAME.stage2.lr=log(1e-4,1e-2)" --task NAME."""
-    from atlas_dist.cli.search import search as look_for
+    from atlas_dist.cli.search import show_search
 
-    words = overrides or []
-    look_for(words, _console(), task=task, stage=stage, trials=trials, factor=factor, rounds=rounds, seed=seed, dry=dry)
+    show_search(overrides, task=task, stage=stage, trials=trials, factor=factor, rounds=rounds, seed=seed, dry=dry)
 
 
 @app.command()
 def demo(overrides: Overrides = None) -> None:
     """Pack small data, learn three tasks, transfer to a fourth, and show what happened: minutes on a laptop."""
-    from atlas_dist.cli.pack import pack_experiment
-    from atlas_dist.cli.run import run_experiment
+    from atlas_dist.cli.run import pack_and_run
 
-    words = ["experiment=demo", *(overrides or [])]
-    pack_experiment(words, _console())
-    run_experiment(words, _console())
+    pack_and_run(["experiment=demo", *(overrides or [])])
 
 
 @app.command()
@@ -186,7 +182,7 @@ def report(overrides: Overrides = None, many: Many = False) -> None:
     """Write the report of a run again, from its store."""
     from atlas_dist.cli.run import write_run_report
 
-    write_run_report(overrides or [], _console(), many=many)
+    write_run_report(overrides, many=many)
 
 
 @app.command()
@@ -250,8 +246,9 @@ def _request_command(name: str, about: str) -> Callable[..., None]:
         many: Many = False,
     ) -> None:
         from atlas_dist.cli.run import send_request
+        from atlas_dist.runs.requests import RequestKind
 
-        send_request(overrides or [], name, reason, _console(), many=many)
+        send_request(overrides, RequestKind(name), reason, many=many)
 
     command.__doc__ = about
     return command
@@ -283,7 +280,7 @@ def config(
         explain_key(explain, overrides or [], _console())
         return
 
-    show_config(overrides or [], _console())
+    show_config(overrides)
 
 
 @app.command("verify-resume")
@@ -305,15 +302,15 @@ def doctor(
     """Check that a store keeps its promises before a run trusts it."""
     from atlas_dist.cli.run import check_store
 
-    check_store(url, endpoint_url, _console())
+    check_store(url, endpoint_url)
 
 
 @shards_app.command("pack")
 def shards_pack(overrides: Overrides = None) -> None:
     """Pack every task of an experiment that has a `raw` section; what is packed already is left alone."""
-    from atlas_dist.cli.pack import pack_experiment
+    from atlas_dist.app.pack import pack
 
-    pack_experiment(overrides or [], _console())
+    pack(*(overrides or ()))
 
 
 @shards_app.command("ls")

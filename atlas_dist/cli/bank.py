@@ -12,10 +12,13 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from atlas_dist.app.process import hush
+from atlas_dist.app.show import standard_console
 from atlas_dist.cli.bank_tidy import gc, prune
-from atlas_dist.cli.words import Overrides, composed, console, hush
+from atlas_dist.cli.words import Overrides, composed
 from atlas_dist.config import RunConfig
 from atlas_dist.core.keys import SHORT
+from atlas_dist.core.results import TrainResult
 from atlas_dist.errors import ConfigError, DataError
 from atlas_dist.runs.stores import open_run_store, shards_if_there
 from atlas_dist.store import ObjectStore
@@ -40,7 +43,7 @@ def ls(overrides: Overrides = None, as_json: AsJson = False) -> None:
     if as_json:
         typer.echo(json.dumps([_as_json(bank, e) for e in bank.learnt.values()], indent=1))
         return
-    out = console()
+    out = standard_console()
     table = Table(title=f"Bank of run {bank.run}: {len(bank.learnt)} tasks", title_justify="left")
     for column in ("task", "kind", "score %", "evaluated %", "draws on", "MB", "key", "from"):
         table.add_column(column)
@@ -66,7 +69,7 @@ def show(task: TaskWord, overrides: Overrides = None, as_json: AsJson = False) -
     if as_json:
         typer.echo(json.dumps(about, indent=1))
         return
-    out = console()
+    out = standard_console()
     for name, value in about.items():
         if name != "files":
             out.print(f"[bold]{name.replace('_', ' ')}[/bold]: ", end="")
@@ -79,9 +82,9 @@ def show(task: TaskWord, overrides: Overrides = None, as_json: AsJson = False) -
 def log(overrides: Overrides = None) -> None:
     """How the bank grew: one line a learnt task, oldest first."""
     _, _, bank = _open(overrides)
-    out = console()
+    out = standard_console()
     for e in bank.learnt.values():
-        seconds = e.ref.metrics.get("seconds", {}).get("training", 0.0)
+        seconds = TrainResult.of(e.ref).seconds.training
         made = f"on {' + '.join(_names(bank, e.sees))}" if e.sees else "on the backbone alone"
         origin = f", taken over from run {e.adopted_from}" if e.adopted_from else ""
         out.print(
@@ -102,7 +105,7 @@ def diff(
     config = composed(overrides)
     store = open_run_store(config)
     left, right = read_bank(store, before), read_bank(store, after)
-    out = console()
+    out = standard_console()
     for name in dict.fromkeys(e.task.name for bank in (left, right) for e in bank.learnt.values()):
         out.print(_difference(name, _of_task(left, name), _of_task(right, name), left, right), markup=False, soft_wrap=True)
 
@@ -123,7 +126,7 @@ def verify(
         _verify_folder(folder, overrides, rescore=rescore, wanted=task or [])
         return
     config, store, bank = _open(overrides, whole=False)
-    out = console()
+    out = standard_console()
     checked = list(verify_results(store, config.run))
     faults = [c for c in checked if c.fault]
     for c in faults:
@@ -143,7 +146,7 @@ def verify(
 def _verify_folder(folder: Path, overrides: list[str] | None, *, rescore: bool, wanted: Sequence[str]) -> None:
     from atlas_dist.bank.package import read_package
 
-    weights, out = read_package(folder), console()
+    weights, out = read_package(folder), standard_console()
     names = {key: task.learnt.name for key, task in weights.tasks.items()}
     left_out = ", ".join(names[key] for key in names if key in weights.dropped)
     out.print(
@@ -207,7 +210,7 @@ def export(
     config, store, bank = _open(overrides)
     weights = load_weights(store, bank, task or [], shards=shards_if_there(config))
     files = export_bank(store, bank, weights, folder)
-    out = console()
+    out = standard_console()
     out.print(
         f"{len(weights.tasks)} tasks in {folder}: {', '.join(t.learnt.name for t in weights.tasks.values())}", soft_wrap=True
     )
@@ -233,7 +236,7 @@ def import_(
     weights = read_package(folder)
     run = name or f"import-{digest_of(sorted(weights.tasks))[:SHORT]}"
     import_bank(store, folder, weights, run)
-    console().print(f"{len(weights.tasks)} tasks are now run {run} of {store.url}", soft_wrap=True)
+    standard_console().print(f"{len(weights.tasks)} tasks are now run {run} of {store.url}", soft_wrap=True)
 
 
 def _open(overrides: list[str] | None, *, whole: bool = True) -> tuple[RunConfig, ObjectStore, Any]:

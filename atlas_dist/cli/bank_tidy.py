@@ -13,7 +13,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from atlas_dist.cli.words import Overrides, composed, console, hush
+from atlas_dist.app.process import hush
+from atlas_dist.app.show import standard_console
+from atlas_dist.cli.words import Overrides, composed
 from atlas_dist.clock import SystemClock
 from atlas_dist.core.keys import SHORT
 from atlas_dist.errors import ConfigError
@@ -43,7 +45,7 @@ def gc(
         raise ConfigError(
             f"There is no run {config.run} in {store.url}.", fix=f"Set run=… to one of: {', '.join(known) or 'none'}."
         )
-    out, patience = console(), older_than * 3600.0
+    out, patience = standard_console(), older_than * 3600.0
     if not yes:
         found = survey(store, config.run, clock, older_than_s=patience)
     else:
@@ -83,7 +85,7 @@ def prune(
     require_new(folder)
     config = composed(overrides)
     hush()
-    store, out = open_run_store(config), console()
+    store, out = open_run_store(config), standard_console()
     bank = read_bank(store, config.run)
     weights = load_weights(store, bank, task or [], shards=shards_if_there(config))
     names = {key: t.learnt.name for key, t in weights.tasks.items()}

@@ -8,8 +8,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from atlas_dist.app.process import hush
 from atlas_dist.bank.contents import read_bank, runs_of
-from atlas_dist.cli.words import composed, hush
+from atlas_dist.cli.words import composed
 from atlas_dist.config import RunConfig
 from atlas_dist.core.types import TaskSpec
 from atlas_dist.errors import ConfigError

@@ -11,25 +11,24 @@ from typing import Any
 
 import typer
 
-from atlas_dist.cli.words import ComposedRun, compose_run, console, no_such_run
+from atlas_dist.app.composed import ComposedRun, compose_run
+from atlas_dist.app.show import standard_console
 from atlas_dist.core.keys import plain
 from atlas_dist.core.ledger import Entry
 from atlas_dist.core.records import Fail
 from atlas_dist.errors import AtlasError, ConfigError
-from atlas_dist.runs.stores import open_ledger, open_run_store
+from atlas_dist.runs.stores import open_ledger
 
 POLL_S = 2.0
 
 
 def show_logs(overrides: list[str] | None, *, last: int, follow: bool, as_json: bool, many: bool = False) -> None:
     """Print the newest `last` entries (0 = all), and with `follow` those that come, until the run ends or Ctrl-C."""
-    composed_run = compose_run(overrides, many=many)
-    config = composed_run.config
-    store = open_run_store(config)
-    log = open_ledger(store, config.run)
+    composed_run = compose_run(*(overrides or ()), many=many)
+    log = open_ledger(composed_run.store, composed_run.config.run)
     entries = log.read_new()
     if not entries:
-        raise no_such_run(config)
+        raise composed_run.no_such_run()
     labels = _labels(composed_run)
     _print(entries[-last:] if last else entries, labels, as_json)
     while follow and type(entries[-1].record).__name__ not in ("Finish", "Cancel"):
@@ -48,7 +47,7 @@ def _labels(composed_run: ComposedRun) -> Mapping[str, str]:
 
 
 def _print(entries: Iterable[Entry], labels: Mapping[str, str], as_json: bool) -> None:
-    out = console()
+    out = standard_console()
     for entry in entries:
         if as_json:
             typer.echo(entry.to_bytes().decode())
@@ -94,9 +93,8 @@ def show_tails(overrides: list[str] | None, *, attempt: str, driver: bool, last:
     from atlas_dist.runs.status import load_run
     from atlas_dist.store.attempt_logs import DRIVER, names, read_tails
 
-    composed_run = compose_run(overrides, many=many)
-    config = composed_run.config
-    store = open_run_store(config)
+    composed_run = compose_run(*(overrides or ()), many=many)
+    config, store = composed_run.config, composed_run.store
     kept = names(store, config.run)
     labels = {} if driver else _labels(composed_run)
     state, _ = load_run(store, config.run)

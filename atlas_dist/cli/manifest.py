@@ -19,7 +19,7 @@ import typer
 import yaml
 
 from atlas_dist import __version__
-from atlas_dist.cli.words import compose_run
+from atlas_dist.app.composed import compose_run
 from atlas_dist.config import RunConfig
 from atlas_dist.core.types import WorkerGroupSpec
 from atlas_dist.errors import ConfigError
@@ -58,10 +58,10 @@ class Place:
 def write_manifest(overrides: Sequence[str] | None, place: Place, *, many: bool) -> None:
     """Print it. Raises ConfigError: settings that no cluster can run, a name or a component that there is not."""
     words = list(overrides or [])
-    composed_run = compose_run(words, many=many)
+    composed_run = compose_run(*words, many=many)
     if composed_run.config.cluster.address == "local":
         words.append("cluster=ray")
-        composed_run = compose_run(words, many=many)
+        composed_run = compose_run(*words, many=many)
     if not place.image:
         target = "cuda" if composed_run.config.cluster.gpus_per_worker else "cpu"
         place = replace(place, image=f"registry.example.com/atlas-dist:{__version__}-{target}")

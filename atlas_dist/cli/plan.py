@@ -9,56 +9,29 @@ import typer
 from rich.text import Text
 from rich.tree import Tree
 
-from atlas_dist.cli.words import compose_run, console, hush
-from atlas_dist.config import RunConfig
-from atlas_dist.core.ledger import RunState
-from atlas_dist.core.plan import Plan, SequenceJobs
-from atlas_dist.core.types import CommittedRef
-from atlas_dist.report.outlook import JobOutlook, Outlook, foresee, like_of
-from atlas_dist.runs.results import known_results, read_pointers
-from atlas_dist.runs.stores import open_run_store
-from atlas_dist.store.objects import ObjectStore
-
-ALIKE = 64
-"""Results of other runs, at most, that time is judged by; their keys are digests, so the first ones are a fair draw."""
+from atlas_dist.app.plan import PlannedRun, plan
+from atlas_dist.app.show import standard_console
+from atlas_dist.core.plan import SequenceJobs
+from atlas_dist.report.outlook import JobOutlook, Outlook
 
 
 def show_plan(overrides: list[str] | None, *, as_json: bool, many: bool = False) -> None:
     """Print the tree and the sums. Raises ConfigError, DataError, StoreError: whatever a run would trip over."""
-    from atlas_dist.coordinator.preflight import slow_products
-    from atlas_dist.runs.status import load_run
-
-    composed_run = compose_run(overrides, many=many)
-    config = composed_run.config
-    hush()
-    plan, store = composed_run.plan(), open_run_store(config)
-    state, _ = load_run(store, config.run)
-    outlook = forecast_run(config, plan, state, store)
+    planned = plan(*(overrides or ()), many=many)
     if as_json:
-        typer.echo(json.dumps(as_document(config, outlook)))
+        typer.echo(json.dumps(as_document(planned)))
         return
-    out = console()
-    for sequence in plan.sequences:
-        out.print(_tree(sequence, outlook), soft_wrap=True)
-    out.print(_sum(plan, outlook, config.cluster.worker_hour), markup=False, soft_wrap=True)
-    if outlook.left and (hint := slow_products(config)):
-        out.print(hint, markup=False, soft_wrap=True)
+    out = standard_console()
+    for sequence in planned.plan.sequences:
+        out.print(_tree(sequence, planned.outlook), soft_wrap=True)
+    out.print(_sum(planned), markup=False, soft_wrap=True)
+    if planned.advice:
+        out.print(planned.advice, markup=False, soft_wrap=True)
 
 
-def forecast_run(config: RunConfig, plan: Plan, state: RunState, store: ObjectStore) -> Outlook:
-    """What is left of a plan. Raises DataError, StoreError: shards that are not there, a store in trouble."""
-    from atlas_dist.data.manifest import read_manifest
-    from atlas_dist.runs.stores import open_shards
-
-    shards = open_shards(config)
-    splits = {(j.task.dataset, split) for j in plan.jobs.values() for split in (j.task.train, j.task.val)}
-    manifests = {(dataset, split): read_manifest(shards, dataset, split) for dataset, split in splits}
-    own, alike = _elsewhere(store, plan, config)
-    return foresee(plan, state, own, manifests, config.shards.buffer_mb << 20, config.worker_groups, alike)
-
-
-def as_document(config: RunConfig, outlook: Outlook) -> dict[str, Any]:
+def as_document(planned: PlannedRun) -> dict[str, Any]:
     """For programs."""
+    outlook = planned.outlook
     jobs = [
         {
             "key": key,
@@ -71,22 +44,8 @@ def as_document(config: RunConfig, outlook: Outlook) -> dict[str, Any]:
         }
         for key, job in outlook.jobs.items()
     ]
-    hours, price = outlook.worker_hours, config.cluster.worker_hour
-    sums = {"left": len(outlook.left), "seconds": outlook.seconds, "worker_hours": hours}
-    return {"run": config.run, "jobs": jobs, **sums, "cost": [h * price for h in hours] if hours and price else None}
-
-
-def _elsewhere(
-    store: ObjectStore, plan: Plan, config: RunConfig
-) -> tuple[dict[str, tuple[str, CommittedRef]], list[CommittedRef]]:
-    """By their pointers alone, facts of other runs that the plan has too (the run that adopts them verifies every byte), and some
-    that it has not, to judge time by."""
-    known = known_results(store)
-    found = read_pointers(store, [*(key for key in plan.jobs if key in known), *sorted(known - set(plan.jobs))[:ALIKE]])
-    own = {key: (p.run, p.ref) for key, p in found.items() if key in plan.jobs and p.run != config.run}
-    others = (pointer.ref for key, pointer in found.items() if key not in plan.jobs)
-    here = (config.backbone.name, config.train.precision.value)
-    return own, [ref for ref in others if (like := like_of(ref)) and (like["trunk"], like["precision"]) == here]
+    sums = {"left": len(outlook.left), "seconds": outlook.seconds, "worker_hours": outlook.worker_hours, "cost": planned.cost}
+    return {"run": planned.run, "jobs": jobs, **sums}
 
 
 def _tree(sequence: SequenceJobs, outlook: Outlook) -> Tree:
@@ -123,7 +82,8 @@ def _line(job: JobOutlook) -> Text:
     return Text("  ".join(parts), style="" if job.to_do else "dim")
 
 
-def _sum(plan: Plan, outlook: Outlook, worker_hour: float) -> str:
+def _sum(planned: PlannedRun) -> str:
+    plan, outlook = planned.plan, planned.outlook
     left = outlook.left
     others = sum(job.standing.startswith("fact of") for job in outlook.jobs.values())
     shared = sum(job.orders > 1 for job in outlook.jobs.values())
@@ -134,12 +94,11 @@ def _sum(plan: Plan, outlook: Outlook, worker_hour: float) -> str:
     if not left:
         return text + "; nothing to do"
     text += f"; {sum(job.samples for job in left):,} samples, {sum(job.bytes for job in left) / 1e6:.1f} MB to read"
-    pace, hours = outlook.seconds, outlook.worker_hours
-    if not pace or not hours:
+    if not (pace := outlook.seconds):
         return text + "; no finished job in this store to estimate time from"
     text += f"; {_span(*pace)} at the pace of this store's finished jobs"
-    if worker_hour:
-        text += f", {hours[0] * worker_hour:,.2f} to {hours[1] * worker_hour:,.2f} at {worker_hour:g} a worker-hour"
+    if cost := planned.cost:
+        text += f", {cost[0]:,.2f} to {cost[1]:,.2f} at {planned.worker_hour:g} a worker-hour"
     return text
 
 

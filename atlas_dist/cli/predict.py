@@ -11,11 +11,12 @@ from typing import Any
 
 import typer
 
-from atlas_dist.cli.words import composed, console, hush
+from atlas_dist.app.bank import load_model
+from atlas_dist.app.process import hush
+from atlas_dist.app.show import standard_console
 from atlas_dist.data.records import Record, read_records
 from atlas_dist.data.source import is_url
 from atlas_dist.errors import ConfigError, DataError
-from atlas_dist.runs.stores import open_run_store, shards_if_there
 
 _FIELDS = ("task", "image", "text", "choices")
 
@@ -43,31 +44,20 @@ def predict(
     if not requests:
         return  # nothing was asked, nothing is answered
     wanted = list(dict.fromkeys(request.task for request in requests))
-    model = AtlasModel.from_pretrained(folder) if folder else _from_store(overrides, wanted)
+    model = AtlasModel.from_pretrained(folder) if folder else load_model(*(overrides or ()), tasks=wanted)
     answers: Iterator[Prediction] = model.predict_each(requests, output_adapter_coefficients=coefficients)
     if as_json or lines:
         for answer in answers:
             typer.echo(json.dumps(asdict(answer), ensure_ascii=False))
         return
     (answer,) = answers
-    out = console()
+    out = standard_console()
     out.print(f"{answer.answer}  ({answer.confidence:.1%})", markup=False)
     label = next(t for t in model.weights.tasks.values() if t.learnt.name == answer.task).label
     for index, score in answer.top()[1:]:
         out.print(f"  {choices[index] if choices else label(index)}  {score:.1%}", markup=False)
     for name, sites in (answer.adapter_coefficients or {}).items():
         out.print(f"alpha of {name}: " + ", ".join(f"{site} {value:.3f}" for site, value in sites.items()), markup=False)
-
-
-def _from_store(overrides: list[str] | None, wanted: Sequence[str]) -> Any:
-    """The tasks that are asked, with what they see, without exporting them first."""
-    from atlas_dist.bank.contents import read_bank
-    from atlas_dist.bank.weights import load_weights
-    from atlas_dist.serve import AtlasModel
-
-    config = composed(overrides)
-    store = open_run_store(config)
-    return AtlasModel.from_weights(load_weights(store, read_bank(store, config.run), wanted, shards=shards_if_there(config)))
 
 
 def _read_lines(path: Path) -> Iterator[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""What a terminal can't show, and terminals that are gone: a letter, or a closed window, never ends a run."""
+"""What a terminal has no letter for is spelt, and ends nothing."""
 
 from __future__ import annotations
 
@@ -6,10 +6,6 @@ import codecs
 import io
 import sys
 import unicodedata
-from collections.abc import Iterator
-from contextlib import contextmanager
-
-from atlas_dist.coordinator.stop_signals import to_nowhere
 
 SPELT = "atlas-dist-spelt"
 """The name of our way to encode what an encoding has no letter for."""
@@ -27,16 +23,6 @@ def spell_out() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape", "backslashreplace"):
             stream.reconfigure(errors=SPELT)
-
-
-@contextmanager
-def output_may_be_lost() -> Iterator[None]:
-    """Around what only prints: a closed terminal, a pipe that nobody reads or a full disk end the showing, not the run."""
-    try:
-        yield
-    except OSError:
-        for descriptor in (1, 2):
-            to_nowhere(descriptor)
 
 
 def _spelt(error: UnicodeError) -> tuple[str | bytes, int]:

@@ -35,8 +35,13 @@ def cluster(config: ClusterConfig, worker_groups: Sequence[WorkerGroupSpec]) -> 
     """Join the configured Ray, or start one of our own and end it afterwards.
 
     Raises:
-        ConfigError: the cluster cannot be reached, or can never hold the workers.
+        ConfigError: this process has a Ray already; the cluster cannot be reached, or can never hold the workers.
     """
+    if ray.is_initialized():  # in a notebook, say: it has other settings, and is not ours to end
+        raise ConfigError(
+            "This process is connected to a Ray already.",
+            fix="Call ray.shutdown() first; a cluster of your own is named by cluster.address.",
+        )
     environment = _environment(config)
     workers = sum(group.workers for group in worker_groups)
     options: dict[str, Any] = {

@@ -21,6 +21,7 @@ from atlas_dist.report.sections import environment_section, jobs_section, timeli
 from atlas_dist.report.speed import speed_section
 from atlas_dist.report.svg import heat_cell, line_chart, lineage
 
+PAGE = "index.html"
 _NAMED = 16
 """Tasks up to which a sentence names them."""
 _HINT = "Point at a coloured cell of a map, or go to it with Tab and the arrow keys, to read it in words."
@@ -35,7 +36,7 @@ def write_report(facts: RunFacts, folder: Path, notes: Sequence[str] = (), measu
     """
     folder.mkdir(parents=True, exist_ok=True)
     write_tables(facts, folder)
-    page = folder / "index.html"
+    page = folder / PAGE
     page.write_text(render(facts, notes, measured), encoding="utf-8")
     return page
 

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
 
+from atlas_dist.app.events import Advice, Progress
+from atlas_dist.app.observers import Records
 from atlas_dist.cli import main
-from atlas_dist.cli.live import Recorder
 from atlas_dist.coordinator.dispatch import AttemptProgress
 from atlas_dist.coordinator.service import Decision, Snapshot
-from atlas_dist.logs import LineLog, LogFormat, in_json, log_context, log_fields, set_up
+from atlas_dist.logs import LogFormat, in_json, log_context, log_fields, set_up
 from atlas_dist.runs.status import CoordinatorRole, Phase, RunStatus
 from tests.chaos.plans import small_plan
 
@@ -116,11 +116,8 @@ def test_libraries_take_the_same_form_and_are_heard_from_warnings_on(capsys: pyt
 
 
 def test_what_is_printed_can_become_records(capsys: pytest.CaptureFixture[str]) -> None:
-    set_up(LogFormat.JSON, run="demo")
-    console = Console(file=LineLog(log), width=1000)
-    console.print("run demo: ", end="")
-    console.print("6 jobs\n\nstore /x")
-    assert [line["message"] for line in written(capsys)] == ["run demo: 6 jobs", "store /x"]
+    Records("demo")(Advice("run demo: 6 jobs\n\nstore /x"))
+    assert [(line["message"], line["run"]) for line in written(capsys)] == [("run demo: 6 jobs", "demo"), ("store /x", "demo")]
 
 
 def test_the_error_that_a_driver_ends_with_is_a_record(
@@ -140,20 +137,18 @@ def test_the_error_that_a_driver_ends_with_is_a_record(
 
 
 def test_the_driver_records_decisions_and_progress(capsys: pytest.CaptureFixture[str]) -> None:
-    set_up(LogFormat.JSON, run="demo", process="driver")
     plan = small_plan(1)
     key, job = next(iter(plan.jobs.items()))
     metrics = {"loss": 0.5, "score": 50.0, "samples_per_s": 10.0, "data_wait": 0.0, "mfu": None, "workers": 2}
-    view = Recorder(plan, quiet=False, every_s=0.0)
+    view = Records("demo", every_s=0.0)
     decisions = (
         Decision(1, 0.0, "dispatch", {"job": key, "attempt": f"{key}-e1-1", "reason": "ready"}),
         Decision(2, 0.0, "fail", {"job": key, "attempt": f"{key}-e1-1", "kind": "poison", "reason": "ValueError: no"}),
     )
     status = RunStatus("demo", CoordinatorRole.LEADER, Phase.RUNNING, 1, 0, len(plan.jobs), running={f"{key}-e1-1": key})
     progress = {f"{key}-e1-1": AttemptProgress(f"{key}-e1-1", 5, 20, metrics)}
-    with view:
-        view(Snapshot(status, over=False, progress=progress, decisions=decisions))
-        view(Snapshot(status, over=False, progress=progress))  # it has not moved
+    view(Progress(plan, Snapshot(status, over=False, progress=progress, decisions=decisions)))
+    view(Progress(plan, Snapshot(status, over=False, progress=progress)))  # it has not moved
     started, failed, moved = written(capsys)
     assert (started["event"], started["job"], started["attempt"], started["label"]) == ("dispatch", key, f"{key}-e1-1", job.label)
     assert (failed["level"], failed["reason"]) == ("WARNING", "ValueError: no")

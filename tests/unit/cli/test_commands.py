@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from atlas_dist.app.composed import ComposedRun
+from atlas_dist.app.status import _pools
 from atlas_dist.choices import groups
-from atlas_dist.cli.status import _pools
-from atlas_dist.cli.words import ComposedRun
 from atlas_dist.clock import SystemClock
 from atlas_dist.compose import compose_config, compose_rows
 from atlas_dist.config import RunConfig
@@ -60,19 +60,16 @@ def test_status_tells_people_and_programs(shell: Shell) -> None:
 def test_status_tells_of_the_pools_of_a_living_run() -> None:
     store = MemoryStore("s")
     heartbeat = HeartbeatWriter(store, "r", "w", SystemClock())
-    assert _pools(read_heartbeat(store, "r", 2)) == []
+    assert _pools(read_heartbeat(store, "r", 2)) == {}
     pools = {"big": PoolHeartbeat(7, 8, "works"), "small": PoolHeartbeat(1, 1, "idle")}
     heartbeat.beat(2, {"a1": (3, 9)}, pools=pools)
     beat = read_heartbeat(store, "r", 2)
     assert beat is not None and beat.running == {"a1": (3, 9)}
-    assert [(p["name"], p["workers"], p["of"], p["standing"]) for p in _pools(beat)] == [
-        ("big", 7, 8, "works"),
-        ("small", 1, 1, "idle"),
-    ]
+    assert _pools(beat) == pools
     older = {"epoch": 2, "writer": "w", "beat": 1, "released": False, "running": {}}
-    assert _pools(Heartbeat.from_json(older)) == [], "a leader of an older version says nothing of pools"
+    assert _pools(Heartbeat.from_json(older)) == {}, "a leader of an older version says nothing of pools"
     heartbeat.beat(2, {}, pools=pools, released=True)
-    assert _pools(read_heartbeat(store, "r", 2)) == []
+    assert _pools(read_heartbeat(store, "r", 2)) == {}
 
 
 def test_plan_tells_facts_from_work_and_what_the_work_costs(shell: Shell) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from atlas_dist.cli.plan import forecast_run
+from atlas_dist.app.plan import forecast_run
 from atlas_dist.compose import compose_config
 from atlas_dist.coordinator.expand import expand
 from atlas_dist.core.ledger import RunState

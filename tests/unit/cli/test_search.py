@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from atlas_dist.cli.words import ComposedRun
+from atlas_dist.app.composed import ComposedRun
 from atlas_dist.core.plan import Plan
 from atlas_dist.core.types import CommittedRef, StageJob
 from atlas_dist.runs.status import load_run
@@ -34,8 +34,8 @@ class FakeRuns:
     def __init__(self) -> None:
         self.runs: list[tuple[str, int, int]] = []
 
-    def __call__(self, composed_run: ComposedRun, plan: Plan, console: object) -> bool:
-        store = open_run_store(composed_run.config)
+    def __call__(self, composed_run: ComposedRun, observer: object) -> bool:
+        store, plan = open_run_store(composed_run.config), composed_run.plan()
         if load_run(store, composed_run.config.run)[0].finished:
             return False
         self.runs.append((composed_run.config.run, len(composed_run.rows), self.steps(plan)))
@@ -65,7 +65,7 @@ class FakeRuns:
 @pytest.fixture
 def fake_runs(monkeypatch: pytest.MonkeyPatch) -> FakeRuns:
     fake = FakeRuns()
-    monkeypatch.setattr("atlas_dist.cli.search.learn", fake)
+    monkeypatch.setattr("atlas_dist.app.search.learn", fake)
     return fake
 
 

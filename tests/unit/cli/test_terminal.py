@@ -12,7 +12,8 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
-from atlas_dist.cli.terminal import output_may_be_lost, spell_out
+from atlas_dist.app.show import output_may_be_lost
+from atlas_dist.cli.terminal import spell_out
 from tests.kits.bank import copied, toys
 from tests.kits.shell import Command
 
@@ -76,7 +77,7 @@ def test_output_that_nobody_takes_ends_nothing() -> None:
     """`atlas-dist run | head`, or a log on a full disk, must not cost a run."""
     script = (
         "import sys\n"
-        "from atlas_dist.cli.terminal import output_may_be_lost\n"
+        "from atlas_dist.app.show import output_may_be_lost\n"
         "for n in range(20000):\n"
         "    with output_may_be_lost():\n"
         "        print('line', n, flush=True)\n"

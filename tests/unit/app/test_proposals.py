@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from atlas_dist.cli.proposals import propose
+from atlas_dist.app.proposals import propose
 from atlas_dist.core.search import Space, Trial, draw, ranked
 
 SPACES = [Space("a.lr", "log", 1e-4, 1e-2), Space("b", "int", 1.0, 8.0), Space("m", "choice", choices=("x", "y"))]

@@ -10,10 +10,10 @@ from collections.abc import Iterator
 import pytest
 from rich.console import Console
 
-from atlas_dist.cli.live import Recorder, Watcher, _WaitingForRoom, waits
+from atlas_dist.app.events import Idle, Progress, WorkersStarting
+from atlas_dist.app.observers import Lines, Records, _WaitingForRoom, waits
 from atlas_dist.coordinator.pool import Waiting
 from atlas_dist.coordinator.service import Snapshot
-from atlas_dist.logs import LogFormat, set_up
 from atlas_dist.runs.status import CoordinatorRole, Phase, RunStatus
 from tests.chaos.plans import small_plan
 
@@ -51,19 +51,22 @@ def test_it_is_told_soon_and_then_ever_more_rarely() -> None:
 
 def test_a_log_that_people_read_has_it_with_the_plain_lines() -> None:
     out = io.StringIO()
-    with Watcher(small_plan(2), Console(file=out, force_terminal=False), quiet=False) as view:
-        for seconds in (1.0, 9.0, 11.0, 12.0, 25.0):
-            view(at(seconds))
+    view, plan = Lines(Console(file=out, force_terminal=False)), small_plan(2)
+    for seconds in (1.0, 9.0, 11.0, 12.0, 25.0):
+        view(Progress(plan, at(seconds)))
     lines = [line.partition("] ")[2] for line in out.getvalue().splitlines()]
     assert lines == [f"waiting for room: 3 of 8 workers, since {s} s" for s in (11, 25)]
 
 
 def test_a_live_line_has_it_at_once() -> None:
     out = io.StringIO()
-    with Watcher(small_plan(2), Console(file=out, force_terminal=True, width=200), quiet=False) as view:
-        view(at(2.0, why="a node of the group is being drained"))
-        assert view.live is not None
-        assert "waiting for room: 3 of 8 workers, since 2 s (a node of the group is being drained)" in str(view.live.status)
+    view = Lines(Console(file=out, force_terminal=True, width=200))
+    view(WorkersStarting("r"))
+    view(Progress(small_plan(2), at(2.0, why="a node of the group is being drained")))
+    assert view.live is not None
+    assert "waiting for room: 3 of 8 workers, since 2 s (a node of the group is being drained)" in str(view.live.status)
+    view(Idle("r"))
+    assert view.live is None, "the line is taken down"
 
 
 @pytest.fixture
@@ -75,9 +78,8 @@ def handlers_as_before() -> Iterator[None]:
 
 @pytest.mark.usefixtures("handlers_as_before")
 def test_programs_get_a_record(capsys: pytest.CaptureFixture[str]) -> None:
-    set_up(LogFormat.JSON, run="r", process="driver")
-    with Recorder(small_plan(2), quiet=False) as view:
-        view(at(11.0))
-        view(at(12.0))
+    view, plan = Records("r"), small_plan(2)
+    view(Progress(plan, at(11.0)))
+    view(Progress(plan, at(12.0)))
     messages = [json.loads(line)["message"] for line in capsys.readouterr().err.splitlines()]
     assert messages == ["waiting for room: 3 of 8 workers, since 11 s"]
