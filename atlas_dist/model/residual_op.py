@@ -26,17 +26,18 @@ class ResidualStack(NamedTuple):
     up_bias: Tensor
 
 
-def add_residuals(x: Tensor, stack: ResidualStack, alpha: Tensor | None = None) -> Tensor:
+def add_residuals(x: Tensor, stack: ResidualStack, alpha: Tensor | None = None, onto: Tensor | None = None) -> Tensor:
     """x + Σ_i α_i Δ_i(x), [B, L, D].
 
     Args:
         x: [B, L, D]; the products run in its dtype.
         stack: T >= 1 adapters.
         alpha: [B, T], or None where every coefficient is 1.
+        onto: what the sum is added to instead of x, [B, L, D]: another group's result.
 
-    Gradients flow to x, to α and to whichever weights require them.
+    Gradients flow to x, to α, to `onto` and to whichever weights require them.
     """
-    result: Tensor = _AddResiduals.apply(x, alpha, *stack)  # type: ignore[no-untyped-call]
+    result: Tensor = _AddResiduals.apply(x, onto, alpha, *stack)  # type: ignore[no-untyped-call]
     return result
 
 
@@ -45,27 +46,36 @@ class _AddResiduals(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, alpha: Tensor | None, down: Tensor, down_bias: Tensor, up: Tensor, up_bias: Tensor
+        ctx: Any,
+        x: Tensor,
+        onto: Tensor | None,
+        alpha: Tensor | None,
+        down: Tensor,
+        down_bias: Tensor,
+        up: Tensor,
+        up_bias: Tensor,
     ) -> Tensor:
         x = x.contiguous()
+        stream = x if onto is None else onto.contiguous()
         with _own_dtypes(x):
             down_rows, columns = _rows(down, x.dtype), _columns(up, x.dtype)
             bottleneck = functional.linear(x, down_rows, down_bias.to(x.dtype).flatten())
             hidden = functional.silu(bottleneck)
             if alpha is None:
-                mixed = x + up_bias.to(x.dtype).sum(dim=0)
+                mixed = stream + up_bias.to(x.dtype).sum(dim=0)
             else:
                 _weigh(hidden, alpha)
-                mixed = x + (alpha.to(x.dtype) @ up_bias.to(x.dtype))[:, None]
+                mixed = stream + (alpha.to(x.dtype) @ up_bias.to(x.dtype))[:, None]
             mixed.flatten(0, 1).addmm_(hidden.flatten(0, 1), columns.t())
         ctx.save_for_backward(x, alpha, down, up, up_bias, bottleneck)
+        ctx.own_stream = onto is None
         return mixed
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, alpha, down, up, up_bias, bottleneck = ctx.saved_tensors
-        need_x, need_alpha, need_down, need_down_bias, need_up, need_up_bias = ctx.needs_input_grad
+        need_x, need_onto, need_alpha, need_down, need_down_bias, need_up, need_up_bias = ctx.needs_input_grad
         count, rank = down.shape[:2]
         grad_x = grad_alpha = grad_down = grad_down_bias = grad_up = grad_up_bias = None
         with _own_dtypes(x):
@@ -80,8 +90,8 @@ class _AddResiduals(torch.autograd.Function):
                     by_adapter = (rows.t() @ weighted.flatten(0, 1)).view(-1, count, rank)
                     grad_up = by_adapter.transpose(0, 1).to(up.dtype)
                 if need_alpha:
-                    through = unflatten(hidden.mul_(grad_hidden), -1, (count, rank)).sum(dim=(1, 3), dtype=wide)
-                    grad_alpha = through + grad.sum(dim=1, dtype=wide) @ up_bias.to(wide).t()
+                    by_hidden = unflatten(hidden.mul_(grad_hidden), -1, (count, rank)).sum(dim=(1, 3), dtype=wide)
+                    grad_alpha = by_hidden + grad.sum(dim=1, dtype=wide) @ up_bias.to(wide).t()
                     grad_alpha = grad_alpha.to(alpha.dtype)
                 del hidden
             if need_up_bias:
@@ -94,12 +104,13 @@ class _AddResiduals(torch.autograd.Function):
                 torch.ops.aten.silu_backward.grad_input(grad_hidden, bottleneck, grad_input=grad_hidden)
                 back = grad_hidden.flatten(0, 1)
                 if need_x:
-                    grad_x = torch.addmm(rows, back, _rows(down, x.dtype)).view_as(x)
+                    through = _rows(down, x.dtype)
+                    grad_x = (torch.addmm(rows, back, through) if ctx.own_stream else back @ through).view_as(x)
                 if need_down:
                     grad_down = (back.t() @ tokens).view_as(down).to(down.dtype)
                 if need_down_bias:
                     grad_down_bias = back.sum(dim=0, dtype=wide).view(count, rank).to(down.dtype)
-        return grad_x, grad_alpha, grad_down, grad_down_bias, grad_up, grad_up_bias
+        return grad_x, grad if need_onto else None, grad_alpha, grad_down, grad_down_bias, grad_up, grad_up_bias
 
 
 def _weigh(hidden: Tensor, alpha: Tensor) -> Tensor:

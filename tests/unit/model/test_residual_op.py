@@ -44,6 +44,14 @@ def test_output_and_gradients_are_those_of_the_formula(b: int, n: int, d: int, r
         torch.testing.assert_close(mine, wanted, rtol=1e-11, atol=1e-11)
 
 
+def test_the_sum_can_go_onto_another_stream() -> None:
+    x, stack, alpha = drawn(2, 3, 4, 2, 2)
+    onto = torch.randn_like(x).requires_grad_()
+    ours = add_residuals(x, stack, alpha, onto)
+    torch.testing.assert_close(ours, onto + naive(x, stack, alpha) - x)
+    assert torch.autograd.gradcheck(lambda *t: add_residuals(t[0], stack, t[1], t[2]), (x, alpha, onto))
+
+
 def test_gradients_agree_with_finite_differences() -> None:
     x, stack, alpha = drawn(2, 3, 4, 2, 2)
     assert torch.autograd.gradcheck(lambda x, a, *w: add_residuals(x, ResidualStack(*w), a), (x, alpha, *stack))
