@@ -10,6 +10,7 @@ from atlas_dist.bank.weights import BankWeights
 from atlas_dist.config import BackboneConfig, MethodConfig, Precision, RunConfig
 from atlas_dist.core.types import Assignment, CommittedRef, JobKind, StageJob, View
 from atlas_dist.errors import ConfigError, DataError
+from atlas_dist.methods import name_of_stored
 from atlas_dist.model.backbone import Backbone
 from atlas_dist.runs.status import load_run
 from atlas_dist.store import artifacts
@@ -128,7 +129,7 @@ def rescoring_context(config: RunConfig, bank: Bank | BankWeights, learnt: Learn
     join_alone()
     train = config.train.model_copy(update={"precision": Precision(bank.precision), "zero_stage": 0, "leave_one_out": False})
     base = BackboneConfig.model_validate(learnt.base.address)
-    method = MethodConfig(name=learnt.method, settings=dict(learnt.settings))
+    method = MethodConfig(name=name_of_stored(learnt.method), settings=dict(learnt.settings))
     return RankContext(config.model_copy(update={"train": train, "backbone": base, "method": method}), 0, 1)
 
 

@@ -11,7 +11,7 @@ from atlas_dist.bank.contents import Bank, Base, Learnt
 from atlas_dist.core.types import TaskKind
 from atlas_dist.data.manifest import read_manifest
 from atlas_dist.errors import AtlasError, DataError
-from atlas_dist.methods import Method, make_method
+from atlas_dist.methods import Method, stored_method
 from atlas_dist.store.objects import ObjectStore
 from atlas_dist.train.inputs import read_adapters, read_task
 
@@ -97,7 +97,7 @@ class BankWeights:
 
     def method(self) -> Method:
         """The method they were learnt with. Raises ConfigError when this version does not know it."""
-        return make_method(self.first.method, self.first.settings)
+        return stored_method(self.first.method, self.first.settings)
 
 
 def _pruned(task: LearntWeights, dropped: frozenset[str]) -> LearntWeights:

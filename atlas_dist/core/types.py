@@ -199,9 +199,16 @@ class MethodSpec:
     """A task also learns from, or for, the tasks before it: their heads, a memory that each task leaves to the next."""
     joint: bool = False
     """All upstream tasks are learnt at once, in one job."""
+    stored_name: str = ""
+    """What job keys and stores call it; "" = its name."""
     alone: MethodSpec | None = None
     """The method that learns a task's own adapter apart from all others. With it a task's stages are candidates, and a further
     job commits the best of them: experience alone, its own adapter alone, or both."""
+
+    @property
+    def stored(self) -> str:
+        """What job keys and stores call it."""
+        return self.stored_name or self.name
 
     @property
     def reads(self) -> View:
