@@ -15,6 +15,7 @@ from atlas_dist.core.keys import SHORT
 from atlas_dist.core.ledger import Entry, RunState
 from atlas_dist.core.records import Adopt, Commit
 from atlas_dist.core.results import CONFIG_FILE, AdapterConfig, EvalResult, TrainResult
+from atlas_dist.core.selection import Form
 from atlas_dist.core.types import CommittedRef, TaskSpec, View
 from atlas_dist.errors import ConfigError, DataError
 from atlas_dist.runs.status import load_run
@@ -71,11 +72,18 @@ class Learnt:
     """Wall clock of the commit, seconds since 1970: for people."""
     adopted_from: str = ""
     """The run whose fact this is, when it was not trained in this one."""
+    form: str = ""
+    """Where several forms were trained, the one that was committed (`core.selection.Form`)."""
+
+    @property
+    def has_adapter(self) -> bool:
+        """Whether it has an adapter of its own: a task may do with the earlier ones."""
+        return self.form != Form.EXPERIENCE
 
     @property
     def view(self) -> tuple[str, ...]:
         """Keys of all adapters that the task uses, its own last."""
-        return (*self.sees, self.key)
+        return (*self.sees, self.key) if self.has_adapter else self.sees
 
     @property
     def score(self) -> float:
@@ -138,7 +146,17 @@ def read_bank(store: ObjectStore, run: str) -> Bank:
         address = {f: str(v) for f in ("name", "source", "revision", "architecture") if (v := config.base_model.get(f))}
         base = Base(**{"name": "", "source": "", "revision": "", **address}, digest=config.base_model_digest)
         learnt[key] = Learnt(
-            name, key, config.task, base, config.method, config.settings, config.sees, job.committed, when[key], job.adopted_from
+            name,
+            key,
+            config.task,
+            base,
+            config.method,
+            config.settings,
+            config.sees,
+            job.committed,
+            when[key],
+            job.adopted_from,
+            config.form,
         )
     train = state.spec.get("train", {})
     return Bank(run, str(train.get("precision", "fp32")), learnt, tuple(_evaluations(state, entries)))

@@ -1,10 +1,10 @@
 """ATLAS: two stages that help, and a bank that grows where growing pays (docs/method.md, What is committed).
 
-    describe   what the task's samples look like to the frozen backbone: its signature
-    own        one adapter and a head, apart from all others: what `individual_adapters` trains, and shared with it
-    stage one  experience: coefficients of the k nearest earlier adapters, and a head; the adapters are frozen
-    stage two  both: stage one's coefficients are frozen, an own adapter that starts at nothing and the head train
-    select     commits the best of the three on validation; without an adapter of its own where that does not pay
+describe   what the task's samples look like to the frozen backbone: its signature
+own        one adapter and a head, apart from all others: what `individual_adapters` trains, and shared with it
+stage one  experience: coefficients of the k nearest earlier adapters, and a head; the adapters are frozen
+stage two  both: stage one's coefficients are frozen, an own adapter that starts at nothing and the head train
+select     commits the best of the three on validation; without an adapter of its own where that does not pay
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ class AtlasSettings(Settings):
     """Points by which an own adapter must beat experience alone on validation."""
     confidence: float = Field(default=0.5, ge=0, le=1)
     """Share of a paired bootstrap over the validation samples that must say so."""
+    shuffle_bank: bool = False
+    """A control: the weights of every earlier adapter are read in another order. What is gained then is not experience."""
     second_image_type: int = Field(default=1, ge=1, le=2)
     """Modality type of a pair's second image: 1 in ATLAS, 2 in CLiMB."""
 
 
-EXPERIENCE = StagePlan(
-    stage=Stage.ONE, sees_earlier=True, grows=False, trains=(Role.COEFFICIENTS, Role.HEAD), needs_earlier=True
-)
+EXPERIENCE = StagePlan(stage=Stage.ONE, sees_earlier=True, grows=False, trains=(Role.COEFFICIENTS, Role.HEAD), needs_earlier=True)
 BOTH = StagePlan(stage=Stage.TWO, sees_earlier=True, grows=True, trains=(Role.ADAPTER, Role.HEAD), needs_earlier=True)
 
 
@@ -59,6 +59,7 @@ def make(settings: Mapping[str, Any]) -> Method:
         spec=spec_of("atlas", (EXPERIENCE, BOTH), own, grows_bank=True, alone=alone.spec, stored_name=STORED_NAME),
         mixing=MixingSpec(rank=own.rank, weighting=Weighting.EXPERIENCE, per_sample=own.per_sample, zero_up=True),
         coefficient_lr=own.coefficient_lr,
+        shuffles=own.shuffle_bank,
         selecting=Selecting(own.retrieve, own.expand, own.epsilon, own.confidence),
         second_image_type=own.second_image_type,
     )

@@ -144,6 +144,8 @@ class Method:
     """The heads of the other tasks of a job train along."""
     coefficient_lr: float = 0.0
     """Peak learning rate of the coefficients α, where they are trained."""
+    shuffles: bool = False
+    """The bank's weights are read in another order: a control, which has every parameter of the bank and none of its knowledge."""
     selecting: Selecting | None = None
     """The method trains several forms of a task and commits one."""
 

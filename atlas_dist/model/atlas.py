@@ -322,7 +322,7 @@ class AdaptedModel(nn.Module):
         named.load(self._coefficient_slots(), coefficients, "the coefficients")
 
     def export_coefficients(self) -> dict[str, Tensor]:
-        """`coefficients/<site>/start` [T] and, where α depends on the sample, `…/slope` [T, D]; empty when nothing is weighed so."""
+        """`coefficients/<site>/start` [T] and, where α depends on the sample, `…/slope` [T, D]; empty without such coefficients."""
         return named.export(self._coefficient_slots())
 
     def _coefficient_slots(self) -> named.Slots:
@@ -370,6 +370,10 @@ class AdaptedModel(nn.Module):
         return {f"head/{name}": [parameter.data] for name, parameter in self.head.named_parameters()}
 
     # -------------------------------------------------------------------------------------------------- look and unhook
+
+    def named_sites(self) -> Iterator[tuple[str, nn.Module]]:
+        """Name of each site, `L0.aftattn` …, and the module that its dense layer's output goes through."""
+        return ((name, hook.site) for name, hook in self._hooks.items())
 
     def alpha_report(self) -> dict[str, Tensor]:
         """Coefficients of the last forward, {site: [B, T]} ([B, T, D] for `dimension`), float32 at least, without gradient;

@@ -24,8 +24,8 @@ CLAMP = 3.0
 
 
 class ResidualGroup(nn.Module):
-    """n >= 1 adapters of one site, stacked: `down` [n, r, D], `down_bias` [n, r], `up` [n, D, r], `up_bias` [n, D]; and, where they
-    are weighed, `key` [n, 2, D]: mean and spread of their own data.
+    """n >= 1 adapters of one site, stacked: `down` [n, r, D], `down_bias` [n, r], `up` [n, D, r], `up_bias` [n, D]; and, where
+    they are weighed, `key` [n, 2, D]: mean and spread of their own data.
 
     Args:
         count: n.

@@ -85,6 +85,16 @@ class MixingSpec:
         }
         return shapes[self.weighting]
 
+    @property
+    def has_queries(self) -> bool:
+        """Whether adapters have queries and keys of the released form."""
+        return self.query_shape(1) != ()
+
+    @property
+    def weighs(self) -> bool:
+        """Whether coefficients are learnt at all."""
+        return self.weighting is not Weighting.PLAIN
+
     def rule(self, heads: int) -> MixRule:
         """What `mix` needs to know."""
         return MixRule(
