@@ -148,7 +148,9 @@ def rescore_weights(context: RankContext, weights: BankWeights, key: str, view: 
     require_base(context.backbone(), task.learnt)
     job = rescoring_job(task.learnt)
     own_key = key if context.method_of(job).selecting is not None and key in has else ""
-    parts = arranged(task.own, has, chosen, own_key, lambda keys: [weights.tasks[seen].adapter for seen in keys])
+    parts = arranged(
+        task.own, has, chosen, own_key, lambda keys: [weights.tasks[seen].adapter for seen in keys], lambda: task.adapter
+    )
     with context.validation_stream(job) as stream, reading_model(context, job, parts) as model:
         return score_model(context, job, model, stream).score
 

@@ -55,4 +55,18 @@ def name_of_stored(name: str) -> str:
     return STORED_AS.get(name, name)
 
 
-__all__ = ["METHODS", "Method", "RegisteredMethod", "make_method", "method_named", "name_of_stored", "stored_method"]
+def stored_name(name: str) -> str:
+    """What stores call the method that people call `name`."""
+    return next((stored for stored, known in STORED_AS.items() if known == name), name)
+
+
+__all__ = [
+    "METHODS",
+    "Method",
+    "RegisteredMethod",
+    "make_method",
+    "method_named",
+    "name_of_stored",
+    "stored_method",
+    "stored_name",
+]

@@ -69,6 +69,7 @@ def make(settings: Mapping[str, Any]) -> Method:
         # Somebody has to begin: a task that finds nothing to reuse learns an adapter in every variant.
         spec=spec_of("atlas_paper", _STAGES[own.stages], own, grows_bank=True, first=(EXPANSION,), stored_name=STORED_NAME),
         mixing=MixingSpec(rank=own.rank, weighting=own.weighting, attend_over=own.attend_over, outer_residual=own.outer_residual),
+        eps=1e-4,  # as released
         penalty_weight=own.ortho_weight,
         normalize_ortho=own.ortho_normalize,
         inherit_queries=own.query_init is QueryInit.INHERIT,

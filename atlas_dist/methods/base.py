@@ -142,10 +142,12 @@ class Method:
     replay: Replay | None = None
     trains_auxiliary: bool = False
     """The heads of the other tasks of a job train along."""
+    eps: float = 1e-8
+    """AdamW's epsilon where the budget names none: gradients of coefficients are about 1e-6."""
     coefficient_lr: float = 0.0
     """Peak learning rate of the coefficients α, where they are trained."""
     shuffles: bool = False
-    """The bank's weights are read in another order: a control, which has every parameter of the bank and none of its knowledge."""
+    """The bank's weights are read in another order: a control with every parameter of the bank and none of its knowledge."""
     selecting: Selecting | None = None
     """The method trains several forms of a task and commits one."""
 

@@ -322,7 +322,7 @@ class AdaptedModel(nn.Module):
         named.load(self._coefficient_slots(), coefficients, "the coefficients")
 
     def export_coefficients(self) -> dict[str, Tensor]:
-        """`coefficients/<site>/start` [T] and, where α depends on the sample, `…/slope` [T, D]; empty without such coefficients."""
+        """`coefficients/<site>/start` [T] and, where α depends on the sample, `…/slope` [T, D]; empty without such ones."""
         return named.export(self._coefficient_slots())
 
     def _coefficient_slots(self) -> named.Slots:

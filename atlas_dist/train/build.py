@@ -17,7 +17,7 @@ from atlas_dist.model.atlas import AdaptedModel
 from atlas_dist.model.heads import Head, HeadSpec
 from atlas_dist.model.layers import LayerRuns
 from atlas_dist.model.tensors import load as load_tensors
-from atlas_dist.train.context import RankContext, seed_of
+from atlas_dist.train.context import RankContext, seed_from, seed_of
 from atlas_dist.train.inputs import coefficients_of, fusion_of, head_of, queries_of, read_adapters, read_if_there, read_task
 from atlas_dist.train.mixture import OWN, Mixture, Source
 from atlas_dist.train.module import AuxiliaryHead
@@ -71,7 +71,9 @@ def build_model(context: RankContext, job: StageJob, inputs: Inputs, sees: Seque
 def visible_adapters(context: RankContext, job: StageJob, inputs: Inputs, sees: Sequence[str]) -> list[dict[str, Tensor]]:
     """The adapters that a job reads; of the control that asks for it, with the numbers of each tensor in another order."""
     adapters = read_adapters(context.store, inputs, sees)
-    return [shuffled(adapter, seed) for seed, adapter in enumerate(adapters)] if context.method_of(job).shuffles else adapters
+    if not context.method_of(job).shuffles:
+        return adapters
+    return [shuffled(adapter, seed_from("shuffled", key)) for key, adapter in zip(sees, adapters, strict=True)]
 
 
 def shuffled(adapter: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]:

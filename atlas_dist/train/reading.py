@@ -19,6 +19,7 @@ from atlas_dist.train.inputs import (
     has_auxiliary_head,
     head_of,
     queries_of,
+    read_adapters,
     read_if_there,
     read_task,
 )
@@ -67,6 +68,7 @@ def model_in_view(context: RankContext, job: StageJob, inputs: Inputs, view: Vie
         [key for key in reads if key != left_out],
         own_key,
         lambda keys: visible_adapters(context, job, inputs, keys),
+        lambda: read_adapters(context.store, inputs, [own_key])[0],
     )
     head = head_of(newest if has_auxiliary_head(newest, job.task.name) else own, job.task.name)
     backbone = read_if_there(context.store, source, BACKBONE_FILE)
@@ -79,6 +81,7 @@ def arranged(
     kept: Sequence[str],
     own_key: str,
     adapters: Callable[[Sequence[str]], Sequence[Mapping[str, Tensor]]],
+    own_adapter: Callable[[], Mapping[str, Tensor]],
 ) -> TaskParts:
     """A task's tensors as the parts of a model that reads some of its adapters.
 
@@ -87,11 +90,12 @@ def arranged(
         reads: keys of the adapters that it reads.
         kept: those of them that the model shall read, in the same order.
         own_key: the one among them that is not weighed; "" = all are.
-        adapters: keys -> tensors.
+        adapters: keys -> tensors, of those that are weighed.
+        own_adapter: gives the tensors of `own_key`.
     """
     weighed = [key for key in reads if key != own_key]
     rows = [row for row, key in enumerate(weighed) if key in kept]
-    own = adapters([own_key])[0] if own_key in kept and own_key else {}
+    own = own_adapter() if own_key and own_key in kept else {}
     return TaskParts(
         head=head_of(task),
         adapters=adapters([weighed[row] for row in rows]),
