@@ -113,7 +113,8 @@ class Bank:
 
     def needed_for(self, keys: Iterator[str] | tuple[str, ...]) -> tuple[Learnt, ...]:
         """The given ones with every adapter that they see, in the order of the bank."""
-        wanted = {seen for key in keys for seen in self.learnt[key].view}
+        keys = tuple(keys)
+        wanted = {seen for key in keys for seen in self.learnt[key].view} | set(keys)
         missing = wanted - set(self.learnt)
         if missing:
             raise DataError(f"Run {self.run} lacks adapters that its tasks see: {', '.join(sorted(missing))}.")

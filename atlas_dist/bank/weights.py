@@ -53,7 +53,7 @@ class BankWeights:
             raise DataError("There is nothing in this bank.", fix="Learn a task first, or name one that was learnt.")
         first = self.first
         for task in self.tasks.values():
-            odd = sorted(name for name in task.own if not name.startswith(("queries/", "head/")))
+            odd = sorted(name for name in task.own if not name.startswith(("queries/", "coefficients/", "head/")))
             if odd:
                 raise DataError(
                     f"The method {task.learnt.method} keeps {odd[0]}: only adapters, queries and heads can be carried."
@@ -101,10 +101,16 @@ class BankWeights:
 
 
 def _pruned(task: LearntWeights, dropped: frozenset[str]) -> LearntWeights:
-    kept = [row for row, key in enumerate(task.learnt.view) if key not in dropped]
-    own = {name: tensor[kept] if name.startswith("queries/") else tensor for name, tensor in task.own.items()}
-    if not kept:
-        own = {name: tensor for name, tensor in own.items() if not name.startswith("queries/")}
+    view = task.learnt.view
+    kept = {
+        "queries/": [row for row, key in enumerate(view) if key not in dropped],
+        "coefficients/": [row for row, key in enumerate(v for v in view if v != task.learnt.key) if key not in dropped],
+    }
+    own = {}
+    for name, tensor in task.own.items():
+        rows = next((rows for prefix, rows in kept.items() if name.startswith(prefix)), None)
+        if rows is None or rows:
+            own[name] = tensor if rows is None else tensor[rows]
     return replace(task, adapter={} if task.learnt.key in dropped else task.adapter, own=own)
 
 
@@ -122,7 +128,7 @@ def load_weights(store: ObjectStore, bank: Bank, wanted: Sequence[str] = (), *, 
     tasks = {}
     for learnt in bank.needed_for(keys):
         refs = {learnt.key: learnt.ref}
-        adapter = read_adapters(store, refs, [learnt.key])[0]
+        adapter = read_adapters(store, refs, [learnt.key])[0] if learnt.has_adapter else {}
         tasks[learnt.key] = LearntWeights(learnt, adapter, read_task(store, learnt.ref), _labels(shards, learnt))
     return BankWeights(bank.run, bank.precision, tasks)
 

@@ -138,7 +138,7 @@ class BudgetConfig(Section):
     beta2: float | None = Field(default=None, ge=0, lt=1)
     """AdamW's decay of the mean squared gradient."""
     eps: float | None = Field(default=None, gt=0)
-    """AdamW's epsilon."""
+    """AdamW's epsilon; left out everywhere = the method's own."""
     warmup: float | None = Field(default=None, ge=0, le=1)
     """Share of the steps over which the learning rate rises linearly; it then falls linearly to 0."""
     clip: float | None = Field(default=None, ge=0)

@@ -326,13 +326,10 @@ class AdaptedModel(nn.Module):
         return named.export(self._coefficient_slots())
 
     def _coefficient_slots(self) -> named.Slots:
-        parts = {name: getattr(hook.site, "coefficients", None) for name, hook in self._hooks.items()}
-        return {
-            f"coefficients/{site}/{n}": [p.data]
-            for site, part in parts.items()
-            if part is not None
-            for n, p in part.named_parameters()
-        }
+        slots: named.Slots = {}
+        for name, hook in self._hooks.items():
+            slots |= coefficient_slots(name, hook.site) if isinstance(hook.site, ExperienceSite) else {}
+        return slots
 
     def _fusion_slots(self) -> named.Slots:
         parts = {name: hook.site.fusion for name, hook in self._hooks.items() if isinstance(hook.site, FusionSite)}
@@ -349,12 +346,7 @@ class AdaptedModel(nn.Module):
     def _adapter_slots(self, kind: str, index: int) -> named.Slots:
         slots: named.Slots = {}
         for site, group in zip(self._hooks, self._groups(kind), strict=True):
-            slots[f"adapter/{site}/down.weight"] = [group.down.data[index]]
-            slots[f"adapter/{site}/down.bias"] = [group.down_bias.data[index]]
-            slots[f"adapter/{site}/up.weight"] = [group.up.data[index]]
-            slots[f"adapter/{site}/up.bias"] = [group.up_bias.data[index]]
-            if group.key is not None:
-                slots[f"key/{site}"] = [group.key.data[index]]
+            slots |= adapter_slots(site, group, index)
         return slots
 
     def _query_slots(self, kinds: Iterable[str]) -> named.Slots:
@@ -417,6 +409,24 @@ class AdaptedModel(nn.Module):
                 f"The backbone is in use: {site_name} carries another model's adapters.", fix="Close that model first."
             )
         self._handles.append(dense.register_forward_hook(self._hooks[site_name]))
+
+
+def adapter_slots(site: str, group: AdapterGroup | ResidualGroup, index: int) -> named.Slots:
+    """One adapter of a site's group by the names that it has in files."""
+    slots: named.Slots = {
+        f"adapter/{site}/down.weight": [group.down.data[index]],
+        f"adapter/{site}/down.bias": [group.down_bias.data[index]],
+        f"adapter/{site}/up.weight": [group.up.data[index]],
+        f"adapter/{site}/up.bias": [group.up_bias.data[index]],
+    }
+    return slots | ({f"key/{site}": [group.key.data[index]]} if group.key is not None else {})
+
+
+def coefficient_slots(name: str, site: ExperienceSite) -> named.Slots:
+    """A site's coefficients by the names that they have in files; {} where it weighs nothing."""
+    if site.coefficients is None:
+        return {}
+    return {f"coefficients/{name}/{n}": [p.data] for n, p in site.coefficients.named_parameters()}
 
 
 class _SiteHook:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor, nn, unflatten
 
 from atlas_dist.config import Precision
 from atlas_dist.core.results import SIGNATURE_FILE, DescribeResult, ScoringSeconds
@@ -76,7 +76,9 @@ def _watched(model: AdaptedModel) -> Iterator[dict[str, list[Tensor]]]:
 
     def at(name: str, pooled: bool) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def note(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            values = inputs[0].float() if pooled else inputs[0].mean(dim=1, dtype=torch.float32)
+            values = inputs[0].mean(dim=1, dtype=torch.float32)
+            if pooled:  # what the head reads: the pooled outputs of a pair's pictures side by side, which count as one
+                values = unflatten(inputs[0].float(), -1, (model.head_spec.images, -1)).mean(dim=1)
             seen.setdefault(name, []).append(values.cpu())
 
         return note
