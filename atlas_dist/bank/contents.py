@@ -14,7 +14,7 @@ from typing import Any
 from atlas_dist.core.keys import SHORT
 from atlas_dist.core.ledger import Entry, RunState
 from atlas_dist.core.records import Adopt, Commit
-from atlas_dist.core.results import CONFIG_FILE, AdapterConfig, EvalResult, TrainResult
+from atlas_dist.core.results import CONFIG_FILE, AdapterConfig, EvalResult, SelectResult, TrainResult
 from atlas_dist.core.selection import Form
 from atlas_dist.core.types import CommittedRef, TaskSpec, View
 from atlas_dist.errors import ConfigError, DataError
@@ -174,11 +174,14 @@ def _described(store: ObjectStore, ref: CommittedRef) -> AdapterConfig:
 
 
 def _learnt_refs(state: RunState, entries: list[Entry]) -> Iterator[tuple[str, CommittedRef]]:
-    """Committed jobs that left an adapter, in the order of their commits."""
+    """Committed jobs that learnt a task, in the order of their commits; without forms of a task that were candidates only."""
+    committed = [entry.record for entry in entries if isinstance(entry.record, Commit | Adopt)]
+    candidates = {key for record in committed for key in SelectResult.from_json(record.metrics).candidates.values()}
+    candidates -= {EvalResult.from_json(record.metrics).model_from for record in committed}
     for entry in entries:
         if isinstance(entry.record, Commit | Adopt):
             ref = state.job(entry.record.job).committed
-            if ref is not None and any(blob.name == CONFIG_FILE for blob in ref.blobs):
+            if ref is not None and ref.job not in candidates and any(blob.name == CONFIG_FILE for blob in ref.blobs):
                 yield ref.job, ref
 
 

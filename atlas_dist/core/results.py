@@ -249,6 +249,8 @@ class SelectResult(TrainResult):
     """One of `core.selection.Form`."""
     scores: Mapping[str, float] = field(default_factory=dict)
     """form -> percent on the samples that chose."""
+    candidates: Mapping[str, str] = field(default_factory=dict)
+    """form -> key of the job that trained it."""
     gain: Difference | None = None
     """The best form with an adapter of its own against the earlier ones alone; None where there were none."""
 

@@ -6,6 +6,7 @@ No forward pass is needed: every candidate left its loss and score of each valid
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 from safetensors.torch import load as parse_tensors
@@ -56,7 +57,7 @@ def commit_best(context: RankContext, assignment: Assignment) -> tuple[dict[str,
     looked_back = TrainResult.of(kept)
     sees = looked_back.sees if chosen.form is not Form.OWN else ()
     sees += (job.key,) if chosen.form.grows else ()
-    result = _result(candidates, chosen, sees, round(stopwatch.lap(), 3))
+    result = replace(_result(candidates, chosen, sees, round(stopwatch.lap(), 3)), candidates=job.candidates)
     return _files(context, assignment, kept, chosen.form, sees), result
 
 
