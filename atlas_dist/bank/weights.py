@@ -8,12 +8,13 @@ from dataclasses import dataclass, field, replace
 from torch import Tensor
 
 from atlas_dist.bank.contents import Bank, Base, Learnt
+from atlas_dist.core.results import SIGNATURE_FILE
 from atlas_dist.core.types import TaskKind
 from atlas_dist.data.manifest import read_manifest
 from atlas_dist.errors import AtlasError, DataError
 from atlas_dist.methods import Method, stored_method
 from atlas_dist.store.objects import ObjectStore
-from atlas_dist.train.inputs import read_adapters, read_task
+from atlas_dist.train.inputs import read_adapters, read_if_there, read_task
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,8 @@ class LearntWeights:
     adapter: Mapping[str, Tensor]
     own: Mapping[str, Tensor]
     labels: tuple[str, ...] = ()
+    signature: Mapping[str, Tensor] = field(default_factory=dict)
+    """What its training samples look like to the frozen backbone (core/results.py: SIGNATURE_FILE); {} where nobody looked."""
 
     def label(self, index: int) -> str:
         """The name of a class, or its number."""
@@ -129,7 +132,13 @@ def load_weights(store: ObjectStore, bank: Bank, wanted: Sequence[str] = (), *, 
     for learnt in bank.needed_for(keys):
         refs = {learnt.key: learnt.ref}
         adapter = read_adapters(store, refs, [learnt.key])[0] if learnt.has_adapter else {}
-        tasks[learnt.key] = LearntWeights(learnt, adapter, read_task(store, learnt.ref), _labels(shards, learnt))
+        tasks[learnt.key] = LearntWeights(
+            learnt,
+            adapter,
+            read_task(store, learnt.ref),
+            _labels(shards, learnt),
+            read_if_there(store, learnt.ref, SIGNATURE_FILE),
+        )
     return BankWeights(bank.run, bank.precision, tasks)
 
 
