@@ -249,6 +249,8 @@ class SelectResult(TrainResult):
     """One of `core.selection.Form`."""
     scores: Mapping[str, float] = field(default_factory=dict)
     """form -> percent on the samples that chose."""
+    losses: Mapping[str, float] = field(default_factory=dict)
+    """form -> mean loss in nats on the same samples: what decides where scores cannot tell."""
     candidates: Mapping[str, str] = field(default_factory=dict)
     """form -> key of the job that trained it."""
     gain: Difference | None = None

@@ -6,8 +6,8 @@ Three forms of a task are trained and scored on the same validation samples:
     own          one adapter of its own, apart from all others
     both         its own adapter on top of the mixed earlier ones
 
-The task commits the best of them, unless the best one with an adapter of its own does not beat experience alone by more than ε
-with enough confidence: then it commits experience, and the bank does not grow.
+The task commits the best of them, unless the best one with an adapter of its own does not beat experience alone by more than ε:
+then it commits experience, and the bank does not grow. `Rule` says what "better" means.
 """
 
 from __future__ import annotations
@@ -67,6 +67,8 @@ class Selection:
     form: Form
     scores: Mapping[Form, float]
     """Percent on the samples that chose, of each form that was trained."""
+    losses: Mapping[Form, float]
+    """The mean loss of each, in nats."""
     samples: int
     """How many samples chose."""
     gain: Difference | None = field(default=None)
@@ -97,25 +99,71 @@ def paired_bootstrap(ours: Scores, theirs: Scores, *, above: float = 0.0, seed: 
     return Difference(float(difference.mean()), float(low), float(high), confidence)
 
 
-def select(scores: Mapping[Form, Scores], *, expand: Expand, epsilon: float, confidence: float) -> Selection:
+@dataclass(frozen=True)
+class Evidence:
+    """How one form does on the validation samples that choose: `scores` [n], 0 to 1, and `losses` [n], in nats."""
+
+    scores: Scores
+    losses: Scores
+
+    @property
+    def score(self) -> float:
+        """Mean score in percent."""
+        return 100.0 * float(np.mean(self.scores))
+
+    @property
+    def loss(self) -> float:
+        """Mean loss in nats."""
+        return float(np.mean(self.losses))
+
+
+@dataclass(frozen=True)
+class Rule:
+    """When one form counts as better than another.
+
+    The score decides where a paired bootstrap is sure of it. Where it is not, as with the few dozen samples of a low-shot task, the
+    loss decides: it varies less from sample to sample than being right or wrong does (docs/experience.md has what that is worth).
+    """
+
+    confidence: float
+    """Share of the bootstrap that counts as sure."""
+
+    def better(self, one: Evidence, other: Evidence, points: float = 0.0, nats: float = 0.0) -> tuple[bool, Difference]:
+        """Whether `one` is better than `other` by more than `points` of the score, or `nats` of the loss; and the bootstrap."""
+        difference = paired_bootstrap(one.scores, other.scores, above=points)
+        if difference.confidence >= self.confidence:
+            return True, difference
+        if difference.confidence <= 1.0 - self.confidence:
+            return False, difference
+        return other.loss - one.loss > nats, difference
+
+
+def select(
+    forms: Mapping[Form, Evidence], *, expand: Expand, epsilon: float, epsilon_loss: float, confidence: float
+) -> Selection:
     """Decide what a task commits.
 
     Args:
-        scores: per-sample scores of every form that was trained: at least one with an adapter of its own, or experience.
+        forms: every form that was trained: at least one with an adapter of its own, or experience; all of the same samples.
         expand: whether growing needs evidence.
-        epsilon: points by which an own adapter has to be better.
-        confidence: share of the bootstrap that has to say so.
+        epsilon: points of the score by which an own adapter has to be better than experience alone, where the score can tell …
+        epsilon_loss: … and nats of the loss, where it cannot.
+        confidence: of `Rule`.
 
     Of the two forms with an adapter of their own the better one stands for both; where they are equal, `own`, which needs no
     other adapter to be read.
     """
-    means = {form: 100.0 * float(np.mean(scores[form])) for form in Form if form in scores}
-    samples = len(next(iter(scores.values())))
-    grown = max((f for f in (Form.OWN, Form.BOTH) if f in means), key=lambda f: means[f], default=None)
+    rule = Rule(confidence)
+    means = {form: forms[form].score for form in Form if form in forms}
+    losses = {form: forms[form].loss for form in Form if form in forms}
+    samples = len(next(iter(forms.values())).scores)
+    grown = next((form for form in (Form.OWN, Form.BOTH) if form in forms), None)
     if grown is None:
-        return Selection(Form.EXPERIENCE, means, samples)
-    if Form.EXPERIENCE not in means:
-        return Selection(grown, means, samples)
-    gain = paired_bootstrap(scores[grown], scores[Form.EXPERIENCE], above=epsilon)
-    pays = expand is Expand.ALWAYS or gain.confidence >= confidence
-    return Selection(grown if pays else Form.EXPERIENCE, means, samples, gain)
+        return Selection(Form.EXPERIENCE, means, losses, samples)
+    if Form.OWN in forms and Form.BOTH in forms and rule.better(forms[Form.BOTH], forms[Form.OWN])[0]:
+        grown = Form.BOTH
+    if Form.EXPERIENCE not in forms:
+        return Selection(grown, means, losses, samples)
+    pays, gain = rule.better(forms[grown], forms[Form.EXPERIENCE], epsilon, epsilon_loss)
+    form = grown if pays or expand is Expand.ALWAYS else Form.EXPERIENCE
+    return Selection(form, means, losses, samples, gain)

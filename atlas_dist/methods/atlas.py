@@ -31,16 +31,18 @@ class AtlasSettings(Settings):
     """Width r of an adapter's bottleneck."""
     retrieve: int = Field(default=4, ge=0)
     """How many of the earlier adapters a task looks at: the nearest by signature; 0 = all of them."""
-    per_sample: bool = True
+    per_sample: bool = False
     """Whether the coefficients depend on the sample, or only on task, site and adapter."""
     coefficient_lr: float = Field(default=0.05, gt=0)
     """Peak learning rate of the coefficients."""
     expand: Expand = Expand.EVIDENCE
     """When the bank grows: `evidence`: where an own adapter pays; `always`: with every task."""
     epsilon: float = Field(default=0.5, ge=0)
-    """Points by which an own adapter must beat experience alone on validation."""
-    confidence: float = Field(default=0.5, ge=0, le=1)
-    """Share of a paired bootstrap over the validation samples that must say so."""
+    """Points of the validation score by which an own adapter must beat experience alone."""
+    epsilon_loss: float = Field(default=0.02, ge=0)
+    """The same of the validation loss in nats, which decides where too few samples leave the score unsure."""
+    confidence: float = Field(default=0.9, ge=0.5, le=1)
+    """Share of a paired bootstrap over the validation samples from which on the score counts as sure."""
     shuffle_bank: bool = False
     """A control: the weights of every earlier adapter are read in another order. What is gained then is not experience."""
     second_image_type: int = Field(default=1, ge=1, le=2)
@@ -60,6 +62,6 @@ def make(settings: Mapping[str, Any]) -> Method:
         mixing=MixingSpec(rank=own.rank, weighting=Weighting.EXPERIENCE, per_sample=own.per_sample, zero_up=True),
         coefficient_lr=own.coefficient_lr,
         shuffles=own.shuffle_bank,
-        selecting=Selecting(own.retrieve, own.expand, own.epsilon, own.confidence),
+        selecting=Selecting(own.retrieve, own.expand, own.epsilon, own.epsilon_loss, own.confidence),
         second_image_type=own.second_image_type,
     )

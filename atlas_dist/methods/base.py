@@ -115,7 +115,9 @@ class Selecting:
     """How many earlier adapters a task looks at, the nearest by signature; 0 = all."""
     expand: Expand
     epsilon: float
+    epsilon_loss: float
     confidence: float
+    """These three as `core.selection.select` takes them."""
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from atlas_dist.core.results import (
     StageSeconds,
     TrainResult,
 )
-from atlas_dist.core.selection import Form, Scores, Selection, select
+from atlas_dist.core.selection import Evidence, Form, Selection, select
 from atlas_dist.core.types import Assignment, CommittedRef
 from atlas_dist.errors import DataError
 from atlas_dist.store import artifacts
@@ -48,9 +48,10 @@ def commit_best(context: RankContext, assignment: Assignment) -> tuple[dict[str,
     assert selecting is not None, "only a method that trains several forms has such a job"
     candidates = {Form(form): assignment.inputs[key] for form, key in job.candidates.items()}
     chosen = select(
-        validation_scores(store, candidates),
+        evidence(store, candidates),
         expand=selecting.expand,
         epsilon=selecting.epsilon,
+        epsilon_loss=selecting.epsilon_loss,
         confidence=selecting.confidence,
     )
     kept = candidates[chosen.form]
@@ -61,9 +62,9 @@ def commit_best(context: RankContext, assignment: Assignment) -> tuple[dict[str,
     return _files(context, assignment, kept, chosen.form, sees), result
 
 
-def validation_scores(store: ObjectStore, candidates: Mapping[Form, CommittedRef]) -> dict[Form, Scores]:
-    """Each form's score of every validation sample, in the samples' order. Raises DataError as `commit_best`."""
-    found: dict[Form, Scores] = {}
+def evidence(store: ObjectStore, candidates: Mapping[Form, CommittedRef]) -> dict[Form, Evidence]:
+    """How each form does on every validation sample, in the samples' order. Raises DataError as `commit_best`."""
+    found: dict[Form, Evidence] = {}
     samples = None
     for form, ref in candidates.items():
         tensors = parse_tensors(artifacts.load(store, ref, VALIDATION_FILE))
@@ -71,7 +72,8 @@ def validation_scores(store: ObjectStore, candidates: Mapping[Form, CommittedRef
         samples = samples or ordinals
         if ordinals != samples:
             raise DataError(f"{ref.attempt} was validated on other samples than the forms it is compared with.")
-        found[form] = np.asarray(tensors["score"].double().numpy())
+        scores, losses = (np.asarray(tensors[name].double().numpy()) for name in ("score", "loss"))
+        found[form] = Evidence(scores, losses)
     return found
 
 
@@ -89,6 +91,7 @@ def _result(candidates: Mapping[Form, CommittedRef], chosen: Selection, sees: tu
         environment=kept.environment,
         form=chosen.form.value,
         scores={form.value: round(score, 4) for form, score in chosen.scores.items()},
+        losses={form.value: round(loss, 6) for form, loss in chosen.losses.items()},
         gain=chosen.gain,
         sees=sees,
         similarity=looked_back.similarity,

@@ -7,14 +7,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from atlas_dist.core.selection import Expand, Form, paired_bootstrap, select
+from atlas_dist.core.selection import Evidence, Expand, Form, paired_bootstrap, select
 
-RULE = {"expand": Expand.EVIDENCE, "epsilon": 0.5, "confidence": 0.5}
+RULE = {"expand": Expand.EVIDENCE, "epsilon": 0.5, "epsilon_loss": 0.02, "confidence": 0.9}
 binary = st.lists(st.booleans(), min_size=1, max_size=60)
 
 
-def hits(right: int, of: int) -> np.ndarray:
-    return np.array([1.0] * right + [0.0] * (of - right))
+def hits(right: int, of: int, loss: float | None = None) -> Evidence:
+    """`right` of so many samples are right; the loss is the share of wrong ones, unless told."""
+    scores = np.array([1.0] * right + [0.0] * (of - right))
+    return Evidence(scores, np.full(of, 1 - right / of if loss is None else loss))
 
 
 def test_an_adapter_that_pays_is_committed() -> None:
@@ -55,16 +57,35 @@ def test_always_growing_takes_the_best_form_with_an_adapter() -> None:
     assert select(scores, **{**RULE, "expand": Expand.ALWAYS}).form is Form.BOTH
 
 
-def test_more_confidence_asks_for_more_evidence() -> None:
-    scores = {Form.EXPERIENCE: hits(50, 100), Form.OWN: np.roll(hits(55, 100), 30)}
-    assert select(scores, **RULE).form is Form.OWN
-    assert select(scores, **{**RULE, "confidence": 0.99}).form is Form.EXPERIENCE
+def test_where_scores_cannot_tell_the_loss_decides() -> None:
+    """One sample of forty is no evidence; 0.3 nats are."""
+    close = {Form.EXPERIENCE: hits(20, 40, loss=1.5), Form.OWN: hits(21, 40, loss=1.2)}
+    assert select(close, **RULE).form is Form.OWN
+    assert select({**close, Form.OWN: hits(21, 40, loss=1.8)}, **RULE).form is Form.EXPERIENCE
+    assert select({**close, Form.OWN: hits(21, 40, loss=1.49)}, **RULE).form is Form.EXPERIENCE, "less than epsilon_loss"
+
+
+def test_where_scores_can_tell_the_loss_is_not_asked() -> None:
+    apart = {Form.EXPERIENCE: hits(400, 1000, loss=1.0), Form.OWN: hits(700, 1000, loss=2.0)}
+    assert select(apart, **RULE).form is Form.OWN
+    assert (
+        select({Form.EXPERIENCE: hits(700, 1000, loss=2.0), Form.OWN: hits(400, 1000, loss=1.0)}, **RULE).form is Form.EXPERIENCE
+    )
+
+
+def test_a_gain_below_epsilon_does_not_pay_however_sure_it_is() -> None:
+    forms = {Form.EXPERIENCE: hits(90_000, 100_000), Form.OWN: hits(90_200, 100_000)}
+    found = select(forms, **RULE)
+    assert found.form is Form.EXPERIENCE
+    assert found.gain is not None and found.gain.low > 0
 
 
 def test_graded_scores_count_by_their_worth() -> None:
-    found = select({Form.EXPERIENCE: np.array([0.3, 0.6, 0.9]), Form.BOTH: np.array([0.6, 0.9, 1.0])}, **RULE)
+    one, other = np.array([0.3, 0.6, 0.9]), np.array([0.6, 0.9, 1.0])
+    found = select({Form.EXPERIENCE: Evidence(one, 1 - one), Form.BOTH: Evidence(other, 1 - other)}, **RULE)
     assert found.form is Form.BOTH
     assert found.scores[Form.BOTH] == pytest.approx(250 / 3)
+    assert found.losses[Form.EXPERIENCE] == pytest.approx(0.4)
 
 
 @settings(deadline=None, max_examples=50)
