@@ -121,8 +121,8 @@ class Evidence:
 class Rule:
     """When one form counts as better than another.
 
-    The score decides where a paired bootstrap is sure of it. Where it is not, as with the few dozen samples of a low-shot task, the
-    loss decides: it varies less from sample to sample than being right or wrong does (docs/experience.md has what that is worth).
+    The score decides where a paired bootstrap is sure of it. Where it is not, as with the few dozen samples of a low-shot task,
+    the loss decides: it varies less from sample to sample than being right or wrong (docs/experience.md: what that is worth).
     """
 
     confidence: float
