@@ -240,6 +240,13 @@ class DescribeResult(Metrics):
         return self.described
 
 
+_FORMS = {
+    Form.EXPERIENCE.value: "experience alone",
+    Form.OWN.value: "its own adapter alone",
+    Form.BOTH.value: "experience and its own adapter",
+}
+
+
 @dataclass(frozen=True)
 class SelectResult(TrainResult):
     """The metrics of a job that decided which form of a task is kept, on the same validation samples for each. What it shares
@@ -263,12 +270,7 @@ class SelectResult(TrainResult):
 
     def in_words(self) -> str:
         """What was committed, by how much and how surely, for people: `both, +3.1 points over experience (95 %: 0.4 to 5.8)`."""
-        name = {
-            Form.EXPERIENCE: "experience alone",
-            Form.OWN: "its own adapter alone",
-            Form.BOTH: "experience and its own adapter",
-        }
-        told = name.get(Form(self.form), self.form) if self.form in set(Form) else self.form
+        told = _FORMS.get(self.form, self.form)
         if self.gain is None:
             return told
         if self.grew:

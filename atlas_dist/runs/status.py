@@ -133,7 +133,7 @@ class TaskLine:
     waits_for: str = ""
     """What its next job waits for: the labels of jobs, or workers."""
     committed: str = ""
-    """Of a method that trains several forms of a task: which one was committed, and on what evidence; "" = not yet, or no choice."""
+    """Of a method that trains several forms of a task: which one it committed, on what evidence; "" = not yet, or no choice."""
 
 
 def task_lines(plan: Plan, state: RunState) -> list[TaskLine]:
