@@ -51,7 +51,7 @@ def words(tmp_path: Path) -> tuple[str, ...]:
     """A run of the recorded settings over a copy of the store."""
     with tarfile.open(RECORDED) as packed:
         packed.extractall(tmp_path, filter="data")
-    return ("experiment=toy", f"store.url={tmp_path}/store", f"shards.url={tmp_path}/shards")
+    return ("experiment=toy", "method=atlas_paper", f"store.url={tmp_path}/store", f"shards.url={tmp_path}/shards")
 
 
 @pytest.fixture

@@ -14,11 +14,17 @@ import pytest
 
 from atlas_dist.core.records import Commit
 from tests.kits.run import Running, left_by
-from tests.kits.stage import pack_toys, toy_config
+from tests.kits.stage import RELEASED, pack_toys, toy_config
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 
-SHORT = ["experiment=toy", "sequence.upstream=[toy_shape,toy_kin]", "train.budget.max_steps=24", "train.checkpoint_every=2"]
+SHORT = [
+    "experiment=toy",
+    RELEASED,
+    "sequence.upstream=[toy_shape,toy_kin]",
+    "train.budget.max_steps=24",
+    "train.checkpoint_every=2",
+]
 
 
 @pytest.fixture

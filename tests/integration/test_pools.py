@@ -21,11 +21,17 @@ from atlas_dist.runs.stores import open_run_store
 from atlas_dist.store import artifacts
 from atlas_dist.store.curves import TRAIN, CurveReader
 from tests.kits.run import TIMEOUT_S, Left, Running, left_by
-from tests.kits.stage import pack_toys, toy_config
+from tests.kits.stage import RELEASED, pack_toys, toy_config
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1800)]
 
-SHORT = ["experiment=toy", "sequence.upstream=[toy_shape,toy_kin]", "sequence.downstream=[]", "train.checkpoint_every=2"]
+SHORT = [
+    "experiment=toy",
+    RELEASED,
+    "sequence.upstream=[toy_shape,toy_kin]",
+    "sequence.downstream=[]",
+    "train.checkpoint_every=2",
+]
 SHORT += ["train.log_every=1"]
 
 

@@ -29,13 +29,19 @@ from atlas_dist.core.records import Commit, Fail
 from atlas_dist.store.attempt_logs import names, read_tails
 from atlas_dist.store.local import LocalStore
 from tests.kits.run import left_by
-from tests.kits.stage import pack_toys, toy_config
+from tests.kits.stage import RELEASED, pack_toys, toy_config
 
 ROOT = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 TAG = "ATLAS_CLUSTER_TAG"
 WAIT_S = 420.0
-SHORT = ["experiment=toy", "sequence.upstream=[toy_shape,toy_kin]", "sequence.downstream=[]", "train.budget.max_steps=60"]
+SHORT = [
+    "experiment=toy",
+    RELEASED,
+    "sequence.upstream=[toy_shape,toy_kin]",
+    "sequence.downstream=[]",
+    "train.budget.max_steps=60",
+]
 SHORT += ["train.checkpoint_every=2", "train.log_every=1"]
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1500)]
 

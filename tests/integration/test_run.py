@@ -21,11 +21,17 @@ from atlas_dist.cli.processes import Part, kill
 from atlas_dist.core.records import Commit, Dispatch, Fail
 from tests.kits.run import TIMEOUT_S, Left, Running, left_by
 from tests.kits.servers import CREDENTIALS, SECRET, credentials, moto
-from tests.kits.stage import pack_toys, toy_config
+from tests.kits.stage import RELEASED, pack_toys, toy_config
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 
-SHORT = ["experiment=toy", "sequence.upstream=[toy_shape,toy_kin]", "train.budget.max_steps=12", "train.checkpoint_every=2"]
+SHORT = [
+    "experiment=toy",
+    RELEASED,
+    "sequence.upstream=[toy_shape,toy_kin]",
+    "train.budget.max_steps=12",
+    "train.checkpoint_every=2",
+]
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,7 @@ from atlas_dist.runs.results import point_to
 from atlas_dist.store.log import RecordLog
 from atlas_dist.store.objects import ObjectStore
 from atlas_dist.store.settle import DEFAULT_PATIENCE
-from tests.kits.stage import Bench, pack_toys, toy_config
+from tests.kits.stage import Bench, pack_toys, toy_config, toy_words
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,7 @@ def toys(*words: str) -> Toys:
     for job in bench.plan.jobs.values():
         bench.learn(job)
     write_ledger(bench.context.store, config, bench.plan, bench.done)
-    places = (f"store.url={folder}/store", f"shards.url={folder}/shards")
-    return Toys(folder, config, bench, ("experiment=toy", "train.workers=1", *places, *words))
+    return Toys(folder, config, bench, toy_words(folder, *words))
 
 
 def copied(learnt: Toys, folder: Path) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ import importlib.util
 import io
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from PIL import Image
@@ -18,8 +19,14 @@ from atlas_dist.data.tasks.base import Converter, Options, RawSet, share_of
 from atlas_dist.errors import ConfigError, DataError
 
 
+PARITY = ("even", "odd")
+
+
 class DigitsOptions(Options):
-    """How `val` is carved, and how large the pictures are drawn."""
+    """What is asked of a scan, how `val` is carved, and how large the pictures are drawn."""
+
+    label: Literal["digit", "parity"] = "digit"
+    """Which digit it is, or whether that is even or odd."""
 
     val_share: float = Field(default=0.25, gt=0, lt=1)
     seed: int = 0
@@ -56,13 +63,13 @@ class DigitsSource:
 
 def convert(path: Path | None, split: str, options: DigitsOptions) -> RawSet:
     """List a split; which scan falls into which depends on its number and the seed only. `path` is not used."""
-    source = DigitsSource(options.side)
+    source, parity = DigitsSource(options.side), options.label == "parity"
     samples = [
-        RawSample(f"digit-{n}", ((IMAGE_PROMPT,),), (f"{n}.png",), int(label))
+        RawSample(f"digit-{n}", ((IMAGE_PROMPT,),), (f"{n}.png",), int(label) % 2 if parity else int(label))
         for n, label in enumerate(source.labels)
         if (share_of(str(n), options.seed) < options.val_share) == (split == "val")
     ]
-    return RawSet(TaskKind.SINGLE, 1, tuple("0123456789"), samples, source)
+    return RawSet(TaskKind.SINGLE, 1, PARITY if parity else tuple("0123456789"), samples, source)
 
 
 def _load() -> tuple[np.ndarray, np.ndarray]:

@@ -22,7 +22,7 @@ from atlas_dist.store.curves import TRAIN, CurveWriter
 from atlas_dist.store.log import RecordLog
 from tests.chaos.fakes import FakeClock
 from tests.kits.shell import Shell
-from tests.kits.stage import pack_toys, toy_config
+from tests.kits.stage import RELEASED, pack_toys, toy_config
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 def interrupted(folder: Path, shards: str, case: Case) -> tuple[str, ...]:
     """A store whose run came as far as `case`; its words."""
-    words = ("experiment=toy", "train.workers=1", f"store.url={folder}/store", shards)
+    words = ("experiment=toy", RELEASED, "train.workers=1", f"store.url={folder}/store", shards)
     config = toy_config(folder, shards)
     plan, store, ids = expand(config), open_run_store(config), itertools.count()
     job = next(iter(plan.jobs))
@@ -124,7 +124,7 @@ def test_every_command_tells_a_run_that_was_interrupted(name: str, shell: Shell,
 
 @pytest.mark.parametrize("command", ["status", "logs", "report", "track"])
 def test_no_run_is_said_in_two_lines(command: str, shell: Shell, shards: str, tmp_path: Path) -> None:
-    code, text = shell(command, "experiment=toy", "train.workers=1", f"store.url={tmp_path}/store", shards)
+    code, text = shell(command, "experiment=toy", RELEASED, "train.workers=1", f"store.url={tmp_path}/store", shards)
     assert code == 2
     assert "There is no run toy" in text
     assert len(text.strip().splitlines()) == 2

@@ -27,24 +27,24 @@ def test_a_method_is_registered_with_the_settings_that_it_checks(name: str) -> N
 
 
 def test_atlas_as_published() -> None:
-    one, two = make_method("atlas", {}).spec.stages
+    one, two = make_method("atlas_paper", {}).spec.stages
     assert (one.trains, one.grows, one.sees_earlier, one.needs_earlier) == ((Role.QUERIES, Role.HEAD), False, True, True)
     assert (two.trains, two.grows, two.sees_earlier) == ((Role.ADAPTER, Role.HEAD), True, True)
-    method = make_method("atlas", {})
+    method = make_method("atlas_paper", {})
     assert (method.mixing.rank, method.mixing.weighting, method.penalty_weight) == (48, Weighting.WHOLE, 0.1)
 
 
 def test_a_setting_that_changes_is_a_setting_of_every_key() -> None:
-    assert make_method("atlas", {"rank": 8}).spec.settings["rank"] == 8
+    assert make_method("atlas_paper", {"rank": 8}).spec.settings["rank"] == 8
 
 
 @pytest.mark.parametrize(
     ("name", "settings", "cause"),
     [
         ("atlos", {}, "Choose one of: atlas"),
-        ("atlas", {"weigthing": "whole"}, "did you mean weighting"),
-        ("atlas", {"weighting": "total"}, "'whole', 'dimension' or 'plain' .it is 'total'."),
-        ("atlas", {"rank": 0}, "method.settings.rank"),
+        ("atlas_paper", {"weigthing": "whole"}, "did you mean weighting"),
+        ("atlas_paper", {"weighting": "total"}, "'whole', 'dimension' or 'plain' .it is 'total'."),
+        ("atlas_paper", {"rank": 0}, "method.settings.rank"),
         ("head_only", {"rank": 4}, "head_only has no such setting"),
     ],
 )

@@ -77,17 +77,17 @@ def test_a_sequence_worked_out_by_hand() -> None:
 
 
 def test_what_the_task_view_keeps_is_not_forgotten() -> None:
-    plan = make_plan([spec("ab", "atlas")], COMMON)
+    plan = make_plan([spec("ab", "atlas_paper")], COMMON)
     scores = {"1 eval a": 70.0, "2 eval a": 70.0, "2 eval a*": 10.0, "2 eval b": 80.0, "alone eval a": 70.0, "alone eval b": 80.0}
     (found,) = measure(plan, state_of(plan, numbered(scores)))
     assert (found.values[AVERAGE], found.values[FORGETTING], found.values[UPSTREAM]) == (75.0, 0.0, 0.0)
 
 
 def test_a_reference_with_another_budget_is_refused_by_name() -> None:
-    lone = spec("ab", "atlas", downstream="")
+    lone = spec("ab", "atlas_paper", downstream="")
     short = {Stage.ONE: Budget(max_steps=5), Stage.TWO: Budget(max_steps=10)}
     tasks = tuple(replace(t, budgets=short) for t in lone.upstream)
-    one = make_method("atlas", {"stages": "one"}).spec
+    one = make_method("atlas_paper", {"stages": "one"}).spec
     plan = make_plan([replace(lone, method=one, upstream=tasks)], COMMON)
     (found,) = measure(plan, state_of(plan, lambda job, view: 50.0))
     assert UPSTREAM not in found.values
@@ -95,7 +95,7 @@ def test_a_reference_with_another_budget_is_refused_by_name() -> None:
 
 
 def test_an_unfinished_sequence_has_no_measures() -> None:
-    plan = make_plan([spec("ab", "atlas")], COMMON)
+    plan = make_plan([spec("ab", "atlas_paper")], COMMON)
     state = state_of(plan, lambda job, view: 50.0)
     jobs = {k: v for k, v in state.jobs.items() if k != plan.sequences[0].evaluations[1, 0]}
     assert measure(plan, RunState(jobs=jobs)) == ()
@@ -104,7 +104,7 @@ def test_an_unfinished_sequence_has_no_measures() -> None:
 def test_rows_average_over_seeds_and_orders(tmp_path: object) -> None:
     specs = [
         replace(spec(order, method, seed), name=f"{order}-{seed}")
-        for method in ("head_only", "atlas")
+        for method in ("head_only", "atlas_paper")
         for seed in (0, 1)
         for order in ("ab", "ba")
     ]
@@ -114,7 +114,7 @@ def test_rows_average_over_seeds_and_orders(tmp_path: object) -> None:
         return 60.0 + 4 * job.seed + (8 if job.method == "atlas" and job.own_bank == 2 else 0)
 
     rows = compare(measure(plan, state_of(plan, score)))
-    assert [row.variant for row in rows] == ["head_only", "atlas"]
+    assert [row.variant for row in rows] == ["head_only", "atlas_paper"]
     plain, atlas = rows
     assert plain.measures[AVERAGE].mean == 62.0
     assert plain.measures[AVERAGE].deviation == pytest.approx((16 / 3) ** 0.5)
@@ -130,7 +130,7 @@ def test_rows_average_over_seeds_and_orders(tmp_path: object) -> None:
 
 
 def test_what_orders_share_is_counted_once_and_only_when_it_is_a_fact() -> None:
-    plan = make_plan([replace(spec(order, "atlas"), name=order) for order in ("abc", "acb")], COMMON)
+    plan = make_plan([replace(spec(order, "atlas_paper"), name=order) for order in ("abc", "acb")], COMMON)
     state = state_of(plan, lambda job, view: 50.0 + len(job.bank))
     assert str(sharing(plan, state)) == "5 tasks learnt for 6 places in the orders."
     about = notes(plan, state)
@@ -138,7 +138,7 @@ def test_what_orders_share_is_counted_once_and_only_when_it_is_a_fact() -> None:
     assert about[1].startswith("Order sensitivity of atlas: ")
     jobs = {k: v for k, v in state.jobs.items() if k != plan.sequences[0].upstream[0].final}
     assert sharing(plan, RunState(jobs=jobs)).learnt == 4
-    assert notes(make_plan([spec("ab", "atlas")], COMMON), state) == ()
+    assert notes(make_plan([spec("ab", "atlas_paper")], COMMON), state) == ()
 
 
 def written(folder: object, rows: object) -> Iterator[str]:
