@@ -14,7 +14,8 @@ from typing import Any
 from atlas_dist.core.keys import SHORT
 from atlas_dist.core.ledger import Entry, RunState
 from atlas_dist.core.records import Adopt, Commit
-from atlas_dist.core.results import CONFIG_FILE, AdapterConfig, EvalResult, TrainResult
+from atlas_dist.core.results import CONFIG_FILE, AdapterConfig, EvalResult, SelectResult, TrainResult
+from atlas_dist.core.selection import Form
 from atlas_dist.core.types import CommittedRef, TaskSpec, View
 from atlas_dist.errors import ConfigError, DataError
 from atlas_dist.runs.status import load_run
@@ -71,11 +72,18 @@ class Learnt:
     """Wall clock of the commit, seconds since 1970: for people."""
     adopted_from: str = ""
     """The run whose fact this is, when it was not trained in this one."""
+    form: str = ""
+    """Where several forms were trained, the one that was committed (`core.selection.Form`)."""
+
+    @property
+    def has_adapter(self) -> bool:
+        """Whether it has an adapter of its own: a task may do with the earlier ones."""
+        return self.form != Form.EXPERIENCE
 
     @property
     def view(self) -> tuple[str, ...]:
         """Keys of all adapters that the task uses, its own last."""
-        return (*self.sees, self.key)
+        return (*self.sees, self.key) if self.has_adapter else self.sees
 
     @property
     def score(self) -> float:
@@ -105,7 +113,8 @@ class Bank:
 
     def needed_for(self, keys: Iterator[str] | tuple[str, ...]) -> tuple[Learnt, ...]:
         """The given ones with every adapter that they see, in the order of the bank."""
-        wanted = {seen for key in keys for seen in self.learnt[key].view}
+        keys = tuple(keys)
+        wanted = {seen for key in keys for seen in self.learnt[key].view} | set(keys)
         missing = wanted - set(self.learnt)
         if missing:
             raise DataError(f"Run {self.run} lacks adapters that its tasks see: {', '.join(sorted(missing))}.")
@@ -138,7 +147,17 @@ def read_bank(store: ObjectStore, run: str) -> Bank:
         address = {f: str(v) for f in ("name", "source", "revision", "architecture") if (v := config.base_model.get(f))}
         base = Base(**{"name": "", "source": "", "revision": "", **address}, digest=config.base_model_digest)
         learnt[key] = Learnt(
-            name, key, config.task, base, config.method, config.settings, config.sees, job.committed, when[key], job.adopted_from
+            name,
+            key,
+            config.task,
+            base,
+            config.method,
+            config.settings,
+            config.sees,
+            job.committed,
+            when[key],
+            job.adopted_from,
+            config.form,
         )
     train = state.spec.get("train", {})
     return Bank(run, str(train.get("precision", "fp32")), learnt, tuple(_evaluations(state, entries)))
@@ -155,11 +174,14 @@ def _described(store: ObjectStore, ref: CommittedRef) -> AdapterConfig:
 
 
 def _learnt_refs(state: RunState, entries: list[Entry]) -> Iterator[tuple[str, CommittedRef]]:
-    """Committed jobs that left an adapter, in the order of their commits."""
+    """Committed jobs that learnt a task, in the order of their commits; without forms of a task that were candidates only."""
+    committed = [entry.record for entry in entries if isinstance(entry.record, Commit | Adopt)]
+    candidates = {key for record in committed for key in SelectResult.from_json(record.metrics).candidates.values()}
+    candidates -= {EvalResult.from_json(record.metrics).model_from for record in committed}
     for entry in entries:
         if isinstance(entry.record, Commit | Adopt):
             ref = state.job(entry.record.job).committed
-            if ref is not None and any(blob.name == CONFIG_FILE for blob in ref.blobs):
+            if ref is not None and ref.job not in candidates and any(blob.name == CONFIG_FILE for blob in ref.blobs):
                 yield ref.job, ref
 
 

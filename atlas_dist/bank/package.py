@@ -27,7 +27,18 @@ from atlas_dist.bank.contents import Bank, Base, Learnt
 from atlas_dist.bank.weights import BankWeights, LearntWeights
 from atlas_dist.core.keys import canonical_json, check_name, plain, sha256_hex
 from atlas_dist.core.records import from_json
-from atlas_dist.core.results import ADAPTER_FILE, CONFIG_FILE, DETAILS_FILE, TASK_FILE, AdapterConfig, without_hosts
+from atlas_dist.core.results import (
+    ADAPTER_FILE,
+    CONFIG_FILE,
+    DETAILS_FILE,
+    SAMPLES_FILE,
+    SIGNATURE_FILE,
+    SIGNATURES_FILE,
+    TASK_FILE,
+    VALIDATION_FILE,
+    AdapterConfig,
+    without_hosts,
+)
 from atlas_dist.core.types import CommittedRef
 from atlas_dist.errors import DataError, StoreError
 from atlas_dist.model.backbone import BACKBONES
@@ -111,6 +122,7 @@ def export_bank(
     files: dict[str, bytes] = {WEIGHTS_FILE: pack_tensors(_named(weights))}
     for task in weights.tasks.values():
         files[f"facts/{check_name(task.learnt.name, 'task')}.json"] = _fact(store, task.learnt)
+        files |= {_beside(task.learnt.name, name): data for name, data in _further(store, task.learnt).items()}
     if record is not None:
         files[PRUNE_FILE] = json.dumps(record, indent=1).encode()
     package = _describe(weights, files)
@@ -164,13 +176,17 @@ def read_package(folder: Path) -> BankWeights:
             ref,
             float(fact["at"]),
             package.run,
+            description.form,
         )
         mine = {name.removeprefix(f"{task.name}/"): t for name, t in tensors.items() if name.startswith(f"{task.name}/")}
         adapter = {n: t for n, t in mine.items() if n.startswith(("adapter/", "key/"))}
-        own = {n: t for n, t in mine.items() if n.startswith(("queries/", "head/"))}
+        own = {n: t for n, t in mine.items() if n.startswith(("queries/", "coefficients/", "head/"))}
         if len(adapter) + len(own) != len(mine) or ref.job != task.key or (task.key in dropped and adapter):
             raise DataError(f"{folder}: the tensors or the key of {task.name} are not what they should be.")
-        tasks[task.key] = LearntWeights(learnt, adapter, own, task.labels)
+        signature = data.get(_beside(task.name, SIGNATURE_FILE))
+        if signature is not None:
+            check_safetensors(signature, SIGNATURE_FILE)
+        tasks[task.key] = LearntWeights(learnt, adapter, own, task.labels, parse_tensors(signature) if signature else {})
     if sum(len(t.adapter) + len(t.own) for t in tasks.values()) != len(tensors):
         raise DataError(f"{folder}/{WEIGHTS_FILE} holds tensors of tasks that {CONFIG_FILE} does not name.")
     scores = {keys[name]: score for name, score in package.pruned.scores.items()} if package.pruned else {}
@@ -190,10 +206,25 @@ def original_files(folder: Path, task: LearntWeights) -> dict[str, bytes]:
         CONFIG_FILE: canonical_json(fact["description"]),
         DETAILS_FILE: canonical_json(fact["details"]),
     }
+    for name in (blob.name for blob in task.learnt.ref.blobs if blob.name in _FURTHER):
+        files[name] = _read_bytes(folder, _beside(task.learnt.name, name), _WEIGHTS_LIMIT)
     for blob in task.learnt.ref.blobs:
         if blob.name not in files or sha256_hex(files[blob.name]) != blob.sha256:
             raise DataError(f"{task.learnt.name}: {blob.name} is not the file that run {task.learnt.adopted_from} committed.")
     return {blob.name: files[blob.name] for blob in task.learnt.ref.blobs}
+
+
+_FURTHER = (SAMPLES_FILE, SIGNATURE_FILE, SIGNATURES_FILE, VALIDATION_FILE)
+"""Files of a result that a bank carries as they are."""
+
+
+def _further(store: ObjectStore, learnt: Learnt) -> dict[str, bytes]:
+    names = {blob.name for blob in learnt.ref.blobs}
+    return {name: artifacts.load(store, learnt.ref, name) for name in _FURTHER if name in names}
+
+
+def _beside(task: str, name: str) -> str:
+    return f"facts/{task}/{name}"
 
 
 def _named(weights: BankWeights) -> dict[str, Tensor]:
@@ -266,6 +297,7 @@ def _read_config(folder: Path) -> _Package:
         ) from None
     wanted = {WEIGHTS_FILE, *(f"facts/{task.name}.json" for task in package.tasks)} | ({PRUNE_FILE} if package.pruned else set())
     about = set(package.base_model) - {"architecture"}  # which older versions did not write
+    wanted |= {name for task in package.tasks for further in _FURTHER if (name := _beside(task.name, further)) in package.files}
     if set(package.files) != wanted or about != {"name", "source", "revision"}:
         raise DataError(f"{folder / CONFIG_FILE} names the files {sorted(package.files)}; it should name {sorted(wanted)}.")
     if len({t.name for t in package.tasks}) != len(package.tasks) or len({t.key for t in package.tasks}) != len(package.tasks):
@@ -277,7 +309,7 @@ def _read_config(folder: Path) -> _Package:
 
 
 def _read_file(folder: Path, name: str, about: _File) -> bytes:
-    data = _read_bytes(folder, name, _WEIGHTS_LIMIT if name == WEIGHTS_FILE else _JSON_LIMIT)
+    data = _read_bytes(folder, name, _WEIGHTS_LIMIT if name.endswith(".safetensors") else _JSON_LIMIT)
     if (len(data), sha256_hex(data)) != (about.size, about.sha256):
         raise DataError(
             f"{folder / name} is damaged: {len(data)} bytes with sha256 {sha256_hex(data)[:12]}, expected {about.size} with "

@@ -10,14 +10,15 @@ from atlas_dist.bank.weights import BankWeights
 from atlas_dist.config import BackboneConfig, MethodConfig, Precision, RunConfig
 from atlas_dist.core.types import Assignment, CommittedRef, JobKind, StageJob, View
 from atlas_dist.errors import ConfigError, DataError
+from atlas_dist.methods import name_of_stored
 from atlas_dist.model.backbone import Backbone
 from atlas_dist.runs.status import load_run
 from atlas_dist.store import artifacts
 from atlas_dist.store.objects import ObjectStore
 from atlas_dist.train.context import RankContext
 from atlas_dist.train.engine import join_alone
-from atlas_dist.train.inputs import head_of, queries_of
-from atlas_dist.train.score import reading_model, score, score_model
+from atlas_dist.train.reading import arranged, reading_model
+from atlas_dist.train.score import score, score_model
 
 NO_EVALUATION_TOLERANCE = 0.5
 """Percentage points by which a score may differ from the one that *training* measured. There the new adapter is a group of its
@@ -97,7 +98,7 @@ def rescore(config: RunConfig, bank: Bank, learnt: Learnt, context: RankContext 
     """
     context = context or rescoring_context(config, bank, learnt)
     require_base(context.backbone(), learnt)
-    refs: Mapping[str, CommittedRef] = {key: bank.learnt[key].ref for key in learnt.view}
+    refs: Mapping[str, CommittedRef] = {key: bank.learnt[key].ref for key in (*learnt.view, learnt.key)}
     job = rescoring_job(learnt)
     _, result = score(context, Assignment(job, "rescore", "", refs), lambda _: False)
     now = result.views[View.TASK]
@@ -128,7 +129,7 @@ def rescoring_context(config: RunConfig, bank: Bank | BankWeights, learnt: Learn
     join_alone()
     train = config.train.model_copy(update={"precision": Precision(bank.precision), "zero_stage": 0, "leave_one_out": False})
     base = BackboneConfig.model_validate(learnt.base.address)
-    method = MethodConfig(name=learnt.method, settings=dict(learnt.settings))
+    method = MethodConfig(name=name_of_stored(learnt.method), settings=dict(learnt.settings))
     return RankContext(config.model_copy(update={"train": train, "backbone": base, "method": method}), 0, 1)
 
 
@@ -144,12 +145,13 @@ def rescore_weights(context: RankContext, weights: BankWeights, key: str, view: 
     """
     task, has = weights.tasks[key], weights.view(key)
     chosen = has if view is None else tuple(view)
-    rows = [has.index(seen) for seen in chosen]
     require_base(context.backbone(), task.learnt)
     job = rescoring_job(task.learnt)
-    queries = {name: tensor[rows] for name, tensor in queries_of(task.own).items()}
-    adapters = [weights.tasks[seen].adapter for seen in chosen]
-    with context.validation_stream(job) as stream, reading_model(context, job, adapters, queries, head_of(task.own)) as model:
+    own_key = key if context.method_of(job).selecting is not None and key in has else ""
+    parts = arranged(
+        task.own, has, chosen, own_key, lambda keys: [weights.tasks[seen].adapter for seen in keys], lambda: task.adapter
+    )
+    with context.validation_stream(job) as stream, reading_model(context, job, parts) as model:
         return score_model(context, job, model, stream).score
 
 

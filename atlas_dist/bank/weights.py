@@ -8,12 +8,13 @@ from dataclasses import dataclass, field, replace
 from torch import Tensor
 
 from atlas_dist.bank.contents import Bank, Base, Learnt
+from atlas_dist.core.results import SIGNATURE_FILE
 from atlas_dist.core.types import TaskKind
 from atlas_dist.data.manifest import read_manifest
 from atlas_dist.errors import AtlasError, DataError
-from atlas_dist.methods import Method, make_method
+from atlas_dist.methods import Method, stored_method
 from atlas_dist.store.objects import ObjectStore
-from atlas_dist.train.inputs import read_adapters, read_task
+from atlas_dist.train.inputs import read_adapters, read_if_there, read_task
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,8 @@ class LearntWeights:
     adapter: Mapping[str, Tensor]
     own: Mapping[str, Tensor]
     labels: tuple[str, ...] = ()
+    signature: Mapping[str, Tensor] = field(default_factory=dict)
+    """What its training samples look like to the frozen backbone (core/results.py: SIGNATURE_FILE); {} where nobody looked."""
 
     def label(self, index: int) -> str:
         """The name of a class, or its number."""
@@ -53,7 +56,7 @@ class BankWeights:
             raise DataError("There is nothing in this bank.", fix="Learn a task first, or name one that was learnt.")
         first = self.first
         for task in self.tasks.values():
-            odd = sorted(name for name in task.own if not name.startswith(("queries/", "head/")))
+            odd = sorted(name for name in task.own if not name.startswith(("queries/", "coefficients/", "head/")))
             if odd:
                 raise DataError(
                     f"The method {task.learnt.method} keeps {odd[0]}: only adapters, queries and heads can be carried."
@@ -97,14 +100,20 @@ class BankWeights:
 
     def method(self) -> Method:
         """The method they were learnt with. Raises ConfigError when this version does not know it."""
-        return make_method(self.first.method, self.first.settings)
+        return stored_method(self.first.method, self.first.settings)
 
 
 def _pruned(task: LearntWeights, dropped: frozenset[str]) -> LearntWeights:
-    kept = [row for row, key in enumerate(task.learnt.view) if key not in dropped]
-    own = {name: tensor[kept] if name.startswith("queries/") else tensor for name, tensor in task.own.items()}
-    if not kept:
-        own = {name: tensor for name, tensor in own.items() if not name.startswith("queries/")}
+    view = task.learnt.view
+    kept = {
+        "queries/": [row for row, key in enumerate(view) if key not in dropped],
+        "coefficients/": [row for row, key in enumerate(v for v in view if v != task.learnt.key) if key not in dropped],
+    }
+    own = {}
+    for name, tensor in task.own.items():
+        rows = next((rows for prefix, rows in kept.items() if name.startswith(prefix)), None)
+        if rows is None or rows:
+            own[name] = tensor if rows is None else tensor[rows]
     return replace(task, adapter={} if task.learnt.key in dropped else task.adapter, own=own)
 
 
@@ -122,8 +131,14 @@ def load_weights(store: ObjectStore, bank: Bank, wanted: Sequence[str] = (), *, 
     tasks = {}
     for learnt in bank.needed_for(keys):
         refs = {learnt.key: learnt.ref}
-        adapter = read_adapters(store, refs, [learnt.key])[0]
-        tasks[learnt.key] = LearntWeights(learnt, adapter, read_task(store, learnt.ref), _labels(shards, learnt))
+        adapter = read_adapters(store, refs, [learnt.key])[0] if learnt.has_adapter else {}
+        tasks[learnt.key] = LearntWeights(
+            learnt,
+            adapter,
+            read_task(store, learnt.ref),
+            _labels(shards, learnt),
+            read_if_there(store, learnt.ref, SIGNATURE_FILE),
+        )
     return BankWeights(bank.run, bank.precision, tasks)
 
 

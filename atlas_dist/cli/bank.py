@@ -18,7 +18,7 @@ from atlas_dist.cli.bank_tidy import gc, prune
 from atlas_dist.cli.words import Overrides, composed
 from atlas_dist.config import RunConfig
 from atlas_dist.core.keys import SHORT
-from atlas_dist.core.results import TrainResult
+from atlas_dist.core.results import SelectResult, TrainResult
 from atlas_dist.errors import ConfigError, DataError
 from atlas_dist.runs.stores import open_run_store, shards_if_there
 from atlas_dist.store import ObjectStore
@@ -45,19 +45,29 @@ def ls(overrides: Overrides = None, as_json: AsJson = False) -> None:
         return
     out = standard_console()
     table = Table(title=f"Bank of run {bank.run}: {len(bank.learnt)} tasks", title_justify="left")
-    for column in ("task", "kind", "score %", "evaluated %", "draws on", "MB", "key", "from"):
+    for column in ("task", "kind", "score %", "evaluated %", "reads", "own adapter", "MB", "key", "from"):
         table.add_column(column)
     for e in bank.learnt.values():
         evaluation = bank.evaluation_of(e.key)
         size = sum(blob.size for blob in e.ref.blobs) / 1e6
         table.add_row(
             e.name, e.task.kind.value, f"{e.score:.1f}", f"{evaluation.score:.1f}" if evaluation else "–",
-            ", ".join(_names(bank, e.sees)) or "the backbone alone", f"{size:.1f}", e.key[:SHORT], e.adopted_from or "this run",
+            ", ".join(_names(bank, e.sees)) or "the backbone alone", _own(e), f"{size:.1f}", e.key[:SHORT],
+            e.adopted_from or "this run",
         )  # fmt: skip
     out.print(table)
     others = [run for run in runs_of(store) if run != config.run]
     if others:
         out.print(f"Other runs in {store.url}: {', '.join(others)}", markup=False, soft_wrap=True)
+
+
+def _own(learnt: Learnt) -> str:
+    """Whether a task has an adapter of its own, and by how much that pays."""
+    if not learnt.form:
+        return "yes"
+    gain = SelectResult.of(learnt.ref).gain
+    by = f" ({gain.mean:+.1f} points)" if gain is not None else ""
+    return f"{'yes' if learnt.has_adapter else 'declined'}{by}"
 
 
 @bank_app.command("show")
@@ -265,6 +275,7 @@ def _as_json(bank: Bank, e: Learnt) -> dict[str, Any]:
         "predictions_sha256": evaluation.predictions_sha256 if evaluation else None,
         "by_chance": e.task.random_score,
         "draws_on": _names(bank, e.sees),
+        "own_adapter": _own(e),
         "method": e.method,
         "settings": dict(e.settings),
         "precision": bank.precision,

@@ -16,6 +16,7 @@ from atlas_dist.app.show import standard_console
 from atlas_dist.core.keys import plain
 from atlas_dist.core.ledger import Entry
 from atlas_dist.core.records import Fail
+from atlas_dist.core.results import SelectResult
 from atlas_dist.errors import AtlasError, ConfigError
 from atlas_dist.runs.stores import open_ledger
 
@@ -76,6 +77,8 @@ def line(entry: Entry, labels: Mapping[str, str]) -> str:
 
 
 def _outcome(metrics: Any) -> str:
+    if "form" in metrics:
+        return f"score {metrics['score']:.1f} %, {SelectResult.from_json(metrics).in_words()}"
     if "score" in metrics:
         return f"score {metrics['score']:.1f} %"
     return ", ".join(f"{view} view {v['score']:.1f} %" for view, v in metrics.get("views", {}).items())

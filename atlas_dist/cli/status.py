@@ -54,7 +54,14 @@ def as_document(standing: Standing) -> dict[str, Any]:
         "total": status.total,
         "seconds_left": standing.seconds_left,
         "tasks": [
-            {"sequence": t.sequence, "task": t.task, "state": t.state.value, "waits_for": t.waits_for} for t in standing.tasks
+            {
+                "sequence": t.sequence,
+                "task": t.task,
+                "state": t.state.value,
+                "waits_for": t.waits_for,
+                "committed": t.committed,
+            }
+            for t in standing.tasks
         ],
         "pools": [{"name": name, **asdict(pool)} for name, pool in standing.pools.items()],
         "jobs": [asdict(job) for job in standing.jobs],
@@ -74,7 +81,8 @@ def _print(standing: Standing, out: Console) -> None:
         out.print(f"next: {ended.fix}", markup=False, soft_wrap=True)
     for task in standing.tasks:
         waits = f", waits for {task.waits_for}" if task.waits_for and not status.done else ""
-        out.print(f"  {task.sequence}  {task.task}: {task.state.value}{waits}", markup=False)
+        committed = f", {task.committed}" if task.committed else ""
+        out.print(f"  {task.sequence}  {task.task}: {task.state.value}{waits}{committed}", markup=False, soft_wrap=True)
     for name, pool in standing.pools.items() if not status.done else ():
         out.print(f"  pool {name}: {pool.workers} of {pool.of} workers, {pool.standing}", markup=False)
     for job in standing.jobs:

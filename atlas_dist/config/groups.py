@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from enum import StrEnum
 from typing import Annotated, Any, Literal
 
@@ -118,6 +118,45 @@ class BackboneConfig(Section):
     brings its own."""
 
 
+class BudgetConfig(Section):
+    """How long and how fast a stage learns; every field left out is taken from the level above (stage < task < train)."""
+
+    global_batch: int | None = Field(default=None, ge=1)
+    """Samples an optimizer step, over all workers, shared as evenly as it goes; at least one a worker."""
+    epochs: float | None = Field(default=None, gt=0)
+    """Passes over the training split; not used where `max_steps` is set."""
+    max_steps: int | None = Field(default=None, ge=0)
+    """Optimizer steps; 0 = as many as `epochs` gives."""
+    lr: float | None = Field(default=None, gt=0)
+    """Peak learning rate of AdamW; queries of earlier adapters learn at `query_lr_scale` times this."""
+    query_lr_scale: float | None = Field(default=None, gt=0)
+    """Factor on `lr` for stage one's queries."""
+    weight_decay: float | None = Field(default=None, ge=0)
+    """Decoupled weight decay of AdamW; biases have none."""
+    beta1: float | None = Field(default=None, ge=0, lt=1)
+    """AdamW's decay of the mean gradient."""
+    beta2: float | None = Field(default=None, ge=0, lt=1)
+    """AdamW's decay of the mean squared gradient."""
+    eps: float | None = Field(default=None, gt=0)
+    """AdamW's epsilon; left out everywhere = the method's own."""
+    warmup: float | None = Field(default=None, ge=0, le=1)
+    """Share of the steps over which the learning rate rises linearly; it then falls linearly to 0."""
+    clip: float | None = Field(default=None, ge=0)
+    """Largest gradient norm; 0 = no clipping."""
+    validations: int | None = Field(default=None, ge=1)
+    """How often a stage is validated, evenly spaced, the last at its end; the best state is kept."""
+
+    @classmethod
+    def declared(cls) -> dict[str, Any]:
+        """What `Budget` declares, without what is off there: the top of the levels. AdamW's epsilon is the method's."""
+        return {f.name: f.default for f in fields(Budget) if f.default and f.name != "eps"}
+
+    def over(self, base: Budget) -> Budget:
+        """`base` with the fields that are set here replaced."""
+        known = {k: v for k, v in self.model_dump().items() if v is not None}
+        return Budget(**{**base.__dict__, **known})
+
+
 class MethodConfig(Section):
     """The continual-learning method and its settings."""
 
@@ -125,6 +164,14 @@ class MethodConfig(Section):
     """Which method learns; `atlas-dist config` lists the choices of the group `method`."""
     settings: dict[str, Any] = Field(default_factory=dict)
     """Checked by the method itself; see `configs/method/`."""
+    budget: BudgetConfig = BudgetConfig()
+    """Of both stages of every task as this method learns it, over all other budgets: rows of a comparison differ in rates."""
+    stage1: BudgetConfig = BudgetConfig()
+    """Of its stages one, over its `budget`."""
+    stage2: BudgetConfig = BudgetConfig()
+    """Of its stages two, over its `budget`."""
+    longer: float = Field(default=1.0, gt=0)
+    """Factor on the steps of its stages two, for a row with the same total as another."""
 
 
 class ReferencesConfig(Section):
@@ -163,45 +210,6 @@ class RawConfig(Section):
     """On top of `options`, for the validation split only."""
 
 
-class BudgetConfig(Section):
-    """How long and how fast a stage learns; every field left out is taken from the level above (stage < task < train)."""
-
-    global_batch: int | None = Field(default=None, ge=1)
-    """Samples an optimizer step, over all workers, shared as evenly as it goes; at least one a worker."""
-    epochs: float | None = Field(default=None, gt=0)
-    """Passes over the training split; not used where `max_steps` is set."""
-    max_steps: int | None = Field(default=None, ge=0)
-    """Optimizer steps; 0 = as many as `epochs` gives."""
-    lr: float | None = Field(default=None, gt=0)
-    """Peak learning rate of AdamW; queries of earlier adapters learn at `query_lr_scale` times this."""
-    query_lr_scale: float | None = Field(default=None, gt=0)
-    """Factor on `lr` for stage one's queries."""
-    weight_decay: float | None = Field(default=None, ge=0)
-    """Decoupled weight decay of AdamW; biases have none."""
-    beta1: float | None = Field(default=None, ge=0, lt=1)
-    """AdamW's decay of the mean gradient."""
-    beta2: float | None = Field(default=None, ge=0, lt=1)
-    """AdamW's decay of the mean squared gradient."""
-    eps: float | None = Field(default=None, gt=0)
-    """AdamW's epsilon."""
-    warmup: float | None = Field(default=None, ge=0, le=1)
-    """Share of the steps over which the learning rate rises linearly; it then falls linearly to 0."""
-    clip: float | None = Field(default=None, ge=0)
-    """Largest gradient norm; 0 = no clipping."""
-    validations: int | None = Field(default=None, ge=1)
-    """How often a stage is validated, evenly spaced, the last at its end; the best state is kept."""
-
-    @classmethod
-    def declared(cls) -> dict[str, Any]:
-        """What `Budget` declares, without what is off there: the top of the levels."""
-        return {f.name: f.default for f in fields(Budget) if f.default}
-
-    def over(self, base: Budget) -> Budget:
-        """`base` with the fields that are set here replaced."""
-        known = {k: v for k, v in self.model_dump().items() if v is not None}
-        return Budget(**{**base.__dict__, **known})
-
-
 class TaskConfig(Section):
     """One task: what its samples are and where they lie."""
 
@@ -224,10 +232,19 @@ class TaskConfig(Section):
     stage2: BudgetConfig = BudgetConfig()
     """Of its stage two, over everything else."""
 
-    def budgets(self, train: TrainConfig) -> dict[Stage, Budget]:
-        """The budget of each stage: defaults, then `train.*`, then the task's own; a stage's wins over the general one."""
-        base = self.budget.over(train.budget.over(Budget()))
-        return {Stage.ONE: self.stage1.over(train.stage1.over(base)), Stage.TWO: self.stage2.over(train.stage2.over(base))}
+    def budgets(self, train: TrainConfig, method: MethodConfig | None = None, eps: float = Budget.eps) -> dict[Stage, Budget]:
+        """The budget of each stage: defaults, then `train.*`, then the task's own, then the method's; a stage's wins over the
+        general one.
+
+        Args:
+            method: whose row of the run it is; None = as if it named no budget.
+            eps: the method's own epsilon, where nobody names one.
+        """
+        base, method = self.budget.over(train.budget.over(replace(Budget(), eps=eps))), method or MethodConfig()
+        one = method.stage1.over(method.budget.over(self.stage1.over(train.stage1.over(base))))
+        two = method.stage2.over(method.budget.over(self.stage2.over(train.stage2.over(base))))
+        longer = replace(two, epochs=two.epochs * method.longer, max_steps=round(two.max_steps * method.longer))
+        return {Stage.ONE: one, Stage.TWO: longer}
 
 
 class SequenceConfig(Section):

@@ -13,7 +13,7 @@ from atlas_dist.core.plan import Common, Plan, PlannedTask, References, Sequence
 from atlas_dist.core.types import MethodSpec, TaskSpec
 from atlas_dist.data.manifest import read_manifest
 from atlas_dist.errors import ConfigError, DataError
-from atlas_dist.methods import make_method
+from atlas_dist.methods import make_method, stored_name
 from atlas_dist.model.backbones import Architecture
 from atlas_dist.runs.stores import open_shards
 from atlas_dist.train.context import configured_backbone
@@ -73,8 +73,10 @@ def _sequences(row: str, config: RunConfig, specs: Mapping[str, TaskSpec]) -> It
     references = References(
         **{what: _method(config, requested) for what, requested in config.references if requested is not None}
     )
-    tasks = {name: PlannedTask(spec, config.tasks[name].budgets(config.train)) for name, spec in specs.items()}
     for variant, method in methods.items():
+        asked = config.variants[variant]
+        eps = make_method(asked.name, asked.settings).eps
+        tasks = {name: PlannedTask(spec, config.tasks[name].budgets(config.train, asked, eps)) for name, spec in specs.items()}
         variant_name = "-".join(part for part in (row, variant if config.compare else "") if part)
         for seed in config.seeds:
             for number, order in enumerate(config.sequence.all_orders):
@@ -103,6 +105,9 @@ def specification(config: RunConfig) -> dict[str, Any]:
     """What makes a run this run, for the ledger's first entry: where it lies and how many workers it has may change between
     submissions."""
     tree = config.model_dump(mode="json")
+    rows = [tree["method"], *tree["compare"].values(), *filter(None, tree["references"].values())]
+    for row in rows:
+        _as_stored(row)
     lasting = {name: tree[name] for name in ("seeds", "backbone", "method", "tasks", "sequence")}
     if not lasting["backbone"]["architecture"]:
         lasting["backbone"].pop("architecture")
@@ -111,12 +116,24 @@ def specification(config: RunConfig) -> dict[str, Any]:
         lasting["train"]["compile"] = True
     for task in lasting["tasks"].values():
         task.pop("raw")
+    if lasting["train"]["budget"]["eps"] is None:
+        lasting["train"]["budget"]["eps"] = make_method(config.method.name, config.method.settings).eps
     # What a run may be asked for in addition is named where it is: older runs keep the specification that they began with.
     if config.sequence.evaluate_every == 1:
         lasting["sequence"].pop("evaluate_every")
-    requested = {"compare": tree["compare"], "only": tree["only"], "references": config.references.model_dump(exclude_none=True)}
+    references = {name: row for name, row in tree["references"].items() if row is not None}
+    requested = {"compare": tree["compare"], "only": tree["only"], "references": references}
     lasting |= {name: value for name, value in requested.items() if value}
     return lasting
+
+
+def _as_stored(row: dict[str, Any]) -> None:
+    """A method as stores name it, without what it leaves at its default and 0.1 did not know."""
+    row["name"] = stored_name(row["name"])
+    for name, default in (("budget", None), ("stage1", None), ("stage2", None), ("longer", 1.0)):
+        value = row[name]
+        if value == default or (isinstance(value, dict) and not any(v is not None for v in value.values())):
+            row.pop(name)
 
 
 def specification_of_rows(rows: Mapping[str, RunConfig]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from atlas_dist.coordinator.dispatch import AttemptProgress, Dispatcher, Failed,
 from atlas_dist.coordinator.settings import CoordinatorSettings
 from atlas_dist.core.ledger import Attempt, AttemptStatus, JobState
 from atlas_dist.core.records import Abandon, Adopt, Cancel, Commit, Dispatch, Fail, Finish, Halt, Pause, Quarantine, Resume
-from atlas_dist.core.results import TrainResult
+from atlas_dist.core.results import SelectResult, TrainResult
 from atlas_dist.core.schedule import (
     AbandonAttempt,
     Action,
@@ -192,7 +192,9 @@ class Leader:
         """The moment at which a trained thing becomes a fact; only for a result that was just verified."""
         failpoint("commit.before_append")
         score = TrainResult.from_json(result.metrics).known_score
-        fields = {} if score is None else {"score": score}
+        fields: dict[str, object] = {} if score is None else {"score": score}
+        if "form" in result.metrics:
+            fields["committed"] = SelectResult.from_json(result.metrics).in_words()
         self._book.record(Commit(attempt.job, attempt.id, attempt.prefix, result.blobs, result.metrics), **fields)
         committed = self._book.state.job(attempt.job).committed
         assert committed is not None

@@ -55,7 +55,8 @@ class Decision:
         ordinary = self.event == "dispatch" and "attempt" not in str(fields.get("reason"))
         reason = "" if ordinary else fields.get("reason", "")
         score = f"score {fields['score']:.1f}%" if "score" in fields else ""
-        return " ".join(part for part in (self.event, name, score, f"({reason})" if reason else "") if part)
+        committed = str(fields.get("committed", ""))
+        return " ".join(part for part in (self.event, name, score, committed, f"({reason})" if reason else "") if part)
 
     def as_fields(self, plan: Plan) -> dict[str, Any]:
         """For programs: the same as fields of a log's record."""

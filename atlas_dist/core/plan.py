@@ -18,6 +18,7 @@ from functools import cached_property
 from typing import Any
 
 from atlas_dist.core.keys import digest_of, key_of
+from atlas_dist.core.selection import Form
 from atlas_dist.core.types import AuxiliaryTask, Budget, JobKind, MethodSpec, Stage, StageJob, TaskSpec, View
 from atlas_dist.errors import ConfigError
 
@@ -76,6 +77,10 @@ class Common:
     """Version and precision of the arithmetic: what may change a result at equal settings. Never the number of workers."""
 
 
+DESCRIBER = MethodSpec(name="describe", stages=())
+"""What a job that describes a task's samples depends on of a method: nothing. So all methods, orders and seeds share it."""
+
+
 @dataclass(frozen=True)
 class TaskJobs:
     """The jobs of one task in one sequence, in order; `final` holds what the task finally is."""
@@ -83,9 +88,9 @@ class TaskJobs:
     task: str
     stages: tuple[str, ...]
     bank: tuple[str, ...]
-    """Adapters that the finished task reads, its own included where it grew one."""
+    """Adapters that the finished task may read, its own included where it may have grown one."""
     adapter: str = ""
-    """The job that grew the task's own adapter; "" = none did."""
+    """The job whose result holds the task's own adapter, if it grew one; "" = it cannot have."""
 
     @property
     def final(self) -> str:
@@ -260,6 +265,8 @@ class _Builder:
         leaves: bool = False,
     ) -> TaskJobs:
         """Add the stages of one task; each continues the one before it. `before`: the task learnt last, if any."""
+        if method.alone is not None:
+            return self._learn_candidates(method, method.alone, seed, task, bank, before, label, priority)
         done: list[str] = []
         grown = read = bank
         adapter = ""
@@ -274,7 +281,7 @@ class _Builder:
                 key="",
                 kind=JobKind.TRAIN,
                 task=task.spec,
-                method=method.name,
+                method=method.stored,
                 seed=seed,
                 parents=_unique((*visible, *done[-1:], *inherits, *((backbone_from,) if backbone_from else ()))),
                 bank=visible,
@@ -296,6 +303,59 @@ class _Builder:
                 adapter = key
                 grown, read = (*bank, key), (*visible, key)
         return TaskJobs(task=task.spec.name, stages=tuple(done), bank=read, adapter=adapter)
+
+    def _learn_candidates(
+        self,
+        method: MethodSpec,
+        alone: MethodSpec,
+        seed: int,
+        task: PlannedTask,
+        bank: tuple[str, ...],
+        before: Sequence[TaskJobs],
+        label: str,
+        priority: int,
+    ) -> TaskJobs:
+        """Every form of one task, and the job that commits the best of them.
+
+        The own adapter depends on no bank: those of all tasks can be trained side by side, and every order shares them.
+        """
+        blank = StageJob(
+            key="",
+            kind=JobKind.TRAIN,
+            task=task.spec,
+            method=method.stored,
+            seed=seed,
+            parents=(),
+            bank=bank,
+            bank_from=before[-1].final if before else "",
+            settings=method.settings,
+            priority=priority,
+        )
+        describe = self._add(_describing(blank, f"{label} describe"), DESCRIBER)
+        blank = replace(blank, signature_from=describe)
+        own = self._learn(alone, seed, task, (), (), f"{label} own", priority).final
+        stages, candidates = [own], {Form.OWN.value: own}
+        for stage, form in zip(method.stages, (Form.EXPERIENCE, Form.BOTH), strict=True) if bank else ():
+            continued = stages[1:]
+            job = replace(
+                blank,
+                parents=_unique((*bank, blank.bank_from, describe, *continued)),
+                model_from=continued[-1] if continued else "",
+                stage=stage,
+                budget=task.budget(stage.stage),
+                label=f"{label} {stage.stage.value}",
+            )
+            stages.append(self._add(job, method))
+            candidates[form.value] = stages[-1]
+        select = replace(
+            blank,
+            kind=JobKind.SELECT,
+            parents=_unique(filter(None, (*candidates.values(), blank.bank_from, describe))),
+            candidates=candidates,
+            label=f"{label} select",
+        )
+        final = self._add(select, method)
+        return TaskJobs(task=task.spec.name, stages=(*stages, final), bank=(*bank, final), adapter=final)
 
     def _evaluate(
         self,
@@ -319,7 +379,7 @@ class _Builder:
             key="",
             kind=JobKind.EVAL,
             task=task,
-            method=spec.method.name,
+            method=spec.method.stored,
             seed=spec.seed,
             parents=_unique((*seen, old.final, *((newest.final,) if shares else ()))),
             bank=seen,
@@ -346,13 +406,14 @@ def _identity(job: StageJob, method: MethodSpec, common: Common) -> dict[str, An
     What came to jobs later than the first results is named only where it is used, so that older results keep their names.
     """
     later: dict[str, Any] = {"trunk_from": job.backbone_from, "guests": job.auxiliary_tasks, "leaves": job.leaves}
+    later |= {"candidates": job.candidates, "signature_from": job.signature_from, "bank_from": job.bank_from}
     # The low-shot choice once depended on the stage as well; results of that time must not be taken for today's.
     later["low_shot"] = 2 if any(task.shots for task in (job.task, *(auxiliary.task for auxiliary in job.auxiliary_tasks))) else 0
     return {
         **{name: value for name, value in later.items() if value},
         "kind": job.kind,
         "task": job.task,
-        "method": {"name": method.name, "settings": method.settings},
+        "method": {"name": method.stored, "settings": method.settings},
         "seed": job.seed,
         "parents": job.parents,
         "bank": job.bank,
@@ -366,6 +427,13 @@ def _identity(job: StageJob, method: MethodSpec, common: Common) -> dict[str, An
         "backbone": common.backbone_digest,
         "numerics": common.numerics,
     }
+
+
+def _describing(blank: StageJob, label: str) -> StageJob:
+    """The job that describes a task's samples: of the seed it needs only which samples a low-shot task may learn from."""
+    seed = blank.seed if blank.task.shots else 0
+    job = replace(blank, kind=JobKind.DESCRIBE, method=DESCRIBER.name, seed=seed, bank=(), bank_from="", settings={})
+    return replace(job, label=label)
 
 
 def _unique(keys: Iterable[str]) -> tuple[str, ...]:

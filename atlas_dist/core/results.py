@@ -11,10 +11,11 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from atlas_dist.core.keys import canonical_json, plain
 from atlas_dist.core.records import from_json, known_fields
+from atlas_dist.core.selection import Difference, Form
 from atlas_dist.core.types import CommittedRef, TaskSpec, View
 from atlas_dist.errors import DataError
 
@@ -29,6 +30,12 @@ MEMORY_FILE = "memory.safetensors"
 """What the method leaves to later tasks."""
 SAMPLES_FILE = "samples.safetensors"
 """Of a task that learnt from few samples: which, as ordinals in the manifest, `train` int64."""
+VALIDATION_FILE = "validation.safetensors"
+"""How the kept state does on each validation sample: `sample` int64 [n] ascending, `loss` and `score` (0 to 1) float32 [n]."""
+SIGNATURE_FILE = "signature.safetensors"
+"""What a task's training samples look like to the frozen backbone: `pooled/{mean,spread}` [P], `site/<site>/…` [D] likewise."""
+SIGNATURES_FILE = "signatures.safetensors"
+"""The signatures of a whole bank, in its order: `<job key>/{mean,spread}` [P]."""
 DETAILS_FILE = "details.json"
 """`Details`."""
 CONFIG_FILE = "adapter_config.json"
@@ -122,6 +129,10 @@ class TrainResult(Metrics):
     """Most memory of rank 0's process, in MiB."""
     resumed_at: int = 0
     """Step of the checkpoint that the attempt went on from; 0 = the beginning."""
+    sees: tuple[str, ...] = ()
+    """Where a task chooses among earlier adapters: keys of those that it reads, its own last."""
+    similarity: Mapping[str, float] = field(default_factory=dict)
+    """Key of an earlier task of the bank -> how similar it is to this one (core/signature.py)."""
 
     @property
     def known_score(self) -> float | None:
@@ -210,41 +221,82 @@ class EvalResult(Metrics):
 
 
 @dataclass(frozen=True)
-class Gain:
-    """A paired bootstrap of mean differences between two forms of a task, in points (percent of the score)."""
+class DescribeResult(Metrics):
+    """The metrics of a job that described a task's samples."""
 
-    mean: float = math.nan
-    low: float = math.nan
-    high: float = math.nan
-    """The middle 95 % of the resampled means."""
-    confidence: float = math.nan
-    """Share of the resampled means above what an adapter has to be worth, 0..1."""
+    described: int = 0
+    """Training samples that it looked at."""
+    seconds: ScoringSeconds = ScoringSeconds()
+
+    known_score: ClassVar[float | None] = None
+
+    @property
+    def working_seconds(self) -> float:
+        """Seconds that the workers spent on what grows with the samples."""
+        return self.seconds.scoring
+
+    def samples_done(self, global_batch: int) -> int:
+        """Samples it went through."""
+        return self.described
+
+
+_FORMS = {
+    Form.EXPERIENCE.value: "experience alone",
+    Form.OWN.value: "its own adapter alone",
+    Form.BOTH.value: "experience and its own adapter",
+}
 
 
 @dataclass(frozen=True)
-class SelectResult(Metrics):
-    """The metrics of a job that decided which form of a task is kept, on the same validation samples for each."""
+class SelectResult(TrainResult):
+    """The metrics of a job that decided which form of a task is kept, on the same validation samples for each. What it shares
+    with training is that of the kept form, whose files it hands on."""
 
     form: str = ""
-    """Of core/selection.py, once the method that decides is here."""
+    """One of `core.selection.Form`."""
     scores: Mapping[str, float] = field(default_factory=dict)
     """form -> percent on the samples that chose."""
-    samples: int = 0
-    """How many chose."""
-    gain: Gain | None = None
+    losses: Mapping[str, float] = field(default_factory=dict)
+    """form -> mean loss in nats on the same samples: what decides where scores cannot tell."""
+    candidates: Mapping[str, str] = field(default_factory=dict)
+    """form -> key of the job that trained it."""
+    gain: Difference | None = None
     """The best form with an adapter of its own against the earlier ones alone; None where there were none."""
-    sees: tuple[str, ...] = ()
-    """Keys of the adapters that the kept form reads, in bank order."""
-    similarity: Mapping[str, float] = field(default_factory=dict)
-    """Key of an earlier adapter -> how similar its task is to this one."""
+
+    @property
+    def grew(self) -> bool:
+        """Whether the task has an adapter of its own."""
+        return self.form != Form.EXPERIENCE
+
+    def in_words(self) -> str:
+        """What was committed, by how much and how surely, for people: `both, +3.1 points over experience (95 %: 0.4 to 5.8)`."""
+        told = _FORMS.get(self.form, self.form)
+        if self.gain is None:
+            return told
+        if self.grew:
+            over = f"{self.gain.mean:+.1f} points over experience alone"
+        else:
+            over = f"an own adapter would give {self.gain.mean:+.1f} points"
+        return f"{told}; {over} (95 %: {self.gain.low:+.1f} to {self.gain.high:+.1f})"
+
+    @classmethod
+    def from_json(cls, raw: Mapping[str, Any]) -> Self:
+        """As `Metrics.from_json`."""
+        found = raw.get("gain")
+        gain = Difference(**known_fields(Difference, found)) if isinstance(found, Mapping) else None
+        return replace(super().from_json({name: value for name, value in raw.items() if name != "gain"}), gain=gain)
 
 
-Result = TrainResult | EvalResult
+Result = TrainResult | EvalResult | DescribeResult
+
+_TOLD_BY = {"views": EvalResult, "form": SelectResult, "described": DescribeResult}
+"""A field that only one kind of result has -> its class."""
 
 
 def result_of(ref: CommittedRef) -> Result:
-    """The metrics of a committed job whose kind is not at hand: only evaluations have views."""
-    return EvalResult.of(ref) if "views" in ref.metrics else TrainResult.of(ref)
+    """The metrics of a committed job whose kind is not at hand."""
+    kind: type[Result] = next((kind for name, kind in _TOLD_BY.items() if name in ref.metrics), TrainResult)
+    return kind.of(ref)
 
 
 def without_hosts(metrics: Mapping[str, Any]) -> dict[str, Any]:
@@ -287,6 +339,8 @@ class AdapterConfig:
     sees: tuple[str, ...]
     """Keys of the earlier adapters it draws on, in bank order."""
     format: str = ADAPTER_FORMAT
+    form: str = ""
+    """Where several forms were trained, the kept one (`core.selection.Form`)."""
 
     @classmethod
     def from_json(cls, data: bytes, what: str) -> Self:
@@ -303,9 +357,14 @@ class AdapterConfig:
             raw["task"] = _only_fields(TaskSpec, task)
         return from_json(cls, _only_fields(cls, raw))
 
+    @property
+    def has_adapter(self) -> bool:
+        """Whether the task has an adapter of its own."""
+        return self.form != Form.EXPERIENCE
+
     def to_json(self) -> bytes:
-        """As the file has it."""
-        return canonical_json(self)
+        """As the file has it; `form` only where there was a choice."""
+        return canonical_json({name: value for name, value in plain(self).items() if value or name != "form"})
 
 
 def _only_fields(kind: Any, raw: Mapping[str, Any]) -> dict[str, Any]:

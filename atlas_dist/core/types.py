@@ -32,6 +32,10 @@ class JobKind(StrEnum):
 
     TRAIN = "train"
     EVAL = "eval"
+    DESCRIBE = "describe"
+    """What a task's training samples look like to the frozen backbone: its signature."""
+    SELECT = "select"
+    """Which of the trained forms a task commits (core/selection.py)."""
 
 
 class Work(StrEnum):
@@ -85,6 +89,8 @@ class Role(StrEnum):
 
     QUERIES = "queries"
     """Queries of the visible earlier adapters."""
+    COEFFICIENTS = "coefficients"
+    """What gives the coefficients α of the visible earlier adapters (model/experience.py)."""
     ADAPTER = "adapter"
     """The new adapter with, where the weighting has them, its key and its own query."""
     HEAD = "head"
@@ -193,6 +199,16 @@ class MethodSpec:
     """A task also learns from, or for, the tasks before it: their heads, a memory that each task leaves to the next."""
     joint: bool = False
     """All upstream tasks are learnt at once, in one job."""
+    stored_name: str = ""
+    """What job keys and stores call it; "" = its name."""
+    alone: MethodSpec | None = None
+    """The method that learns a task's own adapter apart from all others. With it a task's stages are candidates, and a further
+    job commits the best of them: experience alone, its own adapter alone, or both."""
+
+    @property
+    def stored(self) -> str:
+        """What job keys and stores call it."""
+        return self.stored_name or self.name
 
     @property
     def reads(self) -> View:
@@ -242,6 +258,12 @@ class StageJob:
     """Other tasks that this job has to do with; see `MethodSpec.recalls` and `joint`."""
     leaves: bool = False
     """The job leaves a memory to later tasks."""
+    candidates: Mapping[str, str] = field(default_factory=dict)
+    """Selection only: form -> the job that trained it."""
+    signature_from: str = ""
+    """The job that described the task's samples; "" = nobody asks."""
+    bank_from: str = ""
+    """The job that committed the task before: its result holds the signatures of the whole bank ("" = the bank is empty)."""
     label: str = ""
     """For people: `seq0/3 easyvqa stage2`."""
     priority: int = 0

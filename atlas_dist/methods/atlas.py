@@ -1,70 +1,67 @@
-"""ATLAS: experience-based learning, then novel knowledge expansion (arXiv 2410.10923, sections 3.2 and 3.3)."""
+"""ATLAS: two stages that help, and a bank that grows where growing pays (docs/method.md, What is committed).
+
+describe   what the task's samples look like to the frozen backbone: its signature
+own        one adapter and a head, apart from all others: what `individual_adapters` trains, and shared with it
+stage one  experience: coefficients of the k nearest earlier adapters, and a head; the adapters are frozen
+stage two  both: stage one's coefficients are frozen, an own adapter that starts at nothing and the head train
+select     commits the best of the three on validation; without an adapter of its own where that does not pay
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from enum import StrEnum
 from typing import Any
 
 from pydantic import Field
 
+from atlas_dist.core.selection import Expand
 from atlas_dist.core.types import Role, Stage, StagePlan
-from atlas_dist.methods.base import Method, Settings, checked, spec_of
-from atlas_dist.model.mixing import AttendOver, MixingSpec, Weighting
+from atlas_dist.methods.base import Method, Selecting, Settings, checked, spec_of
+from atlas_dist.methods.baselines import individual_adapters
+from atlas_dist.model.mixing import MixingSpec, Weighting
 
-
-class Stages(StrEnum):
-    """Which stages run: both, or one alone (the paper's ablations). With stage one alone, only the first task grows an
-    adapter."""
-
-    BOTH = "both"
-    ONE = "one"
-    TWO = "two"
-
-
-class QueryInit(StrEnum):
-    """Where stage one's queries start: the previous task's (as released) or fresh draws from N(0, 1)."""
-
-    INHERIT = "inherit"
-    RANDOM = "random"
+STORED_NAME = "atlas2"
+"""Of this form in job keys and stores, where `atlas` is the released form (`methods/atlas_paper.py`)."""
 
 
 class AtlasSettings(Settings):
-    """Settings of ATLAS; the defaults are the paper's and the released code's."""
+    """Settings of ATLAS; the defaults are what docs/experience.md chose by measurements."""
 
     rank: int = Field(default=48, ge=1)
     """Width r of an adapter's bottleneck."""
-    weighting: Weighting = Weighting.WHOLE
-    """One coefficient a sample (`whole`), one a feature (`dimension`), or none (`plain`)."""
-    attend_over: AttendOver = AttendOver.OUTPUT
-    """What the query attends over: the adapter's output (the released code) or the site's input (the paper's figure)."""
-    outer_residual: bool = False
-    """Add the site's input once more to the mixture (the paper's figure)."""
-    ortho_weight: float = Field(default=0.1, ge=0)
-    """Weight of the orthogonality penalty; 0 = off."""
-    ortho_normalize: bool = False
-    """Give the rows unit length before the penalty compares them (the released code does not)."""
-    query_init: QueryInit = QueryInit.INHERIT
-    stages: Stages = Stages.BOTH
+    retrieve: int = Field(default=4, ge=0)
+    """How many of the earlier adapters a task looks at: the nearest by signature; 0 = all of them."""
+    per_sample: bool = False
+    """Whether the coefficients depend on the sample, or only on task, site and adapter."""
+    coefficient_lr: float = Field(default=0.05, gt=0)
+    """Peak learning rate of the coefficients."""
+    expand: Expand = Expand.EVIDENCE
+    """When the bank grows: `evidence`: where an own adapter pays; `always`: with every task."""
+    epsilon: float = Field(default=0.5, ge=0)
+    """Points of the validation score by which an own adapter must beat experience alone."""
+    epsilon_loss: float = Field(default=0.02, ge=0)
+    """The same of the validation loss in nats, which decides where too few samples leave the score unsure."""
+    confidence: float = Field(default=0.9, ge=0.5, le=1)
+    """Share of a paired bootstrap over the validation samples from which on the score counts as sure."""
+    shuffle_bank: bool = False
+    """A control: the weights of every earlier adapter are read in another order. What is gained then is not experience."""
     second_image_type: int = Field(default=1, ge=1, le=2)
     """Modality type of a pair's second image: 1 in ATLAS, 2 in CLiMB."""
 
 
-EXPERIENCE = StagePlan(stage=Stage.ONE, sees_earlier=True, grows=False, trains=(Role.QUERIES, Role.HEAD), needs_earlier=True)
-EXPANSION = StagePlan(stage=Stage.TWO, sees_earlier=True, grows=True, trains=(Role.ADAPTER, Role.HEAD))
-
-_STAGES = {Stages.BOTH: (EXPERIENCE, EXPANSION), Stages.ONE: (EXPERIENCE,), Stages.TWO: (EXPANSION,)}
+EXPERIENCE = StagePlan(stage=Stage.ONE, sees_earlier=True, grows=False, trains=(Role.COEFFICIENTS, Role.HEAD), needs_earlier=True)
+BOTH = StagePlan(stage=Stage.TWO, sees_earlier=True, grows=True, trains=(Role.ADAPTER, Role.HEAD), needs_earlier=True)
 
 
 def make(settings: Mapping[str, Any]) -> Method:
     """Build ATLAS from `method.settings`. Raises ConfigError."""
     own = checked(AtlasSettings, "atlas", settings)
+    alone = individual_adapters({"rank": own.rank, "second_image_type": own.second_image_type, "init": "zero"})
     return Method(
-        # Somebody has to begin: a task that finds nothing to reuse learns an adapter in every variant.
-        spec=spec_of("atlas", _STAGES[own.stages], own, grows_bank=True, first=(EXPANSION,)),
-        mixing=MixingSpec(rank=own.rank, weighting=own.weighting, attend_over=own.attend_over, outer_residual=own.outer_residual),
-        penalty_weight=own.ortho_weight,
-        normalize_ortho=own.ortho_normalize,
-        inherit_queries=own.query_init is QueryInit.INHERIT,
+        spec=spec_of("atlas", (EXPERIENCE, BOTH), own, grows_bank=True, alone=alone.spec, stored_name=STORED_NAME),
+        mixing=MixingSpec(rank=own.rank, weighting=Weighting.EXPERIENCE, per_sample=own.per_sample, zero_up=True),
+        coefficient_lr=own.coefficient_lr,
+        shuffles=own.shuffle_bank,
+        selecting=Selecting(own.retrieve, own.expand, own.epsilon, own.epsilon_loss, own.confidence),
         second_image_type=own.second_image_type,
     )

@@ -14,12 +14,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
 from atlas_dist.core.sampling import Ordinals
+from atlas_dist.core.selection import Expand
 from atlas_dist.core.types import AuxiliaryTask, MethodSpec, StagePlan
 from atlas_dist.errors import ConfigError
 from atlas_dist.model.heads import Head, HeadSpec
@@ -31,6 +32,15 @@ class Settings(BaseModel):
     """Base of every method's settings: frozen, unknown keys refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    came_later: ClassVar[frozenset[str]] = frozenset()
+    """Settings that job keys name only where they differ from the default: older results keep their keys."""
+
+    def in_job_key(self) -> dict[str, Any]:
+        """The settings as job keys and stores have them."""
+        dumped = self.model_dump(mode="json")
+        unused = {name for name in self.came_later if getattr(self, name) == type(self).model_fields[name].default}
+        return {name: value for name, value in dumped.items() if name not in unused}
 
 
 class StageContext(Protocol):
@@ -98,6 +108,19 @@ class Replay(Protocol):
 
 
 @dataclass(frozen=True)
+class Selecting:
+    """How a method that trains several forms of a task looks back, and decides (core/selection.py)."""
+
+    retrieve: int
+    """How many earlier adapters a task looks at, the nearest by signature; 0 = all."""
+    expand: Expand
+    epsilon: float
+    epsilon_loss: float
+    confidence: float
+    """These three as `core.selection.select` takes them."""
+
+
+@dataclass(frozen=True)
 class Method:
     """One method with its settings, as plan and trainer use it.
 
@@ -121,6 +144,14 @@ class Method:
     replay: Replay | None = None
     trains_auxiliary: bool = False
     """The heads of the other tasks of a job train along."""
+    eps: float = 1e-8
+    """AdamW's epsilon where the budget names none: gradients of coefficients are about 1e-6."""
+    coefficient_lr: float = 0.0
+    """Peak learning rate of the coefficients α, where they are trained."""
+    shuffles: bool = False
+    """The bank's weights are read in another order: a control with every parameter of the bank and none of its knowledge."""
+    selecting: Selecting | None = None
+    """The method trains several forms of a task and commits one."""
 
 
 @dataclass(frozen=True)
@@ -147,4 +178,4 @@ def checked(kind: type[S], method: str, settings: Mapping[str, Any]) -> S:
 
 def spec_of(name: str, stages: tuple[StagePlan, ...], settings: Settings, *, grows_bank: bool, **more: Any) -> MethodSpec:
     """The plan's view of a method; every setting becomes part of every job key. `more`: further fields of `MethodSpec`."""
-    return MethodSpec(name=name, stages=stages, settings=settings.model_dump(mode="json"), grows_bank=grows_bank, **more)
+    return MethodSpec(name=name, stages=stages, settings=settings.in_job_key(), grows_bank=grows_bank, **more)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from enum import StrEnum
 from typing import Any
 
 from pydantic import Field
@@ -10,6 +11,13 @@ from pydantic import Field
 from atlas_dist.core.types import Role, Stage, StagePlan
 from atlas_dist.methods.base import Method, Settings, checked, spec_of
 from atlas_dist.model.mixing import MixingSpec, Weighting
+
+
+class UpInit(StrEnum):
+    """How the up-projection U of a new adapter starts."""
+
+    ZERO = "zero"
+    NORMAL = "normal"
 
 
 class HeadOnlySettings(Settings):
@@ -23,6 +31,9 @@ class IndividualSettings(HeadOnlySettings):
 
     rank: int = Field(default=48, ge=1)
     """Width r of an adapter's bottleneck."""
+    came_later = frozenset({"init"})
+    init: UpInit = UpInit.NORMAL
+    """How an adapter's second projection starts: `zero`, so that it changes nothing at first, or `normal`, N(0, 0.02)."""
 
 
 def head_only(settings: Mapping[str, Any]) -> Method:
@@ -42,6 +53,6 @@ def individual_adapters(settings: Mapping[str, Any]) -> Method:
     stage = StagePlan(stage=Stage.TWO, sees_earlier=False, grows=True, trains=(Role.ADAPTER, Role.HEAD))
     return Method(
         spec=spec_of("individual_adapters", (stage,), own, grows_bank=False),
-        mixing=MixingSpec(rank=own.rank, weighting=Weighting.PLAIN),
+        mixing=MixingSpec(rank=own.rank, weighting=Weighting.PLAIN, zero_up=own.init is UpInit.ZERO),
         second_image_type=own.second_image_type,
     )

@@ -33,10 +33,13 @@ from atlas_dist.core.types import Role
 from atlas_dist.errors import DataError, TrainingError
 from atlas_dist.model import tensors as named
 from atlas_dist.model.backbones import BackboneInput, architecture_of
+from atlas_dist.model.experience import ExperienceSite, ResidualGroup
 from atlas_dist.model.fusion import FusionSite
 from atlas_dist.model.heads import Head, HeadSpec
 from atlas_dist.model.layers import AS_THEY_ARE, LayerRuns, run_layers
-from atlas_dist.model.mixing import AdapterGroup, MixingSite, MixingSpec, SiteOutput
+from atlas_dist.model.mixing import AdapterGroup, MixingSite, MixingSpec, SiteOutput, Weighting
+
+Site = MixingSite | ExperienceSite | FusionSite
 
 
 class AtlasOutput(NamedTuple):
@@ -100,7 +103,11 @@ class AdaptedModel(nn.Module):
         self._hooks: dict[str, _SiteHook] = {}
         self._handles: list[RemovableHandle] = []
         self._undo_runs: Callable[[], None] = lambda: None
-        make = FusionSite if fuses else partial(MixingSite, normalize_ortho=normalize_ortho)
+        make: Callable[..., Site] = partial(MixingSite, normalize_ortho=normalize_ortho)
+        if fuses:
+            make = FusionSite
+        elif mixing.weighting is Weighting.EXPERIENCE:
+            make = ExperienceSite
         for place in self._architecture.sites(backbone):
             site = make(place.width, place.heads, mixing, visible=visible, grows=grows, generator=generator)
             self.sites[_attribute(place.name)] = site
@@ -185,6 +192,7 @@ class AdaptedModel(nn.Module):
         grown = self._groups("grown")
         names = {
             Role.QUERIES: [f"{site}.frozen.query" for site in sites if self._has_queries and self.visible],
+            Role.COEFFICIENTS: [name for name, _ in self.named_parameters() if ".coefficients." in name],
             Role.ADAPTER: [f"{site}.grown.{n}" for site, g in zip(sites, grown, strict=False) for n, _ in g.named_parameters()],
             Role.HEAD: [f"head.{name}" for name, _ in self.head.named_parameters()],
             Role.BACKBONE: [f"backbone.{name}" for name, _ in self.backbone.named_parameters() if name not in kept],
@@ -215,7 +223,13 @@ class AdaptedModel(nn.Module):
         self.train(self.training)
 
     def optimizer_groups(
-        self, *, lr: float, query_lr_scale: float, weight_decay: float, backbone_lr_scale: float = 1.0
+        self,
+        *,
+        lr: float,
+        query_lr_scale: float,
+        weight_decay: float,
+        backbone_lr_scale: float = 1.0,
+        coefficient_lr: float = 0.0,
     ) -> list[dict[str, Any]]:
         """Groups of the parameters that require gradients: dicts with `name`, `params`, `lr`, `weight_decay`; no empty ones.
 
@@ -223,8 +237,10 @@ class AdaptedModel(nn.Module):
         has a rate of its own (`backbone_lr_scale` is not 1), its `backbone weights` and `backbone biases` at `lr` x that. Biases
         do not decay, nor does the text embedding's LayerNorm; the head's LayerNorm and the backbone's others do. That is what the
         released optimizer really did (the `optimizer` entries of meta.json beside the released code's results), since it spelled
-        its exceptions by name.
+        its exceptions by name. `coefficients` learn at `coefficient_lr`, without decay: nothing pulls them but the task.
         """
+        rates = {"queries": lr * query_lr_scale, "coefficients": coefficient_lr}
+        rates |= {f"backbone {name}": lr * backbone_lr_scale for name in ("weights", "biases")}
         members: dict[str, list[nn.Parameter]] = {"queries": [], "weights": [], "biases": []}
         for name, parameter in self.named_parameters():
             if parameter.requires_grad:
@@ -234,8 +250,8 @@ class AdaptedModel(nn.Module):
             {
                 "name": name,
                 "params": params,
-                "lr": lr * (query_lr_scale if name == "queries" else backbone_lr_scale if name.startswith("backbone") else 1.0),
-                "weight_decay": 0.0 if name.endswith("biases") else weight_decay,
+                "lr": rates.get(name, lr),
+                "weight_decay": 0.0 if name.endswith(("biases", "coefficients")) else weight_decay,
             }
             for name, params in members.items()
             if params
@@ -301,6 +317,20 @@ class AdaptedModel(nn.Module):
         """`head/<name>`, names as in `Head`."""
         return named.export(self._head_slots())
 
+    def load_coefficients(self, coefficients: Mapping[str, Tensor]) -> None:
+        """Load `coefficients/<site>/{start,slope}` of the visible adapters; DataError as `load_adapters`."""
+        named.load(self._coefficient_slots(), coefficients, "the coefficients")
+
+    def export_coefficients(self) -> dict[str, Tensor]:
+        """`coefficients/<site>/start` [T] and, where α depends on the sample, `…/slope` [T, D]; empty without such ones."""
+        return named.export(self._coefficient_slots())
+
+    def _coefficient_slots(self) -> named.Slots:
+        slots: named.Slots = {}
+        for name, hook in self._hooks.items():
+            slots |= coefficient_slots(name, hook.site) if isinstance(hook.site, ExperienceSite) else {}
+        return slots
+
     def _fusion_slots(self) -> named.Slots:
         parts = {name: hook.site.fusion for name, hook in self._hooks.items() if isinstance(hook.site, FusionSite)}
         return {f"fusion/{site}/{n}": [p.data] for site, fusion in parts.items() for n, p in fusion.named_parameters()}
@@ -309,19 +339,14 @@ class AdaptedModel(nn.Module):
     def _has_queries(self) -> bool:
         return self.mixing.query_shape(1) != ()
 
-    def _groups(self, kind: str) -> list[AdapterGroup]:
+    def _groups(self, kind: str) -> list[AdapterGroup | ResidualGroup]:
         """The `frozen` or `grown` group of every site, in site order; empty when the model has none."""
         return [group for hook in self._hooks.values() if (group := getattr(hook.site, kind)) is not None]
 
     def _adapter_slots(self, kind: str, index: int) -> named.Slots:
         slots: named.Slots = {}
         for site, group in zip(self._hooks, self._groups(kind), strict=True):
-            slots[f"adapter/{site}/down.weight"] = [group.down.data[index]]
-            slots[f"adapter/{site}/down.bias"] = [group.down_bias.data[index]]
-            slots[f"adapter/{site}/up.weight"] = [group.up.data[index]]
-            slots[f"adapter/{site}/up.bias"] = [group.up_bias.data[index]]
-            if group.key is not None:
-                slots[f"key/{site}"] = [group.key.data[index]]
+            slots |= adapter_slots(site, group, index)
         return slots
 
     def _query_slots(self, kinds: Iterable[str]) -> named.Slots:
@@ -337,6 +362,10 @@ class AdaptedModel(nn.Module):
         return {f"head/{name}": [parameter.data] for name, parameter in self.head.named_parameters()}
 
     # -------------------------------------------------------------------------------------------------- look and unhook
+
+    def named_sites(self) -> Iterator[tuple[str, nn.Module]]:
+        """Name of each site, `L0.aftattn` …, and the module that its dense layer's output goes through."""
+        return ((name, hook.site) for name, hook in self._hooks.items())
 
     def alpha_report(self) -> dict[str, Tensor]:
         """Coefficients of the last forward, {site: [B, T]} ([B, T, D] for `dimension`), float32 at least, without gradient;
@@ -382,10 +411,28 @@ class AdaptedModel(nn.Module):
         self._handles.append(dense.register_forward_hook(self._hooks[site_name]))
 
 
+def adapter_slots(site: str, group: AdapterGroup | ResidualGroup, index: int) -> named.Slots:
+    """One adapter of a site's group by the names that it has in files."""
+    slots: named.Slots = {
+        f"adapter/{site}/down.weight": [group.down.data[index]],
+        f"adapter/{site}/down.bias": [group.down_bias.data[index]],
+        f"adapter/{site}/up.weight": [group.up.data[index]],
+        f"adapter/{site}/up.bias": [group.up_bias.data[index]],
+    }
+    return slots | ({f"key/{site}": [group.key.data[index]]} if group.key is not None else {})
+
+
+def coefficient_slots(name: str, site: ExperienceSite) -> named.Slots:
+    """A site's coefficients by the names that they have in files; {} where it weighs nothing."""
+    if site.coefficients is None:
+        return {}
+    return {f"coefficients/{name}/{n}": [p.data] for n, p in site.coefficients.named_parameters()}
+
+
 class _SiteHook:
     """Passes a dense layer's output through a site, and keeps what else the site says until the next forward."""
 
-    def __init__(self, site: MixingSite | FusionSite) -> None:
+    def __init__(self, site: Site) -> None:
         self.site = site
         self.outputs: list[SiteOutput] = []
         self.listens = True
@@ -402,6 +449,8 @@ def _optimizer_group(name: str) -> str:
     """Which group of `optimizer_groups` a parameter belongs to."""
     if name.endswith(".frozen.query"):
         return "queries"
+    if ".coefficients." in name:
+        return "coefficients"
     leaf = name.rsplit(".", 1)[-1]
     if leaf.endswith("bias") or name.endswith(".text_embeddings.LayerNorm.weight"):
         return "biases"

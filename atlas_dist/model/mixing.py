@@ -32,6 +32,8 @@ class Weighting(StrEnum):
     """One number a sample, adapter and feature: the cosine over the query rows, feature by feature."""
     PLAIN = "plain"
     """Always 1; no queries and keys (the individual-adapter baseline)."""
+    EXPERIENCE = "experience"
+    """A signed number a sample and adapter on top of an unscaled stream (model/experience.py: ATLAS's default form)."""
 
 
 class AttendOver(StrEnum):
@@ -52,7 +54,10 @@ class MixingSpec:
         weighting: see Weighting.
         attend_over: see AttendOver.
         outer_residual: add the site's input once more, as the paper's figure draws it (default: as the code, no).
-        query_rows: N of `dimension`; `whole` has one row, `plain` none.
+        query_rows: N of `dimension`; `whole` has one row, the others none.
+        init_std: of a new adapter's V.
+        zero_up: a new adapter's U starts at zero, so that it changes nothing at first (default: N(0, 0.02), as released).
+        per_sample: `experience`: α depends on the sample.
     """
 
     rank: int = 48
@@ -60,6 +65,9 @@ class MixingSpec:
     attend_over: AttendOver = AttendOver.OUTPUT
     outer_residual: bool = False
     query_rows: int = 24
+    init_std: float = INIT_STD
+    zero_up: bool = False
+    per_sample: bool = True
 
     def __post_init__(self) -> None:
         if self.rank < 1:
@@ -73,8 +81,19 @@ class MixingSpec:
             Weighting.WHOLE: (hidden,),
             Weighting.DIMENSION: (self.query_rows, hidden),
             Weighting.PLAIN: (),
+            Weighting.EXPERIENCE: (),
         }
         return shapes[self.weighting]
+
+    @property
+    def has_queries(self) -> bool:
+        """Whether adapters have queries and keys of the released form."""
+        return self.query_shape(1) != ()
+
+    @property
+    def weighs(self) -> bool:
+        """Whether coefficients are learnt at all."""
+        return self.weighting is not Weighting.PLAIN
 
     def rule(self, heads: int) -> MixRule:
         """What `mix` needs to know."""
@@ -115,9 +134,9 @@ class AdapterGroup(nn.Module):
             raise ConfigError(f"hidden width {hidden} is not a multiple of the {heads} attention heads.")
         self.rule = spec.rule(heads)
         rank, rows = spec.rank, spec.query_shape(hidden)
-        self.down = _normal((count, rank, hidden), INIT_STD, generator)
+        self.down = _normal((count, rank, hidden), spec.init_std, generator)
         self.down_bias = nn.Parameter(torch.zeros(count, rank))
-        self.up = _normal((count, hidden, rank), INIT_STD, generator)
+        self.up = _normal((count, hidden, rank), 0.0 if spec.zero_up else INIT_STD, generator)
         self.up_bias = nn.Parameter(torch.zeros(count, hidden))
         self.query = _normal((count, *rows), 1.0, generator) if rows else None
         self.key = _normal((count, *rows), 1.0, generator) if rows else None

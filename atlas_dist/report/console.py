@@ -7,6 +7,8 @@ from collections.abc import Iterable
 from rich.console import Console
 from rich.table import Table
 
+from atlas_dist.core.results import SelectResult
+from atlas_dist.core.selection import Form
 from atlas_dist.report.facts import Cell, RunFacts, SequenceFacts
 from atlas_dist.report.masked import masked_sentence
 
@@ -41,6 +43,7 @@ def _show_sequence(sequence: SequenceFacts, console: Console, *, titled: bool) -
         console.print(f"[bold red]Predictions changed in the task view: {', '.join(changed)}[/bold red]")
     elif len(names) > 1 and sequence.complete:
         console.print("Task view: every old task's predictions are bitwise equal after every later task.")
+    _show_committed(sequence, console)
     _show_reuse(sequence, console)
     for task in (*sequence.upstream, *sequence.downstream):
         if told := masked_sentence(task.task, [stage.result for stage in task.stages]):
@@ -63,6 +66,24 @@ def _matrix(sequence: SequenceFacts, view: str) -> Table:
     return table
 
 
+def _show_committed(sequence: SequenceFacts, console: Console) -> None:
+    """Of a method that trains several forms of a task: which one each task committed, and on what evidence."""
+    tasks = [t for t in (*sequence.upstream, *sequence.downstream) if t.form]
+    if not tasks:
+        return
+    table = Table()
+    for column in ("task", "experience", "own", "both"):
+        table.add_column(column, justify="left" if column == "task" else "right")
+    table.add_column("committed")
+    for task in tasks:
+        chosen = SelectResult.from_json(task.metrics)
+        scores = [_number(chosen.scores.get(form.value)) for form in Form]
+        table.add_row(task.task, *scores, chosen.in_words())
+    _headed(console, "What each task committed: the best of three forms on validation (%)", table)
+    grown = sum(t.grew for t in sequence.upstream)
+    console.print(f"The bank has {grown} adapter{'s' * (grown != 1)} for {len(sequence.upstream)} tasks.")
+
+
 def _show_reuse(sequence: SequenceFacts, console: Console) -> None:
     """Mean α per task and adapter: how much of each adapter's output enters, averaged over samples and sites."""
     tasks = [t for t in (*sequence.upstream, *sequence.downstream) if t.reuse()]
@@ -76,25 +97,20 @@ def _show_reuse(sequence: SequenceFacts, console: Console) -> None:
     for task in tasks:
         reuse = task.reuse()
         table.add_row(task.task, *(f"{reuse[name]:.3f}" if name in reuse else "" for name in columns))
-    _headed(console, "What each task draws on (mean α of each adapter, 0 to 1)", table)
+    _headed(console, "How much each task takes from each adapter (coefficient α, mean over samples and sites)", table)
 
 
 def _show_transfers(sequence: SequenceFacts, console: Console) -> None:
     table = Table()
-    for column, side in (
-        ("task", "left"),
-        ("stage 1", "right"),
-        ("stage 2", "right"),
-        ("scored", "right"),
-        ("by chance", "right"),
-    ):
-        table.add_column(column, justify=side)  # type: ignore[arg-type]
+    chooses = any(task.form for task in sequence.downstream)
+    stages = () if chooses else ("stage1", "stage2")  # of several forms the table above has the scores
+    table.add_column("task")
+    for column in (*(f"stage {s[-1]}" for s in stages), "scored", "by chance"):
+        table.add_column(column, justify="right")
     for task in sequence.downstream:
         by_stage = {s.stage: s.score for s in task.stages}
         scored = sequence.transfers.get(task.task)
-        table.add_row(
-            task.task, *(_number(by_stage.get(s)) for s in ("stage1", "stage2")), _number(scored), f"{task.random_score:.1f}"
-        )
+        table.add_row(task.task, *(_number(by_stage.get(s)) for s in stages), _number(scored), f"{task.random_score:.1f}")
     _headed(console, "Transfer: tasks that start from the final bank and stay out of it", table)
 
 

@@ -305,8 +305,9 @@ def _task(plan: Plan, state: RunState, jobs: TaskJobs, reader: CurveReader | Non
 def _seen(jobs: TaskJobs, state: RunState) -> Iterable[str]:
     """Jobs of the adapters that a task reads: what its result says, for a method may read fewer than the plan allows."""
     ref = state.job(jobs.final).committed
-    told: Iterable[str] | None = ref.metrics.get("sees") if ref is not None else None
-    return jobs.bank if told is None else told
+    if ref is None or "form" not in ref.metrics:
+        return jobs.bank
+    return SelectResult.of(ref).sees
 
 
 def _stage(job: StageJob, now: JobState, reader: CurveReader | None) -> StageFacts:

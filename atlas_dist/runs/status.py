@@ -8,6 +8,7 @@ from enum import StrEnum
 
 from atlas_dist.core.ledger import Entry, JobStatus, RunState, fold
 from atlas_dist.core.plan import Plan, TaskJobs
+from atlas_dist.core.results import SelectResult
 from atlas_dist.core.schedule import Frontier
 from atlas_dist.core.types import Stage
 from atlas_dist.errors import AtlasError, Paused, TrainingError
@@ -131,6 +132,8 @@ class TaskLine:
     state: TaskState
     waits_for: str = ""
     """What its next job waits for: the labels of jobs, or workers."""
+    committed: str = ""
+    """Of a method that trains several forms of a task: which one it committed, on what evidence; "" = not yet, or no choice."""
 
 
 def task_lines(plan: Plan, state: RunState) -> list[TaskLine]:
@@ -141,9 +144,20 @@ def task_lines(plan: Plan, state: RunState) -> list[TaskLine]:
             upstream = i < len(sequence.upstream)
             scores = [sequence.evaluations[i, i]] if upstream else [sequence.transfers[task.task]]
             lines.append(
-                TaskLine(sequence.name, task.task, _task_state(plan, state, task, scores), _waits_for(plan, state, task))
+                TaskLine(
+                    sequence.name,
+                    task.task,
+                    _task_state(plan, state, task, scores),
+                    _waits_for(plan, state, task),
+                    _committed(state, task),
+                )
             )
     return lines
+
+
+def _committed(state: RunState, task: TaskJobs) -> str:
+    ref = state.job(task.final).committed
+    return SelectResult.of(ref).in_words() if ref is not None and "form" in ref.metrics else ""
 
 
 def _waits_for(plan: Plan, state: RunState, task: TaskJobs) -> str:
@@ -171,8 +185,9 @@ def _task_state(plan: Plan, state: RunState, task: TaskJobs, scores: list[str]) 
     started = any(job.attempts for job in jobs)
     if state.paused and started:
         return TaskState.PAUSED
-    if jobs[done].running is not None:
-        stage = plan.jobs[task.stages[done]].stage
+    running = next((key for key, job in zip(task.stages, jobs, strict=True) if job.running is not None), "")
+    if running:
+        stage = plan.jobs[running].stage
         return TaskState.STAGE1 if stage is not None and stage.stage is Stage.ONE else TaskState.STAGE2
     return TaskState.STAGE1_DONE if done else TaskState.PENDING
 

@@ -8,7 +8,7 @@ has none. A row's numbers are those of a batch of its own, up to the rounding of
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -17,12 +17,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from atlas_dist.bank.weights import BankWeights
+from atlas_dist.bank.weights import BankWeights, LearntWeights
 from atlas_dist.errors import DataError
 from atlas_dist.model import tensors as named
+from atlas_dist.model.atlas import adapter_slots, coefficient_slots
 from atlas_dist.model.backbones import AdapterSite, BackboneInput, architecture_of
+from atlas_dist.model.experience import ExperienceSite
 from atlas_dist.model.heads import Head, HeadSpec
-from atlas_dist.model.mixing import MixingSpec
+from atlas_dist.model.mixing import MixingSpec, Weighting
 from atlas_dist.model.mixing_op import MixRule, Stack, mix
 
 
@@ -129,29 +131,73 @@ class MixedModel:
             heads = {f"head/{name}" for name, _ in self.heads[key].named_parameters()}
             grown = {name for site in self.sites.values() for name in site.adapter_names}
             queries = {name for site in self.sites.values() for name in site.query_names}
-            wanted = (set() if key in weights.dropped else grown, heads | (queries if weights.view(key) else set()))
+            own = {name for site in self.sites.values() for name in site.own_names.get(key, ())}
+            has_adapter = key not in weights.dropped and task.learnt.has_adapter
+            wanted = (grown if has_adapter else set(), heads | own | (queries if weights.view(key) else set()))
             for have, want in zip((set(task.adapter), set(task.own)), wanted, strict=True):
                 if have != want:
                     odd = ", ".join(sorted(have ^ want)[:5])
                     raise DataError(f"{task.learnt.name} has tensors missing or too many: {odd}.", fix="Export the bank again.")
 
 
+View = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""x [rows, L, D] -> what a task's adapters make of it [rows, L, D], and α [rows, T]."""
+
+
 class _Site:
-    """One place in the backbone: the adapters of the whole bank, stacked once, and each task's view of them.
+    """One place in the backbone, and each task's view of the bank's adapters there.
 
     A task of a pruned bank may read no adapter at all: then it has no view, and the site is the identity. `alphas` holds α of the
     last pass, one tensor a batch.
     """
 
     def __init__(self, place: AdapterSite, weights: BankWeights, mixing: MixingSpec, rule: MixRule, device: torch.device) -> None:
-        self.place, self.rule, self.outer = place, rule, mixing.outer_residual
-        self.views: dict[str, Stack | None] = {}
+        self.place = place
+        self.views: dict[str, View | None] = {}
+        self.own_names: dict[str, tuple[str, ...]] = {}
+        """Task -> what it keeps of its own for this place, besides queries."""
         self.alphas: list[Tensor] = []
         self.batches: list[tuple[str, int, int]] = []
         self.longest = 0
         shapes = _shapes(place, mixing)
         self.adapter_names = tuple(shapes)
-        self.query_names = (f"queries/{place.name}",) if mixing.query_shape(place.width) else ()
+        self.query_names = (f"queries/{place.name}",) if mixing.has_queries else ()
+        if mixing.weighting is Weighting.EXPERIENCE:
+            self._see_experience(weights, mixing, device)
+        else:
+            self._see_mixtures(weights, mixing, rule, shapes, device)
+
+    def _see_experience(self, weights: BankWeights, mixing: MixingSpec, device: torch.device) -> None:
+        """Each task's site as it trained it: earlier adapters weighed, its own on top."""
+        for key, task in weights.tasks.items():
+            reads = weights.view(key)
+            earlier = [seen for seen in reads if seen != key]
+            site = ExperienceSite(
+                self.place.width,
+                self.place.heads,
+                mixing,
+                visible=len(earlier),
+                grows=key in reads,
+                generator=torch.Generator(),
+            )
+            own = coefficient_slots(self.place.name, site)
+            named.load(own, {n: task.own[n] for n in own if n in task.own}, f"{task.learnt.name}: its coefficients")
+            self.own_names[key] = tuple(own)
+            for index, seen in enumerate(earlier):
+                _load_adapter(adapter_slots(self.place.name, site.frozen, index) if site.frozen else {}, weights.tasks[seen])
+            if site.grown is not None:
+                _load_adapter(adapter_slots(self.place.name, site.grown, 0), task)
+            self.views[key] = _experience_view(site.to(device).eval()) if reads else None
+
+    def _see_mixtures(
+        self,
+        weights: BankWeights,
+        mixing: MixingSpec,
+        rule: MixRule,
+        shapes: Mapping[str, tuple[int, ...]],
+        device: torch.device,
+    ) -> None:
+        """The adapters of the whole bank, stacked once, and the rows of them that each task reads."""
         grown = {key: task for key, task in weights.tasks.items() if key not in weights.dropped}
         order = {key: number for number, key in enumerate(grown)}
         bank = {
@@ -166,9 +212,10 @@ class _Site:
             down, down_bias, up, up_bias, *key_rows = (_select(stacked, rows) for stacked in bank.values())
             query = None
             if self.query_names:
-                shape = (len(rows), *mixing.query_shape(place.width))
+                shape = (len(rows), *mixing.query_shape(self.place.width))
                 query = _checked(task.own, self.query_names[0], shape, task.learnt.name).to(device)
-            self.views[key] = Stack(down, down_bias, up, up_bias, query, key_rows[0] if key_rows else None)
+            stack = Stack(down, down_bias, up, up_bias, query, key_rows[0] if key_rows else None)
+            self.views[key] = _mixture_view(stack, rule, outer_residual=mixing.outer_residual)
 
     def plan(self, batches: Sequence[TaskBatch], longest: int) -> None:
         """What the rows of the next pass are: (task, rows, text tokens), in their order."""
@@ -188,11 +235,30 @@ class _Site:
             return rows
         padded = self.place.text_first and length < self.longest
         x = torch.cat([rows[:, :length], rows[:, self.longest :]], dim=1) if padded else rows
-        mixed, alpha = mix(x, view, self.rule)
+        mixed, alpha = view(x)
         self.alphas.append(alpha)
-        if self.outer:
-            mixed = mixed + x
         return torch.cat([mixed[:, :length], rows[:, length : self.longest], mixed[:, length:]], dim=1) if padded else mixed
+
+
+def _mixture_view(stack: Stack, rule: MixRule, *, outer_residual: bool) -> View:
+    def view(x: Tensor) -> tuple[Tensor, Tensor]:
+        mixed, alpha = mix(x, stack, rule)
+        return mixed + x if outer_residual else mixed, alpha
+
+    return view
+
+
+def _experience_view(site: ExperienceSite) -> View:
+    def view(x: Tensor) -> tuple[Tensor, Tensor]:
+        output = site(x)
+        return output.mixed, output.alpha
+
+    return view
+
+
+def _load_adapter(slots: named.Slots, task: LearntWeights) -> None:
+    """The part of a task's adapter that one place takes."""
+    named.load(slots, {name: task.adapter[name] for name in slots if name in task.adapter}, f"{task.learnt.name}: its adapter")
 
 
 def _rows(batch: TaskBatch, longest: int) -> dict[str, Tensor]:
@@ -223,8 +289,8 @@ def _shapes(place: AdapterSite, mixing: MixingSpec) -> dict[str, tuple[int, ...]
         f"adapter/{name}/up.weight": (width, rank),
         f"adapter/{name}/up.bias": (width,),
     }
-    query = mixing.query_shape(width)
-    return shapes | ({f"key/{name}": query} if query else {})
+    key = (2, width) if mixing.weighting is Weighting.EXPERIENCE else mixing.query_shape(width)
+    return shapes | ({f"key/{name}": key} if key else {})
 
 
 def _checked(tensors: Mapping[str, Tensor], name: str, shape: tuple[int, ...], task: str) -> Tensor:

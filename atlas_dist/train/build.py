@@ -4,7 +4,7 @@ take."""
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 
 import torch
@@ -16,18 +16,21 @@ from atlas_dist.data.stream import Stream
 from atlas_dist.model.atlas import AdaptedModel
 from atlas_dist.model.heads import Head, HeadSpec
 from atlas_dist.model.layers import LayerRuns
-from atlas_dist.model.mixing import Weighting
 from atlas_dist.model.tensors import load as load_tensors
-from atlas_dist.train.context import RankContext, seed_of
-from atlas_dist.train.inputs import fusion_of, head_of, queries_of, read_adapters, read_if_there, read_task
+from atlas_dist.train.context import RankContext, seed_from, seed_of
+from atlas_dist.train.inputs import coefficients_of, fusion_of, head_of, queries_of, read_adapters, read_if_there, read_task
 from atlas_dist.train.mixture import OWN, Mixture, Source
 from atlas_dist.train.module import AuxiliaryHead
 
 Inputs = Mapping[str, CommittedRef]
 
 
-def build_model(context: RankContext, job: StageJob, inputs: Inputs) -> AdaptedModel:
-    """The model of a training job with everything it starts from. Raises DataError for inputs that do not fit."""
+def build_model(context: RankContext, job: StageJob, inputs: Inputs, sees: Sequence[str]) -> AdaptedModel:
+    """The model of a training job with everything it starts from. Raises DataError for inputs that do not fit.
+
+    Args:
+        sees: keys of the adapters that it reads, in the bank's order (train/look_back.py).
+    """
     method = context.method_of(job)
     assert job.stage is not None, "a training job has a stage"
     backbone = read_if_there(context.store, inputs.get(job.backbone_from), BACKBONE_FILE)
@@ -35,23 +38,24 @@ def build_model(context: RankContext, job: StageJob, inputs: Inputs) -> AdaptedM
         context.own_backbone(backbone) if backbone or Role.BACKBONE in job.stage.trains else context.backbone().model,
         HeadSpec(job.task.kind, job.task.classes),
         method.mixing,
-        visible=len(job.bank),
+        visible=len(sees),
         grows=job.stage.grows,
         seed=seed_of(job, "init"),
         second_image_type=method.second_image_type,
         normalize_ortho=method.normalize_ortho,
-        fuses=method.fuses and bool(job.bank),
+        fuses=method.fuses and bool(sees),
         runs=LayerRuns(recompute=context.config.train.activation_checkpointing, compiled=context.config.train.compile),
     )
     try:
-        model.load_adapters(read_adapters(context.store, inputs, job.bank))
-        has_queries = bool(job.bank) and method.mixing.weighting is not Weighting.PLAIN
+        model.load_adapters(visible_adapters(context, job, inputs, sees))
+        has_queries = bool(sees) and method.mixing.has_queries
         if job.model_from:
             before = read_task(context.store, inputs[job.model_from])
             model.load_head(head_of(before))
             if has_queries:
                 model.load_queries(queries_of(before))
-            if method.fuses and job.bank and fusion_of(before):
+            model.load_coefficients(coefficients_of(before))
+            if method.fuses and sees and fusion_of(before):
                 model.load_fusion(fusion_of(before))
             begun = read_if_there(context.store, inputs[job.model_from], ADAPTER_FILE) if job.stage.grows else {}
             if begun:
@@ -62,6 +66,25 @@ def build_model(context: RankContext, job: StageJob, inputs: Inputs) -> AdaptedM
         model.close()
         raise
     return model
+
+
+def visible_adapters(context: RankContext, job: StageJob, inputs: Inputs, sees: Sequence[str]) -> list[dict[str, Tensor]]:
+    """The adapters that a job reads; of the control that asks for it, with the numbers of each tensor in another order."""
+    adapters = read_adapters(context.store, inputs, sees)
+    if not context.method_of(job).shuffles:
+        return adapters
+    return [shuffled(adapter, seed_from("shuffled", key)) for key, adapter in zip(sees, adapters, strict=True)]
+
+
+def shuffled(adapter: Mapping[str, Tensor], seed: int) -> dict[str, Tensor]:
+    """An adapter whose weights are permuted within each tensor: the same numbers, no knowledge. Its keys stay."""
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        name: value
+        if name.startswith("key/")
+        else value.flatten()[torch.randperm(value.numel(), generator=generator)].view_as(value)
+        for name, value in adapter.items()
+    }
 
 
 def build_teacher(context: RankContext, job: StageJob, inputs: Inputs) -> AdaptedModel:

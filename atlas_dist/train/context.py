@@ -26,7 +26,7 @@ from atlas_dist.data.batch import StreamLimits
 from atlas_dist.data.manifest import read_manifest
 from atlas_dist.data.stream import Stream, open_stream
 from atlas_dist.errors import DataError
-from atlas_dist.methods import Method, make_method
+from atlas_dist.methods import Method, make_method, stored_method
 from atlas_dist.model.backbone import Backbone, backbone_ref, load_backbone, store_products_in_bf16
 from atlas_dist.model.tensors import load as load_tensors
 from atlas_dist.runs.stores import open_run_store, open_shards
@@ -63,7 +63,7 @@ class RankContext:
         """The method that a job belongs to, with its settings."""
         name = digest_of([job.method, job.settings])
         if name not in self._methods:
-            self._methods[name] = make_method(job.method, job.settings)
+            self._methods[name] = stored_method(job.method, job.settings)
         return self._methods[name]
 
     @property

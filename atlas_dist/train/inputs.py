@@ -44,6 +44,11 @@ def queries_of(task: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return _part(task, "queries/")
 
 
+def coefficients_of(task: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The `coefficients/…` part of a task file; {} where adapters are not weighed so."""
+    return _part(task, "coefficients/")
+
+
 def fusion_of(task: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The `fusion/…` part of a task file; {} when the task is not read through a fusion."""
     return _part(task, "fusion/")

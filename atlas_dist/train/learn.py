@@ -21,6 +21,7 @@ from atlas_dist.core.results import (
     MEMORY_FILE,
     SAMPLES_FILE,
     TASK_FILE,
+    VALIDATION_FILE,
     AdapterConfig,
     Details,
     StageSeconds,
@@ -31,7 +32,6 @@ from atlas_dist.core.types import Assignment, Role
 from atlas_dist.data.stream import Stream
 from atlas_dist.model.flops import StepFlops, peak_flops, sample_flops
 from atlas_dist.model.heads import HeadSpec
-from atlas_dist.model.mixing import Weighting
 from atlas_dist.packages import environment
 from atlas_dist.train import checkpoint
 from atlas_dist.train.build import build_auxiliary_heads, build_mixture, build_model, build_teacher
@@ -39,10 +39,12 @@ from atlas_dist.train.context import RankContext, Stopwatch
 from atlas_dist.train.engine import EngineSettings, build_engine, device, device_name, gathered
 from atlas_dist.train.feed import micro_batch_for
 from atlas_dist.train.inputs import as_auxiliary_head, pack_tensors, read_if_there
+from atlas_dist.train.look_back import look_back
 from atlas_dist.train.loop import Callbacks, LoopSettings, LoopState, Scores, StepProgress, evaluate, train
 from atlas_dist.train.mixture import OWN, Mixture
 from atlas_dist.train.module import StageModule
 from atlas_dist.train.reuse import ReuseMeter
+from atlas_dist.train.sample_scores import SampleScores
 from atlas_dist.train.stage_context import TrainingStageContext
 
 Report = Callable[[StepProgress], bool]
@@ -88,6 +90,7 @@ class StageTrainer:
         assert self.job.stage is not None, "a training job has a stage"
         self.stage = self.job.stage
         self.method = context.method_of(self.job)
+        self.looked_back = look_back(context.store, self.method, self.job, self.inputs)
         self.report, self.validated, self.save, self.resume = report, validated, save, resume
 
     def run(self) -> tuple[dict[str, bytes], TrainResult]:
@@ -96,7 +99,7 @@ class StageTrainer:
         context, job, method = self.context, self.job, self.method
         memory = read_if_there(context.store, self.inputs.get(job.backbone_from), MEMORY_FILE)
         with ExitStack() as opened:
-            model = opened.enter_context(build_model(context, job, self.inputs))
+            model = opened.enter_context(build_model(context, job, self.inputs, self.looked_back.sees))
             own = opened.enter_context(context.training_stream(job, 0))
             mixture = build_mixture(context, job, own, memory, opened)
             # A job that learns several tasks at once is judged by all of them.
@@ -166,24 +169,32 @@ class StageTrainer:
         setup = stopwatch.lap()
         timing = train(engine, module, stage.mixture, feed, stage.settings, state, callbacks)
         _put_back(engine, module, state.best_tensors)
-        final, alpha = self._measure(module, stage.validations)
+        samples = SampleScores()
+        final, alpha = self._measure(module, stage.validations, samples)
+        by_sample = samples.merged(context.gather(samples.rows))
         left = self.method.build_memory(stage.context) if self.method.build_memory is not None and self.job.leaves else {}
         with gathered(engine, list(module.parameters())):
             files = self._files(module, left, stage.context) if context.is_rank_zero else {}
         if context.is_rank_zero:
+            files[VALIDATION_FILE] = pack_tensors(by_sample)
             files[DETAILS_FILE] = Details(tuple(state.curve), tuple(state.validation), alpha).to_json()
         seconds = StageSeconds(setup, stopwatch.lap(), **asdict(timing))
         return files, self._result(stage, final, seconds, best_step=state.best_step, resumed_at=resumed_at)
 
-    def _measure(self, module: StageModule, validations: list[tuple[int, Stream]]) -> tuple[Scores, dict[str, Any]]:
-        """Score the best state once more, and see what it draws on."""
+    def _measure(
+        self, module: StageModule, validations: list[tuple[int, Stream]], samples: SampleScores
+    ) -> tuple[Scores, dict[str, Any]]:
+        """Score the best state once more, sample by sample of the task's own, and see what it draws on."""
         feed = self.context.feeder()
-        weighs = self.method.mixing.weighting is not Weighting.PLAIN or self.method.fuses
-        meter = ReuseMeter(module.model, feed.device) if self.job.bank and weighs else None
+        weighs = self.method.mixing.weighs or self.method.fuses
+        meter = ReuseMeter(module.model, feed.device) if self.looked_back.sees and weighs else None
         observe = meter.observe if meter is not None else None
-        scores = mean_scores(
-            [evaluate(module, split.validation(), feed, observe, auxiliary=auxiliary) for auxiliary, split in validations]
-        )
+
+        def scored(auxiliary: int, split: Stream) -> Scores:
+            record = samples.record if auxiliary == OWN else None
+            return evaluate(module, split.validation(), feed, observe, record=record, auxiliary=auxiliary)
+
+        scores = mean_scores([scored(auxiliary, split) for auxiliary, split in validations])
         return scores, meter.summary() if meter is not None else {}
 
     def _files(self, module: StageModule, left: Mapping[str, Tensor], stage_context: TrainingStageContext) -> dict[str, bytes]:
@@ -197,13 +208,23 @@ class StageTrainer:
             ).items()
         }
         files = {
-            TASK_FILE: pack_tensors({**model.export_queries(), **model.export_fusion(), **model.export_head(), **auxiliary_tasks})
+            TASK_FILE: pack_tensors(
+                {
+                    **model.export_queries(),
+                    **model.export_coefficients(),
+                    **model.export_fusion(),
+                    **model.export_head(),
+                    **auxiliary_tasks,
+                }
+            )
         }
         if self.job.task.shots:
             files[SAMPLES_FILE] = pack_tensors({"train": torch.from_numpy(stage_context.samples)})
         if self.stage.grows:
             backbone = self.context.backbone()
             files[ADAPTER_FILE] = pack_tensors(model.export_adapter())
+        # Of several forms the one that is committed is described, by the job that commits it.
+        if self.stage.grows and self.method.selecting is None:
             files[CONFIG_FILE] = AdapterConfig(
                 base_model=self.context.config.backbone.model_dump() | {"architecture": backbone.architecture.name},
                 base_model_digest=backbone.digest,
@@ -241,6 +262,8 @@ class StageTrainer:
             mfu=settings.mfu(learnt / max(1e-9, seconds.stepping + seconds.waiting)),
             peak_rss_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
             resumed_at=resumed_at,
+            sees=self.looked_back.sees if self.method.selecting is not None else (),
+            similarity=self.looked_back.similarity,
         )
 
     def _loop_settings(self, mixture: Mixture, needed: StepFlops | None) -> LoopSettings:
@@ -279,6 +302,7 @@ class StageTrainer:
             query_lr_scale=budget.query_lr_scale,
             weight_decay=budget.weight_decay,
             backbone_lr_scale=self.method.backbone_lr_scale,
+            coefficient_lr=self.method.coefficient_lr,
         )
         heads = list(module.auxiliary_heads.named_parameters())
         for name, decay in (("biases", 0.0), ("weights", budget.weight_decay)):

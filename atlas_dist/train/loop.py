@@ -247,13 +247,14 @@ def evaluate(
     batches: Iterable[RankBatch],
     feed: Feeder,
     observe: Callable[[Tensor, Tensor], None] | None = None,
+    record: Callable[[Tensor, Tensor, Tensor], None] | None = None,
     *,
     auxiliary: int = OWN,
 ) -> Scores:
     """Score a split; every rank calls it, every rank gets the whole.
 
     `auxiliary`: whose split it is. `observe(index, logits)` sees each batch of this rank: ordinals [b] (-1 where masked) and
-    logits [b, C], on the CPU.
+    logits [b, C], on the CPU. `record(index, losses, scores)` likewise: loss [b] and score [b], 0 to 1.
     """
     module.eval()
     sums = torch.zeros(3, dtype=torch.float64, device=feed.device)
@@ -266,6 +267,8 @@ def evaluate(
                 sums += torch.where(part.mask, kept, torch.zeros_like(kept)).sum(dim=1)
                 if observe is not None:
                     observe(part.index, logits.cpu())
+                if record is not None:
+                    record(part.index, losses.cpu(), scores.cpu())
     dist.all_reduce(sums)
     loss, score, count = sums.tolist()
     return Scores(score=100 * score / max(1, count), loss=loss / max(1, count), samples=int(count))

@@ -2,34 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from hashlib import blake2b, sha256
 
 import torch
 from torch import Tensor
 
 from atlas_dist.config import Precision
-from atlas_dist.core.results import BACKBONE_FILE, EvalResult, ScoringSeconds, ViewResult, predictions_file
-from atlas_dist.core.types import Assignment, CommittedRef, StageJob, View
+from atlas_dist.core.results import EvalResult, ScoringSeconds, ViewResult, predictions_file
+from atlas_dist.core.types import Assignment, StageJob, View
 from atlas_dist.data.stream import Stream
 from atlas_dist.model.atlas import AdaptedModel
-from atlas_dist.model.heads import HeadSpec
-from atlas_dist.model.mixing import Weighting
 from atlas_dist.train.context import RankContext, Stopwatch
 from atlas_dist.train.effective_rank import EffectiveRankMeter
 from atlas_dist.train.engine import device
-from atlas_dist.train.inputs import (
-    fusion_of,
-    has_auxiliary_head,
-    head_of,
-    pack_tensors,
-    queries_of,
-    read_adapters,
-    read_if_there,
-    read_task,
-)
+from atlas_dist.train.inputs import pack_tensors
 from atlas_dist.train.loop import Scores, StepProgress, evaluate
 from atlas_dist.train.module import StageModule
+from atlas_dist.train.reading import head_spec, model_in_view, reads_of
 
 
 class Predictions:
@@ -79,7 +69,7 @@ def score(
                 for meter in meters:
                     meter.observe(index, logits)
 
-            with _model_in_view(context, job, assignment.inputs, view) as model, effective_rank.attached(model):
+            with model_in_view(context, job, assignment.inputs, view) as model, effective_rank.attached(model):
                 scores = score_model(context, job, model, stream, observe)
             parts = context.gather(predictions.rows)
             rank = effective_rank.effective_rank()
@@ -106,11 +96,12 @@ def _without_each(context: RankContext, assignment: Assignment, stream: Stream) 
     """The task's score without each of its adapters in turn, in bank order, when it was just learnt and reads several: what α
     does not prove, that an adapter is of use."""
     job = assignment.job
-    if job.latest_from or job.own_bank < 2 or not context.config.train.leave_one_out:
+    reads = reads_of(context, job, assignment.inputs, View.TASK)
+    if job.latest_from or len(reads) < 2 or not context.config.train.leave_one_out:
         return ()
     scores = []
-    for left_out in range(job.own_bank):
-        with _model_in_view(context, job, assignment.inputs, View.TASK, left_out) as model:
+    for left_out in reads:
+        with model_in_view(context, job, assignment.inputs, View.TASK, left_out) as model:
             scores.append(score_model(context, job, model, stream).score)
     return tuple(scores)
 
@@ -127,75 +118,4 @@ def score_model(
 
 
 def _module(context: RankContext, job: StageJob, model: AdaptedModel) -> StageModule:
-    return StageModule(model, _head(job), bf16=context.config.train.precision is Precision.BF16).to(device())
-
-
-def _model_in_view(
-    context: RankContext, job: StageJob, inputs: Mapping[str, CommittedRef], view: View, left_out: int | None = None
-) -> AdaptedModel:
-    """The task as `view` reads it: the adapters, queries and backbone it had, or the newest of each; always its own head, in the
-    state that goes with them. `left_out`: without one of the adapters and its query."""
-    latest = view is View.LATEST
-    every = job.bank if latest else job.bank[: job.own_bank]
-    kept = [number for number in range(len(every)) if number != left_out]
-    bank = [every[number] for number in kept]
-    source = inputs[job.latest_from if latest else job.model_from]
-    parts, own = read_task(context.store, source), read_task(context.store, inputs[job.model_from])
-    backbone, fusion = read_if_there(context.store, source, BACKBONE_FILE), fusion_of(parts)
-    queries = {name: rows[kept] for name, rows in queries_of(parts).items()}
-    return reading_model(
-        context,
-        job,
-        read_adapters(context.store, inputs, bank),
-        queries,
-        head_of(parts if has_auxiliary_head(parts, job.task.name) else own, job.task.name),
-        backbone=backbone,
-        fusion=fusion,
-    )
-
-
-def reading_model(
-    context: RankContext,
-    job: StageJob,
-    adapters: Sequence[Mapping[str, Tensor]],
-    queries: Mapping[str, Tensor],
-    head: Mapping[str, Tensor],
-    *,
-    backbone: Mapping[str, Tensor] | None = None,
-    fusion: Mapping[str, Tensor] | None = None,
-) -> AdaptedModel:
-    """A model of the job's task that reads `adapters` and learns nothing; close it after use.
-
-    Args:
-        queries: `queries/<site>` [T, …], a row for each of the T adapters; not looked at where there is nothing to weigh.
-        backbone: weights of a backbone that the method trained; None or {} = the frozen one.
-
-    Raises:
-        DataError: a tensor is not what such a model takes.
-    """
-    method = context.method_of(job)
-    model = AdaptedModel(
-        context.own_backbone(backbone) if backbone else context.backbone().model,
-        _head(job),
-        method.mixing,
-        visible=len(adapters),
-        grows=False,
-        seed=0,
-        second_image_type=method.second_image_type,
-        fuses=bool(fusion),
-    )
-    try:
-        model.load_adapters(adapters)
-        model.load_head(head)
-        if fusion:
-            model.load_fusion(fusion)
-        if adapters and method.mixing.weighting is not Weighting.PLAIN:
-            model.load_queries(queries)
-    except BaseException:
-        model.close()
-        raise
-    return model
-
-
-def _head(job: StageJob) -> HeadSpec:
-    return HeadSpec(job.task.kind, job.task.classes)
+    return StageModule(model, head_spec(job), bf16=context.config.train.precision is Precision.BF16).to(device())

@@ -30,6 +30,8 @@ from atlas_dist.train.context import RankContext
 from atlas_dist.train.learn import StageTrainer
 from atlas_dist.train.loop import NonFiniteLoss, Scores, StepProgress
 from atlas_dist.train.score import score
+from atlas_dist.train.select import commit_best
+from atlas_dist.train.signatures import describe
 
 log = logging.getLogger(__name__)
 
@@ -115,6 +117,10 @@ class StageWorker:
     def _do(self, assignment: Assignment, report: Callable[[StepProgress], bool]) -> tuple[dict[str, bytes], Result]:
         if assignment.job.kind is JobKind.EVAL:
             return score(self.context, assignment, report)
+        if assignment.job.kind is JobKind.DESCRIBE:
+            return describe(self.context, assignment)
+        if assignment.job.kind is JobKind.SELECT:
+            return commit_best(self.context, assignment)
 
         store, prefix = self.context.store, assignment.prefix
         before = history(store, assignment.resume_from) if self.context.is_rank_zero and assignment.resume_from else ()

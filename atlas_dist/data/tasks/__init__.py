@@ -15,6 +15,7 @@ from atlas_dist.data.tasks.nlvr2 import NLVR2
 from atlas_dist.data.tasks.piqa import PIQA
 from atlas_dist.data.tasks.places365 import PLACES365
 from atlas_dist.data.tasks.snlive import SNLI_VE
+from atlas_dist.data.tasks.subset import subset_of
 from atlas_dist.data.tasks.toy import TOY
 from atlas_dist.data.tasks.vcr import VCR
 from atlas_dist.data.tasks.vqav2 import VQAV2
@@ -46,6 +47,9 @@ def converter(name: str) -> Converter[Any]:
     if name not in CONVERTERS:
         raise ConfigError(f"There is no converter {name!r}.", fix=f"Use one of: {', '.join(sorted(CONVERTERS))}.")
     return CONVERTERS[name]
+
+
+CONVERTERS["subset"] = subset_of(converter)
 
 
 __all__ = ["CONVERTERS", "Converter", "Options", "RawSet", "converter"]

@@ -1,0 +1,41 @@
+"""Which earlier adapters a stage looks at: the whole bank, or the nearest by signature. One that declined to grow has none."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from atlas_dist.core.results import ADAPTER_FILE, SIGNATURE_FILE, SIGNATURES_FILE, TrainResult
+from atlas_dist.core.signature import nearest
+from atlas_dist.core.types import CommittedRef, StageJob
+from atlas_dist.methods import Method
+from atlas_dist.store.objects import ObjectStore
+from atlas_dist.train.inputs import read_if_there
+from atlas_dist.train.signatures import signature_of, signatures_in
+
+
+@dataclass(frozen=True)
+class LookBack:
+    """What a stage sees: `sees`, keys of adapters in the bank's order; `similarity` of every one that it might have seen."""
+
+    sees: tuple[str, ...] = ()
+    similarity: Mapping[str, float] = field(default_factory=dict)
+
+
+def look_back(store: ObjectStore, method: Method, job: StageJob, inputs: Mapping[str, CommittedRef]) -> LookBack:
+    """The adapters that a training job sees. Raises DataError when a file does not match its hash."""
+    if method.selecting is None:
+        return LookBack(job.bank)
+    if job.model_from:
+        before = TrainResult.of(inputs[job.model_from])
+        return LookBack(before.sees, before.similarity)
+    grown = tuple(key for key in job.bank if has_adapter(inputs[key]))
+    new = signature_of(read_if_there(store, inputs[job.signature_from], SIGNATURE_FILE))
+    known = signatures_in(read_if_there(store, inputs.get(job.bank_from), SIGNATURES_FILE), grown)
+    found, sees = nearest(new, known, method.selecting.retrieve)
+    return LookBack(sees, found)
+
+
+def has_adapter(ref: CommittedRef) -> bool:
+    """Whether a result has an adapter: a task that declined to grow has none."""
+    return any(blob.name == ADAPTER_FILE for blob in ref.blobs)
