@@ -68,7 +68,10 @@ def __getattr__(name: str) -> Any:
     """Import torch, Hydra and the rest only for those who use them; everybody else imports this package for its version."""
     for home, names in _HOMES.items():
         if name in names:
-            return getattr(import_module(f"atlas_dist.{home}"), name)
+            from atlas_dist.app.process import restored_process
+
+            with restored_process():  # torch and others set variables of the environment when they are imported
+                return getattr(import_module(f"atlas_dist.{home}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -21,6 +21,10 @@ from atlas_dist.compose import compose_config
 def test_importing_is_quick_and_every_name_is_there() -> None:
     code = "import sys, atlas_dist; print(sorted({'torch', 'ray', 'hydra', 'pydantic'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+    code = (
+        "import os; was = dict(os.environ); from atlas_dist import *; print(sorted(set(os.environ.items()) ^ set(was.items())))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
     assert all(getattr(atlas, name) is not None for name in atlas.__all__)
     with pytest.raises(AttributeError, match="nonsense"):
         _ = atlas.nonsense

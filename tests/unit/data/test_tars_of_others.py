@@ -107,8 +107,9 @@ def test_names_with_dots_are_counted_and_one_is_named() -> None:
     dotted = [(n.replace("0000", "a 2.0 0000"), c) for n, c in samples(5)]
     found, _ = indexed(tar(dotted))
     assert found.manifest.samples == 4
-    assert {reason[-40:] for reason in reasons(found)} == {" (an extension begins at the first dot)"[-40:]}
-    assert sum(reasons(found).values()) == 2 and "a 2.0 0000" in found.left_out[0].record
+    dot = "members whose names have a dot before .{} (an extension begins at the first dot)"
+    assert reasons(found) == {dot.format("png"): 1, dot.format("cls"): 1}
+    assert "a 2.0 0000" in found.left_out[0].record
     with pytest.raises(DataError, match=r"holds no sample: .*dot before \.(png|cls).*img.v2.0000"):
         indexed(tar(samples(3, "img.v2.{:04d}")))
 
