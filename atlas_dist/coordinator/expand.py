@@ -10,7 +10,7 @@ from typing import Any
 from atlas_dist.config import MethodConfig, Precision, RunConfig, TaskConfig, TrainConfig
 from atlas_dist.core.manifest import ShardManifest
 from atlas_dist.core.plan import Common, Plan, PlannedTask, References, SequenceSpec, make_plan
-from atlas_dist.core.types import MethodSpec, TaskSpec
+from atlas_dist.core.types import Budget, MethodSpec, TaskSpec
 from atlas_dist.data.manifest import read_manifest
 from atlas_dist.errors import ConfigError, DataError
 from atlas_dist.methods import make_method, stored_name
@@ -116,8 +116,10 @@ def specification(config: RunConfig) -> dict[str, Any]:
         lasting["train"]["compile"] = True
     for task in lasting["tasks"].values():
         task.pop("raw")
-    if lasting["train"]["budget"]["eps"] is None:
-        lasting["train"]["budget"]["eps"] = make_method(config.method.name, config.method.settings).eps
+    # 0.1 recorded an epsilon always, and all its methods had the released one.
+    own = {make_method(row.name, row.settings).eps for row in config.variants.values()}
+    if lasting["train"]["budget"]["eps"] is None and own == {Budget.eps}:
+        lasting["train"]["budget"]["eps"] = Budget.eps
     # What a run may be asked for in addition is named where it is: older runs keep the specification that they began with.
     if config.sequence.evaluate_every == 1:
         lasting["sequence"].pop("evaluate_every")

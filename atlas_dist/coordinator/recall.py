@@ -13,6 +13,7 @@ from atlas_dist.core.plan import Plan
 from atlas_dist.core.types import TaskSpec
 from atlas_dist.data.manifest import read_manifest
 from atlas_dist.errors import AtlasError, ConfigError, DataError
+from atlas_dist.methods import name_of_stored
 from atlas_dist.store.objects import ObjectStore
 from atlas_dist.train.context import configured_backbone
 
@@ -51,10 +52,17 @@ def recall(state: RunState, known: Mapping[str, TaskSpec], backbone_digest: str,
 def _configured(spec: Mapping[str, Any], run: str) -> RunConfig:
     """The recorded settings as a configuration. Places and the number of workers are not recorded and mean nothing here."""
     tree = {**spec, "run": run, "train": {**spec.get("train", {}), "workers": 1}}
+    tree |= {"method": _named(spec["method"])} if "method" in spec else {}
+    tree |= {part: {name: _named(row) for name, row in spec[part].items()} for part in ("compare", "references") if part in spec}
     try:
         return load_config(tree)
     except ConfigError as error:
         raise DataError(f"The settings that run {run} recorded are not those of this version: {error.message}") from error
+
+
+def _named(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A method as stores name it -> as settings do."""
+    return {**row, "name": name_of_stored(row["name"])}
 
 
 def _looked_up(config: RunConfig, name: str, shards: ObjectStore | None, run: str) -> TaskSpec:

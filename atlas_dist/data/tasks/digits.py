@@ -18,7 +18,6 @@ from atlas_dist.data.sample import IMAGE_PROMPT, RawSample
 from atlas_dist.data.tasks.base import Converter, Options, RawSet, share_of
 from atlas_dist.errors import ConfigError, DataError
 
-
 PARITY = ("even", "odd")
 
 

@@ -21,7 +21,7 @@ def task(name: str, **changes: object) -> PlannedTask:
     return PlannedTask(replace(spec, **changes), {Stage.ONE: Budget(), Stage.TWO: Budget()})  # type: ignore[arg-type]
 
 
-def sequence(names: str, method: str = "atlas", downstream: str = "", seed: int = 0, **settings: object) -> SequenceSpec:
+def sequence(names: str, method: str = "atlas_paper", downstream: str = "", seed: int = 0, **settings: object) -> SequenceSpec:
     spec = make_method(method, settings).spec
     return SequenceSpec(names, spec, seed, tuple(map(task, names)), tuple(map(task, downstream)))
 

@@ -10,7 +10,6 @@ from atlas_dist.core.results import (
     AdapterConfig,
     Details,
     EvalResult,
-    Gain,
     SelectResult,
     StageSeconds,
     TrainResult,
@@ -18,6 +17,7 @@ from atlas_dist.core.results import (
     result_of,
     without_hosts,
 )
+from atlas_dist.core.selection import Difference
 from atlas_dist.core.types import CommittedRef, TaskKind, TaskSpec, View
 from atlas_dist.errors import DataError
 
@@ -107,7 +107,7 @@ def test_a_selection_survives_json():
         form="own",
         scores={"own": 50.0, "both": 49.0},
         samples=20,
-        gain=Gain(1.0, -1.0, 3.0, 0.8),
+        gain=Difference(1.0, -1.0, 3.0, 0.8),
         sees=("k",),
         similarity={"k": 0.5},
     )
