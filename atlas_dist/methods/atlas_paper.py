@@ -19,6 +19,14 @@ STORED_NAME = "atlas"
 """In job keys and stores, since 0.1."""
 
 
+class PaperWeighting(StrEnum):
+    """How an adapter's coefficient is formed: `model.mixing.Weighting` without what the released form does not have."""
+
+    WHOLE = Weighting.WHOLE.value
+    DIMENSION = Weighting.DIMENSION.value
+    PLAIN = Weighting.PLAIN.value
+
+
 class Stages(StrEnum):
     """Which stages run: both, or one alone (the paper's ablations). With stage one alone, only the first task grows an
     adapter."""
@@ -40,7 +48,7 @@ class AtlasPaperSettings(Settings):
 
     rank: int = Field(default=48, ge=1)
     """Width r of an adapter's bottleneck."""
-    weighting: Weighting = Weighting.WHOLE
+    weighting: PaperWeighting = PaperWeighting.WHOLE
     """One coefficient a sample (`whole`), one a feature (`dimension`), or none (`plain`)."""
     attend_over: AttendOver = AttendOver.OUTPUT
     """What the query attends over: the adapter's output (the released code) or the site's input (the paper's figure)."""
@@ -68,7 +76,12 @@ def make(settings: Mapping[str, Any]) -> Method:
     return Method(
         # Somebody has to begin: a task that finds nothing to reuse learns an adapter in every variant.
         spec=spec_of("atlas_paper", _STAGES[own.stages], own, grows_bank=True, first=(EXPANSION,), stored_name=STORED_NAME),
-        mixing=MixingSpec(rank=own.rank, weighting=own.weighting, attend_over=own.attend_over, outer_residual=own.outer_residual),
+        mixing=MixingSpec(
+            rank=own.rank,
+            weighting=Weighting(own.weighting.value),
+            attend_over=own.attend_over,
+            outer_residual=own.outer_residual,
+        ),
         eps=1e-4,  # as released
         penalty_weight=own.ortho_weight,
         normalize_ortho=own.ortho_normalize,

@@ -305,7 +305,7 @@ def _task(plan: Plan, state: RunState, jobs: TaskJobs, reader: CurveReader | Non
 def _seen(jobs: TaskJobs, state: RunState) -> Iterable[str]:
     """Jobs of the adapters that a task reads: what its result says, for a method may read fewer than the plan allows."""
     ref = state.job(jobs.final).committed
-    if ref is None or "form" not in ref.metrics:
+    if ref is None or not {"form", "sees"} & set(ref.metrics):
         return jobs.bank
     return SelectResult.of(ref).sees
 

@@ -208,7 +208,7 @@ def test_a_pruned_folder_that_contradicts_itself_is_refused(
     folder.mkdir()
     for path in sorted(pruned[0].rglob("*")):
         if path.is_file():
-            (folder / path.relative_to(pruned[0])).parent.mkdir(exist_ok=True)
+            (folder / path.relative_to(pruned[0])).parent.mkdir(parents=True, exist_ok=True)
             (folder / path.relative_to(pruned[0])).write_bytes(path.read_bytes())
     config = json.loads((folder / "adapter_config.json").read_text())
     if damage == "scores":

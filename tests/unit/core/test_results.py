@@ -104,6 +104,8 @@ def test_the_views_are_the_same_model_right_after_the_task_was_learnt():
 
 def test_a_selection_survives_json():
     chosen = SelectResult(
+        score=50.0,
+        loss=1.2,
         form="own",
         scores={"own": 50.0, "both": 49.0},
         samples=20,
@@ -112,7 +114,7 @@ def test_a_selection_survives_json():
         similarity={"k": 0.5},
     )
     assert SelectResult.from_json(json.loads(canonical_json(chosen.to_json()))) == chosen
-    assert SelectResult.from_json(SelectResult(form="own").to_json()).gain is None
+    assert SelectResult.from_json(SelectResult(score=1.0, loss=1.0, form="own").to_json()).gain is None
 
 
 def test_hosts_do_not_travel():

@@ -126,7 +126,7 @@ def test_rows_average_over_seeds_and_orders(tmp_path: object) -> None:
     show_comparison(rows, console)
     assert "66.0 ± 2.3" in console.export_text()
     lines = list(written(tmp_path, rows))
-    assert "atlas,average accuracy,66,2.3094,4" in lines
+    assert "atlas_paper,average accuracy,66,2.3094,4" in lines
 
 
 def test_what_orders_share_is_counted_once_and_only_when_it_is_a_fact() -> None:
@@ -135,7 +135,7 @@ def test_what_orders_share_is_counted_once_and_only_when_it_is_a_fact() -> None:
     assert str(sharing(plan, state)) == "5 tasks learnt for 6 places in the orders."
     about = notes(plan, state)
     assert about[0] == str(sharing(plan, state))
-    assert about[1].startswith("Order sensitivity of atlas: ")
+    assert about[1].startswith("Order sensitivity of atlas_paper: ")
     jobs = {k: v for k, v in state.jobs.items() if k != plan.sequences[0].upstream[0].final}
     assert sharing(plan, RunState(jobs=jobs)).learnt == 4
     assert notes(make_plan([spec("ab", "atlas_paper")], COMMON), state) == ()

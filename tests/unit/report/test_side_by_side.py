@@ -87,7 +87,9 @@ def test_the_page_shows_each_run_and_is_a_page(plan: Plan, tmp_path: Path) -> No
     assert page.count("a stage2: validation score by step") == 2, "a label and a title"
     assert "&lt;i&gt;right 50.0 %" in page
     assert (tmp_path / "settings.csv").read_text().splitlines()[1] == "seeds,[0],[1]"
-    assert any(line.startswith("left,atlas,average accuracy,90") for line in (tmp_path / "measures.csv").read_text().splitlines())
+    assert any(
+        line.startswith("left,atlas_paper,average accuracy,90") for line in (tmp_path / "measures.csv").read_text().splitlines()
+    )
 
 
 def test_a_run_that_is_not_complete_is_said_to_be_so(plan: Plan) -> None:
