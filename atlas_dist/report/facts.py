@@ -298,7 +298,7 @@ def _task(plan: Plan, state: RunState, jobs: TaskJobs, reader: CurveReader | Non
         random_score=spec.random_score,
         stages=stages,
         sees=tuple(plan.jobs[key].task.name if key in plan.jobs else key[:12] for key in _seen(jobs, state)),
-        data={f"{spec.dataset}/{spec.train}": spec.train_digest, f"{spec.dataset}/{spec.val}": spec.val_digest},
+        data={f"{spec.dataset}/{split}": digest for split, digest in spec.splits.items()},
     )
 
 
