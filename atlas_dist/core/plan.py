@@ -407,7 +407,8 @@ def _identity(job: StageJob, method: MethodSpec, common: Common) -> dict[str, An
 
     What came to jobs later than the first results is named only where it is used, so that older results keep their names.
     """
-    later: dict[str, Any] = {"trunk_from": job.backbone_from, "guests": [_named(a) for a in job.auxiliary_tasks], "leaves": job.leaves}
+    auxiliary_tasks = [_named(auxiliary) for auxiliary in job.auxiliary_tasks]
+    later: dict[str, Any] = {"trunk_from": job.backbone_from, "guests": auxiliary_tasks, "leaves": job.leaves}
     later |= {"candidates": job.candidates, "signature_from": job.signature_from, "bank_from": job.bank_from}
     # The low-shot choice once depended on the stage as well; results of that time must not be taken for today's.
     later["low_shot"] = 2 if any(task.shots for task in (job.task, *(auxiliary.task for auxiliary in job.auxiliary_tasks))) else 0

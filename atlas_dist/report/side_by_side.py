@@ -82,12 +82,13 @@ def _meanings(facts: RunFacts) -> dict[str, dict[str, str]]:
     settings = facts.spec.get("tasks", {})
     return {
         name: {key: json.dumps(settings[name][key]) for key in _OF_A_TASK if key in settings.get(name, {})}
-        # A task's data are told as training split, validation split and, where there is one, test split.
-        | dict(zip(("training data", "validation data", "test data"), (digest[:8] for digest in task.data.values()), strict=False))
+        | dict(zip(_SPLITS, (digest[:8] for digest in task.data.values()), strict=False))
         for name, task in _tasks(facts).items()
     }
 
 
+_SPLITS = ("training data", "validation data", "test data")
+"""The order in which a task tells its data; the last one only where there is one."""
 _OF_A_TASK = ("kind", "classes", "max_text", "shots")
 
 

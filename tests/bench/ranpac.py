@@ -2,10 +2,10 @@
 
     python -m tests.bench.ranpac experiment=related_real [--projection 2000] [seeds=[0,1,2]]
 
-After RanPAC (McDonnell et al. 2023, arXiv 2307.02251), each task by itself: what the head would read, pooled by the frozen backbone,
-times a random matrix, ReLU, then ridge regression onto one-hot labels in float64. The ridge is chosen on the validation split, the
-score is of the split that evaluations score; low-shot tasks learn from the very samples that the run's methods learn from. Seeds
-change the projection and the low-shot choice. Needs the packed shards; no Ray, no store, seconds a task.
+After RanPAC (McDonnell et al. 2023, arXiv 2307.02251), each task by itself: what the head would read, pooled by the frozen
+backbone, times a random matrix, ReLU, then ridge regression onto one-hot labels in float64. The ridge is chosen on the validation
+split, the score is of the split that evaluations score; low-shot tasks learn from the very samples that the run's methods learn
+from. Seeds change the projection and the low-shot choice. Needs the packed shards; no Ray, no store, seconds a task.
 """
 
 from __future__ import annotations

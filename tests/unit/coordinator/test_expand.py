@@ -47,7 +47,7 @@ def test_a_task_with_a_test_split_names_it_and_needs_the_same_classes_in_it(tmp_
         manifest = read_manifest(shards, dataset, split)
         return replace(manifest, classes=manifest.classes[:-1]) if split == "test" else manifest
 
-    with pytest.raises(DataError, match="train and test of .* do not have the same classes"):
+    with pytest.raises(DataError, match=r"train and test of .* do not have the same classes"):
         packed_task(config, "toy_shape", fewer)
 
 

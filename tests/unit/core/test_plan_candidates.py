@@ -94,7 +94,8 @@ def test_a_stage_two_on_top_of_experience_has_a_budget_of_its_own_where_it_is_na
     }
     rival = sequence("ab", method="individual_adapters", init="zero")
     apart = replace(rival, upstream=tuple(map(with_both, rival.upstream)))
-    assert make_plan([apart], COMMON).jobs.keys() == make_plan([rival], COMMON).jobs.keys(), "who has no such stage keeps its keys"
+    # Who has no such stage keeps its keys.
+    assert make_plan([apart], COMMON).jobs.keys() == make_plan([rival], COMMON).jobs.keys()
 
 
 def test_a_description_is_shared_by_methods_seeds_and_orders_unless_a_seed_chooses_the_samples() -> None:
