@@ -70,6 +70,11 @@ class TaskFacts:
     data: Mapping[str, str] = field(default_factory=dict)
     """What the task was learnt and scored on: `dataset/split` -> digest of its manifest."""
 
+    @property
+    def tested(self) -> bool:
+        """Whether evaluations scored a third split, which chose nothing."""
+        return len(self.data) > 2
+
     def reuse(self, statistic: str = "mean") -> dict[str, float]:
         """Mean over sites of a statistic of α (`mean`, `std` over samples) of each adapter that the last stage saw (a task may
         see its own, in stage two); {} where it was not noted."""
@@ -124,6 +129,7 @@ class SequenceFacts:
     fingerprints: Mapping[str, tuple[str, ...]]
     """task -> sha256 of its task-view predictions after each later task: all equal, or something is wrong."""
     transfers: Mapping[str, Cell]
+    """downstream task -> its score in percent."""
     without: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     """task -> its score, right after it was learnt, without each adapter of its bank in turn; tasks that read one adapter only
     are not there."""
@@ -160,6 +166,16 @@ class SequenceFacts:
             tuple(_forgotten(rows[j][j], cell, self.upstream[j].random_score) for j, cell in enumerate(row[:-1]))
             for row in rows[1:]
         )
+
+    @property
+    def scored_on(self) -> str:
+        """A sentence on the samples that score."""
+        tasks = (*self.upstream, *self.downstream)
+        untested = [task.task for task in tasks if not task.tested]
+        if len(untested) == len(tasks):
+            return "Scores are of validation splits, which also chose what was kept."
+        rest = f"; those of {', '.join(untested)} of validation splits, which also chose what was kept" if untested else ""
+        return f"Scores are of test splits, which chose nothing{rest}."
 
     def changed_predictions(self) -> list[str]:
         """Tasks whose task-view predictions did not stay bitwise equal. Must be empty."""

@@ -179,7 +179,7 @@ def _score_table(sides: Sequence[Side]) -> str:
         cells = "".join(heat_cell(scores.get(key), 100.0, ".1f") for scores in per_side)
         lines.append(f'<tr><th scope="row">{escape(key[0])}</th><td class="text">{escape(key[1])}</td>{cells}</tr>')
     head = _heads("read", [side.name for side in sides])
-    return _table("Validation score in %, mean over the run’s orders and seeds", head, lines)
+    return _table("Score in %, mean over the run’s orders and seeds", head, lines)
 
 
 def _scores(facts: RunFacts) -> dict[tuple[str, str], float]:
