@@ -7,10 +7,10 @@ with random signatures; time and memory do not depend on what was learnt. The jo
 own code, without Ray; batches of 8. Each size is a process of its own; medians of its repeats. `--retrieve 0` looks at the whole
 bank, for comparison. Linux only (the peak of memory is reset through /proc).
 
-- setup: seconds from the job's start to its first step: signatures, choice, adapters, model, engine.
+- choice: seconds to read the signatures and choose the adapters; setup: from then to the first step.
 - step: milliseconds of an optimizer step.
 - read: MB from the store by what they are: adapters and signatures.
-- memory: most MB of the process, above what it had before the first of these jobs.
+- memory: most MB of the process during these jobs.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import json
 import subprocess
 import sys
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -30,9 +31,10 @@ from typing import Any
 import torch
 
 from atlas_dist.core.results import ADAPTER_FILE, SIGNATURES_FILE, TrainResult
-from atlas_dist.core.types import CommittedRef
+from atlas_dist.core.types import CommittedRef, StageJob
 from atlas_dist.store import ObjectStore, artifacts
 from atlas_dist.train.inputs import pack_tensors
+from atlas_dist.train.look_back import look_back
 from tests.kits.stage import Bench, pack_toys, toy_config
 
 FILES = {"adapters": ADAPTER_FILE, "signatures": SIGNATURES_FILE}
@@ -76,21 +78,29 @@ def measure(size: int, retrieve: int, steps: int, repeats: int) -> dict[str, flo
         bench.done |= bank
         counting: Any = CountingStore(bench.context.store)
         bench.context.store = counting
-        before = reset_peak()
+        reset_peak()
         results = [TrainResult.of(bench.learn(job)) for _ in range(repeats)]
+        read = {what: counting.read[name] for what, name in FILES.items()}
         return {
+            "choice_s": median(choice_seconds(bench, job) for _ in range(repeats)),
             "setup_s": median(result.seconds.setup for result in results),
             "step_ms": 1000 * median(result.seconds.stepping / result.steps for result in results),
-            **{f"{what}_mb": counting.read[name] / repeats / 1e6 for what, name in FILES.items()},
-            "memory_mb": (in_status("VmHWM") - before) / 1024,
+            **{f"{what}_mb": count / repeats / 1e6 for what, count in read.items()},
+            "memory_mb": in_status("VmHWM") / 1024,
             "seen": len(results[0].sees),
         }
 
 
-def reset_peak() -> int:
-    """Forget the most memory that this process has had (Linux); what it has now, in KB."""
+def choice_seconds(bench: Bench, job: StageJob) -> float:
+    """Seconds of looking back over the bank."""
+    inputs, began = bench.assignment(job).inputs, time.perf_counter()
+    look_back(bench.context.store, bench.context.method_of(job), job, inputs)
+    return time.perf_counter() - began
+
+
+def reset_peak() -> None:
+    """Forget the most memory that this process has had (Linux)."""
     Path("/proc/self/clear_refs").write_text("5")
-    return in_status("VmRSS")
 
 
 def in_status(name: str) -> int:
@@ -124,14 +134,16 @@ def main() -> None:
     if args.one:
         print(json.dumps(measure(args.one, args.retrieve, args.steps, args.repeats)))
         return
-    print("| adapters in the bank | looked at | setup, s | step, ms | adapters read, MB | signatures read, MB | memory, MB |")
-    print("|---|---|---|---|---|---|---|")
+    print(
+        "| adapters in the bank | looked at | choice, s | setup, s | step, ms | adapters read, MB | signatures read, MB | memory, MB |"
+    )
+    print("|---|---|---|---|---|---|---|---|")
     for size in args.sizes:
         command = [sys.executable, "-m", "tests.bench.bench_bank_growth", "--one", str(size)]
         command += ["--retrieve", str(args.retrieve), "--steps", str(args.steps)]
         m = json.loads(_last_line([*command, "--repeats", str(args.repeats)]))
         print(
-            f"| {size} | {m['seen']:.0f} | {m['setup_s']:.2f} | {m['step_ms']:.1f} | {m['adapters_mb']:.2f} "
+            f"| {size} | {m['seen']:.0f} | {m['choice_s']:.3f} | {m['setup_s']:.2f} | {m['step_ms']:.1f} | {m['adapters_mb']:.2f} "
             f"| {m['signatures_mb']:.2f} | {m['memory_mb']:.0f} |",
             flush=True,
         )
