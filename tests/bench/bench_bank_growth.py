@@ -134,17 +134,23 @@ def main() -> None:
     if args.one:
         print(json.dumps(measure(args.one, args.retrieve, args.steps, args.repeats)))
         return
-    print(
-        "| adapters in the bank | looked at | choice, s | setup, s | step, ms | adapters read, MB | signatures read, MB | memory, MB |"
+    columns = (
+        "adapters in the bank",
+        "looked at",
+        "choice, s",
+        "setup, s",
+        "step, ms",
+        "adapters read, MB",
+        "signatures read, MB",
     )
-    print("|---|---|---|---|---|---|---|---|")
+    print(f"| {' | '.join(columns)} | memory, MB |\n|{'---|' * (len(columns) + 1)}")
     for size in args.sizes:
         command = [sys.executable, "-m", "tests.bench.bench_bank_growth", "--one", str(size)]
         command += ["--retrieve", str(args.retrieve), "--steps", str(args.steps)]
         m = json.loads(_last_line([*command, "--repeats", str(args.repeats)]))
         print(
-            f"| {size} | {m['seen']:.0f} | {m['choice_s']:.3f} | {m['setup_s']:.2f} | {m['step_ms']:.1f} | {m['adapters_mb']:.2f} "
-            f"| {m['signatures_mb']:.2f} | {m['memory_mb']:.0f} |",
+            f"| {size} | {m['seen']:.0f} | {m['choice_s']:.3f} | {m['setup_s']:.2f} | {m['step_ms']:.1f} "
+            f"| {m['adapters_mb']:.2f} | {m['signatures_mb']:.2f} | {m['memory_mb']:.0f} |",
             flush=True,
         )
 
