@@ -26,7 +26,7 @@ from atlas_dist.train.context import configured_backbone
 
 
 def pack(*settings: Settings, observer: Observer | None = None) -> dict[str, PackReport]:
-    """Pack both splits of every task that says how; finished splits are recognised and left alone.
+    """Pack the splits of every task that says how; finished splits are recognised and left alone.
 
     Args:
         settings: as for `run`. observer: hears how far each split is; left out = lines on standard output.
@@ -47,7 +47,7 @@ def pack(*settings: Settings, observer: Observer | None = None) -> dict[str, Pac
         with restored_process(), _mapping(config) as map_fn:
             backbone, store = configured_backbone(config), open_shards(config)
             for name, task in tasks.items():
-                for split in (task.data.train, task.data.val):
+                for split in task.data.splits:
                     label = f"{task.data.dataset}/{split}"
                     tell(Packing(label, 0, 0))
                     packed[label] = _pack_split(config, name, task, split, store, backbone, map_fn, partial(_tell, tell, label))
@@ -100,7 +100,7 @@ def _pack_split(
         options=options,
         image_size=backbone.image_size,
         workers=config.pack.threads,
-        splits=(task.data.train, task.data.val),
+        splits=tuple(task.data.splits),
         max_bad=config.pack.max_bad,
         overwrite=config.pack.overwrite,
         progress=progress,

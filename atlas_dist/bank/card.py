@@ -120,6 +120,6 @@ def _lineage(tasks: list[Learnt], names: dict[str, str]) -> str:
         made = f"on {ancestors}" if ancestors else "on the backbone alone"
         lines.append(
             f"- **{learnt.name}** {made}; {when}; key `{learnt.key}`; data `{learnt.task.dataset}` with digests "
-            f"`{learnt.task.train_digest[:12]}` and `{learnt.task.val_digest[:12]}`"
+            + " and ".join(f"`{digest[:12]}`" for digest in learnt.task.splits.values())
         )
     return "\n".join(lines)

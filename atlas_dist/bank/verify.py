@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from atlas_dist.bank.contents import Bank, Evaluation, Learnt
 from atlas_dist.bank.weights import BankWeights
@@ -100,6 +100,8 @@ def rescore(config: RunConfig, bank: Bank, learnt: Learnt, context: RankContext 
     require_base(context.backbone(), learnt)
     refs: Mapping[str, CommittedRef] = {key: bank.learnt[key].ref for key in (*learnt.view, learnt.key)}
     job = rescoring_job(learnt)
+    if bank.evaluation_of(learnt.key) is None:  # then training's own score is what there is, and that is of the validation split
+        job = replace(job, task=replace(job.task, test="", test_digest=""))
     _, result = score(context, Assignment(job, "rescore", "", refs), lambda _: False)
     now = result.views[View.TASK]
     recorded = bank.evaluation_of(learnt.key) or _same_predictions(bank, now.predictions_sha256)

@@ -280,7 +280,7 @@ def _as_json(bank: Bank, e: Learnt) -> dict[str, Any]:
         "settings": dict(e.settings),
         "precision": bank.precision,
         "base_model": {**e.base.address, "digest": e.base.digest},
-        "data": {"dataset": e.task.dataset, e.task.train: e.task.train_digest, e.task.val: e.task.val_digest},
+        "data": {"dataset": e.task.dataset, **e.task.splits},
         "committed": _when(e),
         "adopted_from": e.adopted_from,
         "place": e.ref.prefix,

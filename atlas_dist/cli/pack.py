@@ -79,5 +79,4 @@ def list_converters(console: Console) -> None:
 
 def _splits(config: RunConfig) -> Iterator[tuple[str, str]]:
     for task in config.tasks.values():
-        yield task.data.dataset, task.data.train
-        yield task.data.dataset, task.data.val
+        yield from ((task.data.dataset, split) for split in task.data.splits)

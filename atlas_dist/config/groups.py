@@ -170,8 +170,8 @@ class MethodConfig(Section):
     """Of its stages one, over its `budget`."""
     stage2: BudgetConfig = BudgetConfig()
     """Of its stages two, over its `budget`."""
-    longer: float = Field(default=1.0, gt=0)
-    """Factor on the steps of its stages two, for a row with the same total as another."""
+    all_steps: bool = False
+    """Its stages two take as many steps as stage one, an adapter apart and both together: a row with the same total as ATLAS."""
 
 
 class ReferencesConfig(Section):
@@ -192,7 +192,14 @@ class DataRef(Section):
     train: Name = "train"
     """Split that is learnt from."""
     val: Name = "val"
-    """Split that scores; never learnt from."""
+    """Split that chooses checkpoints and forms, and scores where there is no `test`; never learnt from."""
+    test: Name | Literal[""] = ""
+    """Split that evaluations score and that chooses nothing; "" = `val`."""
+
+    @property
+    def splits(self) -> list[str]:
+        """Every split that is named."""
+        return [self.train, self.val, *filter(None, [self.test])]
 
 
 class RawConfig(Section):
@@ -207,7 +214,7 @@ class RawConfig(Section):
     train_options: dict[str, Any] = Field(default_factory=dict)
     """On top of `options`, for the training split only."""
     val_options: dict[str, Any] = Field(default_factory=dict)
-    """On top of `options`, for the validation split only."""
+    """On top of `options`, for the validation split and the test split only."""
 
 
 class TaskConfig(Section):
@@ -231,6 +238,8 @@ class TaskConfig(Section):
     """Of its stage one, over everything else."""
     stage2: BudgetConfig = BudgetConfig()
     """Of its stage two, over everything else."""
+    both: BudgetConfig = BudgetConfig()
+    """Of a stage two that goes on from stage one, where a method trains an adapter apart as well; over `stage2`."""
 
     def budgets(self, train: TrainConfig, method: MethodConfig | None = None, eps: float = Budget.eps) -> dict[Stage, Budget]:
         """The budget of each stage: defaults, then `train.*`, then the task's own, then the method's; a stage's wins over the
@@ -243,8 +252,16 @@ class TaskConfig(Section):
         base, method = self.budget.over(train.budget.over(replace(Budget(), eps=eps))), method or MethodConfig()
         one = method.stage1.over(method.budget.over(self.stage1.over(train.stage1.over(base))))
         two = method.stage2.over(method.budget.over(self.stage2.over(train.stage2.over(base))))
-        longer = replace(two, epochs=two.epochs * method.longer, max_steps=round(two.max_steps * method.longer))
-        return {Stage.ONE: one, Stage.TWO: longer}
+        if method.all_steps:
+            stages = (one, two, self.budget_of_both(train, method, eps))
+            two = replace(two, epochs=sum(s.epochs for s in stages), max_steps=sum(s.max_steps for s in stages))
+        return {Stage.ONE: one, Stage.TWO: two}
+
+    def budget_of_both(self, train: TrainConfig, method: MethodConfig | None = None, eps: float = Budget.eps) -> Budget:
+        """The budget of a stage two that goes on from stage one, where an adapter apart is trained as well. Args as `budgets`."""
+        base, method = self.budget.over(train.budget.over(replace(Budget(), eps=eps))), method or MethodConfig()
+        two = train.both.over(self.stage2.over(train.stage2.over(base)))
+        return method.stage2.over(method.budget.over(self.both.over(two)))
 
 
 class SequenceConfig(Section):
@@ -303,6 +320,8 @@ class TrainConfig(Section):
     """Of every stage one, over `train.budget`."""
     stage2: BudgetConfig = BudgetConfig()
     """Of every stage two, over `train.budget`."""
+    both: BudgetConfig = BudgetConfig()
+    """Of every stage two that goes on from stage one, where a method trains an adapter apart as well; over `train.stage2`."""
 
     @field_validator("budget", mode="before")
     @classmethod

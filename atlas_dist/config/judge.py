@@ -33,7 +33,7 @@ def check_rows(rows: Mapping[str, RunConfig]) -> None:
 
 
 _PER_ROW = ("seeds", "method", "compare", "only", "references", "sequence")
-_PER_ROW_OF_TRAIN = ("budget", "stage1", "stage2")
+_PER_ROW_OF_TRAIN = ("budget", "stage1", "stage2", "both")
 
 
 def _once(config: RunConfig) -> dict[str, Any]:

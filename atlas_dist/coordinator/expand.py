@@ -76,7 +76,7 @@ def _sequences(row: str, config: RunConfig, specs: Mapping[str, TaskSpec]) -> It
     for variant, method in methods.items():
         asked = config.variants[variant]
         eps = make_method(asked.name, asked.settings).eps
-        tasks = {name: PlannedTask(spec, config.tasks[name].budgets(config.train, asked, eps)) for name, spec in specs.items()}
+        tasks = {name: _planned(spec, config.tasks[name], config.train, asked, eps) for name, spec in specs.items()}
         variant_name = "-".join(part for part in (row, variant if config.compare else "") if part)
         for seed in config.seeds:
             for number, order in enumerate(config.sequence.all_orders):
@@ -90,6 +90,10 @@ def _sequences(row: str, config: RunConfig, specs: Mapping[str, TaskSpec]) -> It
                     variant=variant_name or variant,
                     evaluate_every=config.sequence.evaluate_every,
                 )
+
+
+def _planned(spec: TaskSpec, task: TaskConfig, train: TrainConfig, method: MethodConfig, eps: float) -> PlannedTask:
+    return PlannedTask(spec, task.budgets(train, method, eps), task.budget_of_both(train, method, eps))
 
 
 def numerics_of(train: TrainConfig) -> dict[str, Any]:
@@ -111,11 +115,15 @@ def specification(config: RunConfig) -> dict[str, Any]:
     lasting = {name: tree[name] for name in ("seeds", "backbone", "method", "tasks", "sequence")}
     if not lasting["backbone"]["architecture"]:
         lasting["backbone"].pop("architecture")
-    lasting["train"] = {name: tree["train"][name] for name in ("precision", "budget", "stage1", "stage2")}
+    lasting["train"] = {name: tree["train"][name] for name in ("precision", "budget", "stage1", "stage2", "both")}
+    _without_unset(lasting["train"], "both")
     if config.train.compile:
         lasting["train"]["compile"] = True
     for task in lasting["tasks"].values():
         task.pop("raw")
+        _without_unset(task, "both")
+        if not task["data"]["test"]:
+            task["data"].pop("test")
     # 0.1 recorded an epsilon always, and all its methods had the released one.
     own = {make_method(row.name, row.settings).eps for row in config.variants.values()}
     if lasting["train"]["budget"]["eps"] is None and own == {Budget.eps}:
@@ -132,10 +140,16 @@ def specification(config: RunConfig) -> dict[str, Any]:
 def _as_stored(row: dict[str, Any]) -> None:
     """A method as stores name it, without what it leaves at its default and 0.1 did not know."""
     row["name"] = stored_name(row["name"])
-    for name, default in (("budget", None), ("stage1", None), ("stage2", None), ("longer", 1.0)):
-        value = row[name]
-        if value == default or (isinstance(value, dict) and not any(v is not None for v in value.values())):
-            row.pop(name)
+    for name in ("budget", "stage1", "stage2"):
+        _without_unset(row, name)
+    if not row["all_steps"]:
+        row.pop("all_steps")
+
+
+def _without_unset(tree: dict[str, Any], name: str) -> None:
+    """Leave out a budget that says nothing."""
+    if not any(value is not None for value in tree[name].values()):
+        tree.pop(name)
 
 
 def specification_of_rows(rows: Mapping[str, RunConfig]) -> dict[str, Any]:
@@ -179,10 +193,11 @@ def packed_task(config: RunConfig, name: str, read: Read) -> TaskSpec:
     task = config.tasks[name]
     train = _manifest(read, name, task, task.data.train)
     val = _manifest(read, name, task, task.data.val)
+    test = _manifest(read, name, task, task.data.test) if task.data.test else val
     return TaskSpec(
         name=name,
         kind=task.kind,
-        classes=_classes(name, task, train, val),
+        classes=_classes(name, task, train, val, test),
         max_text=task.max_text,
         dataset=task.data.dataset,
         train=task.data.train,
@@ -190,6 +205,8 @@ def packed_task(config: RunConfig, name: str, read: Read) -> TaskSpec:
         train_digest=train.digest,
         val_digest=val.digest,
         shots=task.shots,
+        test=task.data.test,
+        test_digest=test.digest if task.data.test else "",
     )
 
 
@@ -208,13 +225,14 @@ def _manifest(read: Read, name: str, task: TaskConfig, split: str) -> ShardManif
     return manifest
 
 
-def _classes(name: str, task: TaskConfig, train: ShardManifest, val: ShardManifest) -> int:
-    if train.classes != val.classes:
-        raise DataError(
-            f"Task {name}: the splits {train.split} and {val.split} of {train.dataset} do not have the same classes "
-            f"({len(train.classes)} and {len(val.classes)}).",
-            fix="Pack both splits from the same data set.",
-        )
+def _classes(name: str, task: TaskConfig, train: ShardManifest, *others: ShardManifest) -> int:
+    for other in others:
+        if train.classes != other.classes:
+            raise DataError(
+                f"Task {name}: the splits {train.split} and {other.split} of {train.dataset} do not have the same classes "
+                f"({len(train.classes)} and {len(other.classes)}).",
+                fix="Pack both splits from the same data set.",
+            )
     if task.classes not in (None, len(train.classes)):
         raise ConfigError(
             f"tasks.{name}.classes is {task.classes}, the shards have {len(train.classes)}.",

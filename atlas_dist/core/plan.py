@@ -13,7 +13,7 @@ its bytes), so that the whole graph, with its sharing, is known before anything 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any
 
@@ -32,6 +32,8 @@ class PlannedTask:
 
     spec: TaskSpec
     budgets: Mapping[Stage, Budget]
+    both: Budget | None = None
+    """Of a stage two that goes on from stage one, where several forms of a task are trained; None = as any stage two."""
 
     def budget(self, stage: Stage) -> Budget:
         """A stage's budget; what stage one put together is distilled for as long as stage one took."""
@@ -342,7 +344,7 @@ class _Builder:
                 parents=_unique((*bank, blank.bank_from, describe, *continued)),
                 model_from=continued[-1] if continued else "",
                 stage=stage,
-                budget=task.budget(stage.stage),
+                budget=(task.both or task.budget(stage.stage)) if stage.grows else task.budget(stage.stage),
                 label=f"{label} {stage.stage.value}",
             )
             stages.append(self._add(job, method))
@@ -405,14 +407,15 @@ def _identity(job: StageJob, method: MethodSpec, common: Common) -> dict[str, An
 
     What came to jobs later than the first results is named only where it is used, so that older results keep their names.
     """
-    later: dict[str, Any] = {"trunk_from": job.backbone_from, "guests": job.auxiliary_tasks, "leaves": job.leaves}
+    auxiliary_tasks = [_named(auxiliary) for auxiliary in job.auxiliary_tasks]
+    later: dict[str, Any] = {"trunk_from": job.backbone_from, "guests": auxiliary_tasks, "leaves": job.leaves}
     later |= {"candidates": job.candidates, "signature_from": job.signature_from, "bank_from": job.bank_from}
     # The low-shot choice once depended on the stage as well; results of that time must not be taken for today's.
     later["low_shot"] = 2 if any(task.shots for task in (job.task, *(auxiliary.task for auxiliary in job.auxiliary_tasks))) else 0
     return {
         **{name: value for name, value in later.items() if value},
         "kind": job.kind,
-        "task": job.task,
+        "task": _named(job.task),
         "method": {"name": method.stored, "settings": method.settings},
         "seed": job.seed,
         "parents": job.parents,
@@ -427,6 +430,14 @@ def _identity(job: StageJob, method: MethodSpec, common: Common) -> dict[str, An
         "backbone": common.backbone_digest,
         "numerics": common.numerics,
     }
+
+
+def _named(value: TaskSpec | AuxiliaryTask) -> dict[str, Any]:
+    """A task as keys name it: a test split only where it has one, since it came later."""
+    if isinstance(value, AuxiliaryTask):
+        return {"task": _named(value.task), "budget": value.budget}
+    every = {f.name: getattr(value, f.name) for f in fields(value)}
+    return {name: part for name, part in every.items() if part or name not in ("test", "test_digest")}
 
 
 def _describing(blank: StageJob, label: str) -> StageJob:

@@ -124,7 +124,7 @@ class TaskSpec:
     max_text: int
     """Text tokens a pass, [CLS] and [SEP] included; longer texts are cut, shorter ones padded."""
     dataset: str
-    """Folder of the shard set below the shards URL; `train` and `val` name its splits."""
+    """Folder of the shard set below the shards URL; `train`, `val` and `test` name its splits."""
     train: str
     val: str
     train_digest: str
@@ -132,6 +132,24 @@ class TaskSpec:
     val_digest: str
     shots: float = 0.0
     """0 = all training samples; n >= 1 = n samples a class; 0 < share < 1 = that share of the samples."""
+    test: str = ""
+    """The split that evaluations score, which chooses nothing; "" = `val`."""
+    test_digest: str = ""
+
+    @property
+    def scored(self) -> str:
+        """The split that evaluations score."""
+        return self.test or self.val
+
+    @property
+    def scored_digest(self) -> str:
+        """Digest of its manifest."""
+        return self.test_digest if self.test else self.val_digest
+
+    @property
+    def splits(self) -> dict[str, str]:
+        """Every split that the task reads -> the digest of its manifest."""
+        return {self.train: self.train_digest, self.val: self.val_digest, self.scored: self.scored_digest}
 
     @property
     def images(self) -> int:

@@ -70,6 +70,11 @@ class TaskFacts:
     data: Mapping[str, str] = field(default_factory=dict)
     """What the task was learnt and scored on: `dataset/split` -> digest of its manifest."""
 
+    @property
+    def tested(self) -> bool:
+        """Whether evaluations scored a third split, which chose nothing."""
+        return len(self.data) > 2
+
     def reuse(self, statistic: str = "mean") -> dict[str, float]:
         """Mean over sites of a statistic of α (`mean`, `std` over samples) of each adapter that the last stage saw (a task may
         see its own, in stage two); {} where it was not noted."""
@@ -124,6 +129,7 @@ class SequenceFacts:
     fingerprints: Mapping[str, tuple[str, ...]]
     """task -> sha256 of its task-view predictions after each later task: all equal, or something is wrong."""
     transfers: Mapping[str, Cell]
+    """downstream task -> its score in percent."""
     without: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     """task -> its score, right after it was learnt, without each adapter of its bank in turn; tasks that read one adapter only
     are not there."""
@@ -160,6 +166,16 @@ class SequenceFacts:
             tuple(_forgotten(rows[j][j], cell, self.upstream[j].random_score) for j, cell in enumerate(row[:-1]))
             for row in rows[1:]
         )
+
+    @property
+    def scored_on(self) -> str:
+        """A sentence on the samples that score."""
+        tasks = (*self.upstream, *self.downstream)
+        untested = [task.task for task in tasks if not task.tested]
+        if len(untested) == len(tasks):
+            return "Scores are of validation splits, which also chose what was kept."
+        rest = f"; those of {', '.join(untested)} of validation splits, which also chose what was kept" if untested else ""
+        return f"Scores are of test splits, which chose nothing{rest}."
 
     def changed_predictions(self) -> list[str]:
         """Tasks whose task-view predictions did not stay bitwise equal. Must be empty."""
@@ -298,7 +314,7 @@ def _task(plan: Plan, state: RunState, jobs: TaskJobs, reader: CurveReader | Non
         random_score=spec.random_score,
         stages=stages,
         sees=tuple(plan.jobs[key].task.name if key in plan.jobs else key[:12] for key in _seen(jobs, state)),
-        data={f"{spec.dataset}/{spec.train}": spec.train_digest, f"{spec.dataset}/{spec.val}": spec.val_digest},
+        data={f"{spec.dataset}/{split}": digest for split, digest in spec.splits.items()},
     )
 
 

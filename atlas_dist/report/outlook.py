@@ -105,7 +105,7 @@ def foresee(
         samples = (
             steps[key] * job.budget.global_batch
             if job.stage
-            else len(job.views) * manifests[job.task.dataset, job.task.val].samples
+            else len(job.views) * manifests[job.task.dataset, job.task.scored].samples
         )
         pace = paces.of(job)
         out[key] = JobOutlook(
@@ -201,7 +201,7 @@ def _steps(job: StageJob, manifests: Mapping[tuple[str, str], ShardManifest]) ->
 
 
 def _bytes(job: StageJob, steps: int, manifests: Mapping[tuple[str, str], ShardManifest], buffer_bytes: int) -> int:
-    val = manifests[job.task.dataset, job.task.val]
+    val = manifests[job.task.dataset, job.task.val if job.stage else job.task.scored]
     passes = job.budget.validations + 1 if job.stage else len(job.views)
     read = val.size * (1 if val.size <= buffer_bytes else passes)
     if job.stage:

@@ -265,7 +265,8 @@ def _of_tasks(method: MethodScores) -> str:
         ["An outline is a transfer: it starts from the final bank and stays out of it."] if any(r.hollow for r in rows) else []
     )
     notes += [f"{len(rows)} of {len(method.tasks)} tasks are drawn."] if len(rows) < len(method.tasks) else []
-    return plot("Validation score of each task at the end, in %", rows, 0, 100, " ".join(notes))
+    notes += list(dict.fromkeys(sequence.scored_on for sequence in method.sequences))
+    return plot("Score of each task at the end, in %", rows, 0, 100, " ".join(notes))
 
 
 def _task_row(name: str, task: TaskScores) -> PlotRow:

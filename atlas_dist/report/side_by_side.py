@@ -82,12 +82,13 @@ def _meanings(facts: RunFacts) -> dict[str, dict[str, str]]:
     settings = facts.spec.get("tasks", {})
     return {
         name: {key: json.dumps(settings[name][key]) for key in _OF_A_TASK if key in settings.get(name, {})}
-        # A task's data are told as training split, validation split.
-        | dict(zip(("training data", "validation data"), (digest[:8] for digest in task.data.values()), strict=False))
+        | dict(zip(_SPLITS, (digest[:8] for digest in task.data.values()), strict=False))
         for name, task in _tasks(facts).items()
     }
 
 
+_SPLITS = ("training data", "validation data", "test data")
+"""The order in which a task tells its data; the last one only where there is one."""
 _OF_A_TASK = ("kind", "classes", "max_text", "shots")
 
 
@@ -178,7 +179,7 @@ def _score_table(sides: Sequence[Side]) -> str:
         cells = "".join(heat_cell(scores.get(key), 100.0, ".1f") for scores in per_side)
         lines.append(f'<tr><th scope="row">{escape(key[0])}</th><td class="text">{escape(key[1])}</td>{cells}</tr>')
     head = _heads("read", [side.name for side in sides])
-    return _table("Validation score in %, mean over the run’s orders and seeds", head, lines)
+    return _table("Score in %, mean over the run’s orders and seeds", head, lines)
 
 
 def _scores(facts: RunFacts) -> dict[tuple[str, str], float]:

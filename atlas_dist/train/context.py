@@ -129,6 +129,12 @@ class RankContext:
         task, batch = task or job.task, self.config.train.eval_batch * self.world
         return self._open(task, task.val, task.val_digest, job, batch, 0, shuffle=False)
 
+    def scoring_stream(self, job: StageJob) -> Stream:
+        """This rank's share of the split that evaluations score (the test split where the task has one, else the validation
+        split), in batches of a fixed size a rank."""
+        task, batch = job.task, self.config.train.eval_batch * self.world
+        return self._open(task, task.scored, task.scored_digest, job, batch, 0, shuffle=False)
+
     def _open(
         self, task: TaskSpec, split: str, digest: str, job: StageJob, global_batch: int, start_step: int, **options: Any
     ) -> Stream:

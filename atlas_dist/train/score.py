@@ -59,7 +59,7 @@ def score(
     job, stopwatch = assignment.job, Stopwatch()
     views: dict[View, ViewResult] = {}
     files: dict[str, bytes] = {}
-    with context.validation_stream(job) as stream:
+    with context.scoring_stream(job) as stream:
         for done, view in enumerate(job.views):
             predictions, effective_rank = Predictions(), EffectiveRankMeter()
 
@@ -113,7 +113,7 @@ def score_model(
     stream: Stream,
     observe: Callable[[Tensor, Tensor], None] | None = None,
 ) -> Scores:
-    """One pass of `model` over the job's validation split; `observe` as in `evaluate`."""
+    """One pass of `model` over the split in `stream`; `observe` as in `evaluate`."""
     return evaluate(_module(context, job, model), stream.validation(), context.feeder(), observe)
 
 

@@ -43,7 +43,7 @@ def pack_toys(config: RunConfig, samples: int = 96) -> None:
     store = open_shards(config)
     for task in config.tasks.values():
         assert task.raw is not None
-        for split, count in ((task.data.train, samples), (task.data.val, samples // 2)):
+        for split, count in zip(task.data.splits, (samples, samples // 2, samples // 4), strict=False):
             options = {**task.raw.options, "samples": count, "side": 32}
             run_pack(task.raw.converter, None, store, task.data.dataset, split, options=options, image_size=64)
 

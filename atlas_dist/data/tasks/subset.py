@@ -5,7 +5,7 @@
     options:
       of: inaturalist2019                  # any other converter; `options` below are its own
       images: ["*/Balinese/*"]             # samples whose picture is called so
-      parts: 3                             # deal the classes that are left, in their order, into three parts …
+      parts: 3                             # deal the classes of each of `images`, in their order, into three parts …
       take: [0, 1]                         # … and keep the first two
       per_class: {train: 12, val: 4, test: 4}
 
@@ -14,6 +14,7 @@ Samples are drawn from all splits of the other converter together, in an order t
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from fnmatch import fnmatchcase
@@ -38,6 +39,7 @@ class SubsetOptions(Options):
     images: tuple[str, ...] = ()
     """Patterns of the name of a sample's first picture."""
     parts: int = Field(default=1, ge=1)
+    """The classes of each pattern of `images` are dealt into so many parts, apart from those of the other patterns."""
     take: tuple[int, ...] = (0,)
     """Which of the `parts` are kept, from 0."""
     per_class: dict[str, int] = Field(default_factory=dict)
@@ -58,7 +60,11 @@ def subset_of(find: Callable[[str], Converter[Any]]) -> Converter[SubsetOptions]
         if first.kind is not TaskKind.SINGLE:
             raise ConfigError(f"subset takes data sets with classes; {options.of} is of kind {first.kind.value}.")
         every = [sample for raw in whole.values() for sample in raw.samples if _named(sample, options.images)]
-        kept = _classes(first.classes, {sample.label for sample in every}, options)
+        # Classes are dealt by the first pattern that one of their pictures has, whatever stands in front of it.
+        there: dict[int, int] = {}
+        for sample in every:
+            there[sample.label] = min(_pattern(sample, options.images), there.get(sample.label, len(options.images)))
+        kept = _classes(first.classes, there, options)
         number = {label: place for place, label in enumerate(kept)}
         mine = every if options.per_class else [s for s in whole[split].samples if _named(s, options.images)]
         mine = [sample for sample in mine if sample.label in number]
@@ -83,11 +89,20 @@ def _named(sample: RawSample, patterns: tuple[str, ...]) -> bool:
     return not patterns or (bool(sample.images) and any(fnmatchcase(sample.images[0], pattern) for pattern in patterns))
 
 
-def _classes(names: tuple[str, ...], there: set[int], options: SubsetOptions) -> list[int]:
-    """Labels that are kept, in their new order."""
+def _pattern(sample: RawSample, patterns: tuple[str, ...]) -> int:
+    """Number of the first pattern that the sample's picture has; 0 where there are none."""
+    return next((number for number, pattern in enumerate(patterns) if fnmatchcase(sample.images[0], pattern)), 0)
+
+
+def _classes(names: tuple[str, ...], there: dict[int, int], options: SubsetOptions) -> list[int]:
+    """Labels that are kept, in their new order. `there`: label -> the number of its pattern of pictures."""
     patterns = options.classes or ("*",)
     matching = [c for pattern in patterns for c, name in enumerate(names) if c in there and fnmatchcase(name, pattern)]
-    dealt = [c for place, c in enumerate(dict.fromkeys(matching)) if place % options.parts in options.take]
+    dealt, places = [], Counter[int]()
+    for c in dict.fromkeys(matching):
+        if places[there[c]] % options.parts in options.take:
+            dealt.append(c)
+        places[there[c]] += 1
     if not dealt:
         raise DataError(
             f"subset of {options.of} keeps no class.", fix=f"The data set has {len(names)} classes: {', '.join(names[:8])}, …"

@@ -2,8 +2,21 @@
 
 from __future__ import annotations
 
-from atlas_dist.config import Precision, RunConfig, TrainConfig
-from atlas_dist.coordinator.expand import NUMERICS_VERSION, numerics_of, specification
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from atlas_dist.compose import compose_config
+from atlas_dist.config import MethodConfig, Precision, RunConfig, TrainConfig
+from atlas_dist.config.groups import BudgetConfig
+from atlas_dist.coordinator.expand import NUMERICS_VERSION, numerics_of, packed_task, specification
+from atlas_dist.core.manifest import ShardManifest
+from atlas_dist.core.types import Stage
+from atlas_dist.data.manifest import read_manifest
+from atlas_dist.errors import DataError
+from atlas_dist.runs.stores import open_shards
+from tests.kits.stage import pack_toys, toy_config
 
 
 def test_what_may_change_the_numbers_is_named_and_what_is_off_is_not() -> None:
@@ -19,3 +32,40 @@ def test_a_runs_specification_names_compile_only_where_it_is_on() -> None:
     assert "compile" not in older["train"]
     assert specification(RunConfig(train=TrainConfig(activation_checkpointing=True))) == older
     assert specification(RunConfig(train=TrainConfig(compile=True)))["train"]["compile"] is True
+
+
+def test_a_task_with_a_test_split_names_it_and_needs_the_same_classes_in_it(tmp_path: Path) -> None:
+    words = ("sequence.upstream=[toy_shape]", "sequence.downstream=[]", "tasks.toy_shape.data.test=test")
+    config = toy_config(tmp_path, *words)
+    pack_toys(config, samples=16)
+    shards = open_shards(config)
+    spec = packed_task(config, "toy_shape", lambda dataset, split: read_manifest(shards, dataset, split))
+    assert list(spec.splits) == ["train", "val", "test"]
+    assert spec.scored_digest == read_manifest(shards, spec.dataset, "test").digest
+
+    def fewer(dataset: str, split: str) -> ShardManifest:
+        manifest = read_manifest(shards, dataset, split)
+        return replace(manifest, classes=manifest.classes[:-1]) if split == "test" else manifest
+
+    with pytest.raises(DataError, match=r"train and test of .* do not have the same classes"):
+        packed_task(config, "toy_shape", fewer)
+
+
+def test_a_specification_names_a_test_split_and_a_third_budget_only_where_they_are() -> None:
+    older = specification(compose_config(["experiment=toy"]))
+    assert all("test" not in task["data"] and "both" not in task for task in older["tasks"].values())
+    assert "both" not in older["train"]
+    newer = specification(compose_config(["experiment=toy", "tasks.toy_shape.data.test=held", "train.both.max_steps=3"]))
+    assert newer["tasks"]["toy_shape"]["data"]["test"] == "held"
+    assert newer["train"]["both"]["max_steps"] == 3
+
+
+def test_a_row_with_all_steps_learns_as_long_as_every_stage_together() -> None:
+    words = ["train.stage1.max_steps=3", "train.stage2.max_steps=20", "train.both.max_steps=6", "train.budget.lr=1e-3"]
+    config = compose_config(["experiment=toy", *words])
+    task, usual, whole = config.tasks["toy_shape"], MethodConfig(), MethodConfig(all_steps=True)
+    assert task.budgets(config.train, usual)[Stage.TWO].max_steps == 20
+    assert task.budgets(config.train, whole)[Stage.TWO].max_steps == 29
+    rated = MethodConfig(stage2=BudgetConfig(lr=2e-3))
+    assert task.budget_of_both(config.train, rated).max_steps == 6
+    assert task.budget_of_both(config.train, rated).lr == 2e-3, "a row's rate of stage two counts for both kinds"

@@ -110,6 +110,16 @@ def test_a_key_changes_with_the_backbone_and_the_numerics(common: Common) -> Non
     assert not set(make_plan([sequence("ab")], COMMON).jobs) & set(make_plan([sequence("ab")], common).jobs)
 
 
+def test_the_released_forms_results_keep_the_keys_that_0_1_gave_them() -> None:
+    """Written down from 0.1, where `method=atlas` was the released form: a store of that time is read and gone on with."""
+    plan = make_plan([sequence("ab", downstream="c"), sequence("ba", downstream="c")], COMMON)
+    (first, _) = plan.sequences
+    assert next(iter(plan.jobs)) == "562499ef0ea6bb498dfafae4414c135d"
+    assert first.upstream[1].final == "097463c875f0d323e980d64a69fdc14c"
+    assert first.transfers["c"] == "666025ec854787c5d323d0b04b6775a0"
+    assert plan.digest == "1d4a89e3a23b84392ecd85858ed2e101668f68616a28da0e3e72856687521cea"
+
+
 def test_labels_are_for_people_and_not_part_of_a_key() -> None:
     renamed = replace(sequence("ab"), name="another")
     assert set(make_plan([sequence("ab")], COMMON).jobs) == set(make_plan([renamed], COMMON).jobs)

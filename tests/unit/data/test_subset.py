@@ -54,6 +54,14 @@ def test_parts_deal_the_classes_out_without_overlap(folder: Path) -> None:
     assert rest.classes == ("ant", "bee", "cow", "dog")
 
 
+def test_the_classes_of_each_pattern_of_pictures_are_dealt_apart(folder: Path) -> None:
+    """What is held out of `c*` stays held out whatever stands in front of it: an earlier task had the other part."""
+    patterns = ["*/ant/*", "*/c*/*"]
+    held, rest = (taken(folder, images=patterns, parts=2, take=[part]) for part in (1, 0))
+    assert held.classes == ("cow",) == taken(folder, images=patterns[1:], parts=2, take=[1]).classes
+    assert rest.classes == ("ant", "cat")
+
+
 def test_splits_of_ones_own_share_no_sample_and_have_the_counts_asked_for(folder: Path) -> None:
     counts = {"train": 3, "val": 2, "test": 1}
     drawn = {split: taken(folder, split, per_class=counts, classes=["ant", "bee"]) for split in counts}

@@ -24,7 +24,7 @@ from atlas_dist.core.records import Begin, Commit, Dispatch, Elect, Fail, Pause
 from atlas_dist.core.types import CommittedRef, FailureKind
 from atlas_dist.data.crc import crc32c
 from atlas_dist.report.console import show
-from atlas_dist.report.facts import RunFacts, gather
+from atlas_dist.report.facts import RunFacts, SequenceFacts, TaskFacts, gather
 from atlas_dist.report.page import render, write_report
 from atlas_dist.report.tensorboard import Scalar, event_file, write_events
 from atlas_dist.report.timeline import timeline
@@ -311,3 +311,17 @@ def test_what_is_never_measured_is_told_from_what_is_missing() -> None:
     show(found, console)
     assert "· not measured (sequence.evaluate_every)" in console.export_text()
     json.dumps(dataclasses.asdict(found))
+
+
+def test_a_report_says_which_samples_score() -> None:
+    """A score of the samples that chose a checkpoint flatters; whoever reads a table must know."""
+    splits = {"a/train": "1", "a/val": "2"}
+    told = TaskFacts("a", 50.0, (), (), splits)
+    tested = replace(told, task="b", data=splits | {"a/test": "3"})
+    sequence = SequenceFacts("s", "atlas", 0, (told,), (), {}, {}, {})
+    assert sequence.scored_on == "Scores are of validation splits, which also chose what was kept."
+    assert replace(sequence, upstream=(tested,)).scored_on == "Scores are of test splits, which chose nothing."
+    both = replace(sequence, upstream=(told, tested)).scored_on
+    assert (
+        both == "Scores are of test splits, which chose nothing; those of a of validation splits, which also chose what was kept."
+    )
