@@ -4,9 +4,9 @@
 A signature is the mean and the spread (standard deviation) of the pooled features of a few hundred training samples, [P] each. It
 needs no label and no training, so a packed data set can be compared with a bank before anything is learnt.
 
-For one sample, a task has a `Density` of the same features: a Gaussian whose covariance is diagonal plus a few directions (factor
-analysis, from principal components of the standardised features). `choose` names the task that a sample most likely belongs to, and
-refuses one that lies farther out than the task's own samples do.
+For one sample, a task has a `Density` of the same features: a Gaussian whose covariance is diagonal plus a few directions (from
+the principal components of the standardised features). `choose` names the task that a sample most likely belongs to, and refuses
+one that lies farther out than the task's own samples do.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ DIRECTIONS = 16
 """Directions of a density at most."""
 
 SHRINKAGE = 0.2
-"""Share by which the rest of a feature's variance is drawn towards the mean over features, both in units of its whole variance."""
+"""Share by which the rest of a feature's variance is drawn towards the mean over features, in units of its whole variance."""
 
 QUANTILE = 0.995
 """Share of a task's own samples that its limit lets in."""
@@ -131,13 +131,14 @@ def _gaussian(rows: Vector) -> Density:
 
 def distances(density: Density, rows: Vector) -> Vector:
     """Squared Mahalanobis distance a feature of rows [n, P], [n]: 1 on average for the task's own samples."""
-    return _terms(density, rows)[0] / rows.shape[1]
+    squared, _ = _terms(density, rows)
+    return np.asarray(squared / rows.shape[1])
 
 
 def log_likelihoods(density: Density, rows: Vector) -> Vector:
     """Of rows [n, P], [n], without the constant that is the same for every density of P features."""
     squared, log_determinant = _terms(density, rows)
-    return -0.5 * (squared + log_determinant)
+    return np.asarray(-0.5 * (squared + log_determinant))
 
 
 def _terms(density: Density, rows: Vector) -> tuple[Vector, float]:

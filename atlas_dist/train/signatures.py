@@ -54,8 +54,8 @@ def describe(context: RankContext, assignment: Assignment) -> tuple[dict[str, by
 def signature_tensors(rows: Rows) -> dict[str, Tensor]:
     """What `signature.safetensors` holds of a task with these samples, in the order of their ordinals.
 
-    `<pooled or site>/{mean,spread}`; `form` [3], the share of samples with each part; `density/…`, what a sample of the task looks
-    like (`task_profile`).
+    `<pooled or site>/{mean,spread}`; `form` [3], the share of samples with each part; `density/…`, what one sample of the task
+    looks like (`profile_of`).
     """
     values = {name: value.double() for name, value in rows.items() if name != FORM}
     tensors = {f"{name}/mean": value.mean(0).float() for name, value in values.items()}
@@ -149,8 +149,8 @@ def profile_of(tensors: Mapping[str, Tensor], task: TaskSpec) -> TaskProfile | N
     """What a task's samples look like, out of a `signature.safetensors`; None where that was written before there were any."""
     if FORM not in tensors:
         return None
-    part = {f: np.asarray(tensors[f"{DENSITY}/{f}"].double().numpy()) for f in ("mean", "noise", "loadings")}
-    numbers = {f: float(tensors[f"{DENSITY}/{f}"]) for f in ("freedom", "limit")}
+    mean, noise, loadings = (np.asarray(tensors[f"{DENSITY}/{f}"].double().numpy()) for f in ("mean", "noise", "loadings"))
+    density = Density(mean, noise, loadings, *(float(tensors[f"{DENSITY}/{f}"]) for f in ("freedom", "limit")))
     choices = task.classes if task.kind is TaskKind.CHOICE else 0
     shares = Form(*(float(share) for share in tensors[FORM]))
-    return TaskProfile(Density(**part, **numbers), shares, task.images, choices)
+    return TaskProfile(density, shares, task.images, choices)
