@@ -7,19 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 from torch import Tensor
 
-from atlas_dist.bank.contents import Learnt
 from atlas_dist.bank.verify import require_base, rescoring_context
 from atlas_dist.bank.weights import BankWeights
 from atlas_dist.config import RunConfig
-from atlas_dist.coordinator.expand import packed_task
 from atlas_dist.core.signature import nearest, similarity
 from atlas_dist.core.types import Budget, JobKind, StageJob, TaskSpec
-from atlas_dist.data.manifest import read_manifest
 from atlas_dist.errors import ConfigError
 from atlas_dist.methods import make_method
 from atlas_dist.train.signatures import observe_training, signature_of, signature_tensors
@@ -57,50 +53,47 @@ class Similar:
     """Learnt tasks that declined to grow: there is nothing of theirs to look at."""
 
 
-def similar(config: RunConfig, name: str, weights: BankWeights) -> Similar:
+def similar(config: RunConfig, task: TaskSpec, weights: BankWeights) -> Similar:
     """Compare a task of the configuration with a bank.
 
     Args:
-        config: says what the task is and where its shards are, and `method.settings.retrieve`.
-        name: of a task of the configuration; it need not be in the run's sequence.
+        config: says where the shards are, and `method.settings.retrieve`.
+        task: as its packed data define it (coordinator/expand.py: `packed_task`).
 
     Raises:
-        ConfigError: no such task, the configured method does not look back by signature, or the bank was learnt without any.
-        DataError: the task is not packed, or its shards are damaged.
+        ConfigError: the configured method does not look back by signature, or the bank was learnt without any.
+        DataError: the task's shards are damaged.
     """
-    if name not in config.tasks:
-        raise ConfigError(f"This configuration has no task {name!r}.", fix=f"It has: {', '.join(config.tasks)}.")
     method = make_method(config.method.name, config.method.settings)
     if method.selecting is None:
         raise ConfigError(f"{config.method.name} sees every earlier adapter, not the nearest ones.", fix="Set method=atlas.")
-    grown = {key: task for key, task in weights.tasks.items() if task.learnt.has_adapter and key not in weights.dropped}
-    unsigned = [task.learnt.name for task in grown.values() if not task.signature]
+    grown = {key: known for key, known in weights.tasks.items() if known.learnt.has_adapter and key not in weights.dropped}
+    unsigned = [known.learnt.name for known in grown.values() if not known.signature]
     if unsigned:
         raise ConfigError(
             f"{', '.join(unsigned)} learnt without a signature (method {weights.first.method}, or an older version).",
             fix="Compare with a bank of method=atlas.",
         )
-    tensors, samples = described(config, name, weights, weights.first)
-    known = {key: signature_of(task.signature) for key, task in grown.items()}
-    found, chosen = nearest(signature_of(tensors), known, method.selecting.retrieve)
+    tensors, samples = described(config, task, weights)
+    signatures = {key: signature_of(learnt.signature) for key, learnt in grown.items()}
+    found, chosen = nearest(signature_of(tensors), signatures, method.selecting.retrieve)
     adapters = [
-        SimilarAdapter(task.learnt.name, key, found[key], _at_the_sites(tensors, task.signature), retrieved=key in chosen)
-        for key, task in grown.items()
+        SimilarAdapter(learnt.learnt.name, key, found[key], _at_the_sites(tensors, learnt.signature), retrieved=key in chosen)
+        for key, learnt in grown.items()
     ]
     return Similar(
-        name,
+        task.name,
         samples,
         method.selecting.retrieve,
         tuple(sorted(adapters, key=lambda adapter: -adapter.similarity)),
-        tuple(task.learnt.name for key, task in weights.tasks.items() if key not in grown),
+        tuple(other.learnt.name for key, other in weights.tasks.items() if key not in grown),
     )
 
 
-def described(config: RunConfig, name: str, weights: BankWeights, base: Learnt) -> tuple[dict[str, Tensor], int]:
+def described(config: RunConfig, task: TaskSpec, weights: BankWeights) -> tuple[dict[str, Tensor], int]:
     """What `signature.safetensors` of a packed task would hold, on a bank's backbone, and from how many samples."""
-    context = rescoring_context(config, weights, base)
-    require_base(context.backbone(), base)
-    task = packed_task(config, name, partial(read_manifest, context.shards))
+    context = rescoring_context(config, weights, weights.first)
+    require_base(context.backbone(), weights.first)
     ordinals, rows = observe_training(context, describing_job(task, config.seeds[0] if task.shots else 0))
     order = np.argsort(ordinals)
     return signature_tensors({part: values[order] for part, values in rows.items()}), len(ordinals)

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -219,15 +220,21 @@ def similar(
     from atlas_dist.bank.package import read_package
     from atlas_dist.bank.similar import similar as compare
     from atlas_dist.bank.weights import load_weights
+    from atlas_dist.coordinator.expand import packed_task
+    from atlas_dist.data.manifest import read_manifest
+    from atlas_dist.runs.stores import open_shards
 
     hush()
     config = composed(overrides)
+    if task not in config.tasks:
+        raise ConfigError(f"This configuration has no task {task!r}.", fix=f"It has: {', '.join(config.tasks)}.")
+    spec = packed_task(config, task, partial(read_manifest, open_shards(config)))
     if folder:
         weights = read_package(folder)
     else:
         _, store, bank = _open(overrides)
         weights = load_weights(store, bank)
-    found = compare(config, task, weights)
+    found = compare(config, spec, weights)
     if as_json:
         typer.echo(json.dumps(asdict(found), indent=1))
         return
@@ -236,7 +243,7 @@ def similar(
         table.add_column(column)
     for a in found.adapters:
         looked_at = "looked at" if a.retrieved else "–"
-        table.add_row(a.task, f"{a.similarity:.3f}", f"{a.site_similarity:.3f}", looked_at, a.key[:SHORT])
+        table.add_row(a.task, f"{a.similarity:.3g}", f"{a.site_similarity:.3g}", looked_at, a.key[:SHORT])
     standard_console().print(table)
     if found.without_adapter:
         standard_console().print(f"Learnt without an adapter of their own: {', '.join(found.without_adapter)}", soft_wrap=True)

@@ -197,7 +197,9 @@ class AtlasModel:
         unnamed = [number for number, request in enumerate(requests) if request.task is None]
         out: dict[int, TaskChoice] = {}
         for start in range(0, len(unnamed), self.max_rows):
-            out |= self._choices_of({number: requests[number] for number in unnamed[start : start + self.max_rows]}, len(requests))
+            out |= self._choices_of(
+                {number: requests[number] for number in unnamed[start : start + self.max_rows]}, len(requests)
+            )
         return out
 
     def _choices_of(self, requests: Mapping[int, Request], of: int) -> dict[int, TaskChoice]:
@@ -229,9 +231,7 @@ class AtlasModel:
             check_pictures(task.learnt.task, pictures_in(request.image))
         return task
 
-    def _prepared(
-        self, number: int, task: LearntWeights, request: Request, of: int, pixels: Tensor | None = None
-    ) -> TaskBatch:
+    def _prepared(self, number: int, task: LearntWeights, request: Request, of: int, pixels: Tensor | None = None) -> TaskBatch:
         with _naming(number, request, of):
             return self._prepare(task, request, pixels)
 
