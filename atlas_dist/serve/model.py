@@ -8,7 +8,7 @@
 
 Samples of different tasks go through the backbone together: `model.predict_batch([Request("digits", …), Request("vqa", …)])`.
 
-A request that names no task is given to the one whose samples it looks like (serve/choosing.py): `model.predict(image="seven.png")`.
+A request that names no task goes to the one whose samples it looks like (serve/choosing.py): `model.predict(image="seven.png")`.
 """
 
 from __future__ import annotations

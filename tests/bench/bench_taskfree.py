@@ -21,10 +21,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from rich.console import Console
 
+from atlas_dist.app.pack import pack
 from atlas_dist.bank.similar import describing_job
-from atlas_dist.cli.pack import pack_experiment
 from atlas_dist.compose import compose_config
 from atlas_dist.coordinator.expand import packed_task
 from atlas_dist.core.signature import Parts, TaskProfile, choose
@@ -51,7 +50,7 @@ class Looked:
 def look(shards: str, experiment: str, raw: Sequence[str], samples: int, threads: int) -> dict[str, Looked]:
     """Pack where needed, and look at every task of an experiment."""
     words = [f"experiment={experiment}", f"shards.url={shards}", "train.precision=fp32", f"train.threads={threads}", *raw]
-    pack_experiment(words, Console(quiet=True))
+    pack(*words)
     config = compose_config(words)
     join_alone()
     context, out = RankContext(config, 0, 1), {}

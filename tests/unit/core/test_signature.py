@@ -21,6 +21,7 @@ from atlas_dist.core.signature import (
     similarity,
 )
 
+PICTURES = Form(1, 0, 0)
 seeds = st.integers(0, 2**32 - 1)
 
 
@@ -36,7 +37,7 @@ def samples(seed: int, count: int = 64, width: int = 8, away: float = 0.0) -> np
     return away + rng.normal(size=(count, 3)) @ mixing + rng.uniform(0.1, 1, width) * rng.normal(size=(count, width))
 
 
-def profile(rows: np.ndarray, form: Form = Form(1, 0, 0), images: int = 1, choices: int = 0) -> TaskProfile:
+def profile(rows: np.ndarray, form: Form = PICTURES, images: int = 1, choices: int = 0) -> TaskProfile:
     return TaskProfile(fit(rows), form, images, choices)
 
 
