@@ -84,9 +84,9 @@ def test_what_is_unlike_everything_is_refused_naming_the_nearest_with_their_numb
     ("request_", "says"),
     [
         (Request(None, [PICTURE, PICTURE]), "2 pictures, no text"),
-        (Request(None, None, "alone"), "No picture, a text"),
+        (Request(None, None, "alone"), "No pictures, a text"),
         (Request(None, None, "q", ("a", "b")), "2 choices"),
-        (Request(), "No picture, no text"),
+        (Request(), "No pictures, no text"),
     ],
 )
 def test_a_kind_of_sample_that_no_task_takes_is_refused(model: AtlasModel, request_: Request, says: str) -> None:
