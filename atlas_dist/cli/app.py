@@ -138,7 +138,7 @@ def track(
 @app.command()
 def predict(
     overrides: Overrides = None,
-    task: Annotated[str, typer.Option(help="Which task answers.")] = "",
+    task: Annotated[str, typer.Option(help="Which task answers; left out = the one that the sample looks like.")] = "",
     image: Annotated[list[Path] | None, typer.Option(help="A picture's file; twice for a pair.")] = None,
     text: Annotated[str | None, typer.Option(help="Question or sentence.")] = None,
     choice: Annotated[list[str] | None, typer.Option(help="A text to choose; once for each.")] = None,

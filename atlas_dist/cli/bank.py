@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -205,6 +207,46 @@ def _rescore(config: RunConfig, bank: Bank, wanted: Sequence[str], out: Console)
             f"{learnt.name}: {got.score:.4f} %, {against} {got.expected:.4f} %: {verdict}{bits}", markup=False, soft_wrap=True
         )
     _require(missed, len(chosen))
+
+
+@bank_app.command("similar")
+def similar(
+    task: Annotated[str, typer.Option("--task", help="A packed task of the configuration; nothing of it need be learnt.")],
+    overrides: Overrides = None,
+    folder: Annotated[Path | None, typer.Option("--from", help="An exported bank instead of a run.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say which adapters would help a packed data set, before anything is trained."""
+    from atlas_dist.bank.package import read_package
+    from atlas_dist.bank.similar import similar as compare
+    from atlas_dist.bank.weights import load_weights
+    from atlas_dist.coordinator.expand import packed_task
+    from atlas_dist.data.manifest import read_manifest
+    from atlas_dist.runs.stores import open_shards
+
+    hush()
+    config = composed(overrides)
+    if task not in config.tasks:
+        raise ConfigError(f"This configuration has no task {task!r}.", fix=f"It has: {', '.join(config.tasks)}.")
+    spec = packed_task(config, task, partial(read_manifest, open_shards(config)))
+    if folder:
+        weights = read_package(folder)
+    else:
+        _, store, bank = _open(overrides)
+        weights = load_weights(store, bank)
+    found = compare(config, spec, weights)
+    if as_json:
+        typer.echo(json.dumps(asdict(found), indent=1))
+        return
+    table = Table(title=f"{task}, {found.samples} training samples, beside the bank of {weights.run}", title_justify="left")
+    for column in ("adapter", "similarity", "at its sites", f"retrieve={found.retrieve or 'all'}", "key"):
+        table.add_column(column)
+    for a in found.adapters:
+        looked_at = "looked at" if a.retrieved else "–"
+        table.add_row(a.task, f"{a.similarity:.3g}", f"{a.site_similarity:.3g}", looked_at, a.key[:SHORT])
+    standard_console().print(table)
+    if found.without_adapter:
+        standard_console().print(f"Learnt without an adapter of their own: {', '.join(found.without_adapter)}", soft_wrap=True)
 
 
 @bank_app.command("export")

@@ -36,14 +36,17 @@ def predict(
     """Answer and print. Raises ConfigError, DataError."""
     from atlas_dist.serve import AtlasModel, Prediction, Request
 
-    if bool(task) == bool(lines):
-        raise ConfigError("predict needs either --task or --jsonl.", fix="Give --task NAME --image FILE, or --jsonl FILE.")
+    single = Request(task or None, list(images) or None, text, tuple(choices))
+    if (single == Request()) == (lines is None):
+        raise ConfigError(
+            "predict needs either one sample or --jsonl.", fix="Give --image FILE or --text WORDS, also --task, or --jsonl FILE."
+        )
     hush()
-    single = Request(task, list(images) or None, text, tuple(choices))
     requests = [Request(**fields) for fields in _read_lines(lines)] if lines else [single]
     if not requests:
         return  # nothing was asked, nothing is answered
-    wanted = list(dict.fromkeys(request.task for request in requests))
+    named = [request.task for request in requests if request.task is not None]
+    wanted = list(dict.fromkeys(named)) if len(named) == len(requests) else []
     model = AtlasModel.from_pretrained(folder) if folder else load_model(*(overrides or ()), tasks=wanted)
     answers: Iterator[Prediction] = model.predict_each(requests, output_adapter_coefficients=coefficients)
     if as_json or lines:
@@ -52,6 +55,9 @@ def predict(
         return
     (answer,) = answers
     out = standard_console()
+    if answer.chosen and (best := answer.chosen.best):
+        at = f"distance {best.distance:.2f}, limit {best.limit:.2f}"
+        out.print(f"task {answer.task}  ({best.probability:.1%}, {at})", markup=False)
     out.print(f"{answer.answer}  ({answer.confidence:.1%})", markup=False)
     label = next(t for t in model.weights.tasks.values() if t.learnt.name == answer.task).label
     for index, score in answer.top()[1:]:
@@ -61,7 +67,8 @@ def predict(
 
 
 def _read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Objects with `task`, and what they need of `image` (a name or two, beside the file), `text` and `choices`; `-` = stdin."""
+    """Objects with `task` (left out = found by signature), and what they need of `image` (a name or two, beside the file), `text`
+    and `choices`; `-` = stdin."""
     try:
         data = sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()
     except OSError as error:
@@ -71,10 +78,10 @@ def _read_lines(path: Path) -> Iterator[dict[str, Any]]:
         if unknown:
             record.refuse(
                 f"it is not a request: it has the fields {', '.join(unknown)}",
-                f"An object with task and some of {', '.join(_FIELDS[1:])}.",
+                f"An object with some of {', '.join(_FIELDS)}.",
             )
         yield {
-            "task": record.name("task"),
+            "task": record.name("task") if record.values.get("task") not in (None, "") else None,
             "image": _images(record, path.parent),
             "text": _text(record),
             "choices": tuple(record.texts("choices")[0]) if record.values.get("choices") not in (None, "", []) else (),

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from atlas_dist.core.signature import Parts
 from atlas_dist.core.types import TaskKind, TaskSpec
 from atlas_dist.data.decode import MEAN_COLOUR, decode_into
 from atlas_dist.data.images import rgb_of, stored_form
@@ -87,6 +88,26 @@ def pixels_of(task: TaskSpec, pictures: Sequence[Picture], side: int) -> NDArray
             what = f"Cannot read the picture{named}" if named else "Cannot read a picture"
             raise DataError(f"{what}: {why}", fix=getattr(error, "fix", "") or "Give a picture such as a JPEG or PNG.") from error
     return out
+
+
+def parts_of(image: Picture | Sequence[Picture] | None, text: Text | None, choices: Sequence[str]) -> Parts:
+    """What a request brings along, to tell which kinds of task it could be for. The text that stands for none counts as none."""
+    segments = () if text is None else _segments(text)
+    return Parts(
+        pictures=len(pictures_in(image)),
+        choices=len(choices),
+        texted=bool(choices) or segments not in ((), (IMAGE_PROMPT,)),
+        paired=bool(choices) or len(segments) == 2,
+    )
+
+
+def pictures_in(image: Picture | Sequence[Picture] | None) -> list[Picture]:
+    """One picture, several or none as a list."""
+    if image is None:
+        return []
+    if isinstance(image, list | tuple):
+        return list(image)
+    return [image]  # type: ignore[list-item]
 
 
 def _segments(text: Text) -> tuple[str, ...]:

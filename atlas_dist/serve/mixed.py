@@ -91,16 +91,29 @@ class MixedModel:
     def __call__(self, batches: Sequence[TaskBatch]) -> list[TaskOutput]:
         """One forward pass over all rows of all tasks; outputs in the order of `batches`."""
         longest = max(batch.length for batch in batches)
-        rows = [_rows(batch, longest) for batch in batches]
-        text = {name: torch.cat([r[name] for r in rows]) for name in ("input_ids", "attention_mask", "token_type_ids")}
-        pixels = torch.cat([r["pixels"] for r in rows])
-        types = torch.cat([torch.tensor(self.image_types, device=pixels.device)[r["image"]] for r in rows])
         for site in self.sites.values():
             site.plan(batches, longest)
         with self._hooked():
-            pooled = self.architecture.encode(self.backbone, BackboneInput(**text, pixel_values=pixels, image_type=types)).pooled
-        parts = torch.split(pooled, [batch.rows for batch in batches])
+            parts = self._pooled(batches, longest, self.image_types)
         return [self._answer(number, batch, part) for number, (batch, part) in enumerate(zip(batches, parts, strict=True))]
+
+    @torch.inference_mode()
+    def frozen(self, batches: Sequence[TaskBatch]) -> list[Tensor]:
+        """Pooled features [B, D] of the backbone alone, a sample's passes averaged: as a task's signature has them."""
+        parts = self._pooled(batches, max(batch.length for batch in batches), (1, 1))
+        return [
+            part.float().view(len(batch.input_ids), -1, part.shape[-1]).mean(1)
+            for batch, part in zip(batches, parts, strict=True)
+        ]
+
+    def _pooled(self, batches: Sequence[TaskBatch], longest: int, image_types: tuple[int, int]) -> Sequence[Tensor]:
+        """Pooled rows [B·I·K, D] of each batch, all through the backbone at once, texts padded to the `longest`."""
+        rows = [_rows(batch, longest) for batch in batches]
+        text = {name: torch.cat([r[name] for r in rows]) for name in ("input_ids", "attention_mask", "token_type_ids")}
+        pixels = torch.cat([r["pixels"] for r in rows])
+        types = torch.cat([torch.tensor(image_types, device=pixels.device)[r["image"]] for r in rows])
+        pooled = self.architecture.encode(self.backbone, BackboneInput(**text, pixel_values=pixels, image_type=types)).pooled
+        return torch.split(pooled, [batch.rows for batch in batches])
 
     def _answer(self, number: int, batch: TaskBatch, pooled: Tensor) -> TaskOutput:
         """Pooled rows [B·I·K, D] to logits [B, C], as `model.atlas.AdaptedModel.forward` arranges them."""

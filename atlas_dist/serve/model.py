@@ -7,13 +7,15 @@
     print(answer.answer, answer.confidence)
 
 Samples of different tasks go through the backbone together: `model.predict_batch([Request("digits", …), Request("vqa", …)])`.
+
+A request that names no task goes to the one whose samples it looks like (serve/choosing.py): `model.predict(image="seven.png")`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +26,14 @@ from atlas_dist.bank.package import read_package
 from atlas_dist.bank.verify import require_base
 from atlas_dist.bank.weights import BankWeights, LearntWeights
 from atlas_dist.config import Precision
+from atlas_dist.core.signature import TaskChoice
 from atlas_dist.core.types import TaskKind
 from atlas_dist.data.decode import TextEncoder
 from atlas_dist.errors import ConfigError, DataError
 from atlas_dist.model.backbone import Backbone, backbone_ref, load_backbone, store_products_in_bf16
 from atlas_dist.model.pixels import Normalise
-from atlas_dist.serve.inputs import Picture, Text, check_pictures, pixels_of, texts_of
+from atlas_dist.serve.choosing import accepted, choose_tasks
+from atlas_dist.serve.inputs import Picture, Text, check_pictures, parts_of, pictures_in, pixels_of, texts_of
 from atlas_dist.serve.mixed import MixedModel, TaskBatch, TaskOutput
 
 Coefficients = Mapping[str, Mapping[str, float]]
@@ -40,7 +44,8 @@ Coefficients = Mapping[str, Mapping[str, float]]
 class Request:
     """One sample of one task. What is left out is the task's own default: no picture, "This is an image."."""
 
-    task: str
+    task: str | None = None
+    """None = the task that the sample looks like."""
     image: Picture | Sequence[Picture] | None = None
     """One picture; two for a pair; None for text alone."""
     text: Text | None = None
@@ -63,6 +68,8 @@ class Prediction:
     """In [0, 1]: its softmax probability; of `answers` its own sigmoid. Not calibrated."""
     scores: tuple[float, ...]
     """The same for every class."""
+    chosen: TaskChoice | None = None
+    """How the task was found; None where the request named it."""
     adapter_coefficients: Coefficients | None = None
 
     def top(self, count: int = 5) -> list[tuple[int, float]]:
@@ -125,7 +132,7 @@ class AtlasModel:
 
     def predict(
         self,
-        task: str,
+        task: str | None = None,
         image: Picture | Sequence[Picture] | None = None,
         text: Text | None = None,
         choices: Sequence[str] = (),
@@ -135,7 +142,8 @@ class AtlasModel:
         """Answer one sample; arguments as in Request.
 
         Raises:
-            ConfigError: no such task. DataError: the sample is not what the task looks at, or a picture cannot be read.
+            ConfigError: no such task, or none is named and the bank was learnt without signatures. DataError: the sample is not
+                what the task looks at, a picture cannot be read, or no task is named and the sample is unlike everything learnt.
         """
         request = Request(task, image, text, choices)
         return self.predict_batch([request], output_adapter_coefficients=output_adapter_coefficients)[0]
@@ -152,12 +160,13 @@ class AtlasModel:
         """As `predict_batch`, an answer after another: however many are asked, the pictures of one forward pass are in memory.
 
         Raises:
-            ConfigError, DataError: as `predict`, naming the request. Tasks, texts and numbers of pictures are all checked
-            before the
-                first answer; whether a picture can be decoded shows when its turn comes.
+            ConfigError, DataError: as `predict`, naming the request. Tasks, texts and numbers of pictures are all checked, and
+                tasks that nobody named are found, before the first answer; whether a picture of a request with a task can be
+                decoded shows when its turn comes.
         """
         listed = list(requests)
-        found = [self._checked(number, request, len(listed)) for number, request in enumerate(listed)]
+        choices = self._choices(listed)
+        found = [self._checked(number, request, len(listed), choices.get(number)) for number, request in enumerate(listed)]
         for chunk in self._chunks(found):
             prepared = {n: self._prepared(n, found[n], listed[n], len(listed)) for n in chunk}
             by_task: dict[str, list[int]] = {}
@@ -169,21 +178,62 @@ class AtlasModel:
             out: dict[int, Prediction] = {}
             for (key, numbers), output in zip(by_task.items(), outputs, strict=True):
                 for row, number in enumerate(numbers):
-                    chosen = output if output_adapter_coefficients else TaskOutput(output.logits, {})
-                    out[number] = self._answer(self.weights.tasks[key], listed[number], chosen, row)
+                    shown = output if output_adapter_coefficients else TaskOutput(output.logits, {})
+                    answer = self._answer(self.weights.tasks[key], listed[number], shown, row)
+                    out[number] = replace(answer, chosen=choices.get(number))
             yield from (out[number] for number in chunk)
 
-    def _checked(self, number: int, request: Request, of: int) -> LearntWeights:
-        """The task that is asked, when it can be asked so."""
+    def choose_tasks(self, requests: Iterable[Request]) -> list[TaskChoice]:
+        """Which task each sample looks like, whether or not it names one, and how sure that is; refuses nothing.
+
+        Raises:
+            ConfigError: the bank was learnt without signatures. DataError: a picture cannot be read.
+        """
+        choices = self._choices([replace(request, task=None) for request in requests])
+        return [choices[number] for number in sorted(choices)]
+
+    def _choices(self, requests: Sequence[Request]) -> dict[int, TaskChoice]:
+        """By number, of those that name no task; the pictures of `max_rows` requests are in memory."""
+        unnamed = [number for number, request in enumerate(requests) if request.task is None]
+        out: dict[int, TaskChoice] = {}
+        for start in range(0, len(unnamed), self.max_rows):
+            out |= self._choices_of(
+                {number: requests[number] for number in unnamed[start : start + self.max_rows]}, len(requests)
+            )
+        return out
+
+    def _choices_of(self, requests: Mapping[int, Request], of: int) -> dict[int, TaskChoice]:
+        pixels: dict[tuple[int, int], Tensor] = {}  # a picture is decoded once, whatever the number of tasks
+
+        def prepared(task: LearntWeights, number: int) -> TaskBatch:
+            at = number, task.learnt.task.images
+            batch = self._prepared(number, task, requests[number], of, pixels.get(at))
+            pixels[at] = batch.pixels
+            return batch
+
+        parts = {number: parts_of(r.image, r.text, r.choices) for number, r in requests.items()}
+        return choose_tasks(self.weights, parts, prepared, self._frozen)
+
+    def _frozen(self, batches: Sequence[TaskBatch]) -> list[Tensor]:
+        """Pooled features [P] of the backbone alone, of batches of one."""
+        out: list[Tensor] = []
+        for chunk in self._chunks([self.weights.tasks[batch.key] for batch in batches]):
+            with self._precision():
+                out += [row[0] for row in self._mixed.frozen([batches[number] for number in chunk])]
+        return out
+
+    def _checked(self, number: int, request: Request, of: int, choice: TaskChoice | None) -> LearntWeights:
+        """The task that is asked, or was chosen, when it can be asked so."""
         with _naming(number, request, of):
-            task = self._find(request.task)
+            wanted = accepted(choice, parts_of(request.image, request.text, request.choices)).task if choice else request.task
+            task = self._find(wanted or "")
             texts_of(task.learnt.task, request.text, request.choices)
-            check_pictures(task.learnt.task, _pictures(request.image))
+            check_pictures(task.learnt.task, pictures_in(request.image))
         return task
 
-    def _prepared(self, number: int, task: LearntWeights, request: Request, of: int) -> TaskBatch:
+    def _prepared(self, number: int, task: LearntWeights, request: Request, of: int, pixels: Tensor | None = None) -> TaskBatch:
         with _naming(number, request, of):
-            return self._prepare(task, request)
+            return self._prepare(task, request, pixels)
 
     def _find(self, name: str) -> LearntWeights:
         for task in self.weights.tasks.values():
@@ -191,15 +241,16 @@ class AtlasModel:
                 return task
         raise ConfigError(f"This bank has no task {name!r}.", fix=f"It has: {', '.join(self.tasks)}.")
 
-    def _prepare(self, task: LearntWeights, request: Request) -> TaskBatch:
-        """A batch of one."""
+    def _prepare(self, task: LearntWeights, request: Request, pixels: Tensor | None) -> TaskBatch:
+        """A batch of one. `pixels`: what an earlier call made of the same pictures, for as many of them a sample."""
         spec = task.learnt.task
         encoder = self._encoders.setdefault(spec.max_text, TextEncoder(self.backbone.tokenizer, spec.max_text))
         encoded = encoder(texts_of(spec, request.text, request.choices))
-        raw = torch.from_numpy(pixels_of(spec, _pictures(request.image), self.backbone.image_size))
-        pixels = self._normalise(raw.to(self.device))
+        if pixels is None:
+            raw = torch.from_numpy(pixels_of(spec, pictures_in(request.image), self.backbone.image_size))
+            pixels = self._normalise(raw.to(self.device))[None]
         ids, mask, types = (torch.from_numpy(part)[None].to(self.device) for part in encoded)
-        return TaskBatch(task.learnt.key, ids, mask, types, pixels[None])
+        return TaskBatch(task.learnt.key, ids, mask, types, pixels)
 
     def _chunks(self, found: Sequence[LearntWeights]) -> Iterable[list[int]]:
         """Request numbers, as many at a time as have at most `max_rows` rows together."""
@@ -264,11 +315,3 @@ def _stacked(key: str, parts: Sequence[TaskBatch]) -> TaskBatch:
         torch.cat([p.token_type_ids for p in parts]),
         torch.cat([p.pixels for p in parts]),
     )
-
-
-def _pictures(image: Picture | Sequence[Picture] | None) -> list[Picture]:
-    if image is None:
-        return []
-    if isinstance(image, list | tuple):
-        return list(image)
-    return [image]  # type: ignore[list-item]
