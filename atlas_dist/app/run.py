@@ -25,6 +25,7 @@ from atlas_dist.app.process import restored_process
 from atlas_dist.app.report import Report, make_tracker_sync, write_pages
 from atlas_dist.clock import SystemClock
 from atlas_dist.coordinator.coordinator import check_same_run, meaning
+from atlas_dist.coordinator.local_gpus import found_here, placed_here
 from atlas_dist.coordinator.preflight import check_before_cluster, check_place, slow_products
 from atlas_dist.coordinator.ray_env import before_ray
 from atlas_dist.core.ledger import RunState
@@ -113,9 +114,10 @@ class RunSession:
         if self._finished(state):
             self.observer(NothingToDo(self.config.run))
             return False
+        self.config, placed = placed_here(self.config, found_here())
         tracker_sync = make_tracker_sync(self.composed_run, lambda text: self.observer(Advice(text)))
         check_before_cluster(self.config, self.plan)
-        self._announce()
+        self._announce(placed)
         if not state.next_seq:  # where a run begins, what is foreseen is kept, for its report
             keep(self.store, self.config.run, plan(self.composed_run).outlook)
         self._drive(tracker_sync)
@@ -140,7 +142,8 @@ class RunSession:
             check_same_run(state, meaning(self.plan, spec), redact_json(spec))
         return False
 
-    def _announce(self) -> None:
+    def _announce(self, placed: str) -> None:
+        """What is about to run, and what is worth knowing of it. `placed`: where its workers compute, in words; may be empty."""
         config, plan = self.config, self.plan
         self.observer(
             RunStarted(
@@ -153,7 +156,7 @@ class RunSession:
                 tensorboard=self.composed_run.folder / "tensorboard",
             )
         )
-        if hint := slow_products(config):
+        for hint in filter(None, (placed, slow_products(config))):
             self.observer(Advice(hint))
         if (stage := config.train.zero_stage) and config.train.checkpoint_every:
             self.observer(Advice(f"ZeRO stage {stage}: no checkpoints within a stage; an interrupted stage starts over."))

@@ -63,7 +63,7 @@ def write_manifest(overrides: Sequence[str] | None, place: Place, *, many: bool)
         words.append("cluster=ray")
         composed_run = compose_run(*words, many=many)
     if not place.image:
-        target = "cuda" if composed_run.config.cluster.gpus_per_worker else "cpu"
+        target = "cuda" if composed_run.config.cluster.gpus else "cpu"
         place = replace(place, image=f"registry.example.com/atlas-dist:{__version__}-{target}")
         typer.echo(f"No image was named: {place.image} stands for it. Name yours: --image, or ATLAS_IMAGE.", err=True)
     typer.echo(as_yaml(manifest_of(composed_run.config, words, place, many=many)), nl=False)
@@ -123,7 +123,7 @@ def _check(config: RunConfig) -> None:
         if not url.startswith("s3://"):
             fix = f"Add {name}=s3 {name}.url=s3://bucket/prefix."
             raise ConfigError(f"{name}.url={url} is a folder, which the pods of a cluster do not share.", fix=fix)
-    gpus = config.cluster.gpus_per_worker
+    gpus = config.cluster.gpus
     if gpus != int(gpus):
         raise ConfigError(f"cluster.gpus_per_worker={gpus:g}: a pod has whole GPUs.", fix="Set it to 0, or to a whole number.")
 
@@ -147,7 +147,7 @@ def _entrypoint(words: Sequence[str], *, many: bool, dated: str) -> str:
 def _group(template: Mapping[str, Any], group: WorkerGroupSpec, config: RunConfig, place: Place) -> dict[str, Any]:
     """The pods of one pool."""
     spec = json.loads(json.dumps(template))
-    cpus, gpus = config.cluster.cpus_per_worker, int(config.cluster.gpus_per_worker)
+    cpus, gpus = config.cluster.cpus_per_worker, int(config.cluster.gpus)
     per_pod = place.per_pod or _workers_per_pod(group.workers, gpus, grows=config.cluster.grows)
     pods = math.ceil(group.workers / per_pod)
     memory = (place.memory or (MEMORY_GPU if gpus else MEMORY_CPU)) * per_pod

@@ -299,6 +299,12 @@ class TrainConfig(Section):
     activation_checkpointing: bool = False
     """Compute each layer of the backbone again in backward instead of remembering it: about a third more arithmetic, memory for
     one layer's activations instead of all. The same numbers."""
+    tf32: bool = False
+    """On GPUs, multiply float32 matrices with TensorFloat-32: faster, 10 bits of mantissa instead of 23. The results are facts of
+    their own then, as with `compile`."""
+    deterministic: bool = False
+    """On GPUs, use only operations that give the same bits twice; slower, and an error where there is none. What holds
+    without it: docs/reliability.md, Equal bits."""
     compile: bool = False
     """Run the backbone's layers through torch.compile while training: the first steps take minutes, results may differ in the
     last bits (they are facts of their own then, never mixed with those of a run without it)."""
@@ -350,8 +356,9 @@ class ClusterConfig(Section):
     """`local` starts a Ray of its own; `auto` joins the cluster this process runs on; or `ray://host:port`."""
     cpus_per_worker: float = Field(default=1.0, gt=0)
     """CPU cores that Ray sets aside for a worker."""
-    gpus_per_worker: float = Field(default=0.0, ge=0)
-    """GPUs that Ray sets aside for a worker; 0 = it computes on CPUs."""
+    gpus_per_worker: float | None = Field(default=None, ge=0)
+    """GPUs that Ray sets aside for a worker, a whole number; 0 = it computes on CPUs. Left out: with `address=local` one
+    where this machine has them, on other clusters 0."""
     pools: dict[Name, PoolConfig] = Field(default_factory=lambda: _equal_pools(1), min_length=1)
     """Groups of workers by name, or how many equal ones. Jobs that do not wait for each other (other orders and seeds,
     evaluations, transfers) run in as many of them at the same time."""
@@ -366,6 +373,20 @@ class ClusterConfig(Section):
     checkpoint."""
     heartbeat_ttl_s: float = Field(default=15.0, gt=0)
     """Seconds without a heartbeat after which another coordinator may take over."""
+
+    @property
+    def gpus(self) -> int:
+        """GPUs of a worker."""
+        return int(self.gpus_per_worker or 0)
+
+    @field_validator("gpus_per_worker")
+    @classmethod
+    def _whole(cls, gpus: float | None) -> float | None:
+        if gpus is not None and gpus != int(gpus):
+            raise ValueError(
+                f"a worker has whole GPUs, not {gpus:g}: NCCL refuses two ranks on one GPU; set 1 or 0"
+            )
+        return gpus
 
     @field_validator("pools", mode="before")
     @classmethod

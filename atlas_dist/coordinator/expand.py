@@ -102,7 +102,7 @@ def numerics_of(train: TrainConfig) -> dict[str, Any]:
     if train.precision is Precision.BF16:
         # Scores of attention are rounded alike whether or not a batch happens to have padding; once they were not.
         numerics["bf16"] = 2
-    return numerics | ({"compile": True} if train.compile else {})
+    return numerics | {name: True for name in ("compile", "tf32") if getattr(train, name)}
 
 
 def specification(config: RunConfig) -> dict[str, Any]:
@@ -117,8 +117,7 @@ def specification(config: RunConfig) -> dict[str, Any]:
         lasting["backbone"].pop("architecture")
     lasting["train"] = {name: tree["train"][name] for name in ("precision", "budget", "stage1", "stage2", "both")}
     _without_unset(lasting["train"], "both")
-    if config.train.compile:
-        lasting["train"]["compile"] = True
+    lasting["train"] |= {name: True for name in ("compile", "tf32") if tree["train"][name]}
     for task in lasting["tasks"].values():
         task.pop("raw")
         _without_unset(task, "both")

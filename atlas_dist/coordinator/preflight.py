@@ -59,7 +59,7 @@ def check_place(config: RunConfig, working_folder: Path) -> None:
 
 def check_compiler_here(config: RunConfig) -> None:
     """`train.compile` on this machine needs a compiler. What a cluster's nodes have is looked at there. Raises ConfigError."""
-    on_gpu = bool(config.cluster.gpus_per_worker)
+    on_gpu = bool(config.cluster.gpus)
     if config.train.compile and config.cluster.address == LOCAL and not compiler(cpp=not on_gpu):
         raise no_compiler(["this machine"], on_gpu=on_gpu)
 
@@ -123,7 +123,7 @@ def _write_once(store: ObjectStore, url: str) -> None:
 def slow_products(config: RunConfig) -> str:
     """A sentence for those whose workers would crawl on this machine's CPUs; "" for everybody else. What the CPUs of a cluster's
     nodes can do is not known here."""
-    on_cpus_here = config.cluster.address == LOCAL and not config.cluster.gpus_per_worker
+    on_cpus_here = config.cluster.address == LOCAL and not config.cluster.gpus
     if not on_cpus_here or config.train.precision is not Precision.BF16 or cpu_multiplies_bf16() is not False:
         return ""
     return "This CPU cannot multiply in bfloat16: it takes many times as long as in float32. Set train.precision=fp32."

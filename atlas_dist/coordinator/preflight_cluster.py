@@ -33,7 +33,7 @@ class NodeResources:
     def holds(self, config: ClusterConfig) -> int:
         """How many workers fit on it."""
         by_cpu = int((self.cpus + _SLACK) / config.cpus_per_worker)
-        return min(by_cpu, int((self.gpus + _SLACK) / config.gpus_per_worker)) if config.gpus_per_worker else by_cpu
+        return min(by_cpu, int((self.gpus + _SLACK) / config.gpus)) if config.gpus else by_cpu
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def check_resources(nodes: Sequence[NodeResources], config: ClusterConfig, worke
     workers = sum(group.required_workers for group in worker_groups)
     for name, each, have in (
         ("CPU", config.cpus_per_worker, sum(n.cpus for n in nodes)),
-        ("GPU", config.gpus_per_worker, sum(n.gpus for n in nodes)),
+        ("GPU", config.gpus, sum(n.gpus for n in nodes)),
     ):
         if each * workers > have + _SLACK:
             among = f" in {len(worker_groups)} pools" if len(worker_groups) > 1 else ""
@@ -97,7 +97,7 @@ def _place(group: WorkerGroupSpec, nodes: Sequence[NodeResources], left: list[in
     where = f" with the labels {_said(group.labels)}" if group.labels else ""
     sizes = ", ".join(f"{n.name} {n.cpus:g} CPU {n.gpus:g} GPU" for n in fitting[:8]) or "no node has them"
     raise ConfigError(
-        f"A worker of pool {group.name} needs {config.cpus_per_worker:g} CPU and {config.gpus_per_worker:g} GPU "
+        f"A worker of pool {group.name} needs {config.cpus_per_worker:g} CPU and {config.gpus:g} GPU "
         f"on one node{where}; {group.required_workers - missing} of {group.required_workers} fit ({sizes}).",
         fix="Lower cluster.cpus_per_worker, use larger nodes, or label more of them (`ray start --labels`)."
         if group.labels

@@ -16,12 +16,12 @@ from atlas_dist.coordinator.ray_job import job_environment
 from atlas_dist.coordinator.ray_probe import node_resources
 from atlas_dist.coordinator.stop_signals import deaf_children
 from atlas_dist.core.types import WorkerGroupSpec
+from atlas_dist.device import HIDDEN
 from atlas_dist.errors import ConfigError
 
 LOCAL_ADVICE = "Is this machine overloaded, or the disk of its /tmp full? RAY_TMPDIR names another short folder to Ray."
 
 _WORKER_ENV = {
-    "DS_ACCELERATOR": "cpu",
     "TOKENIZERS_PARALLELISM": "false",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
@@ -55,6 +55,8 @@ def cluster(config: ClusterConfig, worker_groups: Sequence[WorkerGroupSpec]) -> 
         options |= {"address": "local", "include_dashboard": config.dashboard, "num_cpus": max(needed, os.cpu_count() or 1)}
         home = ray_home(os.environ)
         options |= {"_temp_dir": home} if home else {}
+        if not config.gpus:
+            options["num_gpus"] = 0
     else:
         options |= {"address": config.address}
     _connect(config, options)
@@ -83,9 +85,8 @@ def _connect(config: ClusterConfig, options: dict[str, Any]) -> None:
 
 
 def _environment(config: ClusterConfig) -> dict[str, str]:
-    environment = dict(_WORKER_ENV)
-    if config.gpus_per_worker:
-        environment["DS_ACCELERATOR"] = "cuda"
+    # Ray no longer hides the GPUs of a node from workers that asked for none.
+    environment = _WORKER_ENV | ({"DS_ACCELERATOR": "cuda"} if config.gpus else HIDDEN)
     # Ray refuses a driver that sets a variable which its job has set already; the job's word counts.
     theirs = job_environment(os.environ)
     return {name: value for name, value in environment.items() if name not in theirs}

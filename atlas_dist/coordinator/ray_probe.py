@@ -49,9 +49,7 @@ def check_cluster_nodes(config: RunConfig) -> None:
     Raises:
         ConfigError, StoreError: see `check_nodes`.
     """
-    nodes = [
-        n for n in _nodes() if _of(n, "CPU") >= config.cluster.cpus_per_worker and _of(n, "GPU") >= config.cluster.gpus_per_worker
-    ]
+    nodes = [n for n in _nodes() if _of(n, "CPU") >= config.cluster.cpus_per_worker and _of(n, "GPU") >= config.cluster.gpus]
     place = (config.store.url, config.store.endpoint_url, config.store.region)
     with token(open_run_store(config)) as seen:
         pending = [(n["NodeManagerAddress"], _on(n["NodeID"]).remote(n["NodeManagerAddress"], place, seen)) for n in nodes]
@@ -59,7 +57,7 @@ def check_cluster_nodes(config: RunConfig) -> None:
             ray.wait([reference for _, reference in pending], num_returns=len(pending), timeout=REPORT_S)
         reports = [_answer(name, reference) for name, reference in pending]
     here = NodeReport("driver", versions=tuple(versions().items()))
-    check_nodes(reports, here, gpus=bool(config.cluster.gpus_per_worker), compiles=config.train.compile)
+    check_nodes(reports, here, gpus=bool(config.cluster.gpus), compiles=config.train.compile)
 
 
 def _on(node: str) -> Any:

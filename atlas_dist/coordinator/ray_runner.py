@@ -32,6 +32,8 @@ from atlas_dist.errors import AtlasError, TrainingError
 FIT_TRIES = 5
 """Times a pool's trainer is started again after its controller died; restarts of workers alone are Ray Train's and not
 counted."""
+COLLECTIVE_S = 300
+"""Seconds that a rank waits for the others in a collective before the group counts as broken."""
 
 
 @dataclass
@@ -78,7 +80,7 @@ class PoolRunner:
     def _trainer(self, attempt: int) -> TorchTrainer:
         config, cluster_config, group = self.config, self.config.cluster, self.group
         resources = {"CPU": cluster_config.cpus_per_worker}
-        gpus = cluster_config.gpus_per_worker
+        gpus = cluster_config.gpus
         if gpus:
             resources["GPU"] = gpus
         return TorchTrainer(
@@ -91,7 +93,7 @@ class PoolRunner:
                 label_selector=dict(group.labels) or None,
                 elastic_resize_monitor_interval_s=cluster_config.grow_every_s,
             ),
-            torch_config=TorchConfig(backend="nccl" if gpus else "gloo", timeout_s=1800),
+            torch_config=TorchConfig(backend="nccl" if gpus else "gloo", timeout_s=COLLECTIVE_S),
             run_config=RayRunConfig(
                 name=f"{config.run}-{group.name}-{attempt}-{uuid.uuid4().hex[:8]}",
                 storage_path=mkdtemp(prefix="atlas-ray-"),

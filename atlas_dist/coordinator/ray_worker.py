@@ -13,6 +13,7 @@ from ray.util.placement_group import (
     get_current_placement_group,
 )
 
+from atlas_dist import device
 from atlas_dist.config import Isolation
 from atlas_dist.coordinator.dispatch import AttemptProgress
 from atlas_dist.logs import set_up
@@ -22,13 +23,17 @@ log = logging.getLogger(__name__)
 
 def pool_main(options: dict[str, Any]) -> None:
     """What every worker of a pool runs: ask for a job, do it together, tell how it went; until sent home."""
+    import torch
     import torch.distributed as dist
+    from ray.train.torch import get_device
 
     from atlas_dist.train.context import RankContext
     from atlas_dist.train.engine import prepare_process
     from atlas_dist.train.worker import GroupBroken, StageWorker
 
     config, actor, pool = options["config"], options["actor"], options["pool"]
+    device.take(get_device() if config.cluster.gpus else torch.device("cpu"))
+    device.set_arithmetic(tf32=config.train.tf32, deterministic=config.train.deterministic)
     prepare_process()
     placement_group = get_current_placement_group()
     rank, world = dist.get_rank(), dist.get_world_size()

@@ -16,6 +16,7 @@ from atlas_dist.data.decode import MEAN_COLOUR, TextEncoder, decode_into
 from atlas_dist.data.images import Pixels
 from atlas_dist.data.leftout import shown
 from atlas_dist.data.sample import Sample, parse_sample
+from atlas_dist.device import device
 from atlas_dist.errors import DataError
 
 _EMPTY = Sample((("",),), (), 0, {})
@@ -184,7 +185,7 @@ class Collator:
     def _next_buffer(self) -> torch.Tensor:
         """The pixel buffer whose turn it is, with whatever it held last."""
         if len(self._buffers) < self._most_buffers:
-            self._buffers.append(torch.empty(self._shape, dtype=torch.uint8, pin_memory=torch.cuda.is_available()))
+            self._buffers.append(torch.empty(self._shape, dtype=torch.uint8, pin_memory=device().type == "cuda"))
             return self._buffers[-1]
         self._turn = (self._turn + 1) % self._most_buffers
         return self._buffers[self._turn - 1]

@@ -29,6 +29,7 @@ from atlas_dist.config import Precision
 from atlas_dist.core.signature import TaskChoice
 from atlas_dist.core.types import TaskKind
 from atlas_dist.data.decode import TextEncoder
+from atlas_dist.device import device as where_to_compute
 from atlas_dist.errors import ConfigError, DataError
 from atlas_dist.model.backbone import Backbone, backbone_ref, load_backbone, store_products_in_bf16
 from atlas_dist.model.pixels import Normalise
@@ -123,7 +124,7 @@ class AtlasModel:
     def from_weights(cls, weights: BankWeights, *, device: str | torch.device | None = None) -> AtlasModel:
         """With the backbone that the bank names. Errors as `from_pretrained`."""
         backbone = load_backbone(backbone_ref(**weights.base.address))
-        return cls(weights, backbone, device=device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        return cls(weights, backbone, device=device or where_to_compute())
 
     @property
     def tasks(self) -> tuple[str, ...]:

@@ -25,13 +25,13 @@ from atlas_dist.core.types import StageJob, TaskSpec
 from atlas_dist.data.batch import StreamLimits
 from atlas_dist.data.manifest import read_manifest
 from atlas_dist.data.stream import Stream, open_stream
+from atlas_dist.device import device
 from atlas_dist.errors import DataError
 from atlas_dist.methods import Method, make_method, stored_method
 from atlas_dist.model.backbone import Backbone, backbone_ref, load_backbone, store_products_in_bf16
 from atlas_dist.model.tensors import load as load_tensors
 from atlas_dist.runs.stores import open_run_store, open_shards
 from atlas_dist.store import ObjectStore
-from atlas_dist.train.engine import device
 from atlas_dist.train.feed import Feeder
 
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from atlas_dist.core.types import Budget
+from atlas_dist.device import device
 from atlas_dist.errors import ConfigError
 from atlas_dist.train.module import StageModule
 
@@ -110,7 +111,7 @@ def gathered(engine: Any, parameters: Sequence[Tensor], *, change: bool = False)
 
 def prepare_process() -> None:
     """Once a process, before any engine: no JIT build of a communication kernel (58 s, and it needs ninja), no chatter."""
-    os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
+    os.environ["DS_ACCELERATOR"] = device().type
     import deepspeed.ops
 
     if os.environ["DS_ACCELERATOR"] == "cpu":
@@ -125,16 +126,3 @@ def join_alone() -> None:
     if not torch.distributed.is_initialized():
         store = torch.distributed.HashStore()  # type: ignore[attr-defined]
         torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
-
-
-def device() -> torch.device:
-    """Where this rank computes."""
-    if torch.cuda.is_available():
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-    return torch.device("cpu")
-
-
-def device_name() -> str:
-    """What it is called: `NVIDIA H100 80GB HBM3`, or `cpu`."""
-    where = device()
-    return torch.cuda.get_device_name(where) if where.type == "cuda" else where.type

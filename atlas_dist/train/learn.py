@@ -30,13 +30,14 @@ from atlas_dist.core.results import (
 from atlas_dist.core.sampling import slots
 from atlas_dist.core.types import Assignment, Role
 from atlas_dist.data.stream import Stream
+from atlas_dist.device import device, device_name
 from atlas_dist.model.flops import StepFlops, peak_flops, sample_flops
 from atlas_dist.model.heads import HeadSpec
 from atlas_dist.packages import environment
 from atlas_dist.train import checkpoint
 from atlas_dist.train.build import build_auxiliary_heads, build_mixture, build_model, build_teacher
 from atlas_dist.train.context import RankContext, Stopwatch
-from atlas_dist.train.engine import EngineSettings, build_engine, device, device_name, gathered
+from atlas_dist.train.engine import EngineSettings, build_engine, gathered
 from atlas_dist.train.feed import micro_batch_for
 from atlas_dist.train.inputs import as_auxiliary_head, pack_tensors, read_if_there
 from atlas_dist.train.look_back import look_back

@@ -17,11 +17,11 @@ from atlas_dist.core.types import Assignment, StageJob, TaskKind, TaskSpec
 from atlas_dist.data.batch import RankBatch
 from atlas_dist.data.decode import MEAN_COLOUR, TextEncoder
 from atlas_dist.data.sample import IMAGE_PROMPT
+from atlas_dist.device import device
 from atlas_dist.model.atlas import AdaptedModel
 from atlas_dist.model.heads import HeadSpec
 from atlas_dist.model.mixing import MixingSpec, Weighting
 from atlas_dist.train.context import RankContext, Stopwatch
-from atlas_dist.train.engine import device
 from atlas_dist.train.inputs import pack_tensors
 from atlas_dist.train.module import StageModule
 
