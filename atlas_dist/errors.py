@@ -6,6 +6,7 @@
     |-- AuthError             exit 4   credentials missing, wrong, or not allowed to do this
     |   `-- ExpiredCredentials         they were good and ran out: with new ones the same command goes on
     |-- TrainingError         exit 5   a job failed for good (NaN twice, poisoned job, wrong parameter set)
+    |   `-- OutOfMemory                a pass does not fit into the device's memory
     |-- StoreError            exit 6   the object store cannot be reached or cannot be trusted
     |   |-- MissingObject              the store says clearly: there is no such object
     |   |-- AlreadyExists              a create-only write lost: somebody (perhaps we) wrote it before
@@ -85,6 +86,33 @@ class TrainingError(AtlasError):
     """A job failed for good; repeating it unchanged would fail again."""
 
     exit_code = 5
+
+
+class OutOfMemory(TrainingError):
+    """A pass did not fit into the device's memory.
+
+    Args:
+        samples: of a rank in that pass.
+        smaller: whether fewer samples a pass would do the same job.
+    """
+
+    def __init__(self, what: str, samples: int, cause: str, *, smaller: bool) -> None:
+        setting = "train.micro_batch" if smaller else "train.eval_batch"
+        advice = f"Lower {setting} below {samples}" if samples > 1 else "Use a device with more memory"
+        super().__init__(
+            f"{what} with {samples} samples a worker ({setting}) does not fit into the device's memory: {cause}",
+            fix=f"{advice}, or set train.activation_checkpointing=true." if smaller else f"{advice}.",
+        )
+        self.samples = samples
+        self.smaller = smaller
+        self._parts = (what, samples, cause, smaller)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (_rebuild_out_of_memory, self._parts)
+
+
+def _rebuild_out_of_memory(what: str, samples: int, cause: str, smaller: bool) -> OutOfMemory:
+    return OutOfMemory(what, samples, cause, smaller=smaller)
 
 
 class StoreError(AtlasError):

@@ -284,6 +284,7 @@ class Leader:
             resume_from=record.resume_from,
             resume_digest=record.resume_digest,
             pool=record.pool,
+            halvings=self._book.state.job(record.job).memory_failures,
         )
 
     def _late_result(self, job: JobState) -> tuple[Attempt, StageResult] | None:

@@ -24,7 +24,7 @@ GAUGES: Mapping[str, str] = {
     "atlas_loss": "training loss",
 }
 FAILURES = "atlas_attempt_failures"
-"""A counter, by kind: preempted, store, nonfinite, poison, fatal."""
+"""A counter, by kind: preempted, store, nonfinite, device, memory, poison, fatal."""
 
 
 class RunMetrics:

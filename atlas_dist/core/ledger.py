@@ -145,6 +145,8 @@ class JobState:
     """Attempts in a row that were taken away without one step of progress."""
     poisons: int = 0
     """Attempts that the job itself ended by raising."""
+    memory_failures: int = 0
+    """Attempts that did not fit into a device's memory."""
     store_failures: int = 0
     """Attempts in a row that the object store ended."""
     nonfinite: tuple[int, ...] = ()
@@ -363,8 +365,10 @@ def _counted(state: JobState, failure: Failure, asked_to_stop: bool) -> JobState
         return replace(state, nonfinite=(*state.nonfinite, failure.step))
     if failure.step > state.best_step:
         state = replace(state, best_step=failure.step, stuck=0)
-    elif kind is FailureKind.PREEMPTED and not asked_to_stop:
+    elif kind in (FailureKind.PREEMPTED, FailureKind.DEVICE) and not asked_to_stop:
         state = replace(state, stuck=state.stuck + 1)
+    if kind is FailureKind.MEMORY:
+        return replace(state, memory_failures=state.memory_failures + 1)
     return replace(state, poisons=state.poisons + 1) if kind is FailureKind.POISON else state
 
 
@@ -399,7 +403,9 @@ def _on_resume(draft: _Draft, _: Entry, record: Resume) -> None:
     draft.requests.add(record.request)
     for key, state in draft.jobs.items():
         if state.committed is None and (state.quarantined or key in draft.troubled):
-            draft.jobs[key] = replace(state, quarantined="", stuck=0, poisons=0, store_failures=0, nonfinite=(), failed_at=0.0)
+            draft.jobs[key] = replace(
+                state, quarantined="", stuck=0, poisons=0, memory_failures=0, store_failures=0, nonfinite=(), failed_at=0.0
+            )
     draft.troubled.clear()
 
 

@@ -4,6 +4,7 @@
     evaluations, transfers  backfill: they take only slots that no living chain is using or waiting for
     a failed attempt        taken away: again, unless five in a row got nowhere; the store: again, later and later;
                             not finite: once more from the last finite checkpoint, the same step twice halts the run;
+                            out of a device's memory: at once, with half the micro batch;
                             the job itself raised: a few times; configuration, schema, credentials: the run halts
 
 Nothing here acts. The coordinator records an action, then does it.
@@ -58,6 +59,8 @@ class RetryRules:
     """Attempts in a row without one step of progress, none of them the job's own fault, before the job is quarantined."""
     poison_tries: int = 3
     """Attempts that the job itself ends by raising before it is quarantined."""
+    memory_tries: int = 12
+    """Attempts that ran out of a device's memory, each with half the micro batch of the one before, before it is quarantined."""
     nonfinite_tries: int = 5
     """Attempts ended by values that are not finite, each at another step, before the run halts."""
     first_wait_s: float = 2.0
@@ -255,6 +258,8 @@ def _verdict(job: JobState, rules: RetryRules) -> QuarantineJob | HaltRun | None
             return HaltRun(job.key, f"step {failure.step} was not finite again after a replay: {failure.reason}")
         if len(job.nonfinite) >= rules.nonfinite_tries:
             return HaltRun(job.key, f"values were not finite {len(job.nonfinite)} times: {failure.reason}")
+    if job.memory_failures >= rules.memory_tries:
+        return QuarantineJob(job.key, f"it ran out of memory {job.memory_failures} times: {failure.reason}")
     if job.poisons >= rules.poison_tries:
         return QuarantineJob(job.key, f"it raised {job.poisons} times: {failure.reason}")
     if job.stuck >= rules.stuck_attempts:
@@ -265,7 +270,7 @@ def _verdict(job: JobState, rules: RetryRules) -> QuarantineJob | HaltRun | None
 def _wait_s(job: JobState, rules: RetryRules) -> float:
     """How long to leave a job alone after its newest failure."""
     failure = job.failure
-    if failure is None or failure.kind is FailureKind.NONFINITE:
+    if failure is None or failure.kind in (FailureKind.NONFINITE, FailureKind.MEMORY):
         return 0.0
     repeats = {FailureKind.STORE: job.store_failures, FailureKind.POISON: job.poisons}.get(failure.kind, job.stuck)
     return min(rules.longest_wait_s, rules.first_wait_s * 2.0 ** (repeats - 1)) if repeats else 0.0
@@ -275,7 +280,17 @@ def _why(job: JobState) -> str:
     failure = job.failure
     if failure is None:
         return "its parents are committed"
-    return f"attempt {len(job.attempts) + 1}, after {failure.kind} at step {failure.step}: {failure.reason}"
+    smaller = f" with {halved(job.memory_failures)} of the micro batch" if job.memory_failures else ""
+    return f"attempt {len(job.attempts) + 1}{smaller}, after {failure.kind} at step {failure.step}: {failure.reason}"
+
+
+def halved(times: int) -> str:
+    """For people: what halving so often leaves.
+
+    >>> halved(1), halved(3)
+    ('1/2', '1/8')
+    """
+    return f"1/{2**times}"
 
 
 @dataclass

@@ -332,6 +332,8 @@ class Assignment:
     """sha256 of that checkpoint's DONE file, as the ledger knows it: nothing else may be loaded."""
     pool: str = ""
     """Which pool of workers runs it."""
+    halvings: int = 0
+    """How often the micro batch is halved, because earlier attempts ran out of a device's memory."""
 
 
 @dataclass(frozen=True)
@@ -356,6 +358,10 @@ class FailureKind(StrEnum):
     """The bucket throttled or was away: back off and wait."""
     NONFINITE = "nonfinite"
     """NaN or infinite loss at a step: replay once from the last finite checkpoint; the same step again is poison."""
+    DEVICE = "device"
+    """A GPU, or the communicator of the group, is broken until its process is replaced: counts as taken away."""
+    MEMORY = "memory"
+    """Training did not fit into the device's memory: again with half the micro batch, the same global batch."""
     POISON = "poison"
     """The job itself raises: a few tries, then it is quarantined."""
     FATAL = "fatal"

@@ -90,6 +90,7 @@ class StageTrainer:
         self.context, self.job, self.inputs = context, assignment.job, assignment.inputs
         assert self.job.stage is not None, "a training job has a stage"
         self.stage = self.job.stage
+        self.halvings = assignment.halvings
         self.method = context.method_of(self.job)
         self.looked_back = look_back(context.store, self.method, self.job, self.inputs)
         self.report, self.validated, self.save, self.resume = report, validated, save, resume
@@ -271,7 +272,8 @@ class StageTrainer:
         budget, config = self.job.budget, self.context.config.train
         # What cannot be shared evenly is padded with masked slots: any number of workers takes the same steps.
         share = slots(budget.global_batch, self.context.world)
-        micro = micro_batch_for(share, config.micro_batch)
+        wanted = min(share, config.micro_batch or share)
+        micro = micro_batch_for(share, max(1, wanted >> self.halvings))
         peak = peak_flops(device(), bf16=config.precision is Precision.BF16)
         return LoopSettings(
             total_steps=len(mixture),

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +18,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from atlas_dist.data.batch import RankBatch
-from atlas_dist.errors import AtlasError, Paused
+from atlas_dist.errors import AtlasError, OutOfMemory, Paused
 from atlas_dist.train.feed import Feeder
 from atlas_dist.train.mixture import OWN, Mixture
 from atlas_dist.train.module import StageModule
@@ -177,9 +178,26 @@ def train_step(engine: Any, auxiliary: int, batch: RankBatch, feed: Feeder, sett
     """One optimizer step on this rank's slice of a batch of one task; its share of the step's loss and score, on the device."""
     # DeepSpeed averages over ranks and over accumulated passes; undo both, so that what remains is a sum over valid slots.
     scale = dist.get_world_size() * settings.accumulation / max(1, batch.valid)
+    head = () if auxiliary == OWN else (auxiliary,)
+    with _memory_is_asked_for("A training step", settings.micro_batch, smaller=True):
+        return _passes(engine, head, batch, feed, settings, scale)
+
+
+@contextmanager
+def _memory_is_asked_for(what: str, samples: int, *, smaller: bool) -> Iterator[None]:
+    """Say what did not fit, and which setting to lower. Raises OutOfMemory."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        cause = str(error).partition(". ")[0]
+        raise OutOfMemory(what, samples, cause, smaller=smaller) from None
+
+
+def _passes(
+    engine: Any, head: tuple[int, ...], batch: RankBatch, feed: Feeder, settings: LoopSettings, scale: float
+) -> tuple[Tensor, Tensor]:
     total_loss = torch.zeros((), device=feed.device)
     total_score = torch.zeros((), device=feed.device)
-    head = () if auxiliary == OWN else (auxiliary,)
     for part in feed(batch, settings.micro_batch):
         losses, scores, _, penalty, *added = engine(part.inputs, part.target, *head)
         kept = torch.where(part.mask, losses, torch.zeros_like(losses)).sum()
@@ -259,8 +277,8 @@ def evaluate(
     module.eval()
     sums = torch.zeros(3, dtype=torch.float64, device=feed.device)
     head = () if auxiliary == OWN else (auxiliary,)
-    with torch.no_grad():
-        for batch in batches:
+    for batch in batches:
+        with torch.no_grad(), _memory_is_asked_for("An evaluation", len(batch.mask), smaller=False):
             for part in feed(batch):
                 losses, scores, logits, _ = module(part.inputs, part.target, *head)
                 kept = torch.stack((losses.double(), scores.double(), torch.ones_like(losses, dtype=torch.float64)))

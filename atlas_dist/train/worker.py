@@ -1,7 +1,8 @@
 """What each rank does with an assignment: dispatch by kind, publish the result, and turn what went wrong into a Failure.
 
 An error that strikes every rank alike (not finite, asked to stop) leaves the group healthy: the next job may come. An error of
-one rank leaves the others waiting in a collective; then the group must go, and `GroupBroken` says so.
+one rank leaves the others waiting in a collective; then the group must go, and `GroupBroken` says so. So it does after an error
+that a process keeps: CUDA fails every call after a bad one, and a communicator that has lost a rank never finds it again.
 """
 
 from __future__ import annotations
@@ -15,12 +16,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import torch
 import torch.distributed as dist
 
 from atlas_dist.core.pace import likeness
 from atlas_dist.core.results import Result
 from atlas_dist.core.types import Assignment, Failure, FailureKind, JobKind, StageJob
-from atlas_dist.errors import AuthError, ConfigError, DataError, ExpiredCredentials, Paused, StoreError
+from atlas_dist.device import release_memory
+from atlas_dist.errors import AuthError, ConfigError, DataError, ExpiredCredentials, OutOfMemory, Paused, StoreError
 from atlas_dist.logs import log_context, log_fields
 from atlas_dist.output_tail import OutputTail
 from atlas_dist.store import artifacts
@@ -74,7 +77,10 @@ class StageWorker:
             OutputTail() as tail,
             kept_log(context.store, key, tail.text, every_s, quiet=not context.is_rank_zero) as keeper,
         ):
-            outcome = self._run(assignment, report)
+            try:
+                outcome = self._run(assignment, report)
+            finally:
+                release_memory()
             if outcome.failure is not None:
                 keeper.write()
             return outcome
@@ -107,6 +113,8 @@ class StageWorker:
                 exc_info=unforeseen,
                 extra=log_fields(failure=failure.kind.value, step=failure.step),
             )
+            if spoils_the_process(error):
+                raise GroupBroken(failure) from None
             self._meet_again(failure)
             return Outcome(failure)
 
@@ -186,15 +194,33 @@ def failure_of(error: Exception, step: int) -> Failure:
         return Failure(FailureKind.PREEMPTED, reason, step)
     if isinstance(error, StoreError | ExpiredCredentials):
         return Failure(FailureKind.STORE, reason, step)
+    if isinstance(error, OutOfMemory):
+        helps = error.smaller and error.samples > 1
+        return Failure(FailureKind.MEMORY if helps else FailureKind.POISON, reason, step)
     if isinstance(error, ConfigError | AuthError | DataError):
         return Failure(FailureKind.FATAL, reason, step)
     if _peer_went_away(error):
         return Failure(FailureKind.PREEMPTED, f"another worker of the group went away: {reason}"[:2000], step)
+    if isinstance(error, dist.DistError):
+        return Failure(FailureKind.DEVICE, f"the group's communicator is dead: {reason}"[:2000], step)
+    if _device_is_broken(error):
+        return Failure(FailureKind.DEVICE, f"the device fails until the process is replaced: {reason}"[:2000], step)
     return Failure(FailureKind.POISON, reason, step)
 
 
+def spoils_the_process(error: Exception) -> bool:
+    """Whether later jobs of this process would fail as well."""
+    return isinstance(error, dist.DistError) or _peer_went_away(error) or _device_is_broken(error)
+
+
 def _peer_went_away(error: Exception) -> bool:
-    """Whether a collective broke because its other end is gone. NCCL has error types for it; gloo only has words."""
-    if isinstance(error, dist.DistError):
-        return True
+    """Whether a collective broke because its other end is gone; gloo has only words for it."""
     return isinstance(error, RuntimeError) and any(word in str(error) for word in ("gloo/transport", "Connection closed by peer"))
+
+
+def _device_is_broken(error: Exception) -> bool:
+    """A CUDA error stays for the life of its process; so does memory that was short outside a pass, where nothing can be halved.
+    cuBLAS and cuDNN have only words."""
+    if isinstance(error, torch.AcceleratorError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in ("CUDA error", "CUBLAS_STATUS", "CUDNN_STATUS"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from atlas_dist.compose import compose_config
 from atlas_dist.config import RunConfig
@@ -64,7 +65,7 @@ class Bench:
         """The job whose label ends so."""
         return next(j for j in self.plan.jobs.values() if j.label.endswith(label))
 
-    def assignment(self, job: StageJob, **changes: str) -> Assignment:
+    def assignment(self, job: StageJob, **changes: Any) -> Assignment:
         attempt = f"{job.key}-{next(_numbers)}"
         inputs = {p: self.done[p] for p in job.parents}
         return Assignment(job=job, attempt=attempt, prefix=f"runs/t/attempts/{attempt}", inputs=inputs, **changes)

@@ -190,6 +190,31 @@ def test_what_the_job_raises_is_tried_three_times() -> None:
     assert isinstance(story.decide()[0], QuarantineJob)
 
 
+def test_a_broken_device_counts_as_taken_away() -> None:
+    """A new process has it whole again; where none has, the job is given up like one whose nodes always go."""
+    story = Story(small_plan(1))
+    job = next(iter(story.plan.jobs))
+    for _ in range(2):
+        story.fail(job, FailureKind.DEVICE, step=0)
+        story.fail(job, FailureKind.PREEMPTED, step=0)
+        assert [type(a) for a in story.decide()] == [StartJob]
+    story.fail(job, FailureKind.DEVICE, step=0)
+    (verdict,) = [a for a in story.decide() if isinstance(a, QuarantineJob)]
+    assert "5 attempts in a row" in verdict.reason
+
+
+def test_what_does_not_fit_is_tried_at_once_in_smaller_pieces() -> None:
+    story = Story(small_plan(1))
+    job = next(iter(story.plan.jobs))
+    for halvings in range(1, 12):
+        story.fail(job, FailureKind.MEMORY, step=0)
+        (start,) = story.decide(now=NOW)
+        assert isinstance(start, StartJob)
+        assert f"with 1/{2**halvings} of the micro batch" in start.reason, "and the run says so"
+    story.fail(job, FailureKind.MEMORY, step=0)
+    assert isinstance(story.decide()[0], QuarantineJob)
+
+
 def test_fatal_halts_at_once() -> None:
     story = Story(small_plan(1))
     story.fail(next(iter(story.plan.jobs)), FailureKind.FATAL)
@@ -265,4 +290,9 @@ def test_any_history_keeps_the_rules(data: st.DataObject) -> None:
             story.commit(job)
             kept.settle(job)
         else:
-            story.fail(job, data.draw(st.sampled_from([FailureKind.PREEMPTED, FailureKind.STORE, FailureKind.POISON])))
+            story.fail(
+                job,
+                data.draw(
+                    st.sampled_from([kind for kind in FailureKind if kind not in (FailureKind.NONFINITE, FailureKind.FATAL)])
+                ),
+            )

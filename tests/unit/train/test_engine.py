@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import doctest
+import pickle
 
 import pytest
 import torch
+import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
 
-from atlas_dist.core.types import FailureKind
-from atlas_dist.errors import AuthError, ConfigError, DataError, ExpiredCredentials, Paused, StoreError
+from atlas_dist.core.types import Budget, FailureKind
+from atlas_dist.errors import AuthError, ConfigError, DataError, ExpiredCredentials, OutOfMemory, Paused, StoreError
 from atlas_dist.train import engine, feed
 from atlas_dist.train.feed import Feeder, micro_batch_for
 from atlas_dist.train.loop import LoopSettings, NonFiniteLoss
-from atlas_dist.train.worker import failure_of
+from atlas_dist.train.worker import failure_of, spoils_the_process
 
 
 @pytest.mark.parametrize("module", [engine, feed])
@@ -87,8 +89,31 @@ def test_pixels_are_normalised_on_the_device_and_shared_ones_stay_shared() -> No
         (ExpiredCredentials("x"), FailureKind.STORE, 3),
         (ConfigError("x"), FailureKind.FATAL, 3),
         (RuntimeError("x"), FailureKind.POISON, 3),
+        (OutOfMemory("A step", 8, "x", smaller=True), FailureKind.MEMORY, 3),
+        (OutOfMemory("A step", 1, "x", smaller=True), FailureKind.POISON, 3),
+        (OutOfMemory("An evaluation", 64, "x", smaller=False), FailureKind.POISON, 3),
+        (torch.OutOfMemoryError("CUDA out of memory."), FailureKind.DEVICE, 3),
+        (torch.AcceleratorError("CUDA error: device-side assert triggered"), FailureKind.DEVICE, 3),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"), FailureKind.DEVICE, 3),
+        (dist.DistBackendError("NCCL communicator was aborted"), FailureKind.DEVICE, 3),
         (RuntimeError("[gloo/transport/tcp/pair.cc:537] Read error: Connection reset by peer"), FailureKind.PREEMPTED, 3),
     ],
 )
 def test_a_failure_is_called_by_its_retry_rule(error: Exception, kind: FailureKind, step: int) -> None:
     assert (failure_of(error, 3).kind, failure_of(error, 3).step) == (kind, step)
+    gone = kind is FailureKind.PREEMPTED and not isinstance(error, Paused)
+    assert spoils_the_process(error) == (kind is FailureKind.DEVICE or gone), "a CUDA error stays for the life of its process"
+
+
+def test_what_does_not_fit_says_which_setting_to_lower() -> None:
+    error = pickle.loads(pickle.dumps(OutOfMemory("A training step", 8, "Tried to allocate 2 GiB", smaller=True)))
+    assert isinstance(error, OutOfMemory) and error.samples == 8 and error.exit_code == 5
+    assert "train.micro_batch" in str(error) and "train.activation_checkpointing=true" in str(error)
+    assert "train.eval_batch" in str(OutOfMemory("An evaluation", 64, "x", smaller=False))
+
+
+def test_deepspeed_is_told_not_to_time_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its timer waits for the device at each pass and each step."""
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 1)
+    settings = engine.EngineSettings(0, 4, 2, Budget(), 10)
+    assert engine._deepspeed_config(settings)["timers"]["throughput"]["enabled"] is False

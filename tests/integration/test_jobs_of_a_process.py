@@ -1,0 +1,118 @@
+"""What one job leaves to the next one of the same process: no memory, no broken device, no half-done batch."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load
+
+from atlas_dist.core.results import ADAPTER_FILE
+from atlas_dist.core.types import FailureKind
+from atlas_dist.store import artifacts
+from atlas_dist.train import learn, loop
+from atlas_dist.train.worker import GroupBroken
+from tests.kits.stage import Bench, pack_toys, toy_config
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    folder = tmp_path_factory.mktemp("toys")
+    config = toy_config(folder, "train.budget.max_steps=3")
+    pack_toys(config)
+    return Bench(config)
+
+
+def first(bench: Bench) -> Any:
+    """The first job that trains."""
+    return bench.learn_until(next(job.label for job in bench.plan.jobs.values() if job.stage))
+
+
+def test_a_job_leaves_nothing_of_itself(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Model, engine and optimizer refer to each other: three of three jobs once stayed until the collector happened to come."""
+    left: list[weakref.ref[Any]] = []
+
+    def build(module: Any, *args: Any) -> Any:
+        engine = build_engine(module, *args)
+        left.extend(weakref.ref(each) for each in (module, engine, engine.optimizer))
+        return engine
+
+    build_engine = learn.build_engine
+    monkeypatch.setattr(learn, "build_engine", build)
+    gc.disable()
+    try:
+        for _ in range(3):
+            assert bench.run(bench.assignment(first(bench))).failure is None
+    finally:
+        gc.enable()
+    assert len(left) == 9
+    assert [ref() for ref in left if ref() is not None] == []
+
+
+def test_nothing_waits_for_the_device_in_a_step(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """DeepSpeed's throughput timer did, four times a step."""
+    from deepspeed.accelerator import get_accelerator
+
+    waits: list[int] = []
+    monkeypatch.setattr(type(get_accelerator()), "synchronize", lambda *_: waits.append(1))
+    steps = loop.train_step
+
+    def step(*args: Any) -> Any:
+        before = len(waits)
+        result = steps(*args)
+        counted.append(len(waits) - before)
+        return result
+
+    counted: list[int] = []
+    monkeypatch.setattr(loop, "train_step", step)
+    assert bench.run(bench.assignment(first(bench))).failure is None
+    assert counted == [0] * 3
+
+
+def test_what_does_not_fit_is_learnt_in_halves(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device for which more than a quarter of the batch is too much: after two failures the same job, the same result."""
+    job = first(bench)
+    whole = bench.learn(job)
+    passes, sizes = loop._passes, []
+    room = job.budget.global_batch // 4
+
+    def small_device(engine: Any, head: Any, batch: Any, feed: Any, settings: Any, scale: float) -> Any:
+        sizes.append(settings.micro_batch)
+        if settings.micro_batch > room:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has ...")
+        return passes(engine, head, batch, feed, settings, scale)
+
+    monkeypatch.setattr(loop, "_passes", small_device)
+    for halvings in (0, 1):
+        failure = bench.run(bench.assignment(job, halvings=halvings)).failure
+        assert failure is not None and failure.kind is FailureKind.MEMORY
+        assert "train.micro_batch" in failure.reason and "activation_checkpointing" in failure.reason
+    assignment = bench.assignment(job, halvings=2)
+    assert bench.run(assignment).failure is None
+    assert sizes == [4 * room, 2 * room, room, room, room]
+    halves = artifacts.read_result(bench.context.store, assignment.prefix)
+    assert halves.job == whole.job, "no other job: its key does not know of micro batches"
+    ours, theirs = (load(artifacts.load(bench.context.store, ref, ADAPTER_FILE)) for ref in (bench.commit(assignment), whole))
+    for name, value in theirs.items():
+        torch.testing.assert_close(ours[name], value, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [torch.AcceleratorError("CUDA error: device-side assert triggered"), torch.distributed.DistBackendError("NCCL aborted")],
+)
+def test_a_process_with_a_broken_device_takes_no_other_job(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    """It struck every rank alike, and there is only one; the next job would fail as well."""
+
+    def fails(*_: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(loop, "_passes", fails)
+    with pytest.raises(GroupBroken) as broken:
+        bench.run(bench.assignment(first(bench)))
+    assert broken.value.failure.kind is FailureKind.DEVICE
