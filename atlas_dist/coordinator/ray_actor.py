@@ -18,6 +18,7 @@ from atlas_dist.coordinator.preflight_cluster import workers_that_fit
 from atlas_dist.coordinator.ray_metrics import RunMetrics
 from atlas_dist.coordinator.ray_probe import draining, node_resources, nodes_of, stands
 from atlas_dist.coordinator.service import RunService, Snapshot
+from atlas_dist.coordinator.set_ups import SetUpFailures
 from atlas_dist.core.plan import Plan
 from atlas_dist.core.types import Failure
 from atlas_dist.logs import set_up
@@ -36,6 +37,7 @@ class CoordinatorActor:
         set_up(config.log.format, run=config.run, process="coordinator")
         self.metrics = RunMetrics(config.run)
         self.dispatcher = PoolDispatcher(config.worker_groups)
+        self.set_ups = SetUpFailures({group.name: group.workers for group in config.worker_groups})
         self.placements: dict[str, tuple[str, str]] = {}
         """Pool -> its group of workers and the placement group that it lives in."""
         self.config = config
@@ -74,7 +76,15 @@ class CoordinatorActor:
         """A job for this group of `world` workers, which live in the placement group `placement_group`; waits a little for
         one."""
         self.placements[pool] = (group, placement_group)
+        self.set_ups.succeeded(pool)
         return self.dispatcher.lease(pool, group, LEASE_WAIT_S, world=world)
+
+    def set_up_failed(self, pool: str, reason: str, final: bool) -> None:
+        """A worker of the pool ended before it could ask for work; `final`: another try would end the same way."""
+        log.warning("a worker of pool %s could not be set up: %s", pool, reason)
+        error = self.set_ups.failed(pool, reason, final=final)
+        if error is not None:
+            self.service.give_up(error)
 
     def progress(self, event: AttemptProgress) -> bool:
         """Note progress; True asks the workers to save and stop."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import logging
+import socket
 import time
 import uuid
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
 from ray.util.placement_group import (
@@ -16,32 +18,59 @@ from ray.util.placement_group import (
 from atlas_dist import device
 from atlas_dist.config import Isolation
 from atlas_dist.coordinator.dispatch import AttemptProgress
+from atlas_dist.errors import AtlasError
 from atlas_dist.logs import set_up
+
+if TYPE_CHECKING:
+    from atlas_dist.train.worker import StageWorker
 
 log = logging.getLogger(__name__)
 
 
 def pool_main(options: dict[str, Any]) -> None:
-    """What every worker of a pool runs: ask for a job, do it together, tell how it went; until sent home."""
+    """What every worker of a pool runs: set itself up, ask for a job, do it together, tell how it went; until sent home.
+
+    What goes wrong before the first job is told to the coordinator: Ray starts workers again without a word about why they died.
+    """
+    try:
+        worker = _set_up(options)
+    except Exception as error:
+        reason = f"{socket.gethostname()}: {type(error).__name__}: {error}"
+        ray.get(options["actor"].set_up_failed.remote(options["pool"], reason, isinstance(error, AtlasError) and not error.retry))
+        raise
+    _work(worker, options)
+
+
+def _set_up(options: dict[str, Any]) -> StageWorker:
     import torch
     import torch.distributed as dist
     from ray.train.torch import get_device
 
     from atlas_dist.train.context import RankContext
     from atlas_dist.train.engine import prepare_process
-    from atlas_dist.train.worker import GroupBroken, StageWorker
+    from atlas_dist.train.worker import StageWorker
 
-    config, actor, pool = options["config"], options["actor"], options["pool"]
+    config, pool = options["config"], options["pool"]
     device.take(get_device() if config.cluster.gpus else torch.device("cpu"))
     device.set_arithmetic(tf32=config.train.tf32, deterministic=config.train.deterministic)
     prepare_process()
-    placement_group = get_current_placement_group()
     rank, world = dist.get_rank(), dist.get_world_size()
     set_up(config.log.format, run=config.run, process="worker", pool=pool, rank=rank)
     log.info("rank %d of %d of pool %s is here", rank, world, pool)
     context = RankContext(config, rank, world, control=dist.new_group(backend="gloo"))
     context.backbone()
-    worker = StageWorker(context)
+    context.barrier()  # nobody asks for work before everybody is able to do it
+    gc.collect()
+    gc.freeze()  # what lasts as long as the process is not looked through after every job
+    return StageWorker(context)
+
+
+def _work(worker: StageWorker, options: dict[str, Any]) -> None:
+    from atlas_dist.train.worker import GroupBroken
+
+    config, actor, pool, context = options["config"], options["actor"], options["pool"], worker.context
+    rank, world = context.rank, context.world
+    placement_group = get_current_placement_group()
     group = uuid.uuid4().hex
     while True:
         lease = _together(

@@ -147,6 +147,11 @@ class RunService:
         """Ask for an orderly end; the run stays resumable."""
         self._stopping.set()
 
+    def give_up(self, error: AtlasError) -> None:
+        """End, because workers cannot be had: `error` is what the driver raises. The run stays resumable."""
+        self._error = self._error or error
+        self._stopping.set()
+
     def note(self, progress: AttemptProgress) -> None:
         """Keep an attempt's newest report for whoever looks."""
         with self._lock:
