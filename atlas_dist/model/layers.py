@@ -51,6 +51,12 @@ def run_layers(
         raise TrainingError("The backbone is in use: its layers run as another model asked.", fix="Close that model first.")
     if runs == AS_THEY_ARE:
         return lambda: None
+    if runs.compiled:
+        # All layers are one piece of code to the compiler, of which it makes 8 versions and then, silently, none any more.
+        limit = 4 * len(layers)  # with and without gradients, whole and last batches
+        compiler = torch._dynamo.config
+        compiler.recompile_limit = max(compiler.recompile_limit, limit)
+        compiler.accumulated_recompile_limit = max(compiler.accumulated_recompile_limit, 4 * limit)
     for layer in layers:
         forward: Callable[..., Any] = layer.forward
         if runs.compiled:
@@ -62,6 +68,8 @@ def run_layers(
     def undo() -> None:
         for layer in layers:
             vars(layer).pop("forward", None)
+        if runs.compiled:
+            torch._dynamo.reset()  # the next job's layers begin with all versions to come
 
     return undo
 

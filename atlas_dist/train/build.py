@@ -35,7 +35,7 @@ def build_model(context: RankContext, job: StageJob, inputs: Inputs, sees: Seque
     assert job.stage is not None, "a training job has a stage"
     backbone = read_if_there(context.store, inputs.get(job.backbone_from), BACKBONE_FILE)
     model = AdaptedModel(
-        context.own_backbone(backbone) if backbone or Role.BACKBONE in job.stage.trains else context.backbone().model,
+        context.own_backbone(backbone) if backbone or Role.BACKBONE in job.stage.trains else context.model_backbone(),
         HeadSpec(job.task.kind, job.task.classes),
         method.mixing,
         visible=len(sees),

@@ -49,6 +49,9 @@ class RankContext:
     method: Method = field(init=False)
     """The run's main method; a job's own is `method_of(job)`."""
     _backbone: Backbone | None = field(default=None, init=False)
+    _backbone_is_taken: bool = field(default=False, init=False)
+    """A model runs on it, and ZeRO-3 takes it apart."""
+    _feeder: Feeder | None = field(default=None, init=False)
     _pretrained: nn.Module | None = field(default=None, init=False)
     _methods: dict[str, Method] = field(default_factory=dict, init=False)
     _manifests: dict[tuple[str, str], ShardManifest] = field(default_factory=dict, init=False)
@@ -76,13 +79,19 @@ class RankContext:
 
         ZeRO-3 takes a backbone's parameters apart for good, so there every job gets a fresh one.
         """
-        if self._backbone is None or self.config.train.zero_stage == 3:
+        if self._backbone is None or (self.config.train.zero_stage == 3 and self._backbone_is_taken):
             backbone = configured_backbone(self.config)
             backbone.model.to(device())
             if self.config.train.precision is Precision.BF16:
                 store_products_in_bf16(backbone.model)
-            self._backbone = backbone
+            self._backbone, self._backbone_is_taken = backbone, False
         return self._backbone
+
+    def model_backbone(self) -> nn.Module:
+        """The frozen backbone for a model to run on; whoever only wants to know something of it asks `backbone`."""
+        model = self.backbone().model
+        self._backbone_is_taken = True
+        return model
 
     def own_backbone(self, weights: Mapping[str, Tensor]) -> nn.Module:
         """A copy of the pretrained backbone for one job to change, in float32, with `weights` (by parameter name) put into it.
@@ -98,9 +107,12 @@ class RankContext:
         return backbone
 
     def feeder(self) -> Feeder:
-        """Pixels normalised as the backbone was pretrained."""
-        backbone = self.backbone()
-        return Feeder(backbone.pixel_mean, backbone.pixel_std, device())
+        """Pixels normalised as the backbone was pretrained. One a process: on a GPU each has a queue of its own, and memory that
+        one queue has had is not used by another."""
+        if self._feeder is None:
+            backbone = self.backbone()
+            self._feeder = Feeder(backbone.pixel_mean, backbone.pixel_std, device())
+        return self._feeder
 
     def training_stream(self, job: StageJob, start_step: int) -> Stream:
         """This rank's share of the training split, at `start_step`."""

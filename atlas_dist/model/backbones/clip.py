@@ -99,11 +99,27 @@ def _tower(letter: str, layers: str, config: Any, **rest: Any) -> Tower:
 def _encode(model: CLIPModel, given: BackboneInput) -> Encoded:
     if given.pixel_mask is not None:
         raise DataError("CLIP has no pixel mask: it sees whole pictures.", fix="Resize pictures instead of padding them.")
-    text = model.text_model(input_ids=given.input_ids, attention_mask=given.attention_mask).last_hidden_state
+    text = model.text_model(input_ids=given.input_ids, attention_mask=_text_mask(given.attention_mask)).last_hidden_state
     picture = model.vision_model(pixel_values=given.pixel_values)
     t = _unit(model.text_projection(_last_token(text, given.attention_mask)))
     v = _unit(model.visual_projection(picture.pooler_output))
     return Encoded((text, picture.last_hidden_state), torch.cat([t, v, t * v], dim=-1))
+
+
+def _text_mask(attention_mask: Tensor) -> Tensor:
+    """Mask [B, T] of the real tokens, as the text tower should get it.
+
+    transformers looks whether any token is padding, which makes the host wait for a GPU in every pass; a mask of pairs it takes
+    as it is. On a CPU nothing waits, and results keep their bits.
+    """
+    return attention_mask if attention_mask.device.type == "cpu" else _causal_pairs(attention_mask)
+
+
+def _causal_pairs(attention_mask: Tensor) -> Tensor:
+    """Which token sees which, bool [B, 1, T, T]: itself and the real ones before it."""
+    length = attention_mask.shape[1]
+    earlier = torch.ones(length, length, dtype=torch.bool, device=attention_mask.device).tril()
+    return earlier & attention_mask.bool()[:, None, None, :]
 
 
 def _last_token(hidden: Tensor, attention_mask: Tensor) -> Tensor:

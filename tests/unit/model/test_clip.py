@@ -21,6 +21,7 @@ from atlas_dist.model.backbones import ARCHITECTURES, architecture_of
 from atlas_dist.model.heads import HeadSpec
 from atlas_dist.model.mixing import MixingSpec, Weighting
 from atlas_dist.train.context import store_products_in_bf16
+from tests.kits.waits import no_host_sync
 
 TEXT, PICTURE, SHARED = 32, 48, 24  # widths of the random model's towers and of the space they share
 SPEC = MixingSpec(rank=4)
@@ -39,6 +40,20 @@ def texts(backbone: Backbone, given: list[tuple[str, ...]], length: int = 12) ->
     """As the stream makes them: padded to a fixed length."""
     names = ("input_ids", "attention_mask", "token_type_ids")
     return dict(zip(names, map(torch.from_numpy, TextEncoder(backbone.tokenizer, length)(given)), strict=True))
+
+
+def test_a_mask_of_pairs_is_what_transformers_makes_of_padding(clip: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU the text tower gets one, so that the host need not wait for the mask's values."""
+    from atlas_dist.model.backbones import clip as module
+
+    for given in ([("a cat",), ("what is to be seen here ?",)], [("aa",), ("bb",)]):
+        inputs = {**texts(clip, given), "pixel_values": pixels(2)}
+        with monkeypatch.context() as as_ever, torch.no_grad():
+            wanted = clip.encode(**inputs)
+            as_ever.setattr(module, "_text_mask", module._causal_pairs)
+            with no_host_sync("cpu"):
+                found = clip.encode(**inputs)
+        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
 
 
 def clip_tokenizer() -> CLIPTokenizer:

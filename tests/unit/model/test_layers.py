@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
 import torch
 
 from atlas_dist.errors import TrainingError
-from atlas_dist.model.layers import LayerRuns
+from atlas_dist.model.layers import LayerRuns, run_layers
 from tests.kits.step import ONE, SIZES, TWO, new_feeder, open_model, random_backbone, random_batches
 
 SIZE, CPU = SIZES["tiny"], torch.device("cpu")
@@ -79,3 +80,21 @@ def test_compiled_layers_go_through_the_compiler(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(torch, "compile", compile_)
     step(random_backbone(SIZE, CPU), LayerRuns(compiled=True), TWO)
     assert len(calls) == SIZE.layers
+
+
+def test_every_layer_of_every_job_finds_room_in_the_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Layers are one piece of code: at the compiler's limit of 8 versions, 8 of 10 were compiled, and none of the next job's."""
+    settings = torch._dynamo.config
+    kept = {name: getattr(settings, name) for name in ("recompile_limit", "accumulated_recompile_limit")}
+    resets: list[int] = []
+    monkeypatch.setattr(torch._dynamo, "reset", lambda: resets.append(1))
+    monkeypatch.setattr(torch, "compile", lambda function: function)
+    layers = [torch.nn.Identity() for _ in range(24)]
+    try:
+        run_layers(layers, LayerRuns(compiled=True), nullcontext)()
+        assert settings.recompile_limit >= 2 * len(layers)
+        assert settings.accumulated_recompile_limit >= settings.recompile_limit
+        assert resets == [1], "the next job begins anew"
+    finally:
+        for name, value in kept.items():
+            setattr(settings, name, value)
