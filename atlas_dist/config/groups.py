@@ -383,9 +383,7 @@ class ClusterConfig(Section):
     @classmethod
     def _whole(cls, gpus: float | None) -> float | None:
         if gpus is not None and gpus != int(gpus):
-            raise ValueError(
-                f"a worker has whole GPUs, not {gpus:g}: NCCL refuses two ranks on one GPU; set 1 or 0"
-            )
+            raise ValueError(f"a worker has whole GPUs, not {gpus:g}: NCCL refuses two ranks on one GPU; set 1 or 0")
         return gpus
 
     @field_validator("pools", mode="before")

@@ -3,15 +3,13 @@ rest runs where there is a GPU, with torch and transformers alone: `pytest tests
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from atlas_dist import device as owner
 from atlas_dist.core.types import Budget
 from atlas_dist.model.heads import HeadSpec
 from atlas_dist.model.layers import AS_THEY_ARE, LayerRuns
@@ -20,6 +18,7 @@ from atlas_dist.train.loop import Callbacks, LoopSettings, LoopState, Scores, tr
 from atlas_dist.train.mixture import OWN
 from atlas_dist.train.module import StageModule
 from tests.kits.step import ONE, SIZES, TWO, FixedMixture, PlainEngine, new_feeder, open_model, random_backbone, random_batches
+from tests.kits.waits import no_host_sync
 from tests.oracle.naive_mixing import NaiveAdapter, naive_site
 
 CUDA = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
@@ -141,30 +140,6 @@ def test_layers_computed_again_take_less_memory() -> None:
 # ------------------------------------------------------------------------------------------------------ nobody waits for anybody
 
 
-class ValuesAreRead(TorchDispatchMode):
-    """Raises where a device would have to be waited for: a value, or a shape that depends on values, comes back to the host."""
-
-    READS = (torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero, torch.ops.aten.masked_select, torch.ops.aten.equal)
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        assert func._overloadpacket not in self.READS, f"{func} reads a value back"
-        return func(*args, **(kwargs or {}))
-
-
-@contextmanager
-def no_host_sync(device: str) -> Iterator[None]:
-    if device == "cpu":
-        with ValuesAreRead():
-            yield
-        return
-    torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        yield
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-
-
 class WithoutOptimizer(PlainEngine):
     """Forward and backward alone: Adam counts its steps on the host, which a CPU's dispatcher takes for values."""
 
@@ -238,7 +213,11 @@ def test_pixel_buffers_are_pinned_where_there_is_a_gpu(device: str) -> None:
 
     spec = TaskSpec("t", TaskKind.SINGLE, 3, 8, "t", "train", "val", "", "")
     collator = Collator(spec, lambda texts: (), slots=2, images=1, size=8, limits=StreamLimits())  # type: ignore[arg-type, return-value]
+    at = torch.device(device)
+    owner.take(at)
     try:
-        assert all(buffer.is_pinned() == torch.cuda.is_available() for buffer in collator._buffers)
+        buffers = [collator._next_buffer() for _ in range(2)]
+        assert [buffer.is_pinned() for buffer in buffers] == [at.type == "cuda"] * 2
     finally:
+        owner.take(None)
         collator.close()

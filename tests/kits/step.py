@@ -95,7 +95,7 @@ def open_model(
 
 
 def random_batches(size: Size, samples: int, count: int, *, pinned: bool = False, seed: int = 0) -> list[RankBatch]:
-    """Batches as a stream hands them out, bytes for pixels; the last sample of each is masked."""
+    """Batches as a stream hands them out: bytes for pixels, texts of different lengths, padded; the last sample is masked."""
     generator = torch.Generator().manual_seed(seed)
     out = []
     for step in range(count):
@@ -104,7 +104,9 @@ def random_batches(size: Size, samples: int, count: int, *, pinned: bool = False
         mask = torch.arange(samples) < max(1, samples - 1)
         labels = torch.randint(0, size.classes, (samples,), generator=generator)
         index = torch.where(mask, torch.arange(samples), -1)
-        tensors = (ids, torch.ones_like(ids), torch.zeros_like(ids), pixels.pin_memory() if pinned else pixels, labels)
+        lengths = torch.randint(2, size.text + 1, (samples, 1, 1), generator=generator)
+        real = (torch.arange(size.text) < lengths).long()
+        tensors = (ids * real, real, torch.zeros_like(ids), pixels.pin_memory() if pinned else pixels, labels)
         out.append(RankBatch(*tensors, None, mask, index, int(mask.sum()), step, 0))
     return out
 
