@@ -59,6 +59,8 @@ class Scenario:
     """The impatient give up on the store, and their processes end, all the time."""
     tidying: bool
     """Whether somebody collects garbage all the time, as `bank gc --yes` does."""
+    small_devices: bool = False
+    """Whether devices break, and are too small for some jobs until their micro batch was halved once or twice."""
 
 
 def scenario(seed: int) -> Scenario:
@@ -91,6 +93,7 @@ def scenario(seed: int) -> Scenario:
         pack=rng.choice([3, 7, 500]),
         patience=Patience(first_s=0.2, longest_s=5.0, total_s=rng.choice([0.5, 60.0, 60.0])),
         tidying=rng.random() < 0.3,
+        small_devices=seed % 5 == 3,
     )
 
 
@@ -177,9 +180,15 @@ class Trainer:
             actor.sleep(rng.uniform(0.2, 2.0))
             step += 1
             self.dispatcher.events.append(AttemptProgress(self.assignment.attempt, step, 4))
+            small = self.dispatcher.scenario.small_devices
+            if small and self.assignment.halvings < int(job.key[:2], 16) % 3:
+                self.world.happened["too large"] += 1
+                return self._failed(FailureKind.MEMORY, "a training step does not fit", step)
             if self.world.stormy and rng.random() < 0.02:
                 self.world.happened["failed"] += 1
                 kind = rng.choice([FailureKind.NONFINITE, FailureKind.POISON, FailureKind.PREEMPTED])
+                if small and kind is FailureKind.PREEMPTED:
+                    kind = FailureKind.DEVICE
                 return self._failed(kind, "bad luck", step)
             if step == 2:
                 state = {"state.bin": f"{job.key} at {step}".encode()}

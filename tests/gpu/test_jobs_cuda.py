@@ -39,7 +39,13 @@ def deterministic() -> Iterator[None]:
 def loss_and_gradient(device: str, size: str, batch: RankBatch, *, bf16: bool) -> tuple[float, Tensor]:
     """Of one training pass in stage two, the gradient as one vector [parameters] in float64."""
     at, geometry = torch.device(device), SIZES[size]
-    with open_model(random_backbone(geometry, at, bf16=bf16), geometry, 2, TWO) as model:
+    backbone = random_backbone(geometry, at, bf16=bf16)
+    with torch.no_grad():
+        # A fresh ViLT hardly looks at its text. This one does: who sees padding sees something else.
+        backbone.embeddings.text_embeddings.word_embeddings.weight[0] = 5.0
+        for layer in backbone.encoder.layer:
+            layer.attention.attention.value.weight *= 10
+    with open_model(backbone, geometry, 2, TWO) as model:
         module = StageModule(model, model.head_spec, bf16=bf16).to(at).train()
         (fed,) = new_feeder(at)(batch)
         losses, _, _, penalty, *_ = module(fed.inputs, fed.target)
@@ -66,8 +72,9 @@ def test_padded_texts_in_bf16_are_fp32_on_a_cpu(device: str, size: str, backend:
     exact = loss_and_gradient("cpu", size, batch, bf16=False)
     with sdpa_kernel([backend, SDPBackend.MATH], set_priority=True) if backend else nullcontext():
         loss, angle = agreement(loss_and_gradient(device, size, batch, bf16=True), exact)
-    assert loss < 0.01
-    assert angle < 0.1
+    # A mask that is lost turns the gradient by 0.03 (tiny) and 0.7 (ViLT-B); bf16 itself, on a CPU, by 0.006 and 0.01.
+    assert loss < 1e-3
+    assert angle < (0.015 if size == "tiny" else 0.05)
 
 
 @on_each_device
@@ -87,8 +94,8 @@ def test_the_comparison_notices_a_mask_that_is_lost() -> None:
     lost[:2] = 1
     wrong = loss_and_gradient("cpu", "tiny", replace(batch, attention_mask=lost), bf16=False)
     loss, angle = agreement(wrong, loss_and_gradient("cpu", "tiny", batch, bf16=False))
-    assert loss > 1e-5
-    assert angle > 0.1
+    assert loss > 1e-3
+    assert angle > 0.02
 
 
 def learnt(device: str, size: str, steps: int) -> str:
@@ -118,10 +125,14 @@ def test_a_deterministic_stage_is_repeatable_to_the_last_bit(device: str, size: 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_ten_jobs_leave_no_memory() -> None:
     left = []
-    for _ in range(10):
-        learnt("cuda", "tiny", 2)
-        owner.release_memory()
-        left.append((torch.cuda.memory_allocated(), torch.cuda.memory_reserved()))
+    owner.take(torch.device("cuda"))
+    try:
+        for _ in range(10):
+            learnt("cuda", "tiny", 2)
+            owner.release_memory()
+            left.append((torch.cuda.memory_allocated(), torch.cuda.memory_reserved()))
+    finally:
+        owner.take(None)
     assert left[-1] == left[1]
 
 
@@ -152,6 +163,7 @@ print("as expected")
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_a_broken_process_is_told_from_a_full_one() -> None:
     """In a process of its own: this one is to go on."""
+    pytest.importorskip("pydantic", reason="the trainer needs it")
     done: Any = subprocess.run([sys.executable, "-c", _BROKEN], capture_output=True, text=True, timeout=300)
     assert "as expected" in done.stdout, done.stderr[-2000:]
     assert float(torch.ones(3, device="cuda").sum()) == 3.0, "the next process has a whole device"
