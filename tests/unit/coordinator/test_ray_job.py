@@ -62,13 +62,14 @@ def test_a_variable_of_the_job_is_left_to_the_job(monkeypatch: pytest.MonkeyPatc
     from ray.runtime_env.runtime_env import _merge_runtime_env
 
     from atlas_dist.coordinator.ray_cluster import _WORKER_ENV, _environment
+    from atlas_dist.device import HIDDEN
 
     monkeypatch.setenv(JOB_CONFIG, JOB[JOB_CONFIG])
     ours = {"env_vars": _environment(ClusterConfig(address="auto"))}
     merged = _merge_runtime_env(CONFIG["runtime_env"], ours)
     assert merged is not None
     assert merged["env_vars"]["TOKENIZERS_PARALLELISM"] == "true"
-    assert merged["env_vars"].keys() == _WORKER_ENV.keys() | {"AWS_ACCESS_KEY_ID"}
+    assert merged["env_vars"].keys() == _WORKER_ENV.keys() | HIDDEN.keys() | {"AWS_ACCESS_KEY_ID"}
     assert _merge_runtime_env(CONFIG["runtime_env"], {"env_vars": dict(_WORKER_ENV)}) is None, "Ray still refuses a clash"
 
 
