@@ -123,9 +123,6 @@ def _check(config: RunConfig) -> None:
         if not url.startswith("s3://"):
             fix = f"Add {name}=s3 {name}.url=s3://bucket/prefix."
             raise ConfigError(f"{name}.url={url} is a folder, which the pods of a cluster do not share.", fix=fix)
-    gpus = config.cluster.gpus
-    if gpus != int(gpus):
-        raise ConfigError(f"cluster.gpus_per_worker={gpus:g}: a pod has whole GPUs.", fix="Set it to 0, or to a whole number.")
 
 
 def _name(wanted: str) -> str:

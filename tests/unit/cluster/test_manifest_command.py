@@ -136,7 +136,7 @@ def test_with_a_schedule_it_is_a_cron_job_and_each_run_has_its_day(tmp_path: Pat
     ("words", "place", "says"),
     [
         (["experiment=toy", "store.url=/mnt/x"], {}, "is a folder, which the pods of a cluster do not share"),
-        (["experiment=toy", *PLACES, "cluster=ray", "cluster.gpus_per_worker=0.5"], {}, "a pod has whole GPUs"),
+        (["experiment=toy", *PLACES, "cluster=ray", "cluster.gpus_per_worker=0.5"], {}, "a worker has whole GPUs"),
         (["experiment=toy", *PLACES, "cluster=ray"], {"parts": ("spot-aliyun",)}, "no component 'spot-aliyun'"),
         (["experiment=toy", *PLACES, "cluster=ray"], {"name": "42"}, "cannot become the name"),
         (
