@@ -34,7 +34,7 @@ from atlas_dist.train.context import RankContext
 from atlas_dist.train.engine import join_alone
 from atlas_dist.train.signatures import FORM, POOLED, observe, observe_training, profile_of, signature_tensors
 
-DEMO = ("digits", "toy_kin", "easy_vqa_pypi", "toy_pair")
+DEMO = ("digits", "digit_parity", "toy_kin", "easy_vqa_pypi", "toy_pair")
 REAL = ("cifar10", "trec", "easy_vqa", "omniglot")
 
 

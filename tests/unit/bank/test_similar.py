@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -71,9 +72,7 @@ def test_nothing_is_written(learnt: Toys, weights: BankWeights) -> None:
 
 def test_a_method_or_a_bank_without_signatures_is_refused_with_what_to_do(learnt: Toys, weights: BankWeights) -> None:
     with pytest.raises(ConfigError, match="every earlier adapter"):
-        similar(*_asked(learnt, "toy_kin", "method=atlas_paper"), weights)
-    from dataclasses import replace
-
+        similar(*_asked(toys("method=atlas_paper"), "toy_kin"), weights)
     bare = replace(weights, tasks={key: replace(task, signature={}) for key, task in weights.tasks.items()})
     with pytest.raises(ConfigError, match="without a signature"):
         similar(*_asked(learnt, "toy_kin"), bare)
