@@ -13,7 +13,7 @@ its bytes), so that the whole graph, with its sharing, is known before anything 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -436,8 +436,7 @@ def _named(value: TaskSpec | AuxiliaryTask) -> dict[str, Any]:
     """A task as keys name it: a test split only where it has one, since it came later."""
     if isinstance(value, AuxiliaryTask):
         return {"task": _named(value.task), "budget": value.budget}
-    every = {f.name: getattr(value, f.name) for f in fields(value)}
-    return {name: part for name, part in every.items() if part or name not in ("test", "test_digest")}
+    return value.as_stored()
 
 
 def _describing(blank: StageJob, label: str) -> StageJob:

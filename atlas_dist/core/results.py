@@ -364,7 +364,8 @@ class AdapterConfig:
 
     def to_json(self) -> bytes:
         """As the file has it; `form` only where there was a choice."""
-        return canonical_json({name: value for name, value in plain(self).items() if value or name != "form"})
+        written = {f.name: getattr(self, f.name) for f in fields(self)} | {"task": self.task.as_stored()}
+        return canonical_json({name: value for name, value in written.items() if value or name != "form"})
 
 
 def _only_fields(kind: Any, raw: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,12 +15,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
+if TYPE_CHECKING:  # results name these values, and a shell's TAB, which reads results, does not wait for what computes
+    import numpy as np
+    from numpy.typing import NDArray
 
-Scores = NDArray[np.float64]
-"""One number a validation sample, in [0, 1]; the same samples in the same order for every form."""
+    Scores = NDArray[np.float64]
+    """One number a validation sample, in [0, 1]; the same samples in the same order for every form."""
 
 RESAMPLES = 10_000
 """Bootstrap resamples; the quantiles below are then good to about half a percent of their level."""
@@ -89,6 +91,8 @@ def paired_bootstrap(ours: Scores, theirs: Scores, *, above: float = 0.0, seed: 
     >>> paired_bootstrap(np.array([1.0, 1.0, 1.0, 0.0]), np.array([1.0, 0.0, 0.0, 0.0])).mean
     50.0
     """
+    import numpy as np
+
     difference = 100.0 * (np.asarray(ours, dtype=np.float64) - np.asarray(theirs, dtype=np.float64))
     values, counts = np.unique(difference, return_counts=True)
     draws = np.random.default_rng(seed).multinomial(len(difference), counts / len(difference), size=RESAMPLES)
@@ -109,12 +113,12 @@ class Evidence:
     @property
     def score(self) -> float:
         """Mean score in percent."""
-        return 100.0 * float(np.mean(self.scores))
+        return 100.0 * float(self.scores.mean())
 
     @property
     def loss(self) -> float:
         """Mean loss in nats."""
-        return float(np.mean(self.losses))
+        return float(self.losses.mean())
 
 
 @dataclass(frozen=True)

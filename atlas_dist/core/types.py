@@ -9,7 +9,7 @@ one coordinator epoch; attempts are garbage until the ledger commits one of them
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from typing import Any
 
@@ -150,6 +150,11 @@ class TaskSpec:
     def splits(self) -> dict[str, str]:
         """Every split that the task reads -> the digest of its manifest."""
         return {self.train: self.train_digest, self.val: self.val_digest, self.scored: self.scored_digest}
+
+    def as_stored(self) -> dict[str, Any]:
+        """As keys and results name it: a test split only where it has one, since it came later."""
+        every = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {name: part for name, part in every.items() if part or name not in ("test", "test_digest")}
 
     @property
     def images(self) -> int:

@@ -200,7 +200,7 @@ class _Site:
                 _load_adapter(adapter_slots(self.place.name, site.frozen, index) if site.frozen else {}, weights.tasks[seen])
             if site.grown is not None:
                 _load_adapter(adapter_slots(self.place.name, site.grown, 0), task)
-            self.views[key] = _experience_view(site.to(device).eval()) if reads else None
+            self.views[key] = ExperienceView(site.to(device).eval()) if reads else None
 
     def _see_mixtures(
         self,
@@ -228,7 +228,7 @@ class _Site:
                 shape = (len(rows), *mixing.query_shape(self.place.width))
                 query = _checked(task.own, self.query_names[0], shape, task.learnt.name).to(device)
             stack = Stack(down, down_bias, up, up_bias, query, key_rows[0] if key_rows else None)
-            self.views[key] = _mixture_view(stack, rule, outer_residual=mixing.outer_residual)
+            self.views[key] = MixtureView(stack, rule, mixing.outer_residual)
 
     def plan(self, batches: Sequence[TaskBatch], longest: int) -> None:
         """What the rows of the next pass are: (task, rows, text tokens), in their order."""
@@ -253,20 +253,30 @@ class _Site:
         return torch.cat([mixed[:, :length], rows[:, length : self.longest], mixed[:, length:]], dim=1) if padded else mixed
 
 
-def _mixture_view(stack: Stack, rule: MixRule, *, outer_residual: bool) -> View:
-    def view(x: Tensor) -> tuple[Tensor, Tensor]:
-        mixed, alpha = mix(x, stack, rule)
-        return mixed + x if outer_residual else mixed, alpha
+@dataclass(frozen=True)
+class MixtureView:
+    """Of the released form: adapters mixed by queries and keys."""
 
-    return view
+    stack: Stack
+    rule: MixRule
+    outer_residual: bool
+
+    def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """See `View`."""
+        mixed, alpha = mix(x, self.stack, self.rule)
+        return mixed + x if self.outer_residual else mixed, alpha
 
 
-def _experience_view(site: ExperienceSite) -> View:
-    def view(x: Tensor) -> tuple[Tensor, Tensor]:
-        output = site(x)
+@dataclass(frozen=True)
+class ExperienceView:
+    """Of the default form: the site that the task trained."""
+
+    site: ExperienceSite
+
+    def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """See `View`."""
+        output = self.site(x)
         return output.mixed, output.alpha
-
-    return view
 
 
 def _load_adapter(slots: named.Slots, task: LearntWeights) -> None:

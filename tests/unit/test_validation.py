@@ -27,6 +27,9 @@ class Outer(BaseModel):
     needed: str
 
 
+NO_TEXT = "needed: a text is needed, and 1 is none: write it in quotes where it is meant as one."
+
+
 @pytest.mark.parametrize(
     ("tree", "lines"),
     [
@@ -35,7 +38,13 @@ class Outer(BaseModel):
         ({"needed": "x", "inner": {"rnak": 3}}, ["inner.rnak: there is no such key; did you mean rank? valid here: even, rank."]),
         ({}, ["needed: Field required."]),
         ([], ["it: Input should be a valid dictionary or instance of Outer (it is [])."]),
-        ({"needed": 1, "colour": 2}, ["needed: Input should be a valid string (it is 1).", "colour: there is no such key."]),
+        (
+            {"needed": 1, "colour": 2},
+            [
+                "needed: a text is needed, and 1 is none: write it in quotes where it is meant as one.",
+                "colour: there is no such key.",
+            ],
+        ),
     ],
 )
 def test_one_line_a_fault_with_key_value_and_what_is_valid(tree: object, lines: list[str]) -> None:

@@ -33,7 +33,7 @@ def offered(atlas: Command, monkeypatch: pytest.MonkeyPatch, *words: str) -> lis
         (("run", "train.compile="), ["train.compile=true", "train.compile=false"]),
         (("run", "train.workers"), ["train.workers=2", "train.workers="]),
         (("run", "references.al"), ["references.alone.name=", "references.alone.settings="]),
-        (("run", "tasks.dig"), ["tasks.digits.max_text=", "tasks.digits.budget."]),
+        (("run", "tasks.digits"), ["tasks.digits.max_text=", "tasks.digits.budget."]),
         (("run", "method.settings.ra"), ["method.settings.rank="]),
         (("bank", "show", "digits", "cluster.add"), ["cluster.address=local", "cluster.address="]),
         (("compare", "a", "b", "store=l"), ["store=local"]),

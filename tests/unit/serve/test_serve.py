@@ -6,6 +6,7 @@ import io
 import json
 import tarfile
 import weakref
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from atlas_dist.methods import make_method
 from atlas_dist.model.atlas import AdaptedModel
 from atlas_dist.model.backbone import load_backbone
 from atlas_dist.model.heads import HeadSpec
+from atlas_dist.model.mixing_op import Stack
 from atlas_dist.model.pixels import Normalise
 from atlas_dist.runs.stores import open_shards
 from atlas_dist.serve.inputs import pixels_of, texts_of
@@ -76,7 +78,9 @@ def test_a_mixed_batch_gives_every_row_what_a_pass_of_its_own_gives(weights: Ban
     for head in mixed.heads.values():
         head.double()
     for site in mixed.sites.values():
-        site.views = {k: type(v)(*(None if t is None else t.double() for t in v)) for k, v in site.views.items()}
+        site.views = {
+            k: replace(v, stack=Stack(*(None if t is None else t.double() for t in v.stack))) for k, v in site.views.items()
+        }
     keys = list(weights.tasks)
     batches = [_batch(model, weights, key, n + 1, n, torch.float64) for n, key in enumerate([*reversed(keys), keys[1]])]
     together = mixed(batches)
@@ -162,9 +166,9 @@ def test_however_many_are_asked_only_one_pass_is_in_memory(weights: BankWeights,
     alive = most = 0
     prepare = AtlasModel._prepare
 
-    def counted(self: AtlasModel, task: Any, request: Request) -> Any:
+    def counted(self: AtlasModel, task: Any, request: Request, pixels: Any) -> Any:
         nonlocal alive, most
-        batch = prepare(self, task, request)
+        batch = prepare(self, task, request, pixels)
         alive += 1
         most = max(most, alive)
         weakref.finalize(batch, lowered)
