@@ -57,6 +57,7 @@ def cluster(config: ClusterConfig, worker_groups: Sequence[WorkerGroupSpec]) -> 
         options |= {"_temp_dir": home} if home else {}
         if not config.gpus:
             options["num_gpus"] = 0
+        _read_token_again()
     else:
         options |= {"address": config.address}
     _connect(config, options)
@@ -65,6 +66,15 @@ def cluster(config: ClusterConfig, worker_groups: Sequence[WorkerGroupSpec]) -> 
         yield
     finally:
         ray.shutdown()
+
+
+def _read_token_again() -> None:
+    """Ray reads its token and whether to ask for one when it is imported. Where somebody imported it before this run chose
+    (ray_env.py), as in a notebook, it has to look again; Ray has no public call for that."""
+    from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
+
+    Config.initialize("")
+    AuthenticationTokenLoader.instance().reset_cache()
 
 
 def _connect(config: ClusterConfig, options: dict[str, Any]) -> None:
