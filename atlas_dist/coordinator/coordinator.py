@@ -2,7 +2,7 @@
 
     open()   replay; attach to a leader that lives, or be elected
     tick()   as leader: requests -> events -> verify and commit -> decide -> record -> act -> heartbeat; as follower: watch
-    close()  stop what runs, and say that the seat is free
+    close()  stop what runs, and say that nobody leads
 
 Every change of the run is an entry of the ledger *before* it happens. A coordinator may therefore die anywhere: the next one
 replays the ledger and goes on, and this one, should it only have slept, collides on its next append and stops (FencedError). It
@@ -97,7 +97,7 @@ class Coordinator:
         role = CoordinatorRole.LEADER if self._leader else CoordinatorRole.FOLLOWER
         status = status_of(self._book.plan, self._book.state, self._book.frontier, role)
         if role is CoordinatorRole.FOLLOWER and status.phase in _STOPPED and not self._has_news():
-            # Whoever attaches wants the run to go on: wait for the seat, whether its holder is leaving or dead.
+            # Whoever attaches wants the run to go on: wait until it may lead, whether the leader is leaving or dead.
             return replace(status, phase=Phase.WAITING)
         return status
 
@@ -146,7 +146,7 @@ class Coordinator:
         return self.status
 
     def close(self) -> None:
-        """Stop this process's attempts and, as leader, free the seat at once instead of after `ttl_s`. Safe to call twice."""
+        """Stop this process's attempts and, as leader, let another lead at once instead of after `ttl_s`. Safe to call twice."""
         if self._leader is not None:
             self._leader.stand_down(release=True)
             self._leader = None

@@ -229,7 +229,7 @@ class PoolDispatcher:
             self._end(Lost(state.running, reason))
 
     def _end(self, event: Finished | Failed | Lost) -> None:
-        """Record the end of an attempt once, and free its seat."""
+        """Record the end of an attempt once, and free its slot."""
         for state in self._pools.values():
             if state.running == event.attempt:
                 state.running = ""
