@@ -241,6 +241,6 @@ train:
   workers: 1                # processes that share each batch; with 2 and two cores it takes half as long
   eval_batch: 32
   budget: {{global_batch: {batch}, lr: 2e-3, validations: 2}}
-  stage1: {{epochs: 5, lr: 5e-4}}     # how to use earlier tasks
+  stage1: {{epochs: 5}}              # how to use earlier tasks
   stage2: {{epochs: 20}}             # what they do not know
 """
