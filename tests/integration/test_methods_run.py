@@ -194,7 +194,7 @@ def test_few_samples_are_the_same_in_every_stage_and_for_the_reference(folder: P
 
 
 def test_each_adapter_is_left_out_once_and_breadth_is_measured(folder: Path) -> None:
-    bench = learnt(folder, "atlas")
+    bench = learnt(folder, "atlas_paper")
     (sequence,) = bench.plan.sequences
     first, third = (bench.done[sequence.evaluations[i, i]].metrics for i in (0, 2))
     assert "without" not in first, "one adapter alone can't be left out"

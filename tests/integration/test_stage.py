@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load
 
-from atlas_dist.core.results import ADAPTER_FILE, TASK_FILE
+from atlas_dist.core.results import ADAPTER_FILE, TASK_FILE, VALIDATION_FILE
 from atlas_dist.core.types import FailureKind, Stage
 from atlas_dist.store import artifacts
 from atlas_dist.store.curves import TRAIN, VALIDATION, CurveReader
@@ -50,7 +50,7 @@ def test_the_first_task_leaves_one_adapter_and_no_stage_one(learnt: Bench) -> No
     assert first.stage is not None
     assert first.stage.stage is Stage.TWO
     files = hashes(learnt.done[first.key])
-    assert set(files) == {ADAPTER_FILE, TASK_FILE, "adapter_config.json", "details.json"}
+    assert set(files) == {ADAPTER_FILE, TASK_FILE, VALIDATION_FILE, "adapter_config.json", "details.json"}
 
 
 def test_stage_one_trains_queries_and_head_and_leaves_no_adapter(learnt: Bench) -> None:
