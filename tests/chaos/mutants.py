@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any
 from unittest import mock
 
@@ -12,8 +13,9 @@ from atlas_dist.core.ledger import Attempt, Entry
 from atlas_dist.core.records import Begin, Elect, Record
 from atlas_dist.core.types import Blob, CommittedRef
 from atlas_dist.errors import FencedError, UnknownOutcome
-from atlas_dist.runs import results
+from atlas_dist.runs import results, status
 from atlas_dist.runs.status import load_run
+from atlas_dist.runs.stores import open_ledger
 from atlas_dist.store import artifacts, log
 from tests.chaos import sim
 from tests.chaos.world import World
@@ -210,7 +212,9 @@ def collector_that_does_not_lead() -> contextlib.AbstractContextManager[Prepare]
                 store.delete(info.key)
                 tell(info)
 
-    return _patched(mock.patch.object(sim, "collect", reckless), mock.patch("atlas_dist.runs.stores.threaded", map))
+    return _patched(
+        mock.patch.object(sim, "collect", reckless), mock.patch.object(status, "open_ledger", partial(open_ledger, read_many=map))
+    )
 
 
 MUTANTS: tuple[Mutant, ...] = (
