@@ -283,7 +283,8 @@ class SelectResult(TrainResult):
     def from_json(cls, raw: Mapping[str, Any]) -> Self:
         """As `Metrics.from_json`."""
         found = raw.get("gain")
-        gain = Difference(**known_fields(Difference, found)) if isinstance(found, Mapping) else None
+        known = known_fields(Difference, found)
+        gain = Difference(**known) if len(known) == len(fields(Difference)) else None  # half of one says nothing
         return replace(super().from_json({name: value for name, value in raw.items() if name != "gain"}), gain=gain)
 
 

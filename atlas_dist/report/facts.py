@@ -16,6 +16,7 @@ from atlas_dist.core.ledger import Entry, JobState, JobStatus, RunState
 from atlas_dist.core.metrics import average_accuracy, backward_transfer, final, forgetting, learnt
 from atlas_dist.core.plan import Plan, SequenceJobs, TaskJobs
 from atlas_dist.core.results import ADAPTER_FILE, DETAILS_FILE, Details, EvalResult, SelectResult, TrainResult, result_of
+from atlas_dist.core.selection import Form
 from atlas_dist.core.types import CommittedRef, StageJob, View
 from atlas_dist.errors import DataError
 from atlas_dist.packages import environment
@@ -25,7 +26,7 @@ from atlas_dist.store import artifacts
 from atlas_dist.store.curves import CurveReader, Point
 from atlas_dist.store.objects import ObjectStore
 
-OWN = "own"
+OWN = Form.OWN.value
 """The form of a task that reads no adapter but its own."""
 
 
@@ -96,9 +97,8 @@ class TaskFacts:
 
     @property
     def selection(self) -> Mapping[str, Any]:
-        """How its method chose: the metrics of the job that did, or what a last stage notes of it; {} = it did not."""
-        nested: Mapping[str, Any] = self.metrics.get("selection") or {}
-        return nested or (self.metrics if "form" in self.metrics else {})
+        """How its method chose: the metrics of the job that did (core/results.py, SelectResult); {} = it did not."""
+        return self.metrics if "form" in self.metrics else {}
 
     @property
     def grew(self) -> bool:

@@ -20,7 +20,7 @@ FORMS = {"experience": "experience alone", OWN: "own adapter alone", "both": "ex
 
 @dataclass(frozen=True)
 class Selection:
-    """Which form a task committed, as its result has it (`metrics["selection"]`)."""
+    """Which form a task committed, as its result has it (core/results.py, SelectResult), in part where it is old or damaged."""
 
     task: str
     form: str

@@ -117,6 +117,11 @@ def test_a_selection_survives_json():
     assert SelectResult.from_json(SelectResult(score=1.0, loss=1.0, form="own").to_json()).gain is None
 
 
+def test_half_a_gain_is_none() -> None:
+    assert SelectResult.from_json({"form": "own", "gain": {"mean": 1.0}}).gain is None
+    assert SelectResult.from_json({"form": "own", "gain": {"mean": None, "low": 1, "high": 2, "confidence": 1}}).gain is None
+
+
 def test_hosts_do_not_travel():
     assert without_hosts(TRAIN) == {name: value for name, value in TRAIN.items() if name != "nodes"}
 

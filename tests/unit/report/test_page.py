@@ -71,17 +71,17 @@ def experienced(plan: Plan) -> RunState:
     state = committed(plan)
     a, b, c = (task.final for task in jobs.upstream)
     d = jobs.downstream[0].final
-    state = told(state, a, {"selection": {"form": "own", "scores": {"own": 50.0}, "samples": 40, "gain": None}, "sees": []},
+    state = told(state, a, {"form": "own", "scores": {"own": 50.0}, "samples": 40, "gain": None, "sees": []},
         ["adapter.safetensors"])  # fmt: skip
     gain = {"mean": 3.5, "low": 1.25, "high": 5.75, "confidence": 0.95}
     scores = {"experience": 61.0, "own": 70.0, "both": 73.5}
     both = {"form": "both", "scores": scores, "samples": 1200, "gain": gain}
-    state = told(state, b, {"selection": both, "sees": [a, b], "similarity": {a: 0.625}}, ["adapter.safetensors"])
+    state = told(state, b, {**both, "sees": [a, b], "similarity": {a: 0.625}}, ["adapter.safetensors"])
     gain = {"mean": -0.5, "low": -1.0, "high": 0.25, "confidence": 0.9}
     only = {"form": "experience", "scores": {"experience": 80.0, "own": 80.5}, "samples": 90, "gain": gain}
-    state = told(state, c, {"selection": only, "sees": [a, b], "similarity": {a: -0.25, b: 1.0}})
+    state = told(state, c, {**only, "sees": [a, b], "similarity": {a: -0.25, b: 1.0}})
     own = {"form": "own", "scores": {"experience": 20.0, "own": 40.0, "both": 39.0}, "samples": 30, "gain": None}
-    return told(state, d, {"selection": own, "sees": [d], "similarity": {a: 0.0, b: 0.125}}, ["adapter.safetensors"])
+    return told(state, d, {**own, "sees": [d], "similarity": {a: 0.0, b: 0.125}}, ["adapter.safetensors"])
 
 
 # --------------------------------------------------------------------------------------------------------- the first screen
@@ -196,19 +196,10 @@ def test_what_each_task_committed_is_shown_with_its_certainty(plan: Plan, experi
     assert [each.form for each in selections(got.upstream)] == ["own", "both", "experience"]
 
 
-def test_a_job_of_its_own_may_have_chosen(plan: Plan, experienced: RunState) -> None:
-    """Then its metrics are the choice itself; that another candidate had an adapter does not make the bank grow."""
+def test_an_adapter_of_another_candidate_does_not_make_the_bank_grow(plan: Plan, experienced: RunState) -> None:
     (jobs,) = plan.sequences
-    state = committed(plan)
-    for task in (*jobs.upstream, *jobs.downstream):
-        ref = experienced.jobs[task.final].committed
-        assert ref is not None
-        flat = {**ref.metrics["selection"], **{name: ref.metrics[name] for name in ("sees", "similarity") if name in ref.metrics}}
-        files = [blob.name for blob in ref.blobs]
-        state = told(state, task.final, flat, files)
-    state = told(state, jobs.upstream[2].stages[0], {}, ["adapter.safetensors"])
-    (nested,), (got,) = gather(plan, experienced).sequences, gather(plan, state).sequences
-    assert selections(got.upstream) == selections(nested.upstream)
+    state = told(experienced, jobs.upstream[2].stages[0], {}, ["adapter.safetensors"])
+    (got,) = gather(plan, state).sequences
     assert bank_sizes(got) == [1, 2, 2]
     assert figures(page_of(plan, state)) == figures(page_of(plan, experienced))
 
@@ -257,7 +248,7 @@ def test_a_result_without_these_facts_has_none_of_their_parts(plan: Plan) -> Non
 ])  # fmt: skip
 def test_half_a_fact_is_shown_as_far_as_it_goes(plan: Plan, selection: Mapping[str, object]) -> None:
     key = plan.sequences[0].upstream[1].final
-    page = page_of(plan, told(committed(plan), key, {"selection": selection, "similarity": None}))
+    page = page_of(plan, told(committed(plan), key, {**selection, "similarity": None}))
     assert ("What each task committed" in page) == bool(selection)
 
 
@@ -282,7 +273,7 @@ def test_coefficients_below_zero_have_a_colour_of_their_own(plan: Plan) -> None:
     assert f'<td class="below" style="--share:1.00" tabindex="0" aria-label="{sentence}">-0.38</td>' in page
     assert '<i class="both"></i>' in page
     assert "b reads the adapter of a at L0.aftattn: α -0.500 ± 0.125 over samples" in page
-    chosen = {**facts.sequences[0].upstream[1].metrics, "selection": {"form": "own", "scores": {}}}
+    chosen = {**facts.sequences[0].upstream[1].metrics, "form": "own", "scores": {}}
     (got,) = with_alpha(facts, reuse).sequences
     task = got.upstream[1]
     alone = replace(task, stages=(*task.stages[:-1], replace(task.stages[-1], metrics=chosen)))
