@@ -6,7 +6,6 @@ Nothing here is computed by training; what has no result yet is None and shown a
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from statistics import fmean
@@ -337,7 +336,7 @@ def _stage(job: StageJob, now: JobState, reader: CurveReader | None) -> StageFac
         label=job.label,
         stage=job.stage.stage.value if job.stage else job.kind.value,
         key=job.key,
-        score=result.score if result.known_score is not None else _chosen_score(ref),
+        score=result.score,
         metrics=ref.metrics,
         curve=details.curve,
         validation=details.validation,
@@ -348,12 +347,6 @@ def _stage(job: StageJob, now: JobState, reader: CurveReader | None) -> StageFac
         attempt=now.number(ref.attempt),
         points=_points(reader, ref),
     )
-
-
-def _chosen_score(ref: CommittedRef) -> float:
-    """Of a job that only decided between candidates: the score of the one that it chose; NaN where that is not noted."""
-    chosen = SelectResult.of(ref)
-    return float(chosen.scores.get(chosen.form, math.nan))
 
 
 def _points(reader: CurveReader | None, ref: CommittedRef) -> tuple[Point, ...]:

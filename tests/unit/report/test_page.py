@@ -204,19 +204,6 @@ def test_an_adapter_of_another_candidate_does_not_make_the_bank_grow(plan: Plan,
     assert figures(page_of(plan, state)) == figures(page_of(plan, experienced))
 
 
-def test_a_job_that_only_chose_has_the_score_of_its_choice(plan: Plan) -> None:
-    key = plan.sequences[0].upstream[1].final
-    state = committed(plan)
-    ref = state.jobs[key].committed
-    assert ref is not None
-    chose = replace(ref, metrics={"form": "both", "scores": {"both": 73.5, "own": 70.0}, "samples": 12, "world": 2})
-    state = replace(state, jobs={**state.jobs, key: replace(state.jobs[key], committed=chose)})
-    assert gather(plan, state).sequences[0].upstream[1].stages[-1].score == 73.5
-    page = page_of(plan, state)
-    assert "nan" not in figures(page)["Average score, %"][0]
-    assert "nan %" not in page
-
-
 def test_similarity_is_a_map_by_the_tasks_names(plan: Plan, experienced: RunState) -> None:
     page = page_of(plan, experienced)
     assert 'aria-label="b and a: similarity 0.62"' in page or 'aria-label="b and a: similarity 0.63"' in page
