@@ -269,7 +269,10 @@ class SelectResult(TrainResult):
         return self.form != Form.EXPERIENCE
 
     def in_words(self) -> str:
-        """What was committed, by how much and how surely, for people: `both, +3.1 points over experience (95 %: 0.4 to 5.8)`."""
+        """What was committed, by how much and how surely, for people: `both, +3.1 points over experience (95 %: 0.4 to 5.8)`.
+
+        Where the points leave it open, with the losses, which then decide (core/selection.py, Rule).
+        """
         told = _FORMS.get(self.form, self.form)
         if self.gain is None:
             return told
@@ -277,7 +280,12 @@ class SelectResult(TrainResult):
             over = f"{self.gain.mean:+.1f} points over experience alone"
         else:
             over = f"an own adapter would give {self.gain.mean:+.1f} points"
-        return f"{told}; {over} (95 %: {self.gain.low:+.1f} to {self.gain.high:+.1f})"
+        grown = [loss for form, loss in self.losses.items() if form in ((self.form,) if self.grew else (Form.OWN, Form.BOTH))]
+        alone = self.losses.get(Form.EXPERIENCE)
+        losses = ""
+        if self.gain.low <= 0.0 <= self.gain.high and grown and alone is not None:
+            losses = f"; loss {min(grown):.3f} with it, {alone:.3f} without"
+        return f"{told}; {over} (95 %: {self.gain.low:+.1f} to {self.gain.high:+.1f}{losses})"
 
     @classmethod
     def from_json(cls, raw: Mapping[str, Any]) -> Self:

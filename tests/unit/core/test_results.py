@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -115,6 +116,17 @@ def test_a_selection_survives_json():
     )
     assert SelectResult.from_json(json.loads(canonical_json(chosen.to_json()))) == chosen
     assert SelectResult.from_json(SelectResult(score=1.0, loss=1.0, form="own").to_json()).gain is None
+
+
+def test_a_choice_in_words_gives_the_losses_where_the_points_leave_it_open() -> None:
+    losses = {"experience": 0.125, "own": 0.5, "both": 0.0725}
+    sure = SelectResult(form="both", gain=Difference(9.5, 7.5, 11.5, 1.0), losses=losses)
+    assert sure.in_words() == "experience and its own adapter; +9.5 points over experience alone (95 %: +7.5 to +11.5)"
+    open_ = replace(sure, gain=Difference(0.0, -0.9, 0.9, 0.2))
+    assert open_.in_words().endswith("(95 %: -0.9 to +0.9; loss 0.072 with it, 0.125 without)")
+    declined = replace(open_, form="experience").in_words()
+    assert declined.startswith("experience alone; an own adapter would give +0.0 points")
+    assert SelectResult(form="own").in_words() == "its own adapter alone", "nothing to compare with"
 
 
 def test_half_a_gain_is_none() -> None:
