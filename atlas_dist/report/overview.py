@@ -209,7 +209,7 @@ def _growth(method: MethodScores) -> list[Figure]:
         counted = Counter(each.told for each in chosen)
         order = [FORMS[form] for form in FORMS if counted[FORMS[form]]]
         told = ", ".join(f"{name} {counted[name]}" for name in (*order, *(n for n in counted if n not in order)))
-        found.append(("Experience helped", f"{helped} of {len(chosen)}", f"tasks; committed: {told}", "good" if helped else ""))
+        found.append(("Experience used", f"{helped} of {len(chosen)}", f"tasks; committed: {told}", "good" if helped else ""))
     return found
 
 

@@ -183,7 +183,7 @@ def test_what_each_task_committed_is_shown_with_its_certainty(plan: Plan, experi
     page = page_of(plan, experienced)
     found = figures(page)
     assert found["Bank"] == ("2 adapters", "for 3 tasks, 4 kB; 1 added none, for it did not pay")
-    value, more = found["Experience helped"]
+    value, more = found["Experience used"]
     assert (value, more) == ("2 of 3", "tasks; committed: experience alone 1, own adapter alone 1, experience and own adapter 1")
     adds = "an own adapter adds +3.5 points (+1.2 to +5.8), worth it with 95 % confidence"
     assert f"+3.5 points over its own adapter alone; {adds}</small>" in page
@@ -223,7 +223,7 @@ def test_a_task_reads_what_its_result_says(plan: Plan, experienced: RunState) ->
 
 def test_a_result_without_these_facts_has_none_of_their_parts(plan: Plan) -> None:
     page = page_of(plan)
-    for absent in ("What each task committed", "Experience helped", "Similarity", "Growth", "adapters in the bank"):
+    for absent in ("What each task committed", "Experience used", "Similarity", "Growth", "adapters in the bank"):
         assert absent not in page
 
 
