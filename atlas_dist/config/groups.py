@@ -9,8 +9,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from atlas_dist.core.types import Budget, Stage, TaskKind, Work
+from atlas_dist.core.types import Augment, Budget, HeadStart, Stage, TaskKind, Work
 from atlas_dist.logs import LogFormat
+
+BASE = Budget()
+"""What a budget is where nobody names anything."""
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,79}$")]
 
@@ -145,11 +148,17 @@ class BudgetConfig(Section):
     """Largest gradient norm; 0 = no clipping."""
     validations: int | None = Field(default=None, ge=1)
     """How often a stage is validated, evenly spaced, the last at its end; the best state is kept."""
+    head_start: HeadStart | None = None
+    """`random`, or `ridge`: the head's last layer is fitted to the training samples before the first step, where the task has
+    classes and one text a sample; left out everywhere = the method's own."""
+    augment: Augment | None = None
+    """How training pictures are varied: `none`, `affine` (turned, sheared, scaled and shifted a little), `affine_flip` (mirrored
+    as well: for photos); left out everywhere = the method's own."""
 
     @classmethod
     def declared(cls) -> dict[str, Any]:
-        """What `Budget` declares, without what is off there: the top of the levels. AdamW's epsilon is the method's."""
-        return {f.name: f.default for f in fields(Budget) if f.default and f.name != "eps"}
+        """What `Budget` declares, without what is off there: the top of the levels. What a method may choose is not among it."""
+        return {f.name: f.default for f in fields(Budget) if f.default and f.name not in ("eps", "head_start", "augment")}
 
     def over(self, base: Budget) -> Budget:
         """`base` with the fields that are set here replaced."""
@@ -241,26 +250,26 @@ class TaskConfig(Section):
     both: BudgetConfig = BudgetConfig()
     """Of a stage two that goes on from stage one, where a method trains an adapter apart as well; over `stage2`."""
 
-    def budgets(self, train: TrainConfig, method: MethodConfig | None = None, eps: float = Budget.eps) -> dict[Stage, Budget]:
+    def budgets(self, train: TrainConfig, method: MethodConfig | None = None, base: Budget = BASE) -> dict[Stage, Budget]:
         """The budget of each stage: defaults, then `train.*`, then the task's own, then the method's; a stage's wins over the
         general one.
 
         Args:
             method: whose row of the run it is; None = as if it named no budget.
-            eps: the method's own epsilon, where nobody names one.
+            base: what holds where nobody names anything.
         """
-        base, method = self.budget.over(train.budget.over(replace(Budget(), eps=eps))), method or MethodConfig()
-        one = method.stage1.over(method.budget.over(self.stage1.over(train.stage1.over(base))))
-        two = method.stage2.over(method.budget.over(self.stage2.over(train.stage2.over(base))))
+        general, method = self.budget.over(train.budget.over(base)), method or MethodConfig()
+        one = method.stage1.over(method.budget.over(self.stage1.over(train.stage1.over(general))))
+        two = method.stage2.over(method.budget.over(self.stage2.over(train.stage2.over(general))))
         if method.all_steps:
-            stages = (one, two, self.budget_of_both(train, method, eps))
+            stages = (one, two, self.budget_of_both(train, method, base))
             two = replace(two, epochs=sum(s.epochs for s in stages), max_steps=sum(s.max_steps for s in stages))
         return {Stage.ONE: one, Stage.TWO: two}
 
-    def budget_of_both(self, train: TrainConfig, method: MethodConfig | None = None, eps: float = Budget.eps) -> Budget:
+    def budget_of_both(self, train: TrainConfig, method: MethodConfig | None = None, base: Budget = BASE) -> Budget:
         """The budget of a stage two that goes on from stage one, where an adapter apart is trained as well. Args as `budgets`."""
-        base, method = self.budget.over(train.budget.over(replace(Budget(), eps=eps))), method or MethodConfig()
-        two = train.both.over(self.stage2.over(train.stage2.over(base)))
+        general, method = self.budget.over(train.budget.over(base)), method or MethodConfig()
+        two = train.both.over(self.stage2.over(train.stage2.over(general)))
         return method.stage2.over(method.budget.over(self.both.over(two)))
 
 

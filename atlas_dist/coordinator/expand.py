@@ -75,8 +75,8 @@ def _sequences(row: str, config: RunConfig, specs: Mapping[str, TaskSpec]) -> It
     )
     for variant, method in methods.items():
         asked = config.variants[variant]
-        eps = make_method(asked.name, asked.settings).eps
-        tasks = {name: _planned(spec, config.tasks[name], config.train, asked, eps) for name, spec in specs.items()}
+        base = make_method(asked.name, asked.settings).budget
+        tasks = {name: _planned(spec, config.tasks[name], config.train, asked, base) for name, spec in specs.items()}
         variant_name = "-".join(part for part in (row, variant if config.compare else "") if part)
         for seed in config.seeds:
             for number, order in enumerate(config.sequence.all_orders):
@@ -92,8 +92,8 @@ def _sequences(row: str, config: RunConfig, specs: Mapping[str, TaskSpec]) -> It
                 )
 
 
-def _planned(spec: TaskSpec, task: TaskConfig, train: TrainConfig, method: MethodConfig, eps: float) -> PlannedTask:
-    return PlannedTask(spec, task.budgets(train, method, eps), task.budget_of_both(train, method, eps))
+def _planned(spec: TaskSpec, task: TaskConfig, train: TrainConfig, method: MethodConfig, base: Budget) -> PlannedTask:
+    return PlannedTask(spec, task.budgets(train, method, base), task.budget_of_both(train, method, base))
 
 
 def numerics_of(train: TrainConfig) -> dict[str, Any]:
@@ -116,6 +116,8 @@ def specification(config: RunConfig) -> dict[str, Any]:
     if not lasting["backbone"]["architecture"]:
         lasting["backbone"].pop("architecture")
     lasting["train"] = {name: tree["train"][name] for name in ("precision", "budget", "stage1", "stage2", "both")}
+    for holder in (*rows, *lasting["tasks"].values(), lasting["train"]):
+        _without_later(holder)
     _without_unset(lasting["train"], "both")
     lasting["train"] |= {name: True for name in ("compile", "tf32") if tree["train"][name]}
     for task in lasting["tasks"].values():
@@ -124,7 +126,7 @@ def specification(config: RunConfig) -> dict[str, Any]:
         if not task["data"]["test"]:
             task["data"].pop("test")
     # 0.1 recorded an epsilon always, and all its methods had the released one.
-    own = {make_method(row.name, row.settings).eps for row in config.variants.values()}
+    own = {make_method(row.name, row.settings).budget.eps for row in config.variants.values()}
     if lasting["train"]["budget"]["eps"] is None and own == {Budget.eps}:
         lasting["train"]["budget"]["eps"] = Budget.eps
     # What a run may be asked for in addition is named where it is: older runs keep the specification that they began with.
@@ -143,6 +145,14 @@ def _as_stored(row: dict[str, Any]) -> None:
         _without_unset(row, name)
     if not row["all_steps"]:
         row.pop("all_steps")
+
+
+def _without_later(tree: dict[str, Any]) -> None:
+    """Leave out of every budget what 0.1 did not know and nobody names."""
+    for budget in (tree[name] for name in ("budget", "stage1", "stage2", "both") if name in tree):
+        for name in ("head_start", "augment"):
+            if budget[name] is None:
+                budget.pop(name)
 
 
 def _without_unset(tree: dict[str, Any], name: str) -> None:

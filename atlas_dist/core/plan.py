@@ -423,7 +423,7 @@ def _identity(job: StageJob, method: MethodSpec, common: Common) -> dict[str, An
         "model_from": job.model_from,
         "queries_from": job.queries_from,
         "stage": job.stage,
-        "budget": job.budget if job.kind is JobKind.TRAIN else None,
+        "budget": job.budget.as_stored() if job.kind is JobKind.TRAIN else None,
         "views": job.views,
         "latest_from": job.latest_from,
         "own_bank": job.own_bank,
@@ -435,7 +435,7 @@ def _identity(job: StageJob, method: MethodSpec, common: Common) -> dict[str, An
 def _named(value: TaskSpec | AuxiliaryTask) -> dict[str, Any]:
     """A task as keys name it: a test split only where it has one, since it came later."""
     if isinstance(value, AuxiliaryTask):
-        return {"task": _named(value.task), "budget": value.budget}
+        return {"task": _named(value.task), "budget": value.budget.as_stored()}
     return value.as_stored()
 
 

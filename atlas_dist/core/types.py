@@ -167,6 +167,24 @@ class TaskSpec:
         return 0.0 if self.kind is TaskKind.ANSWERS else 100.0 / self.classes
 
 
+class HeadStart(StrEnum):
+    """What a task's head starts from."""
+
+    RANDOM = "random"
+    RIDGE = "ridge"
+    """Its last layer is fitted to the training samples before the first step (docs/method.md, The start of a head)."""
+
+
+class Augment(StrEnum):
+    """How training pictures are varied, anew at every step (docs/method.md, Varied pictures)."""
+
+    NONE = "none"
+    AFFINE = "affine"
+    """Turned, sheared, scaled and shifted a little."""
+    AFFINE_FLIP = "affine_flip"
+    """The same, and half of them mirrored: for photos, not for letters or for left and right."""
+
+
 @dataclass(frozen=True)
 class Budget:
     """How long and how fast a stage learns (docs/method.md, What trains). Lengths are in optimizer steps or epochs."""
@@ -188,6 +206,15 @@ class Budget:
     """Largest gradient norm; 0 = no clipping."""
     validations: int = 4
     """How often a stage is validated, evenly spaced, the last at its end; the best state is kept."""
+    head_start: HeadStart = HeadStart.RANDOM
+    """A head that did not start at random is validated before the first step as well."""
+    augment: Augment = Augment.NONE
+
+    def as_stored(self) -> dict[str, Any]:
+        """As job keys name it: what came later than the first results only where it is used."""
+        every = {f.name: getattr(self, f.name) for f in fields(self)}
+        later = {"head_start": HeadStart.RANDOM, "augment": Augment.NONE}
+        return {name: value for name, value in every.items() if later.get(name) != value or name not in later}
 
 
 @dataclass(frozen=True)

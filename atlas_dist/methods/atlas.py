@@ -16,7 +16,7 @@ from pydantic import Field
 
 from atlas_dist.core.selection import Expand
 from atlas_dist.core.types import Role, Stage, StagePlan
-from atlas_dist.methods.base import Method, Selecting, Settings, checked, spec_of
+from atlas_dist.methods.base import FITTED, Method, Selecting, Settings, checked, spec_of
 from atlas_dist.methods.baselines import individual_adapters
 from atlas_dist.model.mixing import MixingSpec, Weighting
 
@@ -61,6 +61,7 @@ def make(settings: Mapping[str, Any]) -> Method:
         spec=spec_of("atlas", (EXPERIENCE, BOTH), own, grows_bank=True, alone=alone.spec, stored_name=STORED_NAME),
         mixing=MixingSpec(rank=own.rank, weighting=Weighting.EXPERIENCE, per_sample=own.per_sample, zero_up=True),
         coefficient_lr=own.coefficient_lr,
+        budget=FITTED,
         shuffles=own.shuffle_bank,
         selecting=Selecting(own.retrieve, own.expand, own.epsilon, own.epsilon_loss, own.confidence),
         second_image_type=own.second_image_type,

@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import Field
 
-from atlas_dist.core.types import Role, Stage, StagePlan
+from atlas_dist.core.types import Budget, Role, Stage, StagePlan
 from atlas_dist.methods.base import Method, Settings, checked, spec_of
 from atlas_dist.model.mixing import AttendOver, MixingSpec, Weighting
 
@@ -82,7 +82,7 @@ def make(settings: Mapping[str, Any]) -> Method:
             attend_over=own.attend_over,
             outer_residual=own.outer_residual,
         ),
-        eps=1e-4,  # as released
+        budget=Budget(),  # AdamW's epsilon as released
         penalty_weight=own.ortho_weight,
         normalize_ortho=own.ortho_normalize,
         inherit_queries=own.query_init is QueryInit.INHERIT,

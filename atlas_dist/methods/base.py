@@ -21,7 +21,7 @@ from torch import Tensor
 
 from atlas_dist.core.sampling import Ordinals
 from atlas_dist.core.selection import Expand
-from atlas_dist.core.types import AuxiliaryTask, MethodSpec, StagePlan
+from atlas_dist.core.types import Augment, AuxiliaryTask, Budget, HeadStart, MethodSpec, StagePlan
 from atlas_dist.errors import ConfigError
 from atlas_dist.model.heads import Head, HeadSpec
 from atlas_dist.model.mixing import MixingSpec
@@ -120,6 +120,11 @@ class Selecting:
     """These three as `core.selection.select` takes them."""
 
 
+PLAIN_START = Budget(eps=1e-8)
+FITTED = Budget(eps=1e-8, head_start=HeadStart.RIDGE, augment=Augment.AFFINE)
+"""What methods on a frozen backbone start from: docs/experience.md has what each is worth."""
+
+
 @dataclass(frozen=True)
 class Method:
     """One method with its settings, as plan and trainer use it.
@@ -144,8 +149,8 @@ class Method:
     replay: Replay | None = None
     trains_auxiliary: bool = False
     """The heads of the other tasks of a job train along."""
-    eps: float = 1e-8
-    """AdamW's epsilon where the budget names none: gradients of coefficients are about 1e-6."""
+    budget: Budget = PLAIN_START
+    """What holds where neither the run nor a task names anything. AdamW's epsilon: gradients of coefficients are about 1e-6."""
     coefficient_lr: float = 0.0
     """Peak learning rate of the coefficients α, where they are trained."""
     shuffles: bool = False

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import Field
 
 from atlas_dist.core.types import Role, Stage, StagePlan
-from atlas_dist.methods.base import Method, Settings, checked, spec_of
+from atlas_dist.methods.base import FITTED, Method, Settings, checked, spec_of
 from atlas_dist.model.mixing import MixingSpec, Weighting
 
 
@@ -44,6 +44,7 @@ def head_only(settings: Mapping[str, Any]) -> Method:
         spec=spec_of("head_only", (stage,), own, grows_bank=False),
         mixing=MixingSpec(weighting=Weighting.PLAIN),
         second_image_type=own.second_image_type,
+        budget=FITTED,
     )
 
 
@@ -55,4 +56,5 @@ def individual_adapters(settings: Mapping[str, Any]) -> Method:
         spec=spec_of("individual_adapters", (stage,), own, grows_bank=False),
         mixing=MixingSpec(rank=own.rank, weighting=Weighting.PLAIN, zero_up=own.init is UpInit.ZERO),
         second_image_type=own.second_image_type,
+        budget=FITTED,
     )

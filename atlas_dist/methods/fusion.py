@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import Field
 
 from atlas_dist.core.types import Role, Stage, StagePlan
-from atlas_dist.methods.base import Method, Settings, checked, spec_of
+from atlas_dist.methods.base import FITTED, Method, Settings, checked, spec_of
 from atlas_dist.model.mixing import MixingSpec, Weighting
 
 
@@ -53,5 +53,6 @@ def _method(name: str, stages: tuple[StagePlan, ...], settings: Mapping[str, Any
         mixing=MixingSpec(rank=own.rank, weighting=Weighting.PLAIN),
         second_image_type=own.second_image_type,
         penalty_weight=1.0,
+        budget=FITTED,
         fuses=True,
     )

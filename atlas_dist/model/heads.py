@@ -7,7 +7,7 @@ samples (docs/method.md, Faults of the released code: batch means over-weight th
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -72,6 +72,13 @@ class Head(nn.Sequential):
                 layer.weight.uniform_(-bound, bound, generator=generator)
                 layer.bias.uniform_(-bound, bound, generator=generator)
 
+    @property
+    def last(self) -> nn.Linear:
+        """The layer that gives the logits, Linear(2d -> C)."""
+        layer = self[3]
+        assert isinstance(layer, nn.Linear)
+        return layer
+
 
 def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
     """Cross-entropy of each sample, [B], from logits [B, C] and class indices [B]; in float32 at least."""
@@ -100,13 +107,15 @@ class Objective:
 
     loss: Callable[[Tensor, Tensor], Tensor]
     score: Callable[[Tensor, Tensor], Tensor]
+    ridge: bool = False
+    """The last layer can start from a regression onto the classes (model/ridge.py): one class a sample, one output a class."""
 
 
 _CLASSIFY = Objective(loss=cross_entropy, score=accuracy)
 OBJECTIVES: dict[TaskKind, Objective] = {
-    TaskKind.SINGLE: _CLASSIFY,
+    TaskKind.SINGLE: replace(_CLASSIFY, ridge=True),
     TaskKind.CHOICE: _CLASSIFY,
-    TaskKind.PAIR: _CLASSIFY,
+    TaskKind.PAIR: replace(_CLASSIFY, ridge=True),
     TaskKind.ANSWERS: Objective(loss=soft_answers, score=answer_score),
 }
 """Targets: class indices [B] (int64) for `single`, `choice`, `pair`; soft scores [B, C] for `answers`."""

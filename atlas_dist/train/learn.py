@@ -35,10 +35,12 @@ from atlas_dist.model.flops import StepFlops, peak_flops, sample_flops
 from atlas_dist.model.heads import HeadSpec
 from atlas_dist.packages import environment
 from atlas_dist.train import checkpoint
+from atlas_dist.train.augment import augmented
 from atlas_dist.train.build import build_auxiliary_heads, build_mixture, build_model, build_teacher
-from atlas_dist.train.context import RankContext, Stopwatch
+from atlas_dist.train.context import RankContext, Stopwatch, seed_of
 from atlas_dist.train.engine import EngineSettings, build_engine, gathered
-from atlas_dist.train.feed import micro_batch_for
+from atlas_dist.train.feed import ModelBatch, micro_batch_for
+from atlas_dist.train.head_start import fit_head, starts_by_ridge
 from atlas_dist.train.inputs import as_auxiliary_head, pack_tensors, read_if_there
 from atlas_dist.train.look_back import look_back
 from atlas_dist.train.loop import Callbacks, LoopSettings, LoopState, Scores, StepProgress, evaluate, train
@@ -123,6 +125,8 @@ class StageTrainer:
             earlier = opened.enter_context(build_teacher(context, job, self.inputs)) if remembers else None
             stage_context = TrainingStageContext(job, module, own, context.feeder(), memory, earlier)
             module.regularizer = method.regularizer(stage_context) if method.regularizer is not None and remembers else None
+            if starts_by_ridge(job) and not self.resume:
+                fit_head(context, module, job)
             settings = self._loop_settings(mixture, sample_flops(model, job.task.max_text))
             engine = build_engine(module, self._groups(module), self._engine_settings(settings))
             inside = (
@@ -167,6 +171,7 @@ class StageTrainer:
             validate=validate,
             snapshot=snapshot,
             checkpoint=keep,
+            vary=self._vary,
         )
         setup = stopwatch.lap()
         timing = train(engine, module, stage.mixture, feed, stage.settings, state, callbacks)
@@ -182,6 +187,11 @@ class StageTrainer:
             files[DETAILS_FILE] = Details(tuple(state.curve), tuple(state.validation), alpha).to_json()
         seconds = StageSeconds(setup, stopwatch.lap(), **asdict(timing))
         return files, self._result(stage, final, seconds, best_step=state.best_step, resumed_at=resumed_at)
+
+    def _vary(self, auxiliary: int, step: int, part: ModelBatch) -> ModelBatch:
+        """Pictures of a training batch as its task's budget asks for."""
+        budget = self.job.budget if auxiliary == OWN else self.job.auxiliary_tasks[auxiliary].budget
+        return augmented(part, budget.augment, seed_of(self.job, "augment"), step)
 
     def _measure(
         self, module: StageModule, validations: list[tuple[int, Stream]], samples: SampleScores
@@ -284,6 +294,7 @@ class StageTrainer:
             micro_batch=micro,
             accumulation=math.ceil(share / micro),
             penalty_weight=self.method.penalty_weight,
+            validate_start=starts_by_ridge(self.job),
             sample_flops=needed.total if needed else 0.0,
             peak_flops=self.context.world * peak if needed and peak else 0.0,
         )

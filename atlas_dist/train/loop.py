@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from atlas_dist.data.batch import RankBatch
 from atlas_dist.errors import AtlasError, OutOfMemory, Paused
-from atlas_dist.train.feed import Feeder
+from atlas_dist.train.feed import Feeder, ModelBatch
 from atlas_dist.train.mixture import OWN, Mixture
 from atlas_dist.train.module import StageModule
 
@@ -90,6 +91,8 @@ class LoopSettings:
     micro_batch: int
     accumulation: int
     penalty_weight: float
+    validate_start: bool = False
+    """Validate before the first step as well: the stage starts from something that can be the best."""
     sample_flops: float = 0.0
     """FLOPs that one sample's step needs."""
     peak_flops: float = 0.0
@@ -129,6 +132,8 @@ class Callbacks:
     validate: Callable[[], Scores]
     snapshot: Callable[[], dict[str, Tensor]]
     checkpoint: Callable[[LoopState], None]
+    vary: Callable[[int, int, ModelBatch], ModelBatch] = lambda _, __, part: part
+    """(auxiliary task, step, a training batch) -> the batch that is learnt from."""
 
 
 def train(
@@ -150,11 +155,14 @@ def train(
     window = _Window(settings, state.step, feed.device)
     validate_after = settings.validation_steps()
     batches = mixture.steps(state.step)
+    if settings.validate_start and state.step == 0:
+        timing.validating += _timed(lambda: _keep_best(module, state, callbacks))
     while state.step < settings.total_steps:
         began = time.perf_counter()
         auxiliary, batch = next(batches)
         arrived = time.perf_counter()
-        loss, score = train_step(engine, auxiliary, batch, feed, settings)
+        vary = partial(callbacks.vary, auxiliary, state.step)
+        loss, score = train_step(engine, auxiliary, batch, feed, settings, vary)
         window.add(loss, score, batch, arrived - began)
         state.step += 1
         timing.waiting += arrived - began
@@ -174,13 +182,20 @@ def train(
     return timing
 
 
-def train_step(engine: Any, auxiliary: int, batch: RankBatch, feed: Feeder, settings: LoopSettings) -> tuple[Tensor, Tensor]:
+def train_step(
+    engine: Any,
+    auxiliary: int,
+    batch: RankBatch,
+    feed: Feeder,
+    settings: LoopSettings,
+    vary: Callable[[ModelBatch], ModelBatch] = lambda part: part,
+) -> tuple[Tensor, Tensor]:
     """One optimizer step on this rank's slice of a batch of one task; its share of the step's loss and score, on the device."""
     # DeepSpeed averages over ranks and over accumulated passes; undo both, so that what remains is a sum over valid slots.
     scale = dist.get_world_size() * settings.accumulation / max(1, batch.valid)
     head = () if auxiliary == OWN else (auxiliary,)
     with _memory_is_asked_for("A training step", settings.micro_batch, smaller=True):
-        return _passes(engine, head, batch, feed, settings, scale)
+        return _passes(engine, head, map(vary, feed(batch, settings.micro_batch)), settings, scale, feed.device)
 
 
 @contextmanager
@@ -194,11 +209,11 @@ def _memory_is_asked_for(what: str, samples: int, *, smaller: bool) -> Iterator[
 
 
 def _passes(
-    engine: Any, head: tuple[int, ...], batch: RankBatch, feed: Feeder, settings: LoopSettings, scale: float
+    engine: Any, head: tuple[int, ...], parts: Iterable[ModelBatch], settings: LoopSettings, scale: float, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    total_loss = torch.zeros((), device=feed.device)
-    total_score = torch.zeros((), device=feed.device)
-    for part in feed(batch, settings.micro_batch):
+    total_loss = torch.zeros((), device=device)
+    total_score = torch.zeros((), device=device)
+    for part in parts:
         losses, scores, _, penalty, *added = engine(part.inputs, part.target, *head)
         kept = torch.where(part.mask, losses, torch.zeros_like(losses)).sum()
         loss = kept * scale + settings.penalty_weight * penalty

@@ -1,0 +1,82 @@
+"""Before the first step of a stage: fit the last layer of a new head to the task's training samples (model/ridge.py)."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from atlas_dist.core.types import HeadStart, Role, StageJob
+from atlas_dist.model.heads import OBJECTIVES
+from atlas_dist.model.ridge import RidgeFit, fit_ridge
+from atlas_dist.train.context import RankContext
+from atlas_dist.train.module import StageModule
+
+SAMPLES = 2048
+"""So many of the training samples at most, the first of the stage's first epoch; more for tasks of many classes: 4 a class."""
+
+
+def starts_by_ridge(job: StageJob) -> bool:
+    """Whether the job's head is new, trains, and can be fitted: one that an earlier stage of the task has trained goes on."""
+    trains = job.stage is not None and Role.HEAD in job.stage.trains
+    return trains and not job.model_from and job.budget.head_start is HeadStart.RIDGE and OBJECTIVES[job.task.kind].ridge
+
+
+def fit_head(context: RankContext, module: StageModule, job: StageJob) -> None:
+    """Put the fitted layer into the module's head; call it on every rank, before an engine takes the parameters.
+
+    The samples are the same at any number of workers. Raises DataError as the stream does.
+    """
+    wanted = max(SAMPLES, 4 * job.task.classes)
+    with context.training_stream(job, 0) as stream:
+        steps = min(stream.steps_per_epoch, math.ceil(wanted / job.budget.global_batch))
+        parts = context.gather(_observed(context, module, stream.epochs_from(0, steps)))
+    fit = _fitted(parts, job.task.classes) if context.is_rank_zero else None
+    shared = [None if fit is None else (fit.weight, fit.bias)]
+    dist.broadcast_object_list(shared, src=0, group=context.control)
+    assert shared[0] is not None
+    weight, bias = shared[0]
+    with torch.no_grad():
+        module.model.head.last.weight.copy_(weight)
+        module.model.head.last.bias.copy_(bias)
+
+
+Observed = tuple[list[int], Tensor, Tensor]
+"""Ordinals of n samples, what their last layer reads [n, m], and their labels [n]; on the CPU."""
+
+
+def _observed(context: RankContext, module: StageModule, batches: Any) -> Observed:
+    """One pass of this rank over its share."""
+    seen: list[Tensor] = []
+    ordinals: list[int] = []
+    features, labels = [], []
+
+    def note(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        seen.append(inputs[0].float().cpu())
+
+    handle = module.model.head.last.register_forward_pre_hook(note)
+    module.eval()
+    try:
+        with torch.no_grad():
+            for batch in batches:
+                for part in context.feeder()(batch):
+                    seen.clear()
+                    module(part.inputs, part.target)
+                    kept = part.index >= 0
+                    ordinals += part.index[kept].tolist()
+                    features.append(seen[0][kept])
+                    labels.append(part.target.cpu()[kept])
+    finally:
+        handle.remove()
+        module.train()
+    return ordinals, torch.cat(features), torch.cat(labels)
+
+
+def _fitted(parts: list[Observed], classes: int) -> RidgeFit:
+    """Of all ranks' samples, in one order whoever saw them."""
+    order = torch.tensor([ordinal for ordinals, _, _ in parts for ordinal in ordinals]).argsort(stable=True)
+    features, labels = (torch.cat([part[place] for part in parts])[order] for place in (1, 2))  # type: ignore[misc]
+    return fit_ridge(features, labels, classes)

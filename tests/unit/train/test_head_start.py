@@ -1,0 +1,59 @@
+"""train/head_start.py: a head that starts from ridge regression, in a job of one rank."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+
+from atlas_dist.core.results import Details, TrainResult
+from atlas_dist.core.types import HeadStart, Stage
+from atlas_dist.methods import make_method
+from atlas_dist.store import artifacts
+from atlas_dist.train.head_start import starts_by_ridge
+from tests.kits.stage import Bench, pack_toys, toy_config
+
+WORDS = ("method=individual_adapters", "sequence.upstream=[toy_shape]", "sequence.downstream=[]")
+
+
+def bench(folder: Path, *words: str) -> Bench:
+    """A bench for one task."""
+    config = toy_config(folder, *WORDS, *words)
+    pack_toys(config)
+    return Bench(config)
+
+
+def first_score(worker: Bench) -> tuple[TrainResult, list[dict[str, float]]]:
+    """The job's result, and its validations."""
+    job = next(iter(worker.plan.jobs.values()))
+    ref = worker.learn(job)
+    details = Details.from_json(artifacts.load(worker.context.store, ref, "details.json"))
+    return TrainResult.of(ref), list(details.validation)
+
+
+def test_a_ridge_start_is_validated_before_the_first_step_and_better_than_chance(tmp_path: Path) -> None:
+    worker = bench(tmp_path, "train.stage2.max_steps=2", "train.budget.lr=1e-9")
+    assert starts_by_ridge(next(iter(worker.plan.jobs.values())))
+    _, validation = first_score(worker)
+    assert validation[0]["step"] == 0
+    classes = next(iter(worker.plan.jobs.values())).task.classes
+    assert validation[0]["loss"] < math.log(classes) and validation[0]["score"] > 100.0 / classes + 5.0
+
+
+def test_a_random_start_is_not_validated_at_zero(tmp_path: Path) -> None:
+    worker = bench(tmp_path, "train.stage2.max_steps=2", "train.budget.lr=1e-9", "train.budget.head_start=random")
+    _, validation = first_score(worker)
+    assert validation[0]["step"] > 0
+
+
+@pytest.mark.parametrize(("method", "expected"), [("atlas", HeadStart.RIDGE), ("atlas_paper", HeadStart.RANDOM)])
+def test_the_method_says_where_heads_start_unless_the_run_does(tmp_path: Path, method: str, expected: HeadStart) -> None:
+    def of(*words: str) -> HeadStart:
+        config = toy_config(tmp_path / "x", *WORDS[1:], f"method={method}", *words)
+        base = make_method(config.method.name, config.method.settings).budget
+        return config.tasks["toy_shape"].budgets(config.train, config.method, base)[Stage.TWO].head_start
+
+    assert of() is expected
+    assert of("train.budget.head_start=ridge") is HeadStart.RIDGE
+    assert of("train.stage2.head_start=random") is HeadStart.RANDOM
