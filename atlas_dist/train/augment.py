@@ -54,9 +54,8 @@ def _matrices(draws: Tensor, kind: Augment) -> Tensor:
 def uniform(seed: int, step: int, samples: NDArray[np.int64], images: int) -> NDArray[np.float32]:
     """Numbers in [-1, 1), [n · images, 7], each from its own coordinates: the finaliser of SplitMix64 (Steele et al. 2014)."""
     with np.errstate(over="ignore"):
-        mixed = np.uint64(seed & (2**64 - 1))
-        mixed = _scrambled(mixed + np.uint64(step + 1))
-        by_sample = _scrambled(mixed + samples.astype(np.uint64)[:, None])
+        at_step = _scrambled(np.uint64(seed & (2**64 - 1)) + np.uint64(step + 1))
+        by_sample = _scrambled(at_step + samples.astype(np.uint64)[:, None])
         places = np.arange(1, images * _DRAWS + 1, dtype=np.uint64)
         bits = _scrambled(by_sample + _GAMMA * places[None])
     values = (bits >> np.uint64(40)).astype(np.float32) * np.float32(2.0**-23) - np.float32(1.0)
