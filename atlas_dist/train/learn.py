@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from atlas_dist.clock import Stopwatch
 from atlas_dist.config import Precision
 from atlas_dist.core.results import (
     ADAPTER_FILE,
@@ -36,7 +37,7 @@ from atlas_dist.model.heads import HeadSpec
 from atlas_dist.packages import environment
 from atlas_dist.train import checkpoint
 from atlas_dist.train.build import build_auxiliary_heads, build_mixture, build_model, build_teacher
-from atlas_dist.train.context import RankContext, Stopwatch
+from atlas_dist.train.context import RankContext
 from atlas_dist.train.engine import EngineSettings, build_engine, gathered
 from atlas_dist.train.feed import micro_batch_for
 from atlas_dist.train.inputs import as_auxiliary_head, pack_tensors, read_if_there
