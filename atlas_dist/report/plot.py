@@ -1,6 +1,6 @@
 """One value a row on a common axis, with what it is compared with: bars, deviations, intervals and marks.
 
-HTML and CSS like the heat maps: the numbers stand beside their bars as text, and a phone shows them as large as a large screen does. (A
+HTML and CSS like the heat maps: the numbers stand beside their bars as text, and a phone shows them as large as a desk does. (A
 chart library was weighed: matplotlib's SVG is 20 kB and more a picture, has fixed colours and text as outlines; Plotly, Bokeh and
 Vega-Lite inline 1 to 4 MB of script. The whole page is to stay under 300 kB.)
 """
