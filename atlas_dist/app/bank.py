@@ -1,16 +1,26 @@
-"""What a run has learnt, opened from its settings: its bank, and a model that answers from it."""
+"""What a run has learnt, opened from its settings: its bank, a model that answers from it, and the way to another store."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from atlas_dist.app.composed import Settings, compose_run
 from atlas_dist.app.process import restored_process
 from atlas_dist.bank.contents import Bank, read_bank
-from atlas_dist.runs.stores import shards_if_there
+from atlas_dist.bank.difference import TaskDifference, compare_banks
+from atlas_dist.core.keys import SHORT, digest_of
+from atlas_dist.core.types import TaskKind
+from atlas_dist.data.manifest import read_manifest
+from atlas_dist.errors import ConfigError
+from atlas_dist.runs.stores import open_shards, shards_if_there
 
 if TYPE_CHECKING:
+    from atlas_dist.bank.similar import Similar
+    from atlas_dist.bank.weights import BankWeights
     from atlas_dist.serve import AtlasModel
 
 
@@ -36,11 +46,113 @@ def load_model(*settings: Settings, tasks: Sequence[str] = ()) -> AtlasModel:
     Raises:
         As `open_bank`; ConfigError: the run has not learnt such a task. DataError: a file is damaged.
     """
-    composed_run = compose_run(*settings)
-    store, config = composed_run.store, composed_run.config
     with restored_process():  # torch sets variables of the environment when it is imported
-        from atlas_dist.bank.weights import load_weights
         from atlas_dist.serve import AtlasModel
 
-        weights = load_weights(store, read_bank(store, config.run), tasks, shards=shards_if_there(config))
-        return AtlasModel.from_weights(weights)
+        return AtlasModel.from_weights(_weights(*settings, tasks=tasks)[1])
+
+
+def diff_banks(before: str, after: str, *settings: Settings) -> tuple[TaskDifference, ...]:
+    """The banks of two runs of one store, task by task. Raises as `open_bank`."""
+    store = compose_run(*settings).store
+    return compare_banks(read_bank(store, before), read_bank(store, after))
+
+
+def similar_adapters(task: str, *settings: Settings, folder: Path | None = None) -> tuple[Similar, str]:
+    """Which adapters would help a packed data set, before anything is trained.
+
+    Args:
+        task: of the configuration; nothing of it need be learnt. folder: an exported bank; None = that of the run.
+
+    Returns:
+        The adapters beside the task, and the name of the run that has them.
+
+    Raises:
+        ConfigError: there is no such task or run. DataError: shards or a file of the bank are missing or damaged.
+    """
+    composed_run = compose_run(*settings)
+    config = composed_run.config
+    with restored_process():
+        from atlas_dist.bank.package import read_package
+        from atlas_dist.bank.similar import similar
+        from atlas_dist.coordinator.expand import packed_task
+
+        if task not in config.tasks:
+            raise ConfigError(f"This configuration has no task {task!r}.", fix=f"It has: {', '.join(config.tasks)}.")
+        spec = packed_task(config, task, partial(read_manifest, open_shards(config)))
+        weights = read_package(folder) if folder else _weights(composed_run)[1]
+        return similar(config, spec, weights), weights.run
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A bank, written as a folder."""
+
+    tasks: tuple[str, ...]
+    unnamed: tuple[str, ...]
+    """Tasks without class names, because `shards` are out of reach."""
+    shards: str
+    """Where they were looked for."""
+    files: tuple[Path, ...]
+    size: int
+    """Bytes of the files."""
+
+
+def export(folder: Path, *settings: Settings, tasks: Sequence[str] = ()) -> Exported:
+    """Write learnt tasks as a folder in the manner of the Hugging Face hub, with a model card.
+
+    Args:
+        folder: must not exist yet. settings: as for `open_bank`. tasks: only these and what they see; () = all.
+
+    Raises:
+        As `load_model`; DataError: `folder` holds something. StoreError: it cannot be written.
+    """
+    from atlas_dist.bank.package import export_bank
+
+    composed_run = compose_run(*settings)
+    bank, weights = _weights(composed_run, tasks=tasks)
+    files = export_bank(composed_run.store, bank, weights, folder)
+    learnt = weights.tasks.values()
+    return Exported(
+        tasks=tuple(t.learnt.name for t in learnt),
+        unnamed=tuple(t.learnt.name for t in learnt if not t.labels and t.learnt.task.kind is not TaskKind.CHOICE),
+        shards=composed_run.config.shards.url,
+        files=tuple(files),
+        size=sum(f.stat().st_size for f in files),
+    )
+
+
+@dataclass(frozen=True)
+class Imported:
+    """An exported bank that is a run of a store now."""
+
+    run: str
+    tasks: int
+    store: str
+
+
+def import_folder(folder: Path, *settings: Settings, name: str = "") -> Imported:
+    """Take an exported bank into the store as a run of its own; runs that plan the same jobs then adopt its results.
+
+    Args:
+        name: of the run that it becomes; "" = import-<a digest>.
+
+    Raises:
+        DataError: the folder is not what `export` wrote. ConfigError, StoreError: as `import_bank`.
+    """
+    from atlas_dist.bank.adopt import import_bank
+    from atlas_dist.bank.package import read_package
+
+    store, weights = compose_run(*settings).store, read_package(folder)
+    run = name or f"import-{digest_of(sorted(weights.tasks))[:SHORT]}"
+    import_bank(store, folder, weights, run)
+    return Imported(run, len(weights.tasks), store.url)
+
+
+def _weights(*settings: Settings, tasks: Sequence[str] = ()) -> tuple[Bank, BankWeights]:
+    """The bank of a run, and its tensors."""
+    from atlas_dist.bank.weights import load_weights
+
+    composed_run = compose_run(*settings)
+    bank = read_bank(composed_run.store, composed_run.config.run)
+    return bank, load_weights(composed_run.store, bank, tasks, shards=shards_if_there(composed_run.config))

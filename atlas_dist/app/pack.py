@@ -22,7 +22,7 @@ from atlas_dist.errors import ConfigError, DataError
 from atlas_dist.model.backbone import Backbone
 from atlas_dist.runs.stores import open_shards
 from atlas_dist.store import ObjectStore
-from atlas_dist.train.context import configured_backbone
+from atlas_dist.train.configured import configured_backbone
 
 
 def pack(*settings: Settings, observer: Observer | None = None) -> dict[str, PackReport]:

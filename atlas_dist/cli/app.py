@@ -15,12 +15,11 @@ import typer
 from rich.console import Console
 
 from atlas_dist import __version__
-from atlas_dist.app.show import standard_console as _console
 from atlas_dist.cli.bank import bank_app
 from atlas_dist.cli.complete import complete_key, complete_word
+from atlas_dist.cli.shards import shards_app
 from atlas_dist.cli.terminal import spell_out
 from atlas_dist.cli.words import Many, Overrides
-from atlas_dist.core.types import TaskKind
 from atlas_dist.errors import AtlasError, ConfigError, StoreError
 from atlas_dist.logs import in_json, log_fields
 from atlas_dist.redact import redact
@@ -33,7 +32,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-shards_app = typer.Typer(help="Pack, check and list the data as WebDataset shards.", no_args_is_help=True)
 app.add_typer(shards_app, name="shards")
 app.add_typer(bank_app, name="bank")
 
@@ -115,10 +113,10 @@ def logs(
     many: Many = False,
 ) -> None:
     """What was decided in a run, and why: its ledger in words, from the store."""
-    from atlas_dist.cli.logs import show_logs, show_tails
+    from atlas_dist.cli.logs import show_kept_logs, show_logs
 
     if attempt or driver:
-        show_tails(overrides, attempt=attempt, driver=driver, last=last, as_json=as_json, many=many)
+        show_kept_logs(overrides, attempt=attempt, driver=driver, last=last, as_json=as_json, many=many)
         return
     show_logs(overrides, last=last, follow=follow, as_json=as_json, many=many)
 
@@ -172,9 +170,9 @@ def init(
     ] = 0.2,
 ) -> None:
     """Write the configuration of an experiment on your own data: folders of pictures and .jsonl files."""
-    from atlas_dist.cli.init import init as write
+    from atlas_dist.cli.init import write_experiment
 
-    write(experiment, data, held_out, _console())
+    write_experiment(experiment, data, held_out)
 
 
 @app.command()
@@ -198,9 +196,9 @@ def compare(
     out: Annotated[Path, typer.Option("--out", help="Folder to write the page to.")] = Path("compare"),
 ) -> None:
     """Put several runs side by side on one page: measures, matrices, curves, and the settings that differ."""
-    from atlas_dist.cli.compare import compare_runs
+    from atlas_dist.cli.compare import show_compared
 
-    compare_runs(runs, out, _console())
+    show_compared(runs, out)
 
 
 @app.command()
@@ -223,7 +221,8 @@ def manifest(
     many: Many = False,
 ) -> None:
     """Write the RayJob of a run for Kubernetes: its workers, GPUs, bucket and image."""
-    from atlas_dist.cli.manifest import Place, write_manifest
+    from atlas_dist.app.manifest import Place
+    from atlas_dist.cli.manifest import print_manifest
 
     place = Place(
         image=image,
@@ -236,7 +235,7 @@ def manifest(
         pull_secret=pull_secret,
         schedule=schedule,
     )
-    write_manifest(overrides, place, many=many)
+    print_manifest(overrides, place, many=many)
 
 
 def _request_command(name: str, about: str) -> Callable[..., None]:
@@ -273,11 +272,11 @@ def config(
     ] = "",
 ) -> None:
     """Print the composed, validated configuration, and the groups to choose from."""
-    from atlas_dist.cli.explain import explain as explain_key
+    from atlas_dist.cli.explain import show_explanation
     from atlas_dist.cli.run import show_config
 
     if explain:
-        explain_key(explain, overrides or [], _console())
+        show_explanation(explain, overrides)
         return
 
     show_config(overrides)
@@ -290,9 +289,9 @@ def verify_resume(
     seed: Annotated[int, typer.Option(help="Of the random choices.")] = 0,
 ) -> None:
     """Run twice, once with kill -9 at random points, and compare every file of both banks."""
-    from atlas_dist.cli.verify_resume import verify_resume as verify
+    from atlas_dist.cli.verify_resume import show_verified
 
-    verify(overrides or [], _console(), kills=kills, seed=seed)
+    show_verified(overrides, kills=kills, seed=seed)
 
 
 @app.command()
@@ -303,51 +302,6 @@ def doctor(
     from atlas_dist.cli.run import check_store
 
     check_store(url, endpoint_url)
-
-
-@shards_app.command("pack")
-def shards_pack(overrides: Overrides = None) -> None:
-    """Pack every task of an experiment that has a `raw` section; what is packed already is left alone."""
-    from atlas_dist.app.pack import pack
-
-    pack(*(overrides or ()))
-
-
-@shards_app.command("ls")
-def shards_ls(overrides: Overrides = None) -> None:
-    """List the shard sets of an experiment."""
-    from atlas_dist.cli.pack import list_shards
-
-    list_shards(overrides or [], _console())
-
-
-@shards_app.command("verify")
-def shards_verify(overrides: Overrides = None) -> None:
-    """Re-read every shard of an experiment and name every damaged part."""
-    from atlas_dist.cli.pack import verify_shards
-
-    verify_shards(overrides or [], _console())
-
-
-@shards_app.command("index")
-def shards_index(
-    dataset: Annotated[str, typer.Argument(help="Folder of the data set below the shards URL")],
-    split: Annotated[str, typer.Argument(help="Split whose tars are indexed")],
-    kind: Annotated[TaskKind, typer.Option(help="What its samples are")] = TaskKind.SINGLE,
-    overrides: Overrides = None,
-) -> None:
-    """Make a manifest for ordinary WebDataset tars that are already in place."""
-    from atlas_dist.cli.pack import index_shards
-
-    index_shards(dataset, split, kind, overrides or [], _console())
-
-
-@shards_app.command("converters")
-def shards_converters() -> None:
-    """List the raw data set formats that can be packed."""
-    from atlas_dist.cli.pack import list_converters
-
-    list_converters(_console())
 
 
 @app.callback(invoke_without_command=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import uuid
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,15 +12,12 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from atlas_dist.app.process import hush
 from atlas_dist.app.show import standard_console
-from atlas_dist.cli.words import Overrides, composed
-from atlas_dist.clock import SystemClock
+from atlas_dist.cli.words import Overrides
 from atlas_dist.core.keys import SHORT
-from atlas_dist.errors import ConfigError
-from atlas_dist.runs.stores import open_run_store, shards_if_there
 
 if TYPE_CHECKING:
+    from atlas_dist.app.tidy import PruneProgress, PruneStep, WholeBank
     from atlas_dist.coordinator.collect import Remains, Survey
 
 _LISTED = 20
@@ -36,29 +32,17 @@ def gc(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document instead of a table.")] = False,
 ) -> None:
     """Free what attempts left behind that nothing can use: failed or superseded ones, spent checkpoints, half-written files."""
-    from atlas_dist.bank.contents import runs_of
-    from atlas_dist.coordinator.collect import collect, survey
+    from atlas_dist.app.tidy import free_run
 
-    config = composed(overrides)
-    store, clock = open_run_store(config), SystemClock()
-    if config.run not in (known := runs_of(store)):
-        raise ConfigError(
-            f"There is no run {config.run} in {store.url}.", fix=f"Set run=… to one of: {', '.join(known) or 'none'}."
-        )
-    out, patience = standard_console(), older_than * 3600.0
-    if not yes:
-        found = survey(store, config.run, clock, older_than_s=patience)
-    else:
-        if not as_json:
-            out.print(f"Freeing what run {config.run} no longer needs; if its last coordinator crashed, this waits 15 s for it.")
-        found = collect(
-            store,
-            config.run,
-            clock,
-            lambda: uuid.uuid4().hex,
-            older_than_s=patience,
-            tell=lambda remains: None if as_json else out.print(f"freed {_line(remains)}", markup=False, soft_wrap=True),
-        )
+    out = standard_console()
+    waits = "Freeing what run {} no longer needs; if its last coordinator crashed, this waits 15 s for it."
+    found = free_run(
+        *(overrides or ()),
+        delete=yes,
+        older_than_s=older_than * 3600.0,
+        begin=lambda run: None if as_json else out.print(waits.format(run)),
+        freed=lambda remains: None if as_json else out.print(f"freed {_line(remains)}", markup=False, soft_wrap=True),
+    )
     if as_json:
         typer.echo(json.dumps({**asdict(found), "deleted": yes, "bytes": found.size}, indent=1))
         return
@@ -74,46 +58,35 @@ def prune(
     fresh: Annotated[bool, typer.Option("--fresh", help="Score everything again; take nothing from the ledger.")] = False,
 ) -> None:
     """Find adapters that a bank could do without, by leave-one-out; write what is left as an exported bank. Alters nothing."""
-    from atlas_dist.bank.contents import read_bank
-    from atlas_dist.bank.package import export_bank, require_new
-    from atlas_dist.bank.prune import Allowance, Scorer, Step, as_record, recorded_scores
-    from atlas_dist.bank.prune import prune as eliminate
-    from atlas_dist.bank.prune_page import PAGE_FILE, curve_files, curve_table
-    from atlas_dist.bank.verify import rescoring_context
-    from atlas_dist.bank.weights import load_weights
+    from atlas_dist.app.tidy import PruneStep, WholeBank, prune_bank
+    from atlas_dist.bank.prune import Allowance
+    from atlas_dist.bank.prune_page import curve_table
 
-    require_new(folder)
-    config = composed(overrides)
-    hush()
-    store, out = open_run_store(config), standard_console()
-    bank = read_bank(store, config.run)
-    weights = load_weights(store, bank, task or [], shards=shards_if_there(config))
-    names = {key: t.learnt.name for key, t in weights.tasks.items()}
-    known = {} if fresh else recorded_scores(bank)
-    scorer = Scorer(rescoring_context(config, weights, weights.first), weights, known)
-    out.print(f"{len(names)} tasks, {len(names)} adapters, {_size(weights.size)}: {', '.join(names.values())}", markup=False)
-
-    def tell(step: Step) -> None:
-        what = f"without {names[step.dropped]}" if step.dropped else "the whole bank"
-        verdict = "" if Allowance(budget, worst).allows(step) else ": not allowed by the budget"
-        out.print(
-            f"{what}: {len(step.kept)} adapters, mean {step.mean:.2f} % (lost {step.lost:+.2f}, worst task "
-            f"{step.worst:+.2f}){verdict}",
-            markup=False, soft_wrap=True,
-        )  # fmt: skip
-
+    out = standard_console()
     with out.status("scoring") as status:
 
-        def count(done: int, of: int) -> None:
-            status.update(f"{done} of {of} candidates of this round; {scorer.evaluated} evaluations so far")
+        def tell(news: WholeBank | PruneStep | PruneProgress) -> None:
+            if isinstance(news, WholeBank):
+                count = len(news.tasks)
+                out.print(f"{count} tasks, {count} adapters, {_size(news.size)}: {', '.join(news.tasks)}", markup=False)
+            elif isinstance(news, PruneStep):
+                out.print(_step(news), markup=False, soft_wrap=True)
+            else:
+                status.update(f"{news.done} of {news.of} candidates of this round; {news.evaluations} evaluations so far")
 
-        found = eliminate(weights, Allowance(budget, worst), scorer, tell, count)
-    record = as_record(found, weights, scorer)
-    export_bank(store, bank, weights.without(found.dropped, found.steps[-1].scores), folder, record, extra=curve_files(record))
-    out.print(curve_table(record))
-    left = ", ".join(record["dropped"]) or "nothing"
-    out.print(f"left out: {left}; {scorer.evaluated} evaluations, {scorer.reused} scores from the ledger", markup=False)
-    out.print(f"bank   {folder}\ncurve  {folder / PAGE_FILE}", markup=False, soft_wrap=True)
+        allowed = Allowance(budget, worst)
+        found = prune_bank(folder, *(overrides or ()), budget=allowed, tasks=task or [], fresh=fresh, tell=tell)
+    out.print(curve_table(found.record))
+    left = ", ".join(found.dropped) or "nothing"
+    out.print(f"left out: {left}; {found.evaluated} evaluations, {found.reused} scores from the ledger", markup=False)
+    out.print(f"bank   {folder}\ncurve  {found.page}", markup=False, soft_wrap=True)
+
+
+def _step(news: PruneStep) -> str:
+    step, what = news.step, f"without {news.dropped}" if news.dropped else "the whole bank"
+    lost = f"lost {step.lost:+.2f}, worst task {step.worst:+.2f}"
+    verdict = "" if news.allowed else ": not allowed by the budget"
+    return f"{what}: {len(step.kept)} adapters, mean {step.mean:.2f} % ({lost}){verdict}"
 
 
 def _tell(found: Survey, out: Console, *, deleted: bool) -> None:

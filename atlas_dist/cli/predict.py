@@ -3,22 +3,15 @@
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import typer
 
-from atlas_dist.app.bank import load_model
 from atlas_dist.app.process import hush
 from atlas_dist.app.show import standard_console
-from atlas_dist.data.records import Record, read_records
-from atlas_dist.data.source import is_url
-from atlas_dist.errors import ConfigError, DataError
-
-_FIELDS = ("task", "image", "text", "choices")
+from atlas_dist.errors import ConfigError
 
 
 def predict(
@@ -34,7 +27,8 @@ def predict(
     as_json: bool,
 ) -> None:
     """Answer and print. Raises ConfigError, DataError."""
-    from atlas_dist.serve import AtlasModel, Prediction, Request
+    from atlas_dist.app.predict import model_for, read_requests
+    from atlas_dist.serve import Request
 
     single = Request(task or None, list(images) or None, text, tuple(choices))
     if (single == Request()) == (lines is None):
@@ -42,13 +36,11 @@ def predict(
             "predict needs either one sample or --jsonl.", fix="Give --image FILE or --text WORDS, also --task, or --jsonl FILE."
         )
     hush()
-    requests = [Request(**fields) for fields in _read_lines(lines)] if lines else [single]
+    requests = list(read_requests(lines)) if lines else [single]
     if not requests:
         return  # nothing was asked, nothing is answered
-    named = [request.task for request in requests if request.task is not None]
-    wanted = list(dict.fromkeys(named)) if len(named) == len(requests) else []
-    model = AtlasModel.from_pretrained(folder) if folder else load_model(*(overrides or ()), tasks=wanted)
-    answers: Iterator[Prediction] = model.predict_each(requests, output_adapter_coefficients=coefficients)
+    model = model_for(requests, *(overrides or ()), folder=folder)
+    answers = model.predict_each(requests, output_adapter_coefficients=coefficients)
     if as_json or lines:
         for answer in answers:
             typer.echo(json.dumps(asdict(answer), ensure_ascii=False))
@@ -64,44 +56,3 @@ def predict(
         out.print(f"  {choices[index] if choices else label(index)}  {score:.1%}", markup=False)
     for name, sites in (answer.adapter_coefficients or {}).items():
         out.print(f"alpha of {name}: " + ", ".join(f"{site} {value:.3f}" for site, value in sites.items()), markup=False)
-
-
-def _read_lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Objects with `task` (left out = found by signature), and what they need of `image` (a name or two, beside the file), `text`
-    and `choices`; `-` = stdin."""
-    try:
-        data = sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()
-    except OSError as error:
-        raise DataError(f"Cannot read {path}: {error.strerror}.", fix="Give a file with one JSON object a line.") from error
-    for record in read_records(data, "standard input" if str(path) == "-" else str(path)):
-        unknown = sorted(set(record.values) - set(_FIELDS))
-        if unknown:
-            record.refuse(
-                f"it is not a request: it has the fields {', '.join(unknown)}",
-                f"An object with some of {', '.join(_FIELDS)}.",
-            )
-        yield {
-            "task": record.name("task") if record.values.get("task") not in (None, "") else None,
-            "image": _images(record, path.parent),
-            "text": _text(record),
-            "choices": tuple(record.texts("choices")[0]) if record.values.get("choices") not in (None, "", []) else (),
-            "where": record.where,
-        }
-
-
-def _images(record: Record, folder: Path) -> list[str | Path] | None:
-    given = record.values.get("image")
-    if given in (None, "", []):
-        return None
-    if not isinstance(given, list):
-        given = [record.name("image")]
-    if not all(isinstance(name, str) and name for name in given):
-        record.refuse(f"'image' is {given!r}; the name of a file is wanted, or two of them")
-    return [name if is_url(name) else folder / name for name in given]
-
-
-def _text(record: Record) -> str | tuple[str, ...] | None:
-    given = record.values.get("text")
-    if given is None or (given == "" and record.untyped):
-        return None
-    return tuple(record.texts("text")[0]) if isinstance(given, list) else record.text("text")

@@ -6,9 +6,9 @@ import uuid
 
 import yaml
 
+from atlas_dist.app.driver_log import kept_driver_log
 from atlas_dist.app.show import show_report, standard_console
 from atlas_dist.choices import groups
-from atlas_dist.cli.driver_log import kept_driver_log
 from atlas_dist.cli.words import composed, spoken
 from atlas_dist.runs.requests import RequestKind
 

@@ -1,108 +1,20 @@
-"""`atlas-dist verify-resume`: does an interrupted run really end with the same bank? Try it, with kill -9 at random points.
-
-One run is left alone. A second one, in a store of its own, loses processes: a worker, Ray Train's controller, the coordinator,
-the driver. Afterwards every file of every committed job must have the same hash.
-"""
+"""`atlas-dist verify-resume`."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from random import Random
-from tempfile import mkdtemp
-
-from rich.console import Console
-
-from atlas_dist.cli.processes import Part, RunProcess, kill
-from atlas_dist.compose import compose_config
-from atlas_dist.core.records import Commit
-from atlas_dist.errors import TrainingError
-
-_VICTIMS = (Part.WORKER, Part.WORKER, Part.DRIVER, Part.CONTROLLER, Part.COORDINATOR)
-_STARTS = 20
+from atlas_dist.app.show import standard_console
+from atlas_dist.app.verify_resume import Blow, verify_resume
 
 
-@dataclass(frozen=True)
-class Blow:
-    """One process that was killed."""
+def show_verified(overrides: list[str] | None, *, kills: int, seed: int) -> None:
+    """Kill processes of a run, and print what came of it. Raises as `verify_resume`."""
+    console = standard_console()
 
-    part: Part
-    job: str
+    def tell(news: float | Blow) -> None:
+        if isinstance(news, Blow):
+            console.print(f"killed the {news.part.value} during {news.job}")
+        else:
+            console.print(f"undisturbed run: {news:.0f} s")
 
-
-def verify_resume(overrides: Sequence[str], console: Console, *, kills: int, seed: int) -> None:
-    """Compare an undisturbed run with one that loses `kills` processes.
-
-    Raises:
-        TrainingError: a file differs, a job was committed twice, or a run did not complete.
-    """
-    compose_config(overrides)
-    folder = Path(mkdtemp(prefix="atlas-verify-"))
-    calm = [*overrides, f"store.url={folder}/calm", f"report={folder}/calm-report"]
-    stormy = [*overrides, f"store.url={folder}/stormy", f"report={folder}/stormy-report"]
-    began = time.monotonic()
-    run = RunProcess(calm, folder / "calm.txt")
-    if run.finish() != 0:
-        raise TrainingError(f"The undisturbed run failed:\n{run.text()[-2000:]}")
-    console.print(f"undisturbed run: {time.monotonic() - began:.0f} s")
-    blows = _storm(stormy, folder, kills, Random(seed), console)
-    differing, twice = _compare(calm, stormy)
-    if differing or twice:
-        raise TrainingError(f"Not the same bank: {len(differing)} files differ ({differing[:5]}), committed twice: {twice[:5]}.")
+    blows = verify_resume(*(overrides or ()), kills=kills, seed=seed, tell=tell)
     console.print(f"{len(blows)} processes killed; every file of every job has the same hash as in the undisturbed run")
-
-
-def _storm(words: list[str], folder: Path, kills: int, draw: Random, console: Console) -> list[Blow]:
-    """Start the run as often as it takes; kill while kills are left, each some steps into a training job."""
-    blows: list[Blow] = []
-    for start in range(_STARTS):
-        run = RunProcess(words, folder / f"stormy-{start}.txt")
-        try:
-            while run.process.poll() is None and len(blows) < kills:
-                victim = draw.choice(_VICTIMS)
-                blow = _strike(run, victim, draw)
-                if blow:
-                    blows.append(blow)
-                    console.print(f"killed the {blow.part.value} during {blow.job}")
-            code = run.finish()
-        finally:
-            run.sweep()
-        if code == 0:
-            return blows
-    raise TrainingError(f"The disturbed run did not complete in {_STARTS} starts:\n{run.text()[-2000:]}")
-
-
-def _strike(run: RunProcess, part: Part, draw: Random) -> Blow | None:
-    """Wait until a job has been dispatched since the last look, a moment longer, then kill; None when the run ended first."""
-    seen = run.text().count("] dispatch ")
-    while run.text().count("] dispatch ") == seen:
-        if run.process.poll() is not None:
-            return None
-        time.sleep(0.05)
-    time.sleep(draw.uniform(0.0, 1.0))
-    found = run.parts(part)
-    if not found:
-        return None
-    job = run.text().rpartition("] dispatch ")[2].partition("\n")[0]
-    kill(draw.choice(found))
-    return Blow(part, job)
-
-
-def _compare(calm: list[str], stormy: list[str]) -> tuple[list[str], list[str]]:
-    """Files that differ, and jobs that were committed more than once."""
-    from atlas_dist.runs.status import load_run
-    from atlas_dist.runs.stores import open_run_store
-
-    banks = []
-    twice: list[str] = []
-    for words in (calm, stormy):
-        config = compose_config(words)
-        state, entries = load_run(open_run_store(config), config.run)
-        commits = [e.record.job for e in entries if isinstance(e.record, Commit)]
-        twice += sorted({job for job in commits if commits.count(job) > 1})
-        refs = [job.committed for job in state.jobs.values() if job.committed]
-        banks.append({(ref.job, blob.name): blob.sha256 for ref in refs for blob in ref.blobs})
-    keys = banks[0].keys() | banks[1].keys()
-    return [f"{job[:12]}/{name}" for job, name in sorted(keys) if banks[0].get((job, name)) != banks[1].get((job, name))], twice

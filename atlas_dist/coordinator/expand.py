@@ -9,14 +9,15 @@ from typing import Any
 
 from atlas_dist.config import MethodConfig, Precision, RunConfig, TaskConfig, TrainConfig
 from atlas_dist.core.manifest import ShardManifest
-from atlas_dist.core.plan import Common, Plan, PlannedTask, References, SequenceSpec, make_plan
+from atlas_dist.core.plan import Plan, References, SequenceSpec, make_plan
+from atlas_dist.core.task_jobs import Common, PlannedTask
 from atlas_dist.core.types import Budget, MethodSpec, TaskSpec
 from atlas_dist.data.manifest import read_manifest
 from atlas_dist.errors import ConfigError, DataError
 from atlas_dist.methods import make_method, stored_name
 from atlas_dist.model.backbones import Architecture
 from atlas_dist.runs.stores import open_shards
-from atlas_dist.train.context import configured_backbone
+from atlas_dist.train.configured import configured_backbone
 
 NUMERICS_VERSION = 1
 """Raised whenever equal settings may give another result than before: results of older versions are then not reused."""

@@ -15,7 +15,7 @@ from atlas_dist.data.manifest import read_manifest
 from atlas_dist.errors import AtlasError, ConfigError, DataError
 from atlas_dist.methods import name_of_stored
 from atlas_dist.store.objects import ObjectStore
-from atlas_dist.train.context import configured_backbone
+from atlas_dist.train.configured import configured_backbone
 
 
 def recall(state: RunState, known: Mapping[str, TaskSpec], backbone_digest: str, shards: ObjectStore | None) -> Plan:

@@ -2,7 +2,7 @@
 
     rung 0   9 candidates, a ninth of the stage     rung 1   the best 3, a third of it     rung 2   the best 1, all of it
 
-The first round's candidates are drawn evenly; further rounds look where earlier ones did well (cli/proposals.py).
+The first round's candidates are drawn evenly; further rounds look where earlier ones did well (app/proposals.py).
 
 A rung is a plan like any other, so a search that was interrupted goes on by giving the same command: the candidates depend on the
 seed alone, what was learnt is a fact, and who survives follows from the facts.

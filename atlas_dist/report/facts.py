@@ -13,9 +13,10 @@ from typing import Any
 
 from atlas_dist.core.ledger import Entry, JobState, JobStatus, RunState
 from atlas_dist.core.metrics import average_accuracy, backward_transfer, final, forgetting, learnt
-from atlas_dist.core.plan import Plan, SequenceJobs, TaskJobs
+from atlas_dist.core.plan import Plan, SequenceJobs
 from atlas_dist.core.results import ADAPTER_FILE, DETAILS_FILE, Details, EvalResult, SelectResult, TrainResult, result_of
 from atlas_dist.core.selection import Form
+from atlas_dist.core.task_jobs import TaskJobs
 from atlas_dist.core.types import CommittedRef, StageJob, View
 from atlas_dist.errors import DataError
 from atlas_dist.packages import environment

@@ -23,8 +23,9 @@ from atlas_dist.core.metrics import (
     relative_gain,
     spread,
 )
-from atlas_dist.core.plan import Plan, SequenceJobs, TaskJobs
+from atlas_dist.core.plan import Plan, SequenceJobs
 from atlas_dist.core.results import ADAPTER_FILE, EvalResult, TrainResult
+from atlas_dist.core.task_jobs import TaskJobs
 from atlas_dist.core.types import View
 
 

@@ -19,9 +19,10 @@ from typing import Protocol
 
 from atlas_dist.core.keys import digest_of, sha256_hex
 from atlas_dist.core.ledger import Attempt, Entry, JobState, RunState, fold
-from atlas_dist.core.plan import Plan, SequenceJobs, TaskJobs
+from atlas_dist.core.plan import Plan, SequenceJobs
 from atlas_dist.core.records import Dispatch
 from atlas_dist.core.results import TrainResult
+from atlas_dist.core.task_jobs import TaskJobs
 from atlas_dist.errors import AtlasError
 from atlas_dist.redact import redact
 from atlas_dist.report.measures import measure_sequence

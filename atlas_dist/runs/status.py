@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from atlas_dist.core.ledger import Entry, JobStatus, RunState, fold
-from atlas_dist.core.plan import Plan, TaskJobs
+from atlas_dist.core.plan import Plan
 from atlas_dist.core.results import SelectResult
 from atlas_dist.core.schedule import Frontier
+from atlas_dist.core.task_jobs import TaskJobs
 from atlas_dist.core.types import Stage
 from atlas_dist.errors import AtlasError, Paused, TrainingError
 from atlas_dist.runs.stores import open_ledger

@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from atlas_dist.core.results import ADAPTER_FILE, BACKBONE_FILE
+from atlas_dist.core.seeds import seed_from, seed_of
 from atlas_dist.core.types import AuxiliaryTask, Budget, CommittedRef, Role, StageJob
 from atlas_dist.data.stream import Stream
 from atlas_dist.model.atlas import AdaptedModel
 from atlas_dist.model.heads import Head, HeadSpec
 from atlas_dist.model.layers import LayerRuns
 from atlas_dist.model.tensors import load as load_tensors
-from atlas_dist.train.context import RankContext, seed_from, seed_of
+from atlas_dist.train.context import RankContext
 from atlas_dist.train.inputs import coefficients_of, fusion_of, head_of, queries_of, read_adapters, read_if_there, read_task
 from atlas_dist.train.mixture import OWN, Mixture, Source
 from atlas_dist.train.module import AuxiliaryHead

@@ -7,10 +7,8 @@ process, so that the next job's set-up costs a tenth of a second.
 from __future__ import annotations
 
 import copy
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from hashlib import blake2b
 from typing import Any
 
 import torch
@@ -21,17 +19,18 @@ from atlas_dist.config import Precision, RunConfig
 from atlas_dist.core.keys import digest_of
 from atlas_dist.core.manifest import ShardManifest
 from atlas_dist.core.sampling import select_shots
+from atlas_dist.core.seeds import seed_from, seed_of
 from atlas_dist.core.types import StageJob, TaskSpec
-from atlas_dist.data.batch import StreamLimits
 from atlas_dist.data.manifest import read_manifest
 from atlas_dist.data.stream import Stream, open_stream
 from atlas_dist.device import device
 from atlas_dist.errors import DataError
 from atlas_dist.methods import Method, make_method, stored_method
-from atlas_dist.model.backbone import Backbone, backbone_ref, load_backbone, store_products_in_bf16
+from atlas_dist.model.backbone import Backbone, store_products_in_bf16
 from atlas_dist.model.tensors import load as load_tensors
 from atlas_dist.runs.stores import open_run_store, open_shards
 from atlas_dist.store import ObjectStore
+from atlas_dist.train.configured import configured_backbone, stream_limits
 from atlas_dist.train.feed import Feeder
 
 
@@ -192,49 +191,3 @@ class RankContext:
         out: list[Any] = [None] * self.world if self.is_rank_zero else []
         dist.gather_object(value, out if self.is_rank_zero else None, dst=0, group=self.control)
         return out
-
-
-class Stopwatch:
-    """Seconds since it was made, or since the last `lap`."""
-
-    def __init__(self) -> None:
-        self._last = time.perf_counter()
-
-    def lap(self) -> float:
-        """Seconds since the last lap."""
-        now = time.perf_counter()
-        seconds, self._last = now - self._last, now
-        return seconds
-
-
-def seed_of(job: StageJob, purpose: str) -> int:
-    """A seed that depends on the run's seed, the task, the stage and the purpose; not on the order of tasks, so that the same
-    task starts from the same draw wherever it stands in a sequence."""
-    stage = job.stage.stage.value if job.stage else job.kind.value
-    return seed_from(job.seed, job.task.name, stage, purpose)
-
-
-def seed_from(*parts: object) -> int:
-    """A seed of 63 bits from what it shall depend on."""
-    text = "/".join(str(part) for part in parts)
-    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
-
-
-def stream_limits(config: RunConfig) -> StreamLimits:
-    """What `shards.*` allows a stream."""
-    shards = config.shards
-    return StreamLimits(
-        memory_bytes=shards.buffer_mb << 20,
-        fetch_threads=shards.fetch_threads,
-        decode_threads=shards.decode_threads or max(1, int(config.cluster.cpus_per_worker)),
-        bad_samples=shards.max_bad_samples,
-        tries=shards.tries,
-        cache_dir=shards.cache_dir,
-        cache_bytes=shards.cache_mb << 20,
-    )
-
-
-def configured_backbone(config: RunConfig) -> Backbone:
-    """The backbone that `backbone.*` names. Raises ConfigError or DataError."""
-    named = config.backbone
-    return load_backbone(backbone_ref(named.name, named.source, named.revision, named.architecture))

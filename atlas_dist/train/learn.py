@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from atlas_dist.clock import Stopwatch
 from atlas_dist.config import Precision
 from atlas_dist.core.results import (
     ADAPTER_FILE,
@@ -28,6 +29,7 @@ from atlas_dist.core.results import (
     TrainResult,
 )
 from atlas_dist.core.sampling import slots
+from atlas_dist.core.seeds import seed_of
 from atlas_dist.core.types import Assignment, Role
 from atlas_dist.data.stream import Stream
 from atlas_dist.device import device, device_name
@@ -37,7 +39,7 @@ from atlas_dist.packages import environment
 from atlas_dist.train import checkpoint
 from atlas_dist.train.augment import augmented
 from atlas_dist.train.build import build_auxiliary_heads, build_mixture, build_model, build_teacher
-from atlas_dist.train.context import RankContext, Stopwatch, seed_of
+from atlas_dist.train.context import RankContext
 from atlas_dist.train.engine import EngineSettings, build_engine, gathered
 from atlas_dist.train.feed import ModelBatch, micro_batch_for
 from atlas_dist.train.head_start import fit_head, starts_by_ridge

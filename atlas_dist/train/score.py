@@ -8,13 +8,14 @@ from hashlib import blake2b, sha256
 import torch
 from torch import Tensor
 
+from atlas_dist.clock import Stopwatch
 from atlas_dist.config import Precision
 from atlas_dist.core.results import EvalResult, ScoringSeconds, ViewResult, predictions_file
 from atlas_dist.core.types import Assignment, StageJob, View
 from atlas_dist.data.stream import Stream
 from atlas_dist.device import device
 from atlas_dist.model.atlas import AdaptedModel
-from atlas_dist.train.context import RankContext, Stopwatch
+from atlas_dist.train.context import RankContext
 from atlas_dist.train.effective_rank import EffectiveRankMeter
 from atlas_dist.train.inputs import pack_tensors
 from atlas_dist.train.loop import Scores, StepProgress, evaluate

@@ -11,6 +11,7 @@ from dataclasses import replace
 import numpy as np
 from safetensors.torch import load as parse_tensors
 
+from atlas_dist.clock import Stopwatch
 from atlas_dist.core.results import (
     ADAPTER_FILE,
     CONFIG_FILE,
@@ -30,7 +31,7 @@ from atlas_dist.core.types import Assignment, CommittedRef
 from atlas_dist.errors import DataError
 from atlas_dist.store import artifacts
 from atlas_dist.store.objects import ObjectStore
-from atlas_dist.train.context import RankContext, Stopwatch
+from atlas_dist.train.context import RankContext
 from atlas_dist.train.inputs import pack_tensors, read_if_there
 from atlas_dist.train.signatures import POOLED, site_keys
 

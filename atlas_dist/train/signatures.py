@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn, unflatten
 
+from atlas_dist.clock import Stopwatch
 from atlas_dist.config import Precision
 from atlas_dist.core.results import SIGNATURE_FILE, DescribeResult, ScoringSeconds
 from atlas_dist.core.signature import FLOOR, SAMPLES, Density, Form, Signature, TaskProfile, fit
@@ -21,7 +22,7 @@ from atlas_dist.device import device
 from atlas_dist.model.atlas import AdaptedModel
 from atlas_dist.model.heads import HeadSpec
 from atlas_dist.model.mixing import MixingSpec, Weighting
-from atlas_dist.train.context import RankContext, Stopwatch
+from atlas_dist.train.context import RankContext
 from atlas_dist.train.inputs import pack_tensors
 from atlas_dist.train.module import StageModule
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from atlas_dist.core.plan import Common, Plan, PlannedTask, SequenceSpec, make_plan
+from atlas_dist.core.plan import Plan, SequenceSpec, make_plan
+from atlas_dist.core.task_jobs import Common, PlannedTask
 from atlas_dist.core.types import Budget, MethodSpec, Role, Stage, StagePlan, TaskKind, TaskSpec
 
 METHOD = MethodSpec(

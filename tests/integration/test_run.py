@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from atlas_dist.cli.processes import Part, kill
+from atlas_dist.app.child import Part, kill
 from atlas_dist.core.records import Commit, Dispatch, Fail
 from tests.kits.run import TIMEOUT_S, Left, Running, left_by
 from tests.kits.servers import CREDENTIALS, SECRET, credentials, moto

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 
-from atlas_dist.cli.processes import RunProcess
+from atlas_dist.app.child import RunProcess
 from atlas_dist.compose import compose_config
 from atlas_dist.coordinator.expand import expand
 from atlas_dist.core.ledger import Entry, RunState

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from atlas_dist.cli import driver_log as kept
+from atlas_dist.app import driver_log as kept
 from atlas_dist.compose import compose_config
 from atlas_dist.core.types import Assignment, FailureKind
 from atlas_dist.errors import DataError

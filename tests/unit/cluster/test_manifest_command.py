@@ -11,7 +11,7 @@ import jsonschema
 import pytest
 import yaml
 
-from atlas_dist.cli.manifest import LONGEST_NAME, Place, as_yaml, components, manifest_of
+from atlas_dist.app.manifest import LONGEST_NAME, Place, as_yaml, components, manifest_of
 from atlas_dist.compose import compose_config
 from atlas_dist.errors import ConfigError
 from tests.kits.shell import say

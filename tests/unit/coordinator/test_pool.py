@@ -68,7 +68,7 @@ def test_new_workers_mean_that_the_old_ones_work_is_lost(dispatcher: PoolDispatc
     dispatcher.lease("main", "g1", 0.0)
     assert dispatcher.lease("main", "g2", 0.0).assignment is None
     assert dispatcher.poll() == [Lost("a1", "the pool's workers were started again")]
-    assert dispatcher.lease("main", "g1", 0.0).assignment is None, "a ghost takes the seat back, and the others will notice"
+    assert dispatcher.lease("main", "g1", 0.0).assignment is None, "an old group takes its place back, and the others will notice"
 
 
 def test_the_first_word_about_an_end_is_believed(dispatcher: PoolDispatcher) -> None:

@@ -8,7 +8,8 @@ from itertools import permutations
 import pytest
 
 from atlas_dist.compose import compose_config
-from atlas_dist.core.plan import Common, Plan, PlannedTask, SequenceSpec, make_plan
+from atlas_dist.core.plan import Plan, SequenceSpec, make_plan
+from atlas_dist.core.task_jobs import Common, PlannedTask
 from atlas_dist.core.types import Budget, JobKind, Stage, TaskKind, TaskSpec, View
 from atlas_dist.errors import ConfigError
 from atlas_dist.methods import make_method

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from atlas_dist.core.plan import Plan, PlannedTask, SequenceJobs, make_plan
+from atlas_dist.core.plan import Plan, SequenceJobs, make_plan
 from atlas_dist.core.selection import Form
+from atlas_dist.core.task_jobs import PlannedTask
 from atlas_dist.core.types import Budget, JobKind, Stage, StageJob
 from atlas_dist.methods import make_method
 from tests.unit.core.test_plan import COMMON, labels, sequence, task

@@ -88,10 +88,10 @@ def test_backfill_leaves_a_slot_for_a_chain_that_waits_for_its_retry() -> None:
 def test_backfill_prefers_a_pool_of_its_own() -> None:
     story = Story(small_plan(2))
     story.commit(by_label(story.plan, "seq0/1 task0 stage2"))
-    pools = (Pool("gang", 1, 1), Pool("small", 1, 1, takes=frozenset({Work.EVALUATION})))
+    pools = (Pool("main", 1, 1), Pool("small", 1, 1, takes=frozenset({Work.EVALUATION})))
     actions = next_actions(story.plan, story.state, Capacity(pools), NOW)
     assert [(story.plan.jobs[a.job].label, a.pool) for a in actions if isinstance(a, StartJob)] == [
-        ("seq0/2 task1 stage1", "gang"),
+        ("seq0/2 task1 stage1", "main"),
         ("seq0/1 eval task0", "small"),
     ]
 

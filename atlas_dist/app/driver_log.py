@@ -12,7 +12,7 @@ from atlas_dist.config import RunConfig
 from atlas_dist.errors import AtlasError
 from atlas_dist.output_tail import STDERR, STDOUT, OutputTail
 from atlas_dist.redact import redact
-from atlas_dist.store import StoreOptions, open_store
+from atlas_dist.runs.stores import open_run_store
 from atlas_dist.store.attempt_logs import driver_log, kept_log
 
 LOCAL = "local"
@@ -30,7 +30,7 @@ def kept_driver_log(config: RunConfig) -> Iterator[None]:
         yield
         return
     try:
-        store = open_store(config.store.url, options=StoreOptions(config.store.endpoint_url, config.store.region))
+        store = open_run_store(config)
     except AtlasError:
         yield  # whoever needs the store will say what is wrong with it
         return

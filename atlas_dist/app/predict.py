@@ -1,0 +1,75 @@
+"""Questions to a learnt task: from an exported bank or straight from a run's store, one or many."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import cast
+
+from atlas_dist.app.bank import load_model
+from atlas_dist.app.composed import Settings
+from atlas_dist.data.records import Record, read_records
+from atlas_dist.data.source import is_url
+from atlas_dist.errors import DataError
+from atlas_dist.serve import AtlasModel, Request
+from atlas_dist.serve.inputs import Text
+
+_FIELDS = ("task", "image", "text", "choices")
+
+
+def model_for(requests: Sequence[Request], *settings: Settings, folder: Path | None = None) -> AtlasModel:
+    """A model with what these requests need.
+
+    Args:
+        settings: as for `load_model`. folder: an exported bank; None = that of the run.
+
+    Raises:
+        As `load_model` and `AtlasModel.from_pretrained`.
+    """
+    if folder:
+        return AtlasModel.from_pretrained(folder)
+    named = [request.task for request in requests if request.task is not None]
+    return load_model(*settings, tasks=list(dict.fromkeys(named)) if len(named) == len(requests) else [])
+
+
+def read_requests(path: Path) -> Iterator[Request]:
+    """Requests from a file of objects, one a line, with `task` (left out = found by signature), and what they need of `image` (a
+    name or two, beside the file), `text` and `choices`; `-` = stdin. Raises DataError naming file, line and field."""
+    try:
+        data = sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()
+    except OSError as error:
+        raise DataError(f"Cannot read {path}: {error.strerror}.", fix="Give a file with one JSON object a line.") from error
+    for record in read_records(data, "standard input" if str(path) == "-" else str(path)):
+        unknown = sorted(set(record.values) - set(_FIELDS))
+        if unknown:
+            record.refuse(
+                f"it is not a request: it has the fields {', '.join(unknown)}",
+                f"An object with some of {', '.join(_FIELDS)}.",
+            )
+        choices = record.values.get("choices") not in (None, "", [])
+        yield Request(
+            task=record.name("task") if record.values.get("task") not in (None, "") else None,
+            image=_images(record, path.parent),
+            text=_text(record),
+            choices=tuple(record.texts("choices")[0]) if choices else (),
+            where=record.where,
+        )
+
+
+def _images(record: Record, folder: Path) -> list[str | Path] | None:
+    given = record.values.get("image")
+    if given in (None, "", []):
+        return None
+    if not isinstance(given, list):
+        given = [record.name("image")]
+    if not all(isinstance(name, str) and name for name in given):
+        record.refuse(f"'image' is {given!r}; the name of a file is wanted, or two of them")
+    return [name if is_url(name) else folder / name for name in given]
+
+
+def _text(record: Record) -> Text | None:
+    given = record.values.get("text")
+    if given is None or (given == "" and record.untyped):
+        return None
+    return cast(Text, tuple(record.texts("text")[0])) if isinstance(given, list) else record.text("text")
