@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
-from PIL import Image, ImageCms
+from PIL import Image
 
+from atlas_dist.data.colour import changes_colours, from_lab, in_srgb
 from atlas_dist.data.leftout import UnusableError
 
 Pixels = NDArray[np.uint8]
@@ -106,7 +107,8 @@ def decode_picture(data: bytes | memoryview, limits: PictureLimits = LIMITS) -> 
     """RGB uint8 [H, W, 3], as a viewer shows the picture.
 
     EXIF orientation is applied; palettes become colours; transparency is laid over white; 16-bit greys and greys of other
-    depths are scaled to 0 … 255; CMYK becomes RGB. Of what moves, the first frame.
+    depths are scaled to 0 … 255; CMYK becomes RGB; the colours of an embedded profile become sRGB's. Of what moves, the first
+    frame.
 
     Raises:
         PictureError: not one of `KINDS`, cut, damaged, or larger than the limits.
@@ -208,14 +210,18 @@ def _check_size(width: int, height: int, limits: PictureLimits) -> None:
         )
 
 
-_APP1, _APP14, _SOS = 0xE1, 0xEE, 0xDA
+_APP1, _APP2, _APP14, _SOS = 0xE1, 0xE2, 0xEE, 0xDA
+_PROFILE = b"ICC_PROFILE\0"
+_PROFILE_HEAD = len(_PROFILE) + 2
+"""Behind the name stand the number of the piece and how many there are."""
 _ORIENTATION = 0x0112
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 
 
 def _is_plain_jpeg(data: bytes | memoryview) -> bool:
-    """Whether nothing before the first scan asks for more than decoding: no EXIF or XMP that turns it, no Adobe marker (which
-    says what the colours are), 8 bits, one or three components, every marker where the one before it says."""
+    """Whether nothing before the first scan asks for more than decoding: no EXIF or XMP that turns it, no profile of other
+    colours than sRGB's, no Adobe marker (which says what the colours are), 8 bits, one or three components, every marker where
+    the one before it says."""
     at, frame = 2, False
     while at + 4 <= len(data):
         if data[at] != 0xFF:
@@ -226,6 +232,8 @@ def _is_plain_jpeg(data: bytes | memoryview) -> bool:
         if marker == _SOS:
             return frame
         if marker == _APP14 or (marker == _APP1 and _may_turn(bytes(data[at + 4 : at + 2 + length]))):
+            return False
+        if marker == _APP2 and _has_colours_of_its_own(bytes(data[at + 4 : at + 2 + length])):
             return False
         if marker in _FRAMES:
             if marker > 0xC2 or not _is_plain_frame(bytes(data[at + 4 : at + 19])):
@@ -270,6 +278,14 @@ def _may_turn(segment: bytes) -> bool:
         return True
 
 
+def _has_colours_of_its_own(segment: bytes) -> bool:
+    """Whether an APP2 segment is a colour profile that changes pixels, or one of several pieces (which Pillow puts together)."""
+    if not segment.startswith(_PROFILE):
+        return False
+    whole = segment[len(_PROFILE) : _PROFILE_HEAD] == b"\1\1"
+    return not whole or changes_colours(segment[_PROFILE_HEAD:])
+
+
 def _opened(data: bytes | memoryview, limits: PictureLimits) -> Image.Image:
     kind = sniff(data)
     try:
@@ -309,18 +325,24 @@ def _turned(image: Image.Image) -> Image.Image:
 
 
 def _flattened(image: Image.Image) -> Image.Image:
-    """Any mode to RGB on white."""
-    if image.mode in ("I", "F") or image.mode.startswith("I;"):
-        return _grey(image)
+    """Any mode to RGB on white, in sRGB."""
+    profile = image.info.get("icc_profile")
     if image.mode == "LAB":
-        return _from_lab(image)
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        return from_lab(image)
+    if image.mode in ("I", "F") or image.mode.startswith("I;"):
+        image, profile = _grey(image), profile if image.mode.startswith("I;") else None
+    elif image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         straight = {"La": "LA", "RGBa": "RGBA"}.get(image.mode)
-        layered = (image.convert(straight) if straight else image).convert("RGBA")
+        layered = image.convert(straight) if straight else image
+        layered = in_srgb(layered if layered.mode == "LA" else layered.convert("RGBA"), profile).convert("RGBA")
         under = Image.new("RGBA", layered.size, "white")
         under.alpha_composite(layered)
-        image = under
-    return image.convert("RGB")
+        return under.convert("RGB")
+    if image.mode not in ("L", "CMYK"):
+        image = image.convert("L" if image.mode == "1" else "RGB")
+    shown = in_srgb(image, profile).convert("RGB")
+    shown.info.pop("icc_profile", None)  # whoever saves it must not say so again
+    return shown
 
 
 def _grey(image: Image.Image) -> Image.Image:
@@ -341,11 +363,4 @@ def _grey(image: Image.Image) -> Image.Image:
     grey = np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
     if hidden is not None:
         grey[hidden] = 255
-    return Image.fromarray(grey).convert("RGB")
-
-
-def _from_lab(image: Image.Image) -> Image.Image:
-    lab, rgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
-    found = ImageCms.profileToProfile(image, lab, rgb, outputMode="RGB")
-    assert found is not None
-    return found
+    return Image.fromarray(grey)
