@@ -2,7 +2,7 @@
 
 Text is UTF-8, or what its byte order mark says. Lines are counted as editors count them, blank ones included. The types of
 fields are checked by pydantic: what is null, a truth value or not a number is refused with its line, not turned into the text
-`None`. The only file that knows pyarrow.
+`None`. Pictures within a table: data/parquet.py.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Annotated, Any, NoReturn
 from pydantic import Field, StrictBool, StrictFloat, StrictInt, StrictStr, TypeAdapter, ValidationError
 
 from atlas_dist.data.leftout import shown
+from atlas_dist.data.parquet import Embedded, read_rows
 from atlas_dist.errors import DataError
 
 RECORD_ENDS = ("jsonl", "ndjson", "csv", "tsv", "parquet")
@@ -77,6 +78,11 @@ class Record:
             self.refuse(f"{field!r} holds a picture itself", "Write the pictures to files and their names into the field.")
         return self._whole(field, self._checked(field, _NAME, "the name of a file"))
 
+    def picture(self, field: str, folder: str = "") -> str:
+        """The member of the source that is the picture: a file below `folder`, or one that the table itself holds."""
+        value = self.get(field)
+        return str(value) if isinstance(value, Embedded) else folder + self.name(field)
+
     def get(self, field: str) -> Any:
         """The value as it was written. Raises DataError: there is no such field."""
         if field not in self.values:
@@ -125,7 +131,7 @@ def read_records(data: bytes, name: str) -> Iterator[Record]:
     """
     end = name.rpartition(".")[2].lower()
     if end == "parquet":
-        return _parquet(data, name)
+        return (Record(f"{name}, row {row}", values, row) for row, values in enumerate(read_rows(data, name), start=1))
     if end in ("csv", "tsv"):
         return _table(decode_text(data, name), name, "\t" if end == "tsv" else "")
     return _json_lines(decode_text(data, name), name)
@@ -203,19 +209,6 @@ def _table(text: str, name: str, delimiter: str) -> Iterator[Record]:
         raise DataError(f"{name}, line {begun}: not a table ({error}).", fix="Double the quotes within quoted cells.") from error
 
 
-def _parquet(data: bytes, name: str) -> Iterator[Record]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        file = pyarrow.parquet.ParquetFile(pyarrow.BufferReader(data))
-        rows = (row for batch in file.iter_batches() for row in batch.to_pylist())
-        for number, row in enumerate(rows, start=1):
-            yield Record(f"{name}, row {number}", row, number)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"{name} is not readable as Parquet: {str(error).splitlines()[0][:200]}.") from error
-
-
 def _no_number(constant: str) -> NoReturn:
     raise ValueError(f"{constant} is not a value of JSON")
 
@@ -234,4 +227,6 @@ def _said(value: Any) -> str:
         return {None: "null", True: "true", False: "false"}[value]
     if value == "":
         return "empty"
+    if isinstance(value, bytes | Embedded):
+        return "bytes"
     return shown(repr(value)[:80])
