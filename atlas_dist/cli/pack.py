@@ -36,25 +36,34 @@ def list_shards(overrides: Sequence[str], console: Console) -> None:
 
 
 def verify_shards(overrides: Sequence[str], console: Console) -> None:
-    """Re-read everything. Raises DataError when any part is damaged."""
-    from atlas_dist.data.inspect import run_verify, unlabelled
+    """Re-read everything. Raises DataError when a split is missing or any part is damaged."""
+    from atlas_dist.data.inspect import run_verify
+    from atlas_dist.data.look import look_at_task
 
     config = compose_config(overrides)
     store = open_shards(config)
-    damaged = 0
-    for dataset, split in _splits(config):
-        faults = run_verify(store, dataset, split)
-        damaged += len(faults)
-        console.print(f"{dataset}/{split}: {'whole' if not faults else f'{len(faults)} damaged'}")
-        without = unlabelled(read_manifest(store, dataset, split))
-        if without:
-            console.print(f"  note: {without} samples have no label; training masks them")
-        for fault in faults:
-            console.print(f"  {fault.shard} {fault.where}: {fault.reason}", markup=False)
+    damaged, unusable, fix = 0, 0, ""
+    for task in config.tasks.values():
+        for look in look_at_task(store, task.data.dataset, tuple(task.data.splits), task.kind):
+            faults = run_verify(store, *look.name.split("/")) if look.manifest else ()
+            damaged += len(faults)
+            if faults:
+                console.print(f"{look.name}: {len(faults)} damaged", markup=False)
+            elif look.fault:
+                unusable, fix = unusable + 1, fix or look.fix
+                console.print(f"{look.name}: {look.fault}", markup=False, soft_wrap=True)
+            else:
+                console.print(f"{look.name}: whole ({look.about})", markup=False)
+            for note in look.notes:
+                console.print(f"  note: {note}", markup=False, soft_wrap=True)
+            for fault in faults:
+                console.print(f"  {fault.shard} {fault.where}: {fault.reason}", markup=False, soft_wrap=True)
     if damaged:
         raise DataError(
             f"{damaged} parts are damaged.", fix="Pack those splits again, or copy them again from where they are whole."
         )
+    if unusable:
+        raise DataError(f"{unusable} splits cannot be used.", fix=fix)
 
 
 def index_shards(dataset: str, split: str, kind: TaskKind, overrides: Sequence[str], console: Console) -> None:

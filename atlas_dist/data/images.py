@@ -8,6 +8,7 @@ everything else, what simplejpeg refuses included. So a picture is either readab
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +28,7 @@ PIXEL_CAP = 1 << 26
 JPEG_QUALITY = 95
 
 _PILLOW = {
-    "jpg": ("JPEG", "MPO"),
+    "jpg": ("JPEG",),
     "png": ("PNG",),
     "webp": ("WEBP",),
     "gif": ("GIF",),
@@ -95,10 +96,11 @@ def sniff(data: bytes | memoryview) -> str:
     if not head:
         raise PictureError("it is empty.", reason="empty file")
     for begin, what, fix in _FOREIGN:
-        if head.lower().lstrip().startswith(begin) or head.startswith(begin):
+        if head.removeprefix(b"\xef\xbb\xbf").lower().lstrip().startswith(begin) or head.startswith(begin):
             raise PictureError(f"it is {what}.", fix=fix or _CONVERT, reason="not a picture that is read")
     raise PictureError(
         f"it is neither JPEG nor PNG, WebP, GIF, BMP, TIFF or AVIF (it starts with {head[:8].hex()}).",
+        fix=_CONVERT,
         reason="not a picture that is read",
     )
 
@@ -163,7 +165,7 @@ def open_rgb(data: bytes | memoryview, limits: PictureLimits = LIMITS) -> Image.
 def rgb_of(image: Image.Image) -> Image.Image:
     """What a viewer shows of an opened picture, mode RGB: see `decode_picture`. Raises PictureError: it is cut or damaged."""
     try:
-        return _flattened(_turned(image))
+        return _shown(image)
     except PictureError:
         raise
     except Exception as error:
@@ -291,14 +293,15 @@ def _opened(data: bytes | memoryview, limits: PictureLimits) -> Image.Image:
     try:
         image: Image.Image = Image.open(io.BytesIO(data), formats=_PILLOW[kind])
         _check_size(image.width, image.height, limits)
-        image.load()
-        return _flattened(_turned(image))
+        return _shown(image)
     except PictureError:
         raise
     except Image.DecompressionBombError as error:
         raise PictureError(
             f"it has more pixels than the limit of {limits.pixels}.", fix="Store it smaller.", reason="too many pixels"
         ) from error
+    except Image.UnidentifiedImageError as error:
+        raise PictureError(f"it is a damaged {_PILLOW[kind][0]} picture, or one of a kind that is not read.", fix=_CONVERT) from error
     except Exception as error:  # plugins raise what comes: struct.error, KeyError, SyntaxError, OSError, …
         raise _damaged(error) from error
 
@@ -308,10 +311,40 @@ def _damaged(error: Exception) -> PictureError:
     return PictureError(f"damaged image: {text}")
 
 
+def _shown(image: Image.Image) -> Image.Image:
+    """An opened picture as a viewer shows it, mode RGB. Raises whatever Pillow does."""
+    image.load()
+    tags = getattr(image, "tag_v2", {})
+    clear = image.info.get("transparency")
+    if image.mode == "RGB" and isinstance(clear, tuple) and max(clear) > 255:
+        image.info["transparency"] = tuple(value >> 8 for value in clear)  # of a PNG of 16 bits, whose pixels were cut to 8
+    return _flattened(_as_tagged(_turned(image), tags))
+
+
+_BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339
+_WHITE_IS_ZERO, _SIGNED = 0, 2
+
+
+def _as_tagged(image: Image.Image, tags: Mapping[int, Any]) -> Image.Image:
+    """Greys of a TIFF by what its tags say and Pillow passes over: 12 bits, unsigned 32, white for zero."""
+    if image.mode == "I" and tags and _SIGNED not in tags.get(_SAMPLE_FORMAT, (1,)):
+        meant = Image.fromarray(np.asarray(image).astype(np.uint32).astype(np.float32)) if image.getextrema()[0] < 0 else image  # type: ignore[operator]
+    elif image.mode.startswith("I;16") and tags:
+        values = np.asarray(image).astype(np.float64)
+        if tags.get(_BITS) == (12,):
+            values *= 65535 / 4095
+        if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
+            values = 65535 - values
+        meant = Image.fromarray(np.rint(values).astype(np.uint16))
+    else:
+        return image
+    meant.info = image.info
+    return meant
+
+
 def _turned(image: Image.Image) -> Image.Image:
     """As its EXIF says how it was held. An EXIF block that cannot be read turns nothing: viewers show such pictures as they
     are."""
-    image.load()
     try:
         orientation = image.getexif().get(_ORIENTATION, 1)
     except Exception:

@@ -55,6 +55,25 @@ def texts_of(task: TaskSpec, text: Text | None, choices: Sequence[str]) -> list[
     return [(segments[0], choice) for choice in choices]
 
 
+def check_asked(task: TaskSpec, text: Text | None, pictures: Sequence[Picture], *, needs_text: bool) -> None:
+    """Whether there is something to answer to.
+
+    Args:
+        needs_text: every sample that the task learnt from had a text of its own.
+
+    Raises:
+        DataError: there is no text where one is needed.
+    """
+    if text is not None:
+        return
+    if needs_text:
+        raise DataError(
+            f"{task.name} learnt from samples with a text of their own; no text was given.", fix="Give the text as `text`."
+        )
+    if not pictures:
+        raise DataError(f"{task.name} was asked with neither a picture nor a text.", fix="Give what it learnt from.")
+
+
 def check_pictures(task: TaskSpec, pictures: Sequence[Picture]) -> None:
     """Whether these are as many as the task looks at, and files that are there; none is opened.
 
