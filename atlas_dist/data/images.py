@@ -301,7 +301,9 @@ def _opened(data: bytes | memoryview, limits: PictureLimits) -> Image.Image:
             f"it has more pixels than the limit of {limits.pixels}.", fix="Store it smaller.", reason="too many pixels"
         ) from error
     except Image.UnidentifiedImageError as error:
-        raise PictureError(f"it is a damaged {_PILLOW[kind][0]} picture, or one of a kind that is not read.", fix=_CONVERT) from error
+        raise PictureError(
+            f"it is a damaged {_PILLOW[kind][0]} picture, or one of a kind that is not read.", fix=_CONVERT
+        ) from error
     except Exception as error:  # plugins raise what comes: struct.error, KeyError, SyntaxError, OSError, …
         raise _damaged(error) from error
 

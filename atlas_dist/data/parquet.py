@@ -1,7 +1,7 @@
 """Parquet: its rows as plain values, and the pictures that columns of it hold. The only file that knows pyarrow.
 
-A column of bytes, or of {bytes, path} as Hugging Face data sets have them, is one of pictures. They are no part of the rows: a row
-says where its picture is, and who wants it reads it. So a table is listed without a picture in memory.
+A column of bytes, or of {bytes, path} as Hugging Face data sets have them, is one of pictures. They are no part of the rows: a
+row says where its picture is, and who wants it reads it. So a table is listed without a picture in memory.
 """
 
 from __future__ import annotations

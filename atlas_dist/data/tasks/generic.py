@@ -14,7 +14,7 @@ from atlas_dist.core.types import TaskKind
 from atlas_dist.data.images import sniff
 from atlas_dist.data.leftout import LeftOut, left_out_by, shown, writable
 from atlas_dist.data.parquet import WithEmbedded
-from atlas_dist.data.records import RECORD_ENDS, Record, Scalar, normal_forms, read_records
+from atlas_dist.data.records import RECORD_ENDS, Record, Scalar, label_forms, normal_forms, read_records
 from atlas_dist.data.sample import IMAGE_EXTENSIONS, IMAGE_PROMPT, RawSample
 from atlas_dist.data.source import Source, open_source
 from atlas_dist.data.tasks.base import Converter, RawSet, SplitOptions, find_file, need, share_of
@@ -129,7 +129,7 @@ def classify(path: Path | None, split: str, options: ClassifyOptions) -> RawSet:
             every += [(r, r.label(options.label)) for r in options.read(source, other)[1]]
     _one_type(every)
     spelt = _spelling(value for _, value in every)
-    named = normal_forms([*options.classes, *(spelt(value) for _, value in every)])
+    named = label_forms([*options.classes, *(spelt(value) for _, value in every)])
     classes = tuple(named[c] for c in options.classes) or tuple(sorted({named[spelt(v)] for _, v in every}, key=_natural))
     label = {c: number for number, c in enumerate(classes)}
     image_fields = [f.strip() for f in options.image.split(",") if f.strip()]
@@ -145,7 +145,8 @@ def classify(path: Path | None, split: str, options: ClassifyOptions) -> RawSet:
         identifier = record.identifier(f"{split}-{number}")
         samples.append(RawSample(identifier, (segments,), pictures, label[named[spelt(value)]]))
     kind = TaskKind.PAIR if len(image_fields) == 2 else TaskKind.SINGLE
-    return RawSet(kind, len(image_fields), classes, samples, source, notes=_notes(name, samples))
+    notes = (*_notes(name, samples), *_alike(classes))
+    return RawSet(kind, len(image_fields), classes, samples, source, notes=notes)
 
 
 class ChoiceOptions(RecordOptions):
@@ -252,6 +253,15 @@ def _notes(name: str, samples: Sequence[RawSample]) -> tuple[str, ...]:
     if twice:
         notes.append(f"{name}: {len(twice)} ids stand more than once (first: {shown(twice[0])}); each record is a sample")
     return tuple(notes)
+
+
+def _alike(classes: Sequence[str]) -> tuple[str, ...]:
+    """A sentence about classes whose names differ by capitals only, if there are any."""
+    groups: dict[str, list[str]] = {}
+    for name in classes:
+        groups.setdefault(name.casefold(), []).append(name)
+    found = next((names for names in groups.values() if len(names) > 1), None)
+    return (f"classes whose names differ by capitals only are several: {', '.join(map(shown, found))}",) if found else ()
 
 
 def _canonical(record: Record) -> str:
