@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import logging
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageCms
@@ -59,7 +60,7 @@ def from_lab(image: Image.Image) -> Image.Image:
 
 
 @lru_cache(maxsize=1)
-def _srgb() -> ImageCms.core.CmsProfile:
+def _srgb() -> Any:
     return ImageCms.createProfile("sRGB")
 
 

@@ -109,8 +109,7 @@ def decode_picture(data: bytes | memoryview, limits: PictureLimits = LIMITS) -> 
     """RGB uint8 [H, W, 3], as a viewer shows the picture.
 
     EXIF orientation is applied; palettes become colours; transparency is laid over white; 16-bit greys and greys of other
-    depths are scaled to 0 … 255; CMYK becomes RGB; the colours of an embedded profile become sRGB's. Of what moves, the first
-    frame.
+    depths are scaled to 0 … 255; CMYK becomes RGB; a profile's colours become sRGB's. Of what moves, the first frame.
 
     Raises:
         PictureError: not one of `KINDS`, cut, damaged, or larger than the limits.
