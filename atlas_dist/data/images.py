@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from atlas_dist.data.colour import changes_colours, from_lab, in_srgb
 from atlas_dist.data.leftout import UnusableError
@@ -299,7 +299,7 @@ def _opened(data: bytes | memoryview, limits: PictureLimits) -> Image.Image:
         raise PictureError(
             f"it has more pixels than the limit of {limits.pixels}.", fix="Store it smaller.", reason="too many pixels"
         ) from error
-    except Image.UnidentifiedImageError as error:
+    except UnidentifiedImageError as error:
         raise PictureError(
             f"it is a damaged {_PILLOW[kind][0]} picture, or one of a kind that is not read.", fix=_CONVERT
         ) from error

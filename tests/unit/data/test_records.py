@@ -238,7 +238,8 @@ def test_a_table_is_read_as_its_program_meant_it(tmp_path: Path, text: str, labe
     (tmp_path / "train.csv").write_text(text, newline="")
     raw = classified(tmp_path)
     assert [raw.classes[sample.label] for sample in raw.samples] == labels
-    assert raw.samples[-1].texts != (("c",),) or '"' in text
+    if "\n c,y" in text:
+        assert raw.samples[-1].texts == ((" c",),), "a space that stands before no quote is part of its cell"
 
 
 @pytest.mark.parametrize(
