@@ -9,6 +9,8 @@ from typing import cast
 
 from atlas_dist.app.bank import load_model
 from atlas_dist.app.composed import Settings
+from atlas_dist.data.leftout import shown
+from atlas_dist.data.parquet import Embedded, Held, Pictures
 from atlas_dist.data.records import Record, read_records
 from atlas_dist.data.source import is_url
 from atlas_dist.errors import DataError
@@ -40,7 +42,9 @@ def read_requests(path: Path) -> Iterator[Request]:
         data = sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()
     except OSError as error:
         raise DataError(f"Cannot read {path}: {error.strerror}.", fix="Give a file with one JSON object a line.") from error
-    for record in read_records(data, "standard input" if str(path) == "-" else str(path)):
+    name = "standard input" if str(path) == "-" else str(path)
+    pictures = Pictures(lambda: data, name)
+    for record in read_records(data, name):
         unknown = sorted(set(record.values) - set(_FIELDS))
         if unknown:
             record.refuse(
@@ -50,21 +54,23 @@ def read_requests(path: Path) -> Iterator[Request]:
         choices = record.values.get("choices") not in (None, "", [])
         yield Request(
             task=record.name("task") if record.values.get("task") not in (None, "") else None,
-            image=_images(record, path.parent),
+            image=_images(record, path.parent, pictures),
             text=_text(record),
             choices=tuple(record.texts("choices")[0]) if choices else (),
             where=record.where,
         )
 
 
-def _images(record: Record, folder: Path) -> list[str | Path] | None:
+def _images(record: Record, folder: Path, pictures: Pictures) -> list[str | Path | Held] | None:
     given = record.values.get("image")
     if given in (None, "", []):
         return None
+    if isinstance(given, Embedded):
+        return [pictures.of(given)]
     if not isinstance(given, list):
         given = [record.name("image")]
     if not all(isinstance(name, str) and name for name in given):
-        record.refuse(f"'image' is {given!r}; the name of a file is wanted, or two of them")
+        record.refuse(f"'image' is {shown(repr(given)[:80])}; the name of a file is wanted, or two of them")
     return [name if is_url(name) else folder / name for name in given]
 
 

@@ -9,7 +9,8 @@ from atlas_dist.app.composed import Settings, compose_run
 from atlas_dist.config import RunConfig
 from atlas_dist.core.manifest import ShardManifest
 from atlas_dist.core.types import TaskKind
-from atlas_dist.data.inspect import Damage, Indexed, run_index, run_verify, unlabelled
+from atlas_dist.data.inspect import Damage, Indexed, run_index, run_verify
+from atlas_dist.data.look import SplitLook, look_at_task
 from atlas_dist.data.manifest import read_manifest
 from atlas_dist.errors import DataError
 from atlas_dist.runs.stores import open_shards
@@ -50,25 +51,29 @@ def list_shards(*settings: Settings) -> ShardSets:
 class CheckedSplit:
     """A split, every part of which was read again."""
 
-    name: str
-    """`dataset/split`"""
+    look: SplitLook
+    """What its manifest says."""
     faults: tuple[Damage, ...]
-    unlabelled: int
-    """Samples without a label, which training masks."""
+    """Every part that is not what the manifest says."""
 
 
 def verify_shards(*settings: Settings) -> Iterator[CheckedSplit]:
-    """Re-read every shard, a split at a time; at the end raises DataError where any part is damaged."""
+    """Re-read every shard, a split at a time; at the end raises DataError where a split is missing or any part is damaged."""
     config = compose_run(*settings).config
-    store, damaged = open_shards(config), 0
-    for dataset, split in _splits(config):
-        faults = tuple(run_verify(store, dataset, split))
-        damaged += len(faults)
-        yield CheckedSplit(f"{dataset}/{split}", faults, unlabelled(read_manifest(store, dataset, split)))
+    store, damaged, unusable = open_shards(config), 0, list[str]()
+    for task in config.tasks.values():
+        for look in look_at_task(store, task.data.dataset, tuple(task.data.splits), task.kind):
+            faults = tuple(run_verify(store, *look.name.split("/"))) if look.manifest else ()
+            damaged += len(faults)
+            if look.fault and not faults:
+                unusable.append(look.fix)
+            yield CheckedSplit(look, faults)
     if damaged:
         raise DataError(
             f"{damaged} parts are damaged.", fix="Pack those splits again, or copy them again from where they are whole."
         )
+    if unusable:
+        raise DataError(f"{len(unusable)} splits cannot be used.", fix=unusable[0])
 
 
 def index_shards(dataset: str, split: str, kind: TaskKind, *settings: Settings) -> Indexed:

@@ -296,12 +296,28 @@ def verify_resume(
 
 @app.command()
 def doctor(
-    url: Annotated[str, typer.Argument(help="Store to check: a folder or s3://bucket/prefix")], endpoint_url: str = ""
+    what: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="URL | KEY=VALUE...",
+            help="A store, a folder or s3://bucket/prefix; or the settings of a run, as in experiment=demo",
+            autocompletion=complete_word,
+        ),
+    ],
+    endpoint_url: str = "",
 ) -> None:
-    """Check that a store keeps its promises before a run trusts it."""
-    from atlas_dist.cli.run import check_store
+    """Check that a store keeps its promises before a run trusts it; of a run also its packed data and room on the disks."""
+    from atlas_dist.cli.run import check_all, check_store
+    from atlas_dist.cli.words import are_settings
 
-    check_store(url, endpoint_url)
+    if are_settings(what):
+        check_all([*what, *([f"store.endpoint_url={endpoint_url}"] if endpoint_url else [])])
+    elif len(what) == 1:
+        check_store(what[0], endpoint_url)
+    else:
+        raise ConfigError(
+            f"{' '.join(what)} is neither one store nor the settings of a run.", fix="Give a URL, or key=value words only."
+        )
 
 
 @app.callback(invoke_without_command=True)

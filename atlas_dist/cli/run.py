@@ -63,8 +63,28 @@ def show_config(overrides: list[str] | None) -> None:
 
 def check_store(url: str, endpoint_url: str) -> None:
     """Race writers against the store. Raises StoreError when it can't be trusted."""
+    from atlas_dist.app.doctor import room_for
     from atlas_dist.store import StoreOptions, open_store
     from atlas_dist.store.doctor import require_fit
 
     report = require_fit(open_store(url, options=StoreOptions(endpoint_url=endpoint_url)), new_id=lambda: uuid.uuid4().hex)
-    standard_console().print(str(report), markup=False)
+    console = standard_console()
+    console.print(str(report), markup=False)
+    for finding in room_for("the store", url):
+        console.print(str(finding), markup=False)
+
+
+def check_all(overrides: list[str]) -> None:
+    """The doctor of a whole run: store, packed data, room. Raises StoreError, DataError: the first thing that is not well."""
+    from atlas_dist.app.doctor import examine_run, failure
+
+    console = standard_console()
+    findings = []
+    for finding in examine_run(composed(overrides)):
+        findings.append(finding)
+        console.print(str(finding), markup=False, soft_wrap=True)
+        if finding.fix and not finding.kept:
+            console.print(f"      {finding.fix}", markup=False, soft_wrap=True)
+    if error := failure(findings):
+        raise error
+    console.print("Nothing stands in the way of a run.")

@@ -47,11 +47,13 @@ def verify(overrides: Overrides = None) -> None:
 
     console = standard_console()
     for split in verify_shards(*(overrides or ())):
-        console.print(f"{split.name}: {f'{len(split.faults)} damaged' if split.faults else 'whole'}")
-        if split.unlabelled:
-            console.print(f"  note: {split.unlabelled} samples have no label; training masks them")
+        look = split.look
+        said = f"{len(split.faults)} damaged" if split.faults else look.fault or f"whole ({look.about})"
+        console.print(f"{look.name}: {said}", markup=False, soft_wrap=True)
+        for note in look.notes:
+            console.print(f"  note: {note}", markup=False, soft_wrap=True)
         for fault in split.faults:
-            console.print(f"  {fault.shard} {fault.where}: {fault.reason}", markup=False)
+            console.print(f"  {fault.shard} {fault.where}: {fault.reason}", markup=False, soft_wrap=True)
 
 
 @shards_app.command("index")

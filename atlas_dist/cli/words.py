@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated
 
 import typer
 
 from atlas_dist.app.composed import ComposedRun, compose_run
+from atlas_dist.choices import groups
 from atlas_dist.cli.complete import complete_word
 from atlas_dist.config import RunConfig
 from atlas_dist.logs import LogFormat, set_up
@@ -33,3 +35,9 @@ def spoken(overrides: list[str] | None, *, many: bool = False) -> ComposedRun:
     if composed_run.config.log.format is LogFormat.JSON:
         set_up(LogFormat.JSON, run=composed_run.config.run, process="driver")
     return composed_run
+
+
+def are_settings(words: list[str]) -> bool:
+    """Whether every word is `key=value` with a key that a run has: a folder's name may hold '=' too."""
+    keys = {*RunConfig.model_fields, *groups()}
+    return all("=" in word and re.split(r"[.@=]", word.lstrip("+~"), maxsplit=1)[0] in keys for word in words)

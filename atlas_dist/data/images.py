@@ -8,14 +8,16 @@ everything else, what simplejpeg refuses included. So a picture is either readab
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
-from PIL import Image, ImageCms
+from PIL import Image, UnidentifiedImageError
 
+from atlas_dist.data.colour import changes_colours, from_lab, in_srgb
 from atlas_dist.data.leftout import UnusableError
 
 Pixels = NDArray[np.uint8]
@@ -26,7 +28,7 @@ PIXEL_CAP = 1 << 26
 JPEG_QUALITY = 95
 
 _PILLOW = {
-    "jpg": ("JPEG", "MPO"),
+    "jpg": ("JPEG",),
     "png": ("PNG",),
     "webp": ("WEBP",),
     "gif": ("GIF",),
@@ -94,10 +96,11 @@ def sniff(data: bytes | memoryview) -> str:
     if not head:
         raise PictureError("it is empty.", reason="empty file")
     for begin, what, fix in _FOREIGN:
-        if head.lower().lstrip().startswith(begin) or head.startswith(begin):
+        if head.removeprefix(b"\xef\xbb\xbf").lower().lstrip().startswith(begin) or head.startswith(begin):
             raise PictureError(f"it is {what}.", fix=fix or _CONVERT, reason="not a picture that is read")
     raise PictureError(
         f"it is neither JPEG nor PNG, WebP, GIF, BMP, TIFF or AVIF (it starts with {head[:8].hex()}).",
+        fix=_CONVERT,
         reason="not a picture that is read",
     )
 
@@ -106,7 +109,7 @@ def decode_picture(data: bytes | memoryview, limits: PictureLimits = LIMITS) -> 
     """RGB uint8 [H, W, 3], as a viewer shows the picture.
 
     EXIF orientation is applied; palettes become colours; transparency is laid over white; 16-bit greys and greys of other
-    depths are scaled to 0 … 255; CMYK becomes RGB. Of what moves, the first frame.
+    depths are scaled to 0 … 255; CMYK becomes RGB; a profile's colours become sRGB's. Of what moves, the first frame.
 
     Raises:
         PictureError: not one of `KINDS`, cut, damaged, or larger than the limits.
@@ -161,7 +164,7 @@ def open_rgb(data: bytes | memoryview, limits: PictureLimits = LIMITS) -> Image.
 def rgb_of(image: Image.Image) -> Image.Image:
     """What a viewer shows of an opened picture, mode RGB: see `decode_picture`. Raises PictureError: it is cut or damaged."""
     try:
-        return _flattened(_turned(image))
+        return _shown(image)
     except PictureError:
         raise
     except Exception as error:
@@ -208,14 +211,18 @@ def _check_size(width: int, height: int, limits: PictureLimits) -> None:
         )
 
 
-_APP1, _APP14, _SOS = 0xE1, 0xEE, 0xDA
+_APP1, _APP2, _APP14, _SOS = 0xE1, 0xE2, 0xEE, 0xDA
+_PROFILE = b"ICC_PROFILE\0"
+_PROFILE_HEAD = len(_PROFILE) + 2
+"""Behind the name stand the number of the piece and how many there are."""
 _ORIENTATION = 0x0112
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 
 
 def _is_plain_jpeg(data: bytes | memoryview) -> bool:
-    """Whether nothing before the first scan asks for more than decoding: no EXIF or XMP that turns it, no Adobe marker (which
-    says what the colours are), 8 bits, one or three components, every marker where the one before it says."""
+    """Whether nothing before the first scan asks for more than decoding: no EXIF or XMP that turns it, no profile of other
+    colours than sRGB's, no Adobe marker (which says what the colours are), 8 bits, one or three components, every marker where
+    the one before it says."""
     at, frame = 2, False
     while at + 4 <= len(data):
         if data[at] != 0xFF:
@@ -226,6 +233,8 @@ def _is_plain_jpeg(data: bytes | memoryview) -> bool:
         if marker == _SOS:
             return frame
         if marker == _APP14 or (marker == _APP1 and _may_turn(bytes(data[at + 4 : at + 2 + length]))):
+            return False
+        if marker == _APP2 and _has_colours_of_its_own(bytes(data[at + 4 : at + 2 + length])):
             return False
         if marker in _FRAMES:
             if marker > 0xC2 or not _is_plain_frame(bytes(data[at + 4 : at + 19])):
@@ -270,18 +279,29 @@ def _may_turn(segment: bytes) -> bool:
         return True
 
 
+def _has_colours_of_its_own(segment: bytes) -> bool:
+    """Whether an APP2 segment is a colour profile that changes pixels, or one of several pieces (which Pillow puts together)."""
+    if not segment.startswith(_PROFILE):
+        return False
+    whole = segment[len(_PROFILE) : _PROFILE_HEAD] == b"\1\1"
+    return not whole or changes_colours(segment[_PROFILE_HEAD:])
+
+
 def _opened(data: bytes | memoryview, limits: PictureLimits) -> Image.Image:
     kind = sniff(data)
     try:
         image: Image.Image = Image.open(io.BytesIO(data), formats=_PILLOW[kind])
         _check_size(image.width, image.height, limits)
-        image.load()
-        return _flattened(_turned(image))
+        return _shown(image)
     except PictureError:
         raise
     except Image.DecompressionBombError as error:
         raise PictureError(
             f"it has more pixels than the limit of {limits.pixels}.", fix="Store it smaller.", reason="too many pixels"
+        ) from error
+    except UnidentifiedImageError as error:
+        raise PictureError(
+            f"it is a damaged {_PILLOW[kind][0]} picture, or one of a kind that is not read.", fix=_CONVERT
         ) from error
     except Exception as error:  # plugins raise what comes: struct.error, KeyError, SyntaxError, OSError, …
         raise _damaged(error) from error
@@ -292,10 +312,40 @@ def _damaged(error: Exception) -> PictureError:
     return PictureError(f"damaged image: {text}")
 
 
+def _shown(image: Image.Image) -> Image.Image:
+    """An opened picture as a viewer shows it, mode RGB. Raises whatever Pillow does."""
+    image.load()
+    tags = getattr(image, "tag_v2", {})
+    clear = image.info.get("transparency")
+    if image.mode == "RGB" and isinstance(clear, tuple) and max(clear) > 255:
+        image.info["transparency"] = tuple(value >> 8 for value in clear)  # of a PNG of 16 bits, whose pixels were cut to 8
+    return _flattened(_as_tagged(_turned(image), tags))
+
+
+_BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339
+_WHITE_IS_ZERO, _SIGNED = 0, 2
+
+
+def _as_tagged(image: Image.Image, tags: Mapping[int, Any]) -> Image.Image:
+    """Greys of a TIFF by what its tags say and Pillow passes over: 12 bits, unsigned 32, white for zero."""
+    if image.mode == "I" and tags and _SIGNED not in tags.get(_SAMPLE_FORMAT, (1,)):
+        meant = Image.fromarray(np.asarray(image).astype(np.uint32).astype(np.float32)) if image.getextrema()[0] < 0 else image  # type: ignore[operator]
+    elif image.mode.startswith("I;16") and tags:
+        values = np.asarray(image).astype(np.float64)
+        if tags.get(_BITS) == (12,):
+            values *= 65535 / 4095
+        if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
+            values = 65535 - values
+        meant = Image.fromarray(np.rint(values).astype(np.uint16))
+    else:
+        return image
+    meant.info = image.info
+    return meant
+
+
 def _turned(image: Image.Image) -> Image.Image:
     """As its EXIF says how it was held. An EXIF block that cannot be read turns nothing: viewers show such pictures as they
     are."""
-    image.load()
     try:
         orientation = image.getexif().get(_ORIENTATION, 1)
     except Exception:
@@ -309,18 +359,24 @@ def _turned(image: Image.Image) -> Image.Image:
 
 
 def _flattened(image: Image.Image) -> Image.Image:
-    """Any mode to RGB on white."""
-    if image.mode in ("I", "F") or image.mode.startswith("I;"):
-        return _grey(image)
+    """Any mode to RGB on white, in sRGB."""
+    profile = image.info.get("icc_profile")
     if image.mode == "LAB":
-        return _from_lab(image)
-    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        return from_lab(image)
+    if image.mode in ("I", "F") or image.mode.startswith("I;"):
+        image, profile = _grey(image), profile if image.mode.startswith("I;") else None
+    elif image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         straight = {"La": "LA", "RGBa": "RGBA"}.get(image.mode)
-        layered = (image.convert(straight) if straight else image).convert("RGBA")
+        layered = image.convert(straight) if straight else image
+        layered = in_srgb(layered if layered.mode == "LA" else layered.convert("RGBA"), profile).convert("RGBA")
         under = Image.new("RGBA", layered.size, "white")
         under.alpha_composite(layered)
-        image = under
-    return image.convert("RGB")
+        return under.convert("RGB")
+    if image.mode not in ("L", "CMYK"):
+        image = image.convert("L" if image.mode == "1" else "RGB")
+    shown = in_srgb(image, profile).convert("RGB")
+    shown.info.pop("icc_profile", None)  # whoever saves it must not say so again
+    return shown
 
 
 def _grey(image: Image.Image) -> Image.Image:
@@ -341,11 +397,4 @@ def _grey(image: Image.Image) -> Image.Image:
     grey = np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
     if hidden is not None:
         grey[hidden] = 255
-    return Image.fromarray(grey).convert("RGB")
-
-
-def _from_lab(image: Image.Image) -> Image.Image:
-    lab, rgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
-    found = ImageCms.profileToProfile(image, lab, rgb, outputMode="RGB")
-    assert found is not None
-    return found
+    return Image.fromarray(grey)

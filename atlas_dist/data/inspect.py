@@ -24,6 +24,7 @@ from atlas_dist.data.images import decode_picture
 from atlas_dist.data.leftout import LeftOut, shown, summary
 from atlas_dist.data.manifest import MANIFEST, read_manifest, split_prefix, write_manifest
 from atlas_dist.data.sample import EXTENSIONS, Sample, index_label, parse_sample
+from atlas_dist.data.source import is_quiet
 from atlas_dist.errors import AtlasError, DataError, StoreError
 from atlas_dist.store.objects import ObjectInfo, ObjectStore
 
@@ -31,7 +32,14 @@ Job = TypeVar("Job")
 Result = TypeVar("Result")
 
 _COMPRESSED = (".tar.gz", ".tgz", ".tar.zst", ".tar.xz", ".tar.bz2", ".tar.lz4")
-_PACKED = ((b"\x1f\x8b", "gzip"), (b"\x28\xb5\x2f\xfd", "zstd"), (b"\xfd7zXZ", "xz"), (b"BZh", "bzip2"), (b"PK\3\4", "zip"))
+_PACKED = (
+    (b"\x1f\x8b", "gzip"),
+    (b"\x28\xb5\x2f\xfd", "zstd"),
+    (b"\xfd7zXZ", "xz"),
+    (b"BZh", "bzip2"),
+    (b"PK\3\4", "zip"),
+    (b"\x04\x22\x4d\x18", "lz4"),
+)
 
 Progress = Callable[[int, int], None]
 """Called with (shards done, shards in all)."""
@@ -52,6 +60,8 @@ class _ShardFound:
     info: ShardInfo
     images: dict[int, str]
     """How many images a sample has -> the first that has so many."""
+    texts: dict[int, str]
+    """The same of texts."""
     unlabelled: tuple[str, ...]
     left_out: tuple[LeftOut, ...]
     repeated: tuple[str, ...]
@@ -127,11 +137,27 @@ def run_index(
             f"Samples of {prefix} have {sorted(images)} images; all must have the same number ({has}).",
             fix="Complete those samples or take them out of the tars, then index again.",
         )
+    _refuse_another_kind(kind, next(iter(images)), {n: first for shard in reversed(shards) for n, first in shard.texts.items()})
     highest = max((int(info.label_array().max(initial=-1)) for info in infos), default=-1)
     names = classes or tuple(str(n) for n in range(highest + 1))
     manifest = ShardManifest(dataset, split, kind, next(iter(images)), names, infos, part_bytes)
     write_manifest(store, manifest)
     return Indexed(manifest, left_out, _notes(manifest, shards))
+
+
+def _refuse_another_kind(kind: TaskKind, images: int, texts: dict[int, str]) -> None:
+    """Raises DataError: the samples cannot be of this kind."""
+    if kind is TaskKind.PAIR and images != 2:
+        raise DataError(
+            f"The samples have {images} images; those of --kind pair have two.",
+            fix="Name the members KEY.0.jpg and KEY.1.jpg, or give the --kind that the samples are of.",
+        )
+    if kind is TaskKind.CHOICE and (len(texts) > 1 or min(texts) < 2):
+        has = "; ".join(f"{first} has {count}" for count, first in sorted(texts.items()))
+        raise DataError(
+            f"Samples of --kind choice have a text for each choice, all the same number ({has}).",
+            fix='Write them into KEY.json: {"texts": [["question", "choice"], …], "label": 0}.',
+        )
 
 
 def unlabelled(manifest: ShardManifest) -> int:
@@ -210,6 +236,7 @@ def _index_shard(store: ObjectStore, prefix: str, part_bytes: int, tries: int, f
             raise StoreError(f"{store.url}/{found.key} ends at byte {done} of {found.size} again and again.")
     labels: list[int] = []
     images: dict[int, str] = {}
+    texts: dict[int, str] = {}
     passed_over: list[tuple[str, str]] = []
     others: list[tuple[str, str]] = []
     try:
@@ -220,15 +247,21 @@ def _index_shard(store: ObjectStore, prefix: str, part_bytes: int, tries: int, f
             sample = _sample(data, index, number)
             labels.append(index_label(sample.label, sample.targets))
             images.setdefault(len(sample.images), f"{shown(key)} of {shown(name)}")
+            texts.setdefault(len(sample.texts), f"{shown(key)} of {shown(name)}")
     except DataError as error:
-        raise DataError(f"{store.url}/{found.key}: {error}.", fix="Replace or remove this shard, then index again.") from error
+        beside = "".join(f"; {shown(member)} is {what}" for member, what in others[:1])
+        raise DataError(
+            f"{store.url}/{found.key}: {error}{beside}.", fix="Replace or remove this shard, then index again."
+        ) from error
     parts = tuple(crc32c(data[at : at + part_bytes]) for at in range(0, found.size, part_bytes))
     by_sample = np.array(labels, "<i4").tobytes()
     info = ShardInfo(name, found.size, len(labels), hashlib.sha256(data).hexdigest(), parts, by_sample)
     without = tuple(key for key, label in zip(index.keys, labels, strict=True) if label < 0)
     left_out = [LeftOut(f"{shown(name)}: {shown(member)}", what) for member, what in others]
-    left_out += [LeftOut(f"{shown(name)}: {shown(member)}", _why_passed_over(ext)) for member, ext in passed_over]
-    return _ShardFound(info, images, without, tuple(left_out), repeated)
+    left_out += [
+        LeftOut(f"{shown(name)}: {shown(member)}", _why_passed_over(ext)) for member, ext in passed_over if not is_quiet(member)
+    ]
+    return _ShardFound(info, images, texts, without, tuple(left_out), repeated)
 
 
 def _why_passed_over(ext: str) -> str:
@@ -243,6 +276,10 @@ def _refuse_compressed(data: memoryview) -> None:
     found = next((what for mark, what in _PACKED if begin.startswith(mark)), None)
     if found:
         raise DataError(f"it is compressed with {found}, in spite of its name: decompress it")
+    if bytes(data[:23]) == b"version https://git-lfs":
+        raise DataError("it is a pointer of Git LFS, not the tar: run `git lfs pull`")
+    if not data or bytes(data[:1]) == b"<":
+        raise DataError("it is empty: download it again" if not data else "it is a web page, not a tar: download it again")
 
 
 def _repeated(index: tarwalk.SampleIndex) -> tuple[str, ...]:

@@ -2,7 +2,7 @@
 
 Text is UTF-8, or what its byte order mark says. Lines are counted as editors count them, blank ones included. The types of
 fields are checked by pydantic: what is null, a truth value or not a number is refused with its line, not turned into the text
-`None`. The only file that knows pyarrow.
+`None`. Pictures within a table: data/parquet.py.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Annotated, Any, NoReturn
 from pydantic import Field, StrictBool, StrictFloat, StrictInt, StrictStr, TypeAdapter, ValidationError
 
 from atlas_dist.data.leftout import shown
+from atlas_dist.data.parquet import Embedded, read_rows
 from atlas_dist.errors import DataError
 
 RECORD_ENDS = ("jsonl", "ndjson", "csv", "tsv", "parquet")
@@ -38,6 +39,17 @@ _BOMS = (
     (b"\xff\xfe", "utf-16"),
     (b"\xfe\xff", "utf-16"),
 )
+
+
+_FOREIGN = (
+    (b"version https://git-lfs", "a pointer of Git LFS, not the file itself", "Run `git lfs pull` in the data set."),
+    (b"PK\3\4", "a zip or a spreadsheet, in spite of its name", "Save it as CSV, or unpack it."),
+    (b"\x1f\x8b", "compressed with gzip", "Decompress it: gunzip."),
+    (b"\x28\xb5\x2f\xfd", "compressed with zstd", "Decompress it: zstd -d."),
+    (b"PAR1", "Parquet, in spite of its name", "Let its name end in .parquet."),
+)
+
+csv.field_size_limit(1 << 26)
 
 
 @dataclass(frozen=True)
@@ -68,6 +80,8 @@ class Record:
     def label(self, field: str) -> Scalar:
         """A class as it was written: a name, a number or a truth value."""
         value = self._checked(field, _LABEL, "a name or a number")
+        if isinstance(value, str) and not label_key(value):
+            self.refuse(f"{field!r} is {'empty' if not value else 'blank'}; a name or a number is wanted")
         return self._whole(field, value) if isinstance(value, str) else value
 
     def name(self, field: str) -> str:
@@ -76,6 +90,11 @@ class Record:
         if isinstance(value, Mapping):
             self.refuse(f"{field!r} holds a picture itself", "Write the pictures to files and their names into the field.")
         return self._whole(field, self._checked(field, _NAME, "the name of a file"))
+
+    def picture(self, field: str, folder: str = "") -> str:
+        """The member of the source that is the picture: a file below `folder`, or one that the table itself holds."""
+        value = self.get(field)
+        return str(value) if isinstance(value, Embedded) else folder + self.name(field)
 
     def get(self, field: str) -> Any:
         """The value as it was written. Raises DataError: there is no such field."""
@@ -125,7 +144,7 @@ def read_records(data: bytes, name: str) -> Iterator[Record]:
     """
     end = name.rpartition(".")[2].lower()
     if end == "parquet":
-        return _parquet(data, name)
+        return (Record(f"{name}, row {row}", values, row) for row, values in enumerate(read_rows(data, name), start=1))
     if end in ("csv", "tsv"):
         return _table(decode_text(data, name), name, "\t" if end == "tsv" else "")
     return _json_lines(decode_text(data, name), name)
@@ -135,7 +154,10 @@ def decode_text(data: bytes, name: str) -> str:
     """The text of a file, without its byte order mark. Raises DataError with line and byte: it is neither UTF-8 nor marked."""
     encoding = next((encoding for mark, encoding in _BOMS if data.startswith(mark)), "utf-8")
     fix = "Save it as UTF-8, for example with `iconv -f latin1 -t utf-8`."
-    if encoding == "utf-8" and data[:200].count(0) > len(data[:200]) // 4:
+    foreign = next(((what, mend) for mark, what, mend in _FOREIGN if data.startswith(mark)), None)
+    if foreign:
+        raise DataError(f"{name} is {foreign[0]}.", fix=foreign[1])
+    if encoding == "utf-8" and _every_other_is_zero(data[:200].rstrip(b"\0")):
         raise DataError(f"{name} looks like UTF-16 without a byte order mark.", fix="Save it as UTF-8.")
     try:
         text = data.decode(encoding)
@@ -145,6 +167,26 @@ def decode_text(data: bytes, name: str) -> str:
         place = f"line {line}, byte {column}" if encoding.startswith("utf-8") else f"byte {error.start}"
         raise DataError(f"{name}, {place}: not {encoding.upper().removesuffix('-SIG')} ({error.reason}).", fix=fix) from error
     return text.removeprefix("\ufeff")
+
+
+def _every_other_is_zero(data: bytes) -> bool:
+    return max(data[start::2].count(0) for start in (0, 1)) > len(data) // 4 > 0
+
+
+def label_key(label: str) -> str:
+    """What labels are compared by: composed accents, without spaces and invisible characters around them."""
+    text = unicodedata.normalize("NFC", label)
+    seen = [at for at, letter in enumerate(text) if not letter.isspace() and unicodedata.category(letter) != "Cf"]
+    return text[seen[0] : seen[-1] + 1] if seen else ""
+
+
+def label_forms(labels: Iterable[str]) -> dict[str, str]:
+    """As `normal_forms`, of labels: those that look alike but for spaces or invisible characters around them are one, too; as
+    it is written where everybody writes it alike, else without those."""
+    groups: dict[str, set[str]] = {}
+    for label in labels:
+        groups.setdefault(label_key(label), set()).add(label)
+    return {form: form if len(forms) == 1 else key for key, forms in groups.items() for form in forms}
 
 
 def normal_forms(names: Iterable[str]) -> dict[str, str]:
@@ -176,21 +218,30 @@ def _json_lines(text: str, name: str) -> Iterator[Record]:
 
 
 def _table(text: str, name: str, delimiter: str) -> Iterator[Record]:
-    """Rows below a header. European spreadsheets separate by semicolons: a header without commas says so."""
+    """Rows below a header. A comma separates, or what the header has in its place: semicolons (of European spreadsheets, which
+    may say `sep=;` before), tabs or bars. Columns without a name are passed over."""
+    said = _SEPARATOR.match(text)
+    skipped = 1 if said else 0
+    text = text[said.end() :] if said else text
     head = text.lstrip("\r\n").partition("\n")[0]
-    delimiter = delimiter or (";" if ";" in head and "," not in head else ",")
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    found = said[1] if said else next((mark for mark in ";\t|" if mark in head and "," not in head), ",")
+    delimiter = delimiter or found
+    # `a, "b, c"`: a quote behind a space opens a cell all the same
+    mark = re.escape(delimiter)
+    spaced = re.search(rf'(?m){mark} +"[^"\n]*"(?= *({mark}|\r?$))', text) is not None
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True, skipinitialspace=spaced)
     fields: list[str] = []
     begun = 1
     try:
         for row in reader:
-            line, begun = begun, reader.line_num + 1
+            line, begun = begun + skipped, reader.line_num + 1
             where = f"{name}, line {line}"
             if not any(cell.strip() for cell in row):
                 continue
             if not fields:
                 fields = [cell.strip() for cell in row]
-                if len(set(fields)) != len(fields):
+                named = [field for field in fields if field]
+                if len(set(named)) != len(named):
                     raise DataError(f"{where}: two columns have one name: {', '.join(fields)}.")
             elif len(row) != len(fields):
                 raise DataError(
@@ -200,20 +251,12 @@ def _table(text: str, name: str, delimiter: str) -> Iterator[Record]:
             else:
                 yield Record(where, dict(zip(fields, row, strict=True)), line)
     except csv.Error as error:
-        raise DataError(f"{name}, line {begun}: not a table ({error}).", fix="Double the quotes within quoted cells.") from error
+        raise DataError(
+            f"{name}, line {begun + skipped}: not a table ({error}).", fix="Double the quotes within quoted cells."
+        ) from error
 
 
-def _parquet(data: bytes, name: str) -> Iterator[Record]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        file = pyarrow.parquet.ParquetFile(pyarrow.BufferReader(data))
-        rows = (row for batch in file.iter_batches() for row in batch.to_pylist())
-        for number, row in enumerate(rows, start=1):
-            yield Record(f"{name}, row {number}", row, number)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise DataError(f"{name} is not readable as Parquet: {str(error).splitlines()[0][:200]}.") from error
+_SEPARATOR = re.compile(r"sep=([;,\t|])\r?\n")
 
 
 def _no_number(constant: str) -> NoReturn:
@@ -234,4 +277,6 @@ def _said(value: Any) -> str:
         return {None: "null", True: "true", False: "false"}[value]
     if value == "":
         return "empty"
+    if isinstance(value, bytes | Embedded):
+        return "bytes"
     return shown(repr(value)[:80])

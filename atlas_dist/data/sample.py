@@ -10,6 +10,7 @@ read too: `K.txt` is the text, `K.cls` the label.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,6 +29,9 @@ IMAGE_EXTENSIONS = PACKED_EXTENSIONS | {"jfif", "jpe", "webp", "gif", "apng", "b
 _POSITIONS = ("", "0.", "1.")
 EXTENSIONS = frozenset(f"{at}{ext}" for at in _POSITIONS for ext in IMAGE_EXTENSIONS) | {"json", "txt", "cls"}
 """Members that are read; anything else in a tar is passed over."""
+
+LABEL_CAP = 1_000_000
+"""Labels are numbers of classes, from 0: one beyond is something else (an id)."""
 
 Texts = tuple[tuple[str, ...], ...]
 
@@ -98,14 +102,24 @@ def parse_sample(files: Mapping[str, memoryview]) -> Sample:
             texts = ((decode_text(bytes(raw), "its .txt").strip(),),)
         elif isinstance(body.get("caption"), str):
             texts = ((body["caption"],),)
+        _can_be_written(texts)
         if (raw := files.get("cls")) is not None:
-            label = int(decode_text(bytes(raw), "its .cls"))
+            label = _label(int(decode_text(bytes(raw), "its .cls")))
         else:
             label = _label(body.get("label", NO_LABEL))
-        targets = {int(answer): float(score) for answer, score in body.get("targets", {}).items()}
+        targets = {_label(int(answer)): float(score) for answer, score in body.get("targets", {}).items()}
+        if not all(math.isfinite(score) for score in targets.values()) or min(targets, default=0) < 0:
+            raise ValueError("targets are numbers of answers with finite scores")
     except (ValueError, TypeError, AttributeError, RecursionError, DataError) as error:
         raise DataError(f"its text or label cannot be read ({str(error)[:120]})") from error
     return Sample(texts, images, label, targets)
+
+
+def _can_be_written(texts: Texts) -> None:
+    """Raises ValueError: half a character, which no tokenizer takes."""
+    for entry in texts:
+        for text in entry:
+            text.encode()
 
 
 def _image_members(files: Mapping[str, memoryview]) -> list[str]:
@@ -131,4 +145,6 @@ def _texts(value: Any) -> Texts:
 def _label(value: Any) -> int:
     if not isinstance(value, int) or isinstance(value, bool):
         raise TypeError(f"label {value!r} is not an integer")
+    if value >= LABEL_CAP:
+        raise ValueError(f"label {value} is no number of a class, from 0")
     return value

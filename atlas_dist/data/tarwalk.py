@@ -27,6 +27,7 @@ _HEADER = struct.Struct("100s24x11s21xB188xB")
 _FILE_TYPES = (0x30, 0, 0x37)  # '0', NUL (old tars) and '7' (contiguous) are plain files
 _SILENT = (0x35, 0x67)  # '5' a folder, 'g' pax records of the whole archive
 _OTHER = {0x31: "a hard link", 0x32: "a symbolic link", 0x53: "a sparse file"}
+JOINED = "more bytes, which no reader sees: if a tar was joined on with cat, join them with tar -A"
 _NAME_CAP = 1 << 16
 _MAGIC = np.frombuffer(b"ustar", np.uint8)
 _UST = int.from_bytes(b"ust", "little")
@@ -68,17 +69,19 @@ def members(data: memoryview, *, trusted: bool = False, others: list[tuple[str, 
 
     Args:
         trusted: the bytes passed a checksum already: those of the headers are not summed again (half of the walk's time).
-        others: receives (name, what it is) of members that are no plain files, but for folders.
+        others: receives (name, what it is) of members that are no plain files, but for folders, and of what lies behind the end.
 
     Raises:
         DataError: a damaged header, content past the end, or no end-of-archive block.
     """
     position, end = 0, len(data)
     long_name = ""
-    long_size = -1
+    long_size, sparse = -1, False
     while position + BLOCK <= end:
         short, octal, kind, prefix = _HEADER.unpack_from(data, position)
         if not short[0] and data[position : position + BLOCK] == _ZEROS:
+            if others is not None and bytes(data[position:]).strip(b"\0"):
+                others.append(("behind its end", JOINED))
             return
         size = long_size
         if size < 0:
@@ -92,18 +95,21 @@ def members(data: memoryview, *, trusted: bool = False, others: list[tuple[str, 
         if not trusted:
             _check_sum(bytes(data[position : position + BLOCK]), position)
         header, position = position, content + (size + BLOCK - 1) // BLOCK * BLOCK
-        if kind in _FILE_TYPES:
+        if sparse:
+            if others is not None:
+                others.append((long_name or _text(short), _OTHER[0x53]))
+        elif kind in _FILE_TYPES:
             name = _text(short) if not prefix else _prefixed(bytes(data[header : header + BLOCK]))
             yield Member(long_name or name, content, size)
         elif kind == 0x4C:  # 'L': GNU long name of the next member
             long_name = _long_text(data, content, size).rstrip("\0")
             continue
         elif kind == 0x78:  # 'x': pax records of the next member
-            long_name, long_size = _pax(bytes(data[content : content + min(size, _NAME_CAP)]), content)
+            long_name, long_size, sparse = _pax(bytes(data[content : content + min(size, _NAME_CAP)]), content)
             continue
         elif others is not None and kind not in _SILENT:
             others.append((long_name or _text(short), _OTHER.get(kind, "no plain file")))
-        long_name, long_size = "", -1
+        long_name, long_size, sparse = "", -1, False
     raise DataError(f"the tar is cut: it stops at byte {end} without its end block")
 
 
@@ -211,9 +217,9 @@ def _long_text(data: memoryview, start: int, size: int) -> str:
     return bytes(data[start : start + size]).decode("utf-8", "surrogateescape")
 
 
-def _pax(records: bytes, start: int) -> tuple[str, int]:
-    """(path, size) of a pax header, "" and -1 where it has none. A record is "LENGTH KEY=VALUE\\n"."""
-    path, size = "", -1
+def _pax(records: bytes, start: int) -> tuple[str, int, bool]:
+    """(path, size, whether it is sparse) of a pax header, "" and -1 where it has none. A record is "LENGTH KEY=VALUE\\n"."""
+    path, size, sparse = "", -1, False
     while records:
         length, space, _ = records.partition(b" ")
         if not space or not length.isdigit() or not len(length) < int(length) <= len(records):
@@ -223,5 +229,7 @@ def _pax(records: bytes, start: int) -> tuple[str, int]:
             path = value.decode("utf-8", "surrogateescape")
         elif key == b"size" and value.isdigit():
             size = int(value)
+        elif key.startswith(b"GNU.sparse."):
+            sparse = True
         records = records[int(length) :]
-    return path, size
+    return path, size, sparse

@@ -15,12 +15,14 @@ from atlas_dist.core.signature import Parts
 from atlas_dist.core.types import TaskKind, TaskSpec
 from atlas_dist.data.decode import MEAN_COLOUR, decode_into
 from atlas_dist.data.images import rgb_of, stored_form
+from atlas_dist.data.parquet import Held
 from atlas_dist.data.sample import IMAGE_PROMPT
 from atlas_dist.data.source import is_url
 from atlas_dist.errors import DataError
 
-Picture = str | Path | bytes | Image.Image | NDArray[np.uint8]
-"""A file, its bytes, a PIL image, or an array uint8 [H, W, 3] in RGB ([H, W] in grey, [H, W, 4] with transparency)."""
+Picture = str | Path | Held | bytes | Image.Image | NDArray[np.uint8]
+"""A file, a picture that a table holds, bytes, a PIL image, or an array uint8 [H, W, 3] in RGB ([H, W] in grey, [H, W, 4] with
+transparency)."""
 Text = str | tuple[str, str]
 """One text, or two that are read as two segments."""
 
@@ -53,6 +55,25 @@ def texts_of(task: TaskSpec, text: Text | None, choices: Sequence[str]) -> list[
     return [(segments[0], choice) for choice in choices]
 
 
+def check_asked(task: TaskSpec, text: Text | None, pictures: Sequence[Picture], *, needs_text: bool) -> None:
+    """Whether there is something to answer to.
+
+    Args:
+        needs_text: every sample that the task learnt from had a text of its own.
+
+    Raises:
+        DataError: there is no text where one is needed.
+    """
+    if text is not None:
+        return
+    if needs_text:
+        raise DataError(
+            f"{task.name} learnt from samples with a text of their own; no text was given.", fix="Give the text as `text`."
+        )
+    if not pictures:
+        raise DataError(f"{task.name} was asked with neither a picture nor a text.", fix="Give what it learnt from.")
+
+
 def check_pictures(task: TaskSpec, pictures: Sequence[Picture]) -> None:
     """Whether these are as many as the task looks at, and files that are there; none is opened.
 
@@ -79,7 +100,7 @@ def pixels_of(task: TaskSpec, pictures: Sequence[Picture], side: int) -> NDArray
     out = np.empty((task.images, side, side, 3), np.uint8)
     out[:] = MEAN_COLOUR
     for slot, picture in zip(out, pictures, strict=False):
-        named = f" {Path(picture)}" if isinstance(picture, str | Path) else ""
+        named = f" {picture}" if isinstance(picture, str | Path | Held) else ""
         try:
             _, stored = stored_form(_compressed(picture), side)
             decode_into(memoryview(stored), slot)
@@ -118,6 +139,8 @@ def _compressed(picture: Picture) -> bytes:
     """Bytes as a file would hold them. Pictures in memory become PNG: nothing is lost. Raises OSError, DataError."""
     if isinstance(picture, bytes):
         return picture
+    if isinstance(picture, Held):
+        return picture.read_bytes()
     if isinstance(picture, str | Path):
         return Path(picture).read_bytes()
     out = io.BytesIO()

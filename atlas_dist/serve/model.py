@@ -34,8 +34,9 @@ from atlas_dist.errors import ConfigError, DataError
 from atlas_dist.model.backbone import Backbone, backbone_ref, load_backbone, store_products_in_bf16
 from atlas_dist.model.pixels import Normalise
 from atlas_dist.serve.choosing import accepted, choose_tasks
-from atlas_dist.serve.inputs import Picture, Text, check_pictures, parts_of, pictures_in, pixels_of, texts_of
+from atlas_dist.serve.inputs import Picture, Text, check_asked, check_pictures, parts_of, pictures_in, pixels_of, texts_of
 from atlas_dist.serve.mixed import MixedModel, TaskBatch, TaskOutput
+from atlas_dist.train.signatures import always_has_text
 
 Coefficients = Mapping[str, Mapping[str, float]]
 """{adapter: {site: α}}, α in [0, 1]; of `dimension` weighting the mean over features."""
@@ -229,7 +230,9 @@ class AtlasModel:
             wanted = accepted(choice, parts_of(request.image, request.text, request.choices)).task if choice else request.task
             task = self._find(wanted or "")
             texts_of(task.learnt.task, request.text, request.choices)
-            check_pictures(task.learnt.task, pictures_in(request.image))
+            pictures = pictures_in(request.image)
+            check_pictures(task.learnt.task, pictures)
+            check_asked(task.learnt.task, request.text, pictures, needs_text=always_has_text(task.signature))
         return task
 
     def _prepared(self, number: int, task: LearntWeights, request: Request, of: int, pixels: Tensor | None = None) -> TaskBatch:

@@ -26,6 +26,9 @@ class Finding:
     fix: str = ""
     """What to do about it, where that is known."""
 
+    def __str__(self) -> str:
+        return f"{'ok  ' if self.kept else 'FAIL'}  {self.promise}{f': {self.detail}' if self.detail else ''}"
+
 
 @dataclass(frozen=True)
 class Report:
@@ -45,7 +48,7 @@ class Report:
         return next((f.fix for f in self.findings if not f.kept and f.fix), "")
 
     def __str__(self) -> str:
-        lines = [f"{'ok  ' if f.kept else 'FAIL'}  {f.promise}{f': {f.detail}' if f.detail else ''}" for f in self.findings]
+        lines = [str(finding) for finding in self.findings]
         unfit = (
             "NOT fit to hold runs" if self.fix else "NOT fit to hold runs: use a local folder or an S3 with conditional writes"
         )

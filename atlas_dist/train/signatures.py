@@ -155,3 +155,8 @@ def profile_of(tensors: Mapping[str, Tensor], task: TaskSpec) -> TaskProfile | N
     choices = task.classes if task.kind is TaskKind.CHOICE else 0
     shares = Form(*(float(share) for share in tensors[FORM]))
     return TaskProfile(density, shares, task.images, choices)
+
+
+def always_has_text(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether every sample that a `signature.safetensors` was made from had a text of its own; False where it does not say."""
+    return FORM in tensors and Form(*(float(share) for share in tensors[FORM])).texted == 1

@@ -14,23 +14,36 @@ from atlas_dist.report.facts import RunFacts, gather
 from atlas_dist.runs.status import load_run
 from atlas_dist.runs.stores import open_run_store
 
-TIMEOUT_S = 500.0
+TIMEOUT_S = 2400.0
+"""Only so that what hangs ends: on shared cores a run of half a minute may take half an hour."""
 
 
 class Running(RunProcess):
     """A run that a test waits for."""
 
     def wait_for(self, text: str) -> None:
-        """Until the output holds `text`."""
+        """Until the output holds `text`. What never says it is ended."""
         until = time.monotonic() + TIMEOUT_S
-        while text not in self.text():
-            assert self.process.poll() is None, f"it ended with {self.process.returncode}:\n{self.text()}"
-            assert time.monotonic() < until, f"no {text!r} in:\n{self.text()}"
-            time.sleep(0.05)
+        try:
+            while text not in self.text():
+                assert self.process.poll() is None, f"it ended with {self.process.returncode}:\n{self.text()}"
+                assert time.monotonic() < until, f"no {text!r} in:\n{self.text()}"
+                time.sleep(0.05)
+        except AssertionError:
+            self.sweep()
+            raise
 
     def ends_with(self, code: int) -> None:
         """Wait for the end and check the exit code."""
         assert self.finish(TIMEOUT_S) == code, self.text()
+
+    def stops_alone_with(self, code: int) -> None:
+        """Wait for the end, check the exit code, and that it left nothing running. What does not end is ended."""
+        try:
+            assert self.process.wait(TIMEOUT_S) == code, self.text()
+            assert self.left_running(patience_s=120) == []
+        finally:
+            self.sweep()
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,8 @@ from pydantic import Field
 from atlas_dist.core.types import TaskKind
 from atlas_dist.data.images import sniff
 from atlas_dist.data.leftout import LeftOut, left_out_by, shown, writable
-from atlas_dist.data.records import RECORD_ENDS, Record, Scalar, normal_forms, read_records
+from atlas_dist.data.parquet import WithEmbedded
+from atlas_dist.data.records import RECORD_ENDS, Record, Scalar, label_forms, normal_forms, read_records
 from atlas_dist.data.sample import IMAGE_EXTENSIONS, IMAGE_PROMPT, RawSample
 from atlas_dist.data.source import Source, open_source
 from atlas_dist.data.tasks.base import Converter, RawSet, SplitOptions, find_file, need, share_of
@@ -120,6 +121,7 @@ def classify(path: Path | None, split: str, options: ClassifyOptions) -> RawSet:
     """Picture(s) and text -> class; labels are names (or numbers, whose names they are)."""
     source = open_source(need(path, "classify_jsonl"))
     name, records = options.read(source, split)
+    source = _with_pictures(source, name)
     given = [(r, r.label(options.label)) for r in records]
     every = list(given)
     for other in options.all_splits(split):
@@ -127,7 +129,7 @@ def classify(path: Path | None, split: str, options: ClassifyOptions) -> RawSet:
             every += [(r, r.label(options.label)) for r in options.read(source, other)[1]]
     _one_type(every)
     spelt = _spelling(value for _, value in every)
-    named = normal_forms([*options.classes, *(spelt(value) for _, value in every)])
+    named = label_forms([*options.classes, *(spelt(value) for _, value in every)])
     classes = tuple(named[c] for c in options.classes) or tuple(sorted({named[spelt(v)] for _, v in every}, key=_natural))
     label = {c: number for number, c in enumerate(classes)}
     image_fields = [f.strip() for f in options.image.split(",") if f.strip()]
@@ -139,11 +141,12 @@ def classify(path: Path | None, split: str, options: ClassifyOptions) -> RawSet:
             record.refuse(f"label {spelt(value)!r} is none of {list(classes)[:20]}")
         text = record.text(options.text) if options.text else options.prompt
         segments = (text, record.text(options.text_b)) if options.text_b else (text,)
-        pictures = tuple(options.folder + record.name(f) for f in image_fields)
+        pictures = tuple(record.picture(f, options.folder) for f in image_fields)
         identifier = record.identifier(f"{split}-{number}")
         samples.append(RawSample(identifier, (segments,), pictures, label[named[spelt(value)]]))
     kind = TaskKind.PAIR if len(image_fields) == 2 else TaskKind.SINGLE
-    return RawSet(kind, len(image_fields), classes, samples, source, notes=_notes(name, samples))
+    notes = (*_notes(name, samples), *_alike(classes))
+    return RawSet(kind, len(image_fields), classes, samples, source, notes=notes)
 
 
 class ChoiceOptions(RecordOptions):
@@ -165,6 +168,7 @@ def choose(path: Path | None, split: str, options: ChoiceOptions) -> RawSet:
     """Question (and picture) -> one of K choices."""
     source = open_source(need(path, "choice_jsonl"))
     name, records = options.read(source, split)
+    source = _with_pictures(source, name)
     count = options.count
     samples: list[RawSample] = []
     for number, record in enumerate(records):
@@ -175,7 +179,7 @@ def choose(path: Path | None, split: str, options: ChoiceOptions) -> RawSet:
             answer = record.get(options.answer)
             record.refuse(f"{len(choices)} choices, answer {answer!r}; expected {count} and one of them")
         question = record.text(options.question)
-        pictures = (options.folder + record.name(options.image),) if options.image else ()
+        pictures = (record.picture(options.image, options.folder),) if options.image else ()
         texts = tuple((question, c) for c in choices)
         samples.append(RawSample(record.identifier(f"{split}-{number}"), texts, pictures, right))
     letters = tuple(chr(65 + k) if count <= 26 else str(k) for k in range(count))
@@ -206,6 +210,11 @@ def _right(record: Record, choices: Sequence[str], written: Sequence[str | int |
             "Or set the converter's option answer_is to text or number.",
         )
     return by_text if may_be_text and by_text >= 0 else by_number
+
+
+def _with_pictures(source: Source, file: str) -> Source:
+    """The source with the pictures that the file of records may hold itself."""
+    return WithEmbedded(source, file) if file.lower().endswith(".parquet") else source
 
 
 def _has(source: Source, options: RecordOptions, split: str) -> bool:
@@ -244,6 +253,15 @@ def _notes(name: str, samples: Sequence[RawSample]) -> tuple[str, ...]:
     if twice:
         notes.append(f"{name}: {len(twice)} ids stand more than once (first: {shown(twice[0])}); each record is a sample")
     return tuple(notes)
+
+
+def _alike(classes: Sequence[str]) -> tuple[str, ...]:
+    """A sentence about classes whose names differ by capitals only, if there are any."""
+    groups: dict[str, list[str]] = {}
+    for name in classes:
+        groups.setdefault(name.casefold(), []).append(name)
+    found = next((names for names in groups.values() if len(names) > 1), None)
+    return (f"classes whose names differ by capitals only are several: {', '.join(map(shown, found))}",) if found else ()
 
 
 def _canonical(record: Record) -> str:

@@ -215,14 +215,60 @@ def test_a_row_that_is_none_is_refused_with_its_line(tmp_path: Path, text: str, 
         classified(tmp_path)
 
 
-def test_a_parquet_file_that_is_none_or_holds_pictures_is_refused(tmp_path: Path) -> None:
+def test_a_parquet_file_that_is_none_is_refused(tmp_path: Path) -> None:
     (tmp_path / "train.parquet").write_bytes(b"PAR1 broken")
     with pytest.raises(DataError, match=r"train.parquet is not readable as Parquet"):
         classified(tmp_path)
-    rows = [{"image": {"bytes": b"x", "path": "a.png"}, "label": 1}]
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "train.parquet")
-    with pytest.raises(DataError, match=r"train.parquet, row 1: 'image' holds a picture itself"):
-        CONVERTERS["classify_jsonl"].run(tmp_path, "train", {"text": ""})
+
+
+@pytest.mark.parametrize(
+    ("text", "labels"),
+    [
+        ("sep=;\r\ntext;label\r\nhello;x\r\n", ["x"]),
+        ("text\tlabel\nhello, you\tx\n", ["x"]),
+        ("text|label\nhello|x\n", ["x"]),
+        ("text,label,,\na,x,,\nb,y,,\n", ["x", "y"]),
+        ('text, label\n"a, b", "x"\n"c", "y"\n', ["x", "y"]),
+        ('text,label\n"a, ""b""",x\n c,y\n', ["x", "y"]),
+        ("text,label\na,cat\nb, cat\nc,cat\u200b\n", ["cat", "cat", "cat"]),
+        ("text,label\n" + "a" * 200_000 + ",x\n", ["x"]),
+    ],
+)
+def test_a_table_is_read_as_its_program_meant_it(tmp_path: Path, text: str, labels: list[str]) -> None:
+    (tmp_path / "train.csv").write_text(text, newline="")
+    raw = classified(tmp_path)
+    assert [raw.classes[sample.label] for sample in raw.samples] == labels
+    if "\n c,y" in text:
+        assert raw.samples[-1].texts == ((" c",),), "a space that stands before no quote is part of its cell"
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (b"PK\3\4 sheet", "a zip or a spreadsheet"),
+        (b"\x1f\x8b\x08", "compressed with gzip.*gunzip"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "pointer of Git LFS.*git lfs pull"),
+        (b"PAR1", "Parquet, in spite of its name"),
+        (b'{"text": "a", "label": "x"}\n' + bytes(64), "line 2: not JSON"),
+    ],
+)
+def test_what_is_no_text_is_called_what_it_is(tmp_path: Path, data: bytes, said: str) -> None:
+    (tmp_path / "train.jsonl").write_bytes(data)
+    with pytest.raises(DataError, match=f"train.jsonl.*{said}"):
+        classified(tmp_path)
+
+
+def test_labels_that_look_alike_are_one_and_blank_ones_none(tmp_path: Path) -> None:
+    def classes(*labels: str) -> tuple[str, ...]:
+        return classified(written(tmp_path, [{"text": "t", "label": label} for label in labels])).classes
+
+    assert classes("cat", " cat ", "dog") == ("cat", "dog")
+    assert classes("cat\u00a0", "\ufeffcat", "cat\u200b") == ("cat",)
+    assert classes(" cat ", " cat ") == (" cat ",), "as it is written where everybody writes it alike"
+    raw = classified(written(tmp_path, [{"text": "t", "label": label} for label in ("Cat", "cat")]))
+    assert raw.classes == ("Cat", "cat") and "differ by capitals only" in raw.notes[-1]
+    with pytest.raises(DataError, match="line 2: 'label' is blank"):
+        classes("a", " \u200b ")
 
 
 # ------------------------------------------------------------------------------------------------------- one file for both

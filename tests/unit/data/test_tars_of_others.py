@@ -183,3 +183,72 @@ def test_a_preview_beside_the_picture_is_no_second_picture() -> None:
 def test_a_label_that_is_none_is_refused_by_name(body: Any) -> None:
     with pytest.raises(DataError, match=r"0.tar: sample a: its text or label cannot be read"):
         indexed(tar([("a.png", png()), ("a.json", json.dumps(body).encode())]))
+
+
+def test_what_lies_behind_the_end_is_said() -> None:
+    """Tars that were joined with cat: every reader stops at the first end."""
+    found, store = indexed(tar(samples(2)) + tar(samples(3, "b{:03d}")))
+    assert found.manifest.samples == 2 and len(found.left_out) == 1 and run_verify(store, "d", "train") == ()
+    assert "tar -A" in found.left_out[0].reason and found.left_out[0].record == "0.tar: behind its end"
+
+
+def test_a_sparse_file_is_no_picture() -> None:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        for name, content in samples(2):
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content.encode() if isinstance(content, str) else content))
+        info = tarfile.TarInfo("GNUSparseFile.1/0009.png")
+        info.pax_headers = {"GNU.sparse.major": "1", "GNU.sparse.name": "0009.png"}
+        info.size = 612
+        archive.addfile(info, io.BytesIO(b"1\n0\n100\n".ljust(512, b"\0") + b"z" * 100))
+    found, store = indexed(out.getvalue())
+    assert found.manifest.samples == 2 and reasons(found) == {"a sparse file": 1} and run_verify(store, "d", "train") == ()
+
+
+@pytest.mark.parametrize("label", [b"99999999999", b"2000000000"])
+def test_a_label_that_is_an_id_is_refused(label: bytes) -> None:
+    with pytest.raises(DataError, match=r"sample a: .*is no number of a class"):
+        indexed(tar([("a.png", png()), ("a.cls", label)]))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b'{"targets": {"1": NaN}}', b'{"targets": {"-1": 1}}', b'{"targets": {"x": 1}}', b'{"texts": [["\\ud800"]], "label": 1}'],
+)
+def test_targets_and_texts_that_cannot_be_learnt_from_are_refused(body: bytes) -> None:
+    with pytest.raises(DataError, match="sample a: its text or label cannot be read"):
+        indexed(tar([("a.png", png()), ("a.json", body)]), kind=TaskKind.ANSWERS)
+
+
+def test_samples_of_another_kind_than_is_said_are_refused() -> None:
+    with pytest.raises(DataError, match=r"have 1 images; those of --kind pair have two.*KEY.0.jpg"):
+        indexed(tar(samples(2)), kind=TaskKind.PAIR)
+    with pytest.raises(DataError, match=r"a text for each choice.*0000 of 0.tar has 1"):
+        indexed(tar(samples(2)), kind=TaskKind.CHOICE)
+    body = json.dumps({"texts": [["q", "a"], ["q", "b"]], "label": 1}).encode()
+    found, _ = indexed(tar([("a.json", body), ("b.json", body)]), kind=TaskKind.CHOICE)
+    assert found.manifest.samples == 2 and found.manifest.images == 0
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (b"", "it is empty"),
+        (b"<html>404</html>", "it is a web page"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "pointer of Git LFS"),
+        (b"\x04\x22\x4d\x18" + bytes(600), "compressed with lz4"),
+    ],
+)
+def test_what_is_no_tar_is_called_what_it_is(data: bytes, said: str) -> None:
+    with pytest.raises(DataError, match=rf"0.tar: .*{said}"):
+        indexed(data)
+
+
+def test_a_link_in_the_place_of_a_picture_is_named_and_forks_of_macos_are_quiet() -> None:
+    with pytest.raises(DataError, match=r"sample 0004: .*0004.png is a symbolic link"):
+        indexed(tar([*samples(2), ("0004.png", "0001.png"), ("0004.cls", b"1")]))
+    forks = [(n, c) for name, content in samples(2) for n, c in ((f"._{name}", b"\0\5\x16\7"), (name, content))]
+    found, _ = indexed(tar(forks))
+    assert found.manifest.samples == 2 and found.left_out == ()

@@ -71,6 +71,22 @@ def test_named_and_unnamed_requests_share_a_batch_and_answer_as_named_ones(weigh
     assert alone.task == "toy_shape"
 
 
+def test_a_text_is_needed_where_every_sample_had_one(model: AtlasModel, weights: BankWeights) -> None:
+    """Of every kind of task; one that never had a text, or had one now and then, is asked with a picture alone."""
+    for name, request in REQUESTS.items():
+        if name == "toy_shape":
+            assert model.predict_batch([request])[0].task == name
+            continue
+        with pytest.raises(DataError, match=f"{name} .*no text"):
+            model.predict_batch([replace(request, text=None)])
+    sometimes = AtlasModel.from_weights(_changed(weights, form=torch.tensor([1.0, 0.5, 0.0])), device="cpu")
+    assert sometimes.predict("toy_pair", REQUESTS["toy_pair"].image).task == "toy_pair"
+    for image in (None, PICTURE):
+        texted = AtlasModel.from_weights(_changed(weights, form=torch.tensor([1.0, 1.0, 0.0])), device="cpu")
+        with pytest.raises(DataError, match="toy_shape learnt from samples with a text of their own; no text was given"):
+            texted.predict("toy_shape", image)
+
+
 def test_what_is_unlike_everything_is_refused_naming_the_nearest_with_their_numbers(weights: BankWeights) -> None:
     far = AtlasModel.from_weights(_changed(weights, density_limit=torch.tensor(1e-6)), device="cpu")
     with pytest.raises(DataError, match=r"unlike everything learnt.*toy_shape \d+\.\d\d \(limit 0\.00\)"):

@@ -238,6 +238,9 @@ def test_three_lines_of_python(weights: BankWeights, learnt: Toys, tmp_path: Pat
         (Request("toy_shape", PICTURE, 5), DataError, "5 is a int and no text"),
         (Request("toy_ask", PICTURE), DataError, "answers questions; no text"),
         (Request("toy_kin", None, "q", ("a", "b", 3)), DataError, "3 is a int and no text"),
+        (Request("toy_shape"), DataError, "toy_shape was asked with neither a picture nor a text"),
+        (Request("toy_ask", None, None), DataError, "no text was given"),
+        (Request("toy_kin"), DataError, "chooses between 3 texts; 0 were given, and no text"),
     ],
 )
 def test_what_is_asked_wrongly_says_how_to_ask(model: AtlasModel, request_: Request, kind: type[Exception], says: str) -> None:

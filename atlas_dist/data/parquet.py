@@ -1,0 +1,182 @@
+"""Parquet: its rows as plain values, and the pictures that columns of it hold. The only file that knows pyarrow.
+
+A column of bytes, or of {bytes, path} as Hugging Face data sets have them, is one of pictures. They are no part of the rows: a
+row says where its picture is, and who wants it reads it. So a table is listed without a picture in memory.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+from atlas_dist.data.leftout import UnusableError
+from atlas_dist.data.source import Source
+from atlas_dist.errors import DataError
+
+PICTURE_CAP = 1 << 28
+"""Largest picture that a table may hold, in bytes."""
+_ROWS, _PICTURES = 1024, 32
+"""Rows that are decoded at a time, without and with their pictures."""
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """A picture that a table holds. As a text: the name by which `WithEmbedded` reads it."""
+
+    file: str
+    row: int
+    """From 0."""
+    column: str
+
+    def __str__(self) -> str:
+        return f"{self.file}/{self.row}/{self.column}"
+
+
+def read_rows(data: bytes, name: str) -> Iterator[dict[str, Any]]:
+    """The rows of a table; in the place of a picture an `Embedded`, or its path where only that is there. Raises DataError: it is
+    no Parquet."""
+    row = 0
+    for batch, pictures in _batches(data, name, _ROWS):
+        held = {column: _held(batch.column(column)) for column in pictures}
+        plain = batch.select([column for column in batch.schema.names if column not in held]).to_pylist()
+        for at in range(batch.num_rows):
+            values: dict[str, Any] = dict(plain[at]) if plain else {}
+            for column, (there, paths) in held.items():
+                values[column] = Embedded(name, row, column) if there[at] else paths[at]
+            yield values
+            row += 1
+
+
+class Pictures:
+    """The pictures of one table. They are laid out in a nameless temporary file when the first is asked for: a table cannot be
+    read at any one row. Safe to use from several threads."""
+
+    def __init__(self, load: Callable[[], bytes], name: str) -> None:
+        self._load, self._name = load, name
+        self._lock = threading.Lock()
+        self._file: BinaryIO | None = None
+        self._places: dict[tuple[int, str], tuple[int, int]] = {}
+
+    def read(self, row: int, column: str) -> bytes:
+        """The bytes of a picture. Raises DataError: there is none, or it is larger than `PICTURE_CAP`."""
+        with self._lock:
+            if self._file is None:
+                self._file = self._laid_out()
+        begin, size = self._places.get((row, column), (0, -1))
+        if size < 0:
+            raise UnusableError(f"{self._name} has no picture in row {row + 1} of {column!r}.", reason="missing picture")
+        if size > PICTURE_CAP:
+            raise UnusableError(
+                f"{self._name}, row {row + 1}: the picture has {size} bytes, more than {PICTURE_CAP}.", reason="too large a file"
+            )
+        return os.pread(self._file.fileno(), size, begin)
+
+    def of(self, place: Embedded) -> Held:
+        """The picture at `place`, still unread."""
+        return Held(self, place)
+
+    def _laid_out(self) -> BinaryIO:
+        file: BinaryIO = tempfile.TemporaryFile(prefix="atlas-pictures-")  # noqa: SIM115 - as long as this object
+        end = row = 0
+        for batch, pictures in _batches(self._load(), self._name, _PICTURES, only_pictures=True):
+            for column in pictures:
+                cells = batch.column(column)
+                there, _ = _held(cells)
+                contents = cells.field("bytes") if _is_struct(cells.type) else cells
+                for at in (at for at, known in enumerate(there) if known):
+                    content = contents[at].as_buffer()
+                    self._places[row + at, column] = (end, content.size)
+                    if content.size <= PICTURE_CAP:
+                        file.write(content)
+                        end += content.size
+            row += batch.num_rows
+        file.flush()
+        return file
+
+
+@dataclass(frozen=True)
+class Held:
+    """A picture of a table, read when it is needed: as a `Path` is to a file."""
+
+    pictures: Pictures
+    place: Embedded
+
+    def read_bytes(self) -> bytes:
+        """Raises DataError as `Pictures.read`."""
+        return self.pictures.read(self.place.row, self.place.column)
+
+    def __str__(self) -> str:
+        return str(self.place)
+
+
+class WithEmbedded:
+    """A source together with the pictures that one of its tables holds, by the names that `Embedded` gives them."""
+
+    def __init__(self, source: Source, file: str) -> None:
+        self._source, self._table = source, file
+        self._pictures = Pictures(lambda: source.read(file), file)
+
+    def __reduce__(self) -> tuple[type[WithEmbedded], tuple[Source, str]]:
+        return WithEmbedded, (self._source, self._table)
+
+    def read(self, name: str) -> bytes:
+        row, column = self._place(name)
+        return self._pictures.read(row, column) if column else self._source.read(name)
+
+    def has(self, name: str) -> bool:
+        return bool(self._place(name)[1]) or self._source.has(name)
+
+    def names(self, under: str = "") -> Iterator[str]:
+        return self._source.names(under)
+
+    def stamp(self, name: str) -> str:
+        return self._source.stamp(self._table if self._place(name)[1] else name)
+
+    def _place(self, name: str) -> tuple[int, str]:
+        """(row, column), the latter "" of what is no picture of the table."""
+        row, _, column = name.removeprefix(f"{self._table}/").partition("/")
+        return (int(row), column) if name.startswith(f"{self._table}/") and row.isdecimal() else (0, "")
+
+
+def _batches(data: bytes, name: str, rows: int, *, only_pictures: bool = False) -> Iterator[tuple[Any, list[str]]]:
+    """Record batches, each with the names of the columns that hold pictures."""
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        file = pyarrow.parquet.ParquetFile(pyarrow.BufferReader(data))
+        schema = file.schema_arrow
+        if len(set(schema.names)) != len(schema.names):
+            raise DataError(f"{name}: two columns have one name: {', '.join(schema.names)[:200]}.")
+        pictures = [column.name for column in schema if _holds_pictures(column.type)]
+        for batch in file.iter_batches(rows, columns=pictures if only_pictures else None):
+            yield batch, pictures
+    except (pyarrow.ArrowException, OSError) as error:
+        raise DataError(f"{name} is not readable as Parquet: {str(error).splitlines()[0][:200]}.") from error
+
+
+def _is_struct(kind: Any) -> bool:
+    import pyarrow
+
+    return bool(pyarrow.types.is_struct(kind))
+
+
+def _holds_pictures(kind: Any) -> bool:
+    import pyarrow
+
+    if _is_struct(kind):
+        return kind.get_field_index("bytes") >= 0 and _holds_pictures(kind.field("bytes").type)
+    return bool(pyarrow.types.is_binary(kind) or pyarrow.types.is_large_binary(kind))
+
+
+def _held(cells: Any) -> tuple[list[bool], list[str | None]]:
+    """Of each cell, whether it has bytes, and its path."""
+    if not _is_struct(cells.type):
+        return cells.is_valid().to_pylist(), [None] * len(cells)
+    known, filled = cells.is_valid().to_pylist(), cells.field("bytes").is_valid().to_pylist()
+    paths = cells.field("path").to_pylist() if cells.type.get_field_index("path") >= 0 else [None] * len(cells)
+    return [a and b for a, b in zip(known, filled, strict=True)], [p if a else None for a, p in zip(known, paths, strict=True)]

@@ -1,0 +1,139 @@
+"""Pictures within Parquet, as Hugging Face data sets and img2dataset write them: packed like files, never all in memory."""
+
+from __future__ import annotations
+
+import io
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import pytest
+from PIL import Image
+
+from atlas_dist.data import parquet
+from atlas_dist.data.images import decode_picture, open_rgb
+from atlas_dist.data.pack import PackReport, run_pack
+from atlas_dist.data.parquet import Embedded, Pictures, WithEmbedded, read_rows
+from atlas_dist.data.source import open_source
+from atlas_dist.data.tasks import CONVERTERS
+from atlas_dist.errors import DataError
+from atlas_dist.store.local import LocalStore
+from tests.kits.data import memory_store
+
+
+def png(number: int, how: str = "PNG") -> bytes:
+    out = io.BytesIO()
+    Image.new("RGB", (10, 8), (number * 5 % 256, 9, 90)).save(out, how)
+    return out.getvalue()
+
+
+def rows(count: int = 30, how: str = "struct") -> list[dict[str, Any]]:
+    def cell(i: int) -> Any:
+        return png(i) if how == "binary" else {"bytes": png(i), "path": f"{i}.png"}
+
+    return [{"image": cell(i), "text": f"t {i}", "label": i % 3} for i in range(count)]
+
+
+def written(path: Path, table: list[dict[str, Any]] | pyarrow.Table, **options: Any) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    found = table if isinstance(table, pyarrow.Table) else pyarrow.Table.from_pylist(table)
+    pyarrow.parquet.write_table(found, path, **options)
+    return path.parent
+
+
+def packed(root: Path, store: Any = None, **options: Any) -> PackReport:
+    return run_pack("classify_jsonl", root, store or memory_store(), "d", "train", options=options, image_size=64, max_bad=0.2)
+
+
+@pytest.mark.parametrize("how", ["struct", "binary"])
+def test_pictures_within_a_table_are_packed_to_their_pixels(tmp_path: Path, how: str) -> None:
+    root = written(tmp_path / "train.parquet", rows(how=how), row_group_size=7)
+    report = packed(root)
+    assert report.manifest.samples == 30 and report.left_out == () and report.manifest.classes == ("0", "1", "2")
+    raw = CONVERTERS["classify_jsonl"].run(root, "train", {})
+    for number, sample in enumerate(raw.samples):
+        assert (decode_picture(raw.source.read(sample.images[0])) == decode_picture(png(number))).all()
+        assert sample.texts == ((f"t {number}",),) and raw.source.has(sample.images[0])
+
+
+def test_large_types_categories_and_lists_are_read(tmp_path: Path) -> None:
+    cells = pyarrow.array([png(i) for i in range(6)], pyarrow.large_binary())
+    table = pyarrow.table(
+        {
+            "image": cells,
+            "text": pyarrow.array([f"t {i}" for i in range(6)], pyarrow.large_string()),
+            "label": pyarrow.array(["b", "a"] * 3).dictionary_encode(),
+            "tags": pyarrow.array([["x"], []] * 3),
+        }
+    )
+    report = packed(written(tmp_path / "train.parquet", table))
+    assert report.manifest.samples == 6 and report.manifest.classes == ("a", "b")
+    choices = [{"question": "which", "choices": ["red", "blue"], "answer": 1, "image": {"bytes": png(1), "path": None}}]
+    raw = CONVERTERS["choice_jsonl"].run(written(tmp_path / "c/train.parquet", choices), "train", {"image": "image"})
+    assert raw.samples[0].label == 1 and raw.source.read(raw.samples[0].images[0]) == png(1)
+
+
+def test_a_path_without_bytes_is_a_file_and_nothing_at_all_is_refused_with_its_row(tmp_path: Path) -> None:
+    table = rows(4)
+    table[2]["image"] = {"bytes": None, "path": "own.png"}
+    root = written(tmp_path / "train.parquet", table)
+    (root / "own.png").write_bytes(png(77))
+    raw = CONVERTERS["classify_jsonl"].run(root, "train", {})
+    assert raw.source.read(raw.samples[2].images[0]) == png(77) and packed(root).manifest.samples == 4
+    for nothing in ({"bytes": None, "path": None}, None):
+        table[1]["image"] = nothing
+        with pytest.raises(DataError, match=r"train.parquet, row 2: 'image' is null"):
+            packed(written(tmp_path / "train.parquet", table))
+
+
+def test_bytes_that_are_no_picture_are_counted_by_row_and_bytes_are_no_text(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = rows(30)
+    table[4]["image"]["bytes"] = b"not a picture"
+    table[5]["image"]["bytes"] = b""
+    table[6]["image"]["bytes"] = png(6) + bytes(2000)
+    monkeypatch.setattr(parquet, "PICTURE_CAP", 1500)
+    root = written(tmp_path / "train.parquet", table)
+    report = packed(root)
+    assert report.manifest.samples == 27
+    said = {e.record: (e.reason, e.detail) for e in report.left_out}
+    assert said["train-4"][0] == "not a picture that is read" and "train.parquet/4/image" in said["train-4"][1]
+    assert said["train-5"][0] == "empty file" and said["train-6"][0] == "too large a file"
+    with pytest.raises(DataError, match=r"train.parquet, row 1: 'image' is bytes; a text is wanted"):
+        packed(root, text="image")
+
+
+def test_listing_holds_no_picture_and_pairs_are_two_columns(tmp_path: Path) -> None:
+    table = [{"left": {"bytes": png(i), "path": None}, "right": png(i + 9), "text": "t", "label": "ab"[i % 2]} for i in range(6)]
+    root = written(tmp_path / "train.parquet", table)
+    for row in read_rows((root / "train.parquet").read_bytes(), "x"):
+        assert isinstance(row["left"], Embedded) and isinstance(row["right"], Embedded)
+    report = packed(root, image="left,right")
+    assert report.manifest.samples == 6 and report.manifest.images == 2
+
+
+def test_pictures_that_changed_within_the_table_are_noticed(tmp_path: Path) -> None:
+    root, store = written(tmp_path / "r/train.parquet", rows(8)), LocalStore(tmp_path / "s")
+    first = packed(root, store)
+    assert packed(root, store).manifest == first.manifest
+    table = rows(8)
+    table[3]["image"]["bytes"] = png(200)
+    written(tmp_path / "r/train.parquet", table)
+    with pytest.raises(DataError, match=r"1 pictures of d/train have changed since it was packed: train-3"):
+        packed(root, store)
+
+
+def test_another_process_reads_the_same(tmp_path: Path) -> None:
+    root = written(tmp_path / "train.parquet", rows(5))
+    source = WithEmbedded(open_source(root), "train.parquet")
+    sent = pickle.loads(pickle.dumps(source))
+    assert sent.read("train.parquet/3/image") == source.read("train.parquet/3/image") == png(3)
+    with pytest.raises(DataError, match="no picture in row 9"):
+        sent.read("train.parquet/8/image")
+    pictures = Pictures((root / "train.parquet").read_bytes, "t")
+    held = pictures.of(Embedded("t", 2, "image"))
+    assert (np.asarray(open_rgb(held.read_bytes())) == decode_picture(png(2))).all() and str(held) == "t/2/image"
