@@ -17,7 +17,7 @@ from atlas_dist.core.records import Commit, Dispatch, Fail
 from atlas_dist.core.types import FailureKind
 from atlas_dist.runs.stores import open_run_store
 from atlas_dist.store.attempt_logs import rank_stacks
-from tests.kits.run import TIMEOUT_S, Left, Running, left_by
+from tests.kits.run import TIMEOUT_S, Running, left_by
 from tests.kits.stage import RELEASED, pack_toys, toy_config
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
@@ -65,10 +65,8 @@ def saved(store: Path) -> None:
         time.sleep(0.05)
 
 
-def goes_on_after(
-    folder: Path, mine: list[str], hurt: Callable[[Running], None], env: dict[str, str]
-) -> tuple[Left, Fail, list[str]]:
-    """Hurt the run in the middle of its first stage: what it left, how that attempt failed, and each rank's stacks."""
+def goes_on_after(folder: Path, mine: list[str], hurt: Callable[[Running], None], env: dict[str, str]) -> tuple[Fail, list[str]]:
+    """Hurt the run in the middle of its first stage: how that attempt failed, and each rank's stacks."""
     run = Running(mine, folder / "run.txt", env=env)
     try:
         saved(folder / "store")
@@ -86,14 +84,14 @@ def goes_on_after(
     config = compose_config(mine)
     store = open_run_store(config)
     stacks = [store.get(rank_stacks(config.run, failed.attempt, rank)).decode() for rank in range(2)]
-    return left, failed, stacks
+    return failed, stacks
 
 
 def test_a_rank_that_is_stopped(tmp_path: Path) -> None:
     def stop(run: Running) -> None:
         os.kill(run.parts(Part.WORKER)[0], signal.SIGSTOP)
 
-    _, failed, stacks = goes_on_after(tmp_path, words(tmp_path), stop, {})
+    failed, stacks = goes_on_after(tmp_path, words(tmp_path), stop, {})
     assert "its process silent for" in failed.reason
     (stopped,) = [text for text in stacks if "T (stopped)" in text]
     assert "which the others wait for" in stopped
@@ -106,7 +104,7 @@ def test_a_rank_that_loops_in_a_collective(tmp_path: Path) -> None:
     (tmp_path / "path/sitecustomize.py").write_text(LOOPS)
     flag = tmp_path / "loop-once"
     env = {"PYTHONPATH": str(tmp_path / "path"), "LOOP_ONCE": str(flag)}
-    _, failed, stacks = goes_on_after(tmp_path, words(tmp_path), lambda _: flag.touch(), env)
+    failed, stacks = goes_on_after(tmp_path, words(tmp_path), lambda _: flag.touch(), env)
     assert "no rank got further for" in failed.reason
     assert ["loops_in_a_collective" in text for text in stacks] == [False, True]
     assert "all_reduce" in stacks[0], "the other one waits there"
