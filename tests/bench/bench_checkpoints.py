@@ -1,5 +1,5 @@
-"""Step time with checkpoints that the step waits for, that are written in the background, and with none: a store that answers after
-30 ms and takes 50 MiB/s. `python -m tests.bench.bench_checkpoints --steps 40 --every 5`
+"""Step time with checkpoints that the step waits for, that are written in the background, and with none: a store that answers
+after 30 ms and takes 50 MiB/s. `python -m tests.bench.bench_checkpoints --steps 40 --every 5`
 
 The state is that of an adapter at ViLT-B (1.8 million parameters: value, two moments, best value: 29 MB) unless `--megabytes`
 says otherwise; a step is a fixed amount of products on the CPU. Reads of the clock are printed, nothing is asserted.
