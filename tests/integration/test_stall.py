@@ -10,8 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from atlas_dist.cli.processes import Part
 
+from atlas_dist.app.child import Part
 from atlas_dist.compose import compose_config
 from atlas_dist.core.records import Commit, Dispatch, Fail
 from atlas_dist.core.types import FailureKind
