@@ -107,6 +107,28 @@ def nvidia_driver(file: Path = Path("/proc/driver/nvidia/version")) -> str:
     return found[1] if found else ""
 
 
+def fault_of_device(name: str = "cuda:0") -> str:
+    """What is wrong with a device that is asked for one product of two matrices; "" when it gives the right one. A driver, a CUDA
+    and a GPU that do not fit each other fail here, and not in the first step."""
+    import torch
+
+    try:
+        left = torch.arange(256.0).reshape(16, 16)
+        product = (left.to(name) @ left.to(name).T).cpu()
+    except Exception as error:  # whatever a driver says
+        return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"[:300]
+    return "" if torch.equal(product, left @ left.T) else "it multiplies wrongly"
+
+
+def nccl_of_torch() -> str:
+    """The NCCL that torch was built with, as 2.27.5; "" when without."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return ""
+    return ".".join(map(str, torch.cuda.nccl.version()))
+
+
 def driver_too_old(driver: str, cuda: str) -> int:
     """The oldest driver that this CUDA runs on, where `driver` is older; 0 when it is not, or when either is not known."""
     least = LEAST_DRIVER.get(int(cuda.partition(".")[0] or 0), 0)

@@ -158,6 +158,11 @@ class PoolDispatcher:
                 if state.vacant_since is not None and not self._closing
             )
 
+    def under_way(self) -> list[str]:
+        """The attempts that a group is at now."""
+        with self._changed:
+            return [state.running for state in self._pools.values() if state.running and state.vacant_since is None]
+
     def vacated(self, pool: str, group: str, reason: str) -> None:
         """The place that `group` worked in is gone: whoever looks is told that the pool waits. What it was doing is lost when the
         next group comes, as ever: its own last word may be on its way."""

@@ -53,6 +53,10 @@ class NodeReport:
     """Version of NVIDIA's driver; "" when there is none."""
     cuda: str = ""
     """The CUDA that torch was built for; "" when it was built without."""
+    nccl: str = ""
+    """The NCCL of torch on a GPU that was free; "" when none was, or there is none."""
+    gpu_fault: str = ""
+    """What went wrong when a GPU that was free there multiplied two matrices; "" = nothing, or none was free."""
     compiles_c: bool = True
     """There is a C compiler, which torch.compile needs on a GPU."""
     compiles_cpp: bool = True
@@ -163,6 +167,18 @@ def check_nodes(reports: Iterable[NodeReport], here: NodeReport, *, gpus: bool =
         raise ConfigError(
             f"torch was built for CUDA {old[0][0].cuda}, which needs NVIDIA's driver {old[0][1]} or newer; {named}.",
             fix="Update the driver on those nodes (GPU operator: driver.version), or build the image with an older torch.",
+        )
+    faulty = [
+        f"{report.name} (driver {report.driver or 'unknown'}, CUDA {report.cuda or 'none'}, NCCL {report.nccl or 'unknown'}): "
+        f"{report.gpu_fault}"
+        for report in reports
+        if gpus and report.gpu_fault
+    ]
+    if faulty:
+        raise ConfigError(
+            f"A GPU does not compute. {'; '.join(faulty)}",
+            fix="Look at nvidia-smi there; driver, CUDA and GPU may not fit each other. Another node may do.",
+            retry=True,
         )
     lacking = [report.name for report in reports if compiles and not (report.compiles_c if gpus else report.compiles_cpp)]
     if lacking:

@@ -17,11 +17,14 @@ from atlas_dist.coordinator.pool import Lease, PoolDispatcher
 from atlas_dist.coordinator.preflight_cluster import workers_that_fit
 from atlas_dist.coordinator.ray_metrics import RunMetrics
 from atlas_dist.coordinator.ray_probe import draining, node_resources, nodes_of, stands
+from atlas_dist.coordinator.ray_pulse import GroupEnder
 from atlas_dist.coordinator.service import RunService, Snapshot
 from atlas_dist.coordinator.set_ups import SetUpFailures
+from atlas_dist.coordinator.stall import Process
 from atlas_dist.core.plan import Plan
 from atlas_dist.core.types import Failure
 from atlas_dist.logs import set_up
+from atlas_dist.pulse import Pulse
 
 log = logging.getLogger(__name__)
 
@@ -47,6 +50,9 @@ class CoordinatorActor:
         self.thread = threading.Thread(target=self.service.run, name="coordinator", daemon=True)
         self.thread.start()
         threading.Thread(target=self._watch_draining, name="drain-watch", daemon=True).start()
+        self.stalls = GroupEnder(config, self.dispatcher, self.metrics)
+        if config.cluster.stall_s:
+            threading.Thread(target=self.stalls.watch, name="stall-watch", daemon=True).start()
 
     def _watch_draining(self) -> None:
         """Send groups away from nodes that are about to go, so that they save a checkpoint while they can; see for what the pools
@@ -91,6 +97,10 @@ class CoordinatorActor:
         self.metrics.progress(event)
         self.service.note(event)
         return self.dispatcher.progress(event)
+
+    def pulse(self, rank: int, world: int, process: Process, pulse: Pulse) -> None:
+        """A rank says where it stands."""
+        self.stalls.heard(rank, world, process, pulse)
 
     def finished(self, attempt: str) -> None:
         """An attempt's RESULT is in the store."""

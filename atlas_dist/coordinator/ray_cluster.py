@@ -87,6 +87,12 @@ def _connect(config: ClusterConfig, options: dict[str, Any]) -> None:
             return
         except Exception as error:  # Ray raises bare Exceptions here
             ray.shutdown()
+            if "Job's runtime env" in str(error):  # Ray's own words show every value, credentials too
+                ours = sorted(options["runtime_env"]["env_vars"])
+                raise ConfigError(
+                    "Ray refuses this run because its job sets a part of the runtime environment that the run sets as well.",
+                    fix=f"Take these out of --runtime-env-json, or set RAY_OVERRIDE_JOB_RUNTIME_ENV=1 there: {', '.join(ours)}.",
+                ) from None
             if not remaining:
                 first = str(error).splitlines()[0] if str(error) else type(error).__name__
                 advice = {"local": LOCAL_ADVICE}.get(config.address, "Is the cluster up?")

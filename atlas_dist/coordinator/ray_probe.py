@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import ray
@@ -13,9 +14,20 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from atlas_dist.config import RunConfig
 from atlas_dist.coordinator.preflight_cluster import NodeReport, NodeResources, check_nodes, token
 from atlas_dist.errors import AtlasError
-from atlas_dist.packages import compiler, cpu_only, cuda_of_torch, missing, nvidia_driver, versions
+from atlas_dist.packages import (
+    compiler,
+    cpu_only,
+    cuda_of_torch,
+    fault_of_device,
+    missing,
+    nccl_of_torch,
+    nvidia_driver,
+    versions,
+)
 from atlas_dist.runs.stores import open_run_store
 
+GPU_S = 60.0
+"""Seconds for a GPU to be free and to multiply two matrices."""
 REPORT_S = 300.0
 """Seconds for a node to unpack the code, start a process and look around."""
 
@@ -56,6 +68,9 @@ def check_cluster_nodes(config: RunConfig) -> None:
         if pending:
             ray.wait([reference for _, reference in pending], num_returns=len(pending), timeout=REPORT_S)
         reports = [_answer(name, reference) for name, reference in pending]
+        if config.cluster.gpus:
+            tried = _tried_gpus([n["NodeID"] for n in nodes])
+            reports = [replace(report, **tried.get(node["NodeID"], {})) for report, node in zip(reports, nodes, strict=True)]
     here = NodeReport("driver", versions=tuple(versions().items()))
     check_nodes(reports, here, gpus=bool(config.cluster.gpus), compiles=config.train.compile)
 
@@ -64,6 +79,31 @@ def _on(node: str) -> Any:
     """`_report_from` as a task that runs on that node or not at all."""
     strategy = NodeAffinitySchedulingStrategy(node_id=node, soft=False)
     return ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=strategy)(_report_from)
+
+
+def _tried_gpus(nodes: list[str]) -> dict[str, dict[str, str]]:
+    """Node -> what a task with a GPU found there. A node whose GPUs are all taken at the moment is left out: whoever has them
+    computes with them."""
+    pending = {}
+    for node in nodes:
+        strategy = NodeAffinitySchedulingStrategy(node_id=node, soft=False)
+        task = ray.remote(num_cpus=0, num_gpus=1, max_retries=0, scheduling_strategy=strategy)(_try_gpu)
+        pending[task.remote()] = node
+    done, late = ray.wait(list(pending), num_returns=len(pending), timeout=GPU_S) if pending else ([], [])
+    for reference in late:
+        ray.cancel(reference, force=True)
+    found = {}
+    for reference in done:
+        try:
+            fault, nccl = ray.get(reference)
+        except Exception as error:  # a driver that takes the process with it
+            fault, nccl = f"the process that tried it died: {type(error).__name__}", ""
+        found[pending[reference]] = {"gpu_fault": fault, "nccl": nccl}
+    return found
+
+
+def _try_gpu() -> tuple[str, str]:
+    return fault_of_device(), nccl_of_torch()
 
 
 def _report_from(name: str, place: tuple[str, str, str], seen: str) -> NodeReport:

@@ -18,6 +18,7 @@ from ray.util.placement_group import (
 from atlas_dist import device
 from atlas_dist.config import Isolation
 from atlas_dist.coordinator.dispatch import AttemptProgress
+from atlas_dist.coordinator.ray_pulse import PulseSender
 from atlas_dist.errors import AtlasError
 from atlas_dist.logs import set_up
 
@@ -72,6 +73,8 @@ def _work(worker: StageWorker, options: dict[str, Any]) -> None:
     rank, world = context.rank, context.world
     placement_group = get_current_placement_group()
     group = uuid.uuid4().hex
+    if config.cluster.stall_s:
+        PulseSender(actor, rank, world).start()
     while True:
         lease = _together(
             lambda: ray.get(actor.lease.remote(pool, group, world, placement_group.id.hex() if placement_group else "")), context

@@ -143,6 +143,8 @@ class JobState:
     best_step: int = 0
     stuck: int = 0
     """Attempts in a row that were taken away without one step of progress."""
+    stalls: int = 0
+    """Attempts that stood still, since the job last got further."""
     poisons: int = 0
     """Attempts that the job itself ended by raising."""
     memory_failures: int = 0
@@ -364,9 +366,11 @@ def _counted(state: JobState, failure: Failure, asked_to_stop: bool) -> JobState
     if kind is FailureKind.NONFINITE:
         return replace(state, nonfinite=(*state.nonfinite, failure.step))
     if failure.step > state.best_step:
-        state = replace(state, best_step=failure.step, stuck=0)
+        state = replace(state, best_step=failure.step, stuck=0, stalls=0)
     elif kind in (FailureKind.PREEMPTED, FailureKind.DEVICE) and not asked_to_stop:
         state = replace(state, stuck=state.stuck + 1)
+    if kind is FailureKind.STALLED:
+        return replace(state, stalls=state.stalls + 1)
     if kind is FailureKind.MEMORY:
         return replace(state, memory_failures=state.memory_failures + 1)
     return replace(state, poisons=state.poisons + 1) if kind is FailureKind.POISON else state
@@ -404,7 +408,15 @@ def _on_resume(draft: _Draft, _: Entry, record: Resume) -> None:
     for key, state in draft.jobs.items():
         if state.committed is None and (state.quarantined or key in draft.troubled):
             draft.jobs[key] = replace(
-                state, quarantined="", stuck=0, poisons=0, memory_failures=0, store_failures=0, nonfinite=(), failed_at=0.0
+                state,
+                quarantined="",
+                stuck=0,
+                stalls=0,
+                poisons=0,
+                memory_failures=0,
+                store_failures=0,
+                nonfinite=(),
+                failed_at=0.0,
             )
     draft.troubled.clear()
 

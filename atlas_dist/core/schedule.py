@@ -3,6 +3,7 @@
     upstream chain          first, always; sequences advance in step, so that several orders and seeds share a cluster fairly
     evaluations, transfers  backfill: they take only slots that no living chain is using or waiting for
     a failed attempt        taken away: again, unless five in a row got nowhere; the store: again, later and later;
+                            stood still: in new processes, three times at the same step;
                             not finite: once more from the last finite checkpoint, the same step twice halts the run;
                             out of a device's memory: at once, with half the micro batch;
                             the job itself raised: a few times; configuration, schema, credentials: the run halts
@@ -59,6 +60,8 @@ class RetryRules:
     """Attempts in a row without one step of progress, none of them the job's own fault, before the job is quarantined."""
     poison_tries: int = 3
     """Attempts that the job itself ends by raising before it is quarantined."""
+    stall_tries: int = 3
+    """Attempts that stood still without getting further than one before them, before the job is quarantined."""
     memory_tries: int = 12
     """Attempts that ran out of a device's memory, each with half the micro batch of the one before, before it is quarantined."""
     nonfinite_tries: int = 5
@@ -260,6 +263,8 @@ def _verdict(job: JobState, rules: RetryRules) -> QuarantineJob | HaltRun | None
             return HaltRun(job.key, f"values were not finite {len(job.nonfinite)} times: {failure.reason}")
     if job.memory_failures >= rules.memory_tries:
         return QuarantineJob(job.key, f"it ran out of memory {job.memory_failures} times: {failure.reason}")
+    if job.stalls >= rules.stall_tries:
+        return QuarantineJob(job.key, f"it stood still {job.stalls} times without getting further: {failure.reason}")
     if job.poisons >= rules.poison_tries:
         return QuarantineJob(job.key, f"it raised {job.poisons} times: {failure.reason}")
     if job.stuck >= rules.stuck_attempts:
@@ -272,7 +277,8 @@ def _wait_s(job: JobState, rules: RetryRules) -> float:
     failure = job.failure
     if failure is None or failure.kind in (FailureKind.NONFINITE, FailureKind.MEMORY):
         return 0.0
-    repeats = {FailureKind.STORE: job.store_failures, FailureKind.POISON: job.poisons}.get(failure.kind, job.stuck)
+    counts = {FailureKind.STORE: job.store_failures, FailureKind.POISON: job.poisons, FailureKind.STALLED: job.stalls}
+    repeats = counts.get(failure.kind, job.stuck)
     return min(rules.longest_wait_s, rules.first_wait_s * 2.0 ** (repeats - 1)) if repeats else 0.0
 
 

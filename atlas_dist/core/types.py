@@ -392,6 +392,8 @@ class FailureKind(StrEnum):
     """NaN or infinite loss at a step: replay once from the last finite checkpoint; the same step again is poison."""
     DEVICE = "device"
     """A GPU, or the communicator of the group, is broken until its process is replaced: counts as taken away."""
+    STALLED = "stalled"
+    """No rank took a step for far longer than its steps take: in new processes, a few times at the same step."""
     MEMORY = "memory"
     """Training did not fit into the device's memory: again with half the micro batch, the same global batch."""
     POISON = "poison"

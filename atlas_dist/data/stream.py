@@ -40,6 +40,7 @@ from atlas_dist.data.collate import Collator, Located, StepPlan
 from atlas_dist.data.decode import TextEncoder
 from atlas_dist.data.fetch import Cancelled, PartFetcher, ShardPool, wanted_shards
 from atlas_dist.errors import ConfigError, DataError
+from atlas_dist.pulse import Doing, pulse
 from atlas_dist.store.objects import ObjectStore
 
 
@@ -174,10 +175,12 @@ class Stream:
         try:
             while True:
                 begin = time.perf_counter()
-                batch = ahead.next()
+                with pulse.waiting(Doing.DATA):
+                    batch = ahead.next()
                 self._waited += time.perf_counter() - begin
                 if batch is None:
                     return
+                pulse.mark()
                 yield batch
         finally:
             if self._ahead is ahead:

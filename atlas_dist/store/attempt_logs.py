@@ -1,6 +1,7 @@
 """What the processes of a run said, in the store: the newest lines of each rank of each attempt, and of each driver.
 
     logs/<run>/<attempt>/rank-<rank:04d>.log
+    logs/<run>/<attempt>/rank-<rank:04d>.stacks.log     where its threads were, of an attempt that stood still
     logs/<run>/driver/<name>.log
 
 A pod's own files go with the pod, and KubeRay's retry is a new cluster: without these, only the last attempt could be asked what
@@ -33,6 +34,11 @@ log = logging.getLogger(__name__)
 def rank_log(run: str, attempt: str, rank: int) -> str:
     """The key of what one rank said during an attempt."""
     return f"{_folder(run)}{check_name(attempt, 'attempt')}/rank-{rank:04d}.log"
+
+
+def rank_stacks(run: str, attempt: str, rank: int) -> str:
+    """The key of where one rank's threads were when its group stood still."""
+    return f"{_folder(run)}{check_name(attempt, 'attempt')}/rank-{rank:04d}.stacks.log"
 
 
 def driver_log(run: str, name: str) -> str:

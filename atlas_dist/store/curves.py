@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import logging
 import math
+import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -65,23 +66,36 @@ class CurveWriter:
         self._clock = clock or SystemClock()
         self._began = self._written = self._clock.monotonic()
         self._number = 0
+        self._noting, self._writing = threading.Lock(), threading.Lock()
         self._pending = list(history)
         self._sending = b""
         """What object `_number` was given and may already hold, should the answer have got lost."""
 
     def add(self, split: str, step: int, values: Mapping[str, float]) -> None:
         """Note a point now; write when it is time."""
-        self._pending.append(Point(split, step, self._clock.wall(), values))
+        with self._noting:
+            self._pending.append(Point(split, step, self._clock.wall(), values))
         now = self._clock.monotonic()
-        if now - self._written >= due_after_s(now - self._began, self._least_s):
-            self.flush()
+        due = now - self._written >= due_after_s(now - self._began, self._least_s)
+        if due and self._writing.acquire(blocking=False):
+            try:
+                self._flush()
+            finally:
+                self._writing.release()
 
     def flush(self) -> None:
-        """Write what is there. A store in trouble is passed over: the points stay pending."""
+        """Write what is there. A store in trouble is passed over: the points stay pending. May be called from another thread
+        than `add`, which does not wait for it."""
+        with self._writing:
+            self._flush()
+
+    def _flush(self) -> None:
         while self._sending or self._pending:
             self._written = self._clock.monotonic()
             if not self._sending:
-                self._sending, self._pending = encode(self._pending), []
+                with self._noting:
+                    taken, self._pending = self._pending, []
+                self._sending = encode(taken)
             try:
                 self._store.create(_key(self._prefix, self._number), self._sending)
             except AlreadyExists:

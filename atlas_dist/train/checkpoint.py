@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,8 +27,20 @@ TENSORS, META = "state.safetensors", "state.json"
 _FORMAT = 1
 
 
-def capture(engine: Any, module: nn.Module, names: Sequence[str], state: LoopState) -> dict[str, bytes]:
-    """The files of a checkpoint, name -> bytes."""
+@dataclass(frozen=True)
+class Captured:
+    """The state after a step, in CPU memory of its own: later steps do not change it."""
+
+    tensors: Mapping[str, Tensor]
+    meta: Mapping[str, Any]
+
+    def files(self) -> dict[str, bytes]:
+        """The files of the checkpoint, name -> bytes. May be called in any thread."""
+        return {TENSORS: save(dict(self.tensors)), META: json.dumps(self.meta, sort_keys=True).encode()}
+
+
+def capture(engine: Any, module: nn.Module, names: Sequence[str], state: LoopState) -> Captured:
+    """Copy everything that a checkpoint keeps."""
     parameters = dict(module.named_parameters())
     tensors: dict[str, Tensor] = {"rng": torch.get_rng_state()}
     counts: dict[str, float] = {}
@@ -38,18 +51,19 @@ def capture(engine: Any, module: nn.Module, names: Sequence[str], state: LoopSta
         if moments:
             tensors[f"m/{stored}"], tensors[f"v/{stored}"] = moments["exp_avg"], moments["exp_avg_sq"]
             counts[stored] = float(moments["step"])
-    tensors |= {f"best/{_stored(name)}": value for name, value in state.best_tensors.items()}
+    copies = {name: value.detach().to("cpu", copy=True).contiguous() for name, value in tensors.items()}
+    # The best state is a copy already, and is replaced as a whole.
+    copies |= {f"best/{_stored(name)}": value.contiguous() for name, value in state.best_tensors.items()}
     meta = {
         "format": _FORMAT,
         "step": state.step,
         "best_score": state.best_score if math.isfinite(state.best_score) else None,
         "best_step": state.best_step,
-        "curve": state.curve,
-        "validation": state.validation,
+        "curve": list(state.curve),
+        "validation": list(state.validation),
         "adam_steps": counts,
     }
-    files = {k: v.contiguous().cpu() for k, v in tensors.items()}
-    return {TENSORS: save(files), META: json.dumps(meta, sort_keys=True).encode()}
+    return Captured(copies, meta)
 
 
 def restore(files: Mapping[str, bytes], engine: Any, module: nn.Module, names: Sequence[str], accumulation: int) -> LoopState:

@@ -30,6 +30,7 @@ from atlas_dist.model.backbone import Backbone, store_products_in_bf16
 from atlas_dist.model.tensors import load as load_tensors
 from atlas_dist.runs.stores import open_run_store, open_shards
 from atlas_dist.store import ObjectStore
+from atlas_dist.store.noted import NotedStore
 from atlas_dist.train.configured import configured_backbone, stream_limits
 from atlas_dist.train.feed import Feeder
 
@@ -57,8 +58,8 @@ class RankContext:
 
     def __post_init__(self) -> None:
         torch.set_num_threads(self.config.train.threads)
-        self.store = open_run_store(self.config)
-        self.shards = open_shards(self.config)
+        self.store = NotedStore(open_run_store(self.config))
+        self.shards = NotedStore(open_shards(self.config))
         self.method = make_method(self.config.method.name, self.config.method.settings)
 
     def method_of(self, job: StageJob) -> Method:
@@ -180,6 +181,12 @@ class RankContext:
     def barrier(self) -> None:
         """Wait until every rank is here."""
         dist.barrier(group=self.control)
+
+    def from_rank_zero(self, value: bool) -> bool:
+        """Rank 0's value, on every rank."""
+        box = [value]
+        dist.broadcast_object_list(box, src=0, group=self.control)
+        return box[0]
 
     def masked(self, *streams: Stream) -> list[dict[str, str]]:
         """The bad samples of every rank's streams, each once; [] but on rank 0. Every rank must call it."""

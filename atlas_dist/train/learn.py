@@ -36,8 +36,10 @@ from atlas_dist.device import device, device_name
 from atlas_dist.model.flops import StepFlops, peak_flops, sample_flops
 from atlas_dist.model.heads import HeadSpec
 from atlas_dist.packages import environment
+from atlas_dist.pulse import Doing, pulse
 from atlas_dist.train import checkpoint
 from atlas_dist.train.augment import augmented
+from atlas_dist.train.background import BackgroundCheckpoints
 from atlas_dist.train.build import build_auxiliary_heads, build_mixture, build_model, build_teacher
 from atlas_dist.train.context import RankContext
 from atlas_dist.train.engine import EngineSettings, build_engine, gathered
@@ -45,13 +47,16 @@ from atlas_dist.train.feed import ModelBatch, micro_batch_for
 from atlas_dist.train.head_start import fit_head, starts_by_ridge
 from atlas_dist.train.inputs import as_auxiliary_head, pack_tensors, read_if_there
 from atlas_dist.train.look_back import look_back
-from atlas_dist.train.loop import Callbacks, LoopSettings, LoopState, Scores, StepProgress, evaluate, train
+from atlas_dist.train.loop import NOT_WRITTEN, Callbacks, LoopSettings, LoopState, Scores, StepProgress, evaluate, train
 from atlas_dist.train.mixture import OWN, Mixture
 from atlas_dist.train.module import StageModule
 from atlas_dist.train.reuse import ReuseMeter
 from atlas_dist.train.sample_scores import SampleScores
 from atlas_dist.train.stage_context import TrainingStageContext
 
+FAREWELL_S = 5.0
+"""Seconds that a checkpoint under way has to be finished when the stage ends by an error; less than the ranks wait for each other
+then."""
 Report = Callable[[StepProgress], bool]
 Validated = Callable[[int, Scores], None]
 Save = Callable[[int, Mapping[str, bytes]], None]
@@ -78,7 +83,7 @@ class StageTrainer:
     Args:
         report: hears of progress, says whether to stop; called on rank 0 only.
         validated: hears of each validation (step, scores); called on every rank.
-        save: stores a mid-stage checkpoint (step, files); called on rank 0 only.
+        save: stores a mid-stage checkpoint (step, files); called on rank 0 only, in a thread of its own while the stage goes on.
         resume: the files of the checkpoint to go on from, or {}.
     """
 
@@ -155,11 +160,15 @@ class StageTrainer:
                 return {n: parameters[n].detach().cpu().clone() for n in inside}
 
         def keep(at: LoopState) -> None:
-            if context.config.train.zero_stage == 0:
-                files = checkpoint.capture(engine, module, inside, at) if context.is_rank_zero else {}
-                if context.is_rank_zero:
-                    self.save(at.step, files)
-                context.barrier()
+            # Every rank holds the whole state, so the others need not wait.
+            if context.config.train.zero_stage == 0 and context.is_rank_zero:
+                written.put(at.step, checkpoint.capture(engine, module, inside, at).files)
+
+        def settle() -> None:
+            with pulse.waiting(Doing.STORE):
+                failed = context.from_rank_zero(written.settle() is not None)
+            if failed:
+                raise written.error or NOT_WRITTEN
 
         def validate() -> Scores:
             scores = mean_scores(
@@ -174,9 +183,15 @@ class StageTrainer:
             snapshot=snapshot,
             checkpoint=keep,
             vary=self._vary,
+            trouble=lambda: written.error,
+            settle=settle,
         )
         setup = stopwatch.lap()
-        timing = train(engine, module, stage.mixture, feed, stage.settings, state, callbacks)
+        written = BackgroundCheckpoints(self.save)
+        try:
+            timing = train(engine, module, stage.mixture, feed, stage.settings, state, callbacks)
+        finally:
+            written.close(FAREWELL_S)
         _put_back(engine, module, state.best_tensors)
         samples = SampleScores()
         final, alpha = self._measure(module, stage.validations, samples)

@@ -19,10 +19,14 @@ import torch.distributed as dist
 from torch import Tensor
 
 from atlas_dist.data.batch import RankBatch
-from atlas_dist.errors import AtlasError, OutOfMemory, Paused
+from atlas_dist.errors import AtlasError, OutOfMemory, Paused, StoreError
+from atlas_dist.pulse import Doing, pulse
 from atlas_dist.train.feed import Feeder, ModelBatch
 from atlas_dist.train.mixture import OWN, Mixture
 from atlas_dist.train.module import StageModule
+
+NOT_WRITTEN = StoreError("Rank 0 could not write a checkpoint; its log says why.")
+"""What the other ranks raise when rank 0 could not."""
 
 
 class NonFiniteLoss(AtlasError):
@@ -125,7 +129,9 @@ class Callbacks:
     report: gets Progress, says whether somebody asked to stop (only rank 0's answer counts).
     validate: one pass over the validation split.
     snapshot: copies of the trained tensors, on the CPU.
-    checkpoint: saves everything so that the stage can go on from here.
+    checkpoint: takes everything along so that the stage can go on from here; it may be written later.
+    trouble: what ended the writing of checkpoints, or None.
+    settle: waits until the checkpoints are written; raises what ended that, on every rank.
     """
 
     report: Callable[[StepProgress], bool]
@@ -134,6 +140,8 @@ class Callbacks:
     checkpoint: Callable[[LoopState], None]
     vary: Callable[[int, int, ModelBatch], ModelBatch] = lambda _, __, part: part
     """(auxiliary task, step, a training batch) -> the batch that is learnt from."""
+    trouble: Callable[[], Exception | None] = lambda: None
+    settle: Callable[[], None] = lambda: None
 
 
 def train(
@@ -150,6 +158,7 @@ def train(
     Raises:
         NonFiniteLoss: on every rank, naming the step.
         Paused: somebody asked to stop; a checkpoint was saved first.
+        StoreError, DataError, AuthError: a checkpoint could not be written (StoreError on the ranks that do not write).
     """
     timing = Timing()
     window = _Window(settings, state.step, feed.device)
@@ -165,20 +174,23 @@ def train(
         loss, score = train_step(engine, auxiliary, batch, feed, settings, vary)
         window.add(loss, score, batch, arrived - began)
         state.step += 1
+        pulse.passed(Doing.LEARNING, state.step)
         timing.waiting += arrived - began
         at_end = state.step == settings.total_steps
         stop = False
         if state.step % settings.log_every == 0 or at_end:
             progress = window.close(state.step, settings.total_steps, engine.get_lr()[0])
             state.curve.append({"step": state.step, "loss": progress.loss, "score": progress.score})
-            stop = _agreed(callbacks.report(progress), feed.device)
+            stop = _agreed(callbacks.report(progress), callbacks.trouble(), feed.device)
         timing.stepping += time.perf_counter() - arrived
         if state.step in validate_after:
             timing.validating += _timed(lambda: _keep_best(module, state, callbacks))
         if stop or (settings.checkpoint_every and state.step % settings.checkpoint_every == 0 and not at_end):
             timing.checkpointing += _timed(lambda: callbacks.checkpoint(state))
         if stop and not at_end:
+            callbacks.settle()
             raise Paused(f"Stopped at step {state.step} of {settings.total_steps}.")
+    timing.checkpointing += _timed(callbacks.settle)
     return timing
 
 
@@ -252,6 +264,7 @@ class _Window:
         sums = torch.stack(self.sums)
         dist.all_reduce(sums)
         sums = sums.cpu().double()
+        pulse.mark()
         bad = (~torch.isfinite(sums[:, 0])).nonzero()
         if len(bad):
             raise NonFiniteLoss(self.first + int(bad[0]) + 1)
@@ -290,6 +303,7 @@ def evaluate(
     logits [b, C], on the CPU. `record(index, losses, scores)` likewise: loss [b] and score [b], 0 to 1.
     """
     module.eval()
+    pulse.prepare()
     sums = torch.zeros(3, dtype=torch.float64, device=feed.device)
     head = () if auxiliary == OWN else (auxiliary,)
     for batch in batches:
@@ -302,16 +316,22 @@ def evaluate(
                     observe(part.index, logits.cpu())
                 if record is not None:
                     record(part.index, losses.cpu(), scores.cpu())
+        pulse.passed(Doing.SCORING)
     dist.all_reduce(sums)
     loss, score, count = sums.tolist()
+    pulse.prepare()
     return Scores(score=100 * score / max(1, count), loss=loss / max(1, count), samples=int(count))
 
 
-def _agreed(stop: bool, device: torch.device) -> bool:
-    """Whether rank 0 was asked to stop; the same answer on every rank."""
-    flag = torch.tensor([int(stop)], device=device)
+def _agreed(stop: bool, trouble: Exception | None, device: torch.device) -> bool:
+    """Whether rank 0 was asked to stop; the same answer on every rank. Rank 0's trouble is raised on every rank, so that the
+    group stays in step."""
+    flag = torch.tensor([2 if trouble is not None else int(stop)], device=device)
     dist.broadcast(flag, src=0)
-    return bool(flag.item())
+    code = int(flag.item())
+    if code == 2:
+        raise trouble or NOT_WRITTEN
+    return bool(code)
 
 
 def _timed(action: Callable[[], None]) -> float:

@@ -26,6 +26,7 @@ from atlas_dist.device import release_memory
 from atlas_dist.errors import AuthError, ConfigError, DataError, ExpiredCredentials, OutOfMemory, Paused, StoreError
 from atlas_dist.logs import log_context, log_fields
 from atlas_dist.output_tail import OutputTail
+from atlas_dist.pulse import pulse
 from atlas_dist.store import artifacts
 from atlas_dist.store.attempt_logs import kept_log, rank_log
 from atlas_dist.store.curves import TRAIN, VALIDATION, CurveWriter, history
@@ -73,6 +74,7 @@ class StageWorker:
         context, every_s = self.context, self.context.config.track.every_s
         key = rank_log(context.config.run, assignment.attempt, context.rank)
         with (
+            pulse.job(assignment.attempt),
             log_context(job=assignment.job.key, label=assignment.job.label, attempt=assignment.attempt),
             OutputTail() as tail,
             kept_log(context.store, key, tail.text, every_s, quiet=not context.is_rank_zero) as keeper,

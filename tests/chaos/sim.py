@@ -23,7 +23,7 @@ from atlas_dist.coordinator.dispatch import AttemptProgress, Capacity, Event, Fa
 from atlas_dist.core.keys import sha256_hex
 from atlas_dist.core.plan import Plan
 from atlas_dist.core.schedule import RetryRules
-from atlas_dist.core.types import Assignment, Failure, FailureKind, JobKind
+from atlas_dist.core.types import Assignment, Failure, FailureKind, JobKind, StageJob
 from atlas_dist.errors import AtlasError, DataError, FencedError, StoreError
 from atlas_dist.runs.requests import RequestKind, ask
 from atlas_dist.runs.status import Phase
@@ -32,7 +32,7 @@ from atlas_dist.store.artifacts import load, publish, read_checkpoint, save_chec
 from atlas_dist.store.settle import Patience
 from tests.chaos.checker import Checker, Violation
 from tests.chaos.fakes import adapter_bytes
-from tests.chaos.plans import small_plan
+from tests.chaos.plans import FORMS, small_plan
 from tests.chaos.world import Actor, Crash, SimStore, Weather, World, ended
 
 RULES = RetryRules(first_wait_s=0.5, longest_wait_s=5.0)
@@ -59,6 +59,8 @@ class Scenario:
     """The impatient give up on the store, and their processes end, all the time."""
     tidying: bool
     """Whether somebody collects garbage all the time, as `bank gc --yes` does."""
+    stalled: float = 0.0
+    """How often a trainer stands still, and its group is ended."""
     small_devices: bool = False
     """Whether devices break, and are too small for some jobs until their micro batch was halved once or twice."""
 
@@ -81,7 +83,7 @@ def scenario(seed: int) -> Scenario:
         killed=rng.choice([0.0, 0.001, 0.004]),
         stopped=rng.choice([0.0, 0.001, 0.004]),
     )
-    plans = (_PLANS["tiny"], _PLANS["small"], _PLANS["wide"])
+    plans = (_PLANS["tiny"], _PLANS["small"], _PLANS["wide"], _PLANS["forms"])
     return Scenario(
         plan=rng.choice(plans),
         weather=weather,
@@ -93,11 +95,12 @@ def scenario(seed: int) -> Scenario:
         pack=rng.choice([3, 7, 500]),
         patience=Patience(first_s=0.2, longest_s=5.0, total_s=rng.choice([0.5, 60.0, 60.0])),
         tidying=rng.random() < 0.3,
+        stalled=rng.choice([0.0, 0.01, 0.05]),
         small_devices=seed % 5 == 3,
     )
 
 
-_PLANS = {"tiny": small_plan(1), "small": small_plan(2), "wide": small_plan(2, sequences=2)}
+_PLANS = {"tiny": small_plan(1), "small": small_plan(2), "wide": small_plan(2, sequences=2), "forms": small_plan(2, method=FORMS)}
 
 
 class SimDispatcher:
@@ -128,10 +131,20 @@ class SimDispatcher:
                 del self.active[attempt]
                 self.world.happened["misjudged"] += 1
                 self.events.append(Lost(attempt))
+            elif self.world.stormy and self.world.rng.random() < self.scenario.stalled:
+                self._end_of_a_stall(attempt, actor)
         events, self.events = self.events, []
         if events and self.world.stormy and self.world.rng.random() < 0.1:
             events += events[:1]
         return events
+
+    def _end_of_a_stall(self, attempt: str, actor: Actor) -> None:
+        """Its failure is told before its processes are ended, and now and then one is overlooked and goes on."""
+        del self.active[attempt]
+        self.world.happened["stalled"] += 1
+        actor.killed = self.world.rng.random() < 0.8
+        step = max((e.step for e in self.events if isinstance(e, AttemptProgress) and e.attempt == attempt), default=0)
+        self.events.append(Failed(attempt, Failure(FailureKind.STALLED, "no rank got further", step)))
 
     def cancel(self, attempt: str) -> None:
         if attempt in self.active:
@@ -166,6 +179,8 @@ class Trainer:
 
     def _train(self, store: SimStore, actor: Actor) -> Event:
         job, rng = self.assignment.job, self.world.rng
+        if set(self.assignment.inputs) != set(job.parents):
+            raise Violation(f"a job begins with every parent's result: {job.label}")
         seen = []
         for parent, ref in sorted(self.assignment.inputs.items()):
             name = ref.blobs[0].name
@@ -197,9 +212,7 @@ class Trainer:
                 )
         salt = [] if self.dispatcher.scenario.deterministic else [actor.name, str(self.world.now)]
         trace = json.dumps({"by": actor.name, "at": self.world.now}).encode()
-        files = {"adapter.safetensors": adapter_bytes(job.key, [*seen, *salt]), "trace.json": trace}
-        if job.kind is JobKind.EVAL:
-            files = {"scores.json": json.dumps(seen + salt).encode(), "trace.json": trace}
+        files = {**self._learnt(job, seen, salt), "trace.json": trace}
         attempt, prefix = self.assignment.attempt, self.assignment.prefix
         publish(
             store,
@@ -212,6 +225,23 @@ class Trainer:
             patience=self.dispatcher.scenario.patience,
         )
         return Finished(attempt)
+
+    def _learnt(self, job: StageJob, seen: list[str], salt: list[str]) -> dict[str, bytes]:
+        """What a job of this kind leaves: an adapter, scores, a signature; a choice has an adapter or, where the task declines to
+        grow, none."""
+        told = json.dumps(seen + salt).encode()
+        match job.kind:
+            case JobKind.EVAL:
+                return {"scores.json": told}
+            case JobKind.DESCRIBE:
+                return {"signature.safetensors": adapter_bytes(job.key, salt)}
+            case JobKind.SELECT:
+                grows = int(job.key[:2], 16) % 2 == 0
+                self.world.happened["grown" if grows else "declined to grow"] += 1
+                chosen = next(iter(job.candidates.values()))
+                return {"choice.json": told} | ({"adapter.safetensors": adapter_bytes(chosen, salt)} if grows else {})
+            case JobKind.TRAIN:
+                return {"adapter.safetensors": adapter_bytes(job.key, [*seen, *salt])}
 
     def _failed(self, kind: FailureKind, reason: str, step: int) -> Failed:
         return Failed(self.assignment.attempt, Failure(kind, reason, step))

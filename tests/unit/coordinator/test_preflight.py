@@ -35,7 +35,7 @@ from atlas_dist.coordinator.preflight_cluster import (
 from atlas_dist.core.manifest import ShardInfo, ShardManifest
 from atlas_dist.core.types import TaskKind, WorkerGroupSpec
 from atlas_dist.errors import ConfigError, DataError, StoreError
-from atlas_dist.packages import cuda_of_torch, driver_too_old, nvidia_driver
+from atlas_dist.packages import cuda_of_torch, driver_too_old, fault_of_device, nvidia_driver
 from atlas_dist.store.objects import MemoryStore
 from tests.chaos.plans import small_plan
 
@@ -311,3 +311,22 @@ def test_workers_that_fit_a_pool_is_counted_beside_the_others_and_on_its_own_nod
     assert workers_that_fit(nodes, GPUS, WorkerGroupSpec("main", 16), taken=9) == 1
     assert workers_that_fit(nodes, GPUS, WorkerGroupSpec("main", 16, labels={"market": "spot"})) == 2
     assert workers_that_fit([], GPUS, WorkerGroupSpec("main", 16), taken=3) == 0
+
+
+def test_a_gpu_that_does_not_compute_is_named_with_what_it_stands_on() -> None:
+    sick = NodeReport("n1", versions=HERE.versions, driver="580.65.06", cuda="13.0", nccl="2.27.5", gpu_fault="CUDA error: x")
+    check_nodes([sick], HERE)  # workers on CPUs do not care
+    with pytest.raises(ConfigError, match=r"n1 \(driver 580.65.06, CUDA 13.0, NCCL 2.27.5\): CUDA error: x") as caught:
+        check_nodes([sick], HERE, gpus=True)
+    assert caught.value.retry, "another node may do"
+
+
+def test_a_device_is_asked_for_a_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    assert fault_of_device("cpu") == ""
+    assert fault_of_device("cuda:0") or torch.cuda.is_available(), "a GPU that is not there is a fault"
+    true = torch.Tensor.__matmul__
+    products = iter((1.0, 2.0))
+    monkeypatch.setattr(torch.Tensor, "__matmul__", lambda a, b: true(a, b) * next(products))
+    assert fault_of_device("cpu") == "it multiplies wrongly"

@@ -73,6 +73,21 @@ def test_a_variable_of_the_job_is_left_to_the_job(monkeypatch: pytest.MonkeyPatc
     assert _merge_runtime_env(CONFIG["runtime_env"], {"env_vars": dict(_WORKER_ENV)}) is None, "Ray still refuses a clash"
 
 
+def test_a_clash_that_remains_has_a_message_of_its_own_without_a_value(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A job's environment that we could not read. Ray's own message holds every value of it."""
+    from atlas_dist.coordinator import ray_cluster
+
+    def refuses(**options: object) -> None:
+        raise ValueError(f"Failed to merge the Job's runtime env {CONFIG['runtime_env']} with a ray.init's runtime env {options}")
+
+    monkeypatch.setattr(ray_cluster.ray, "init", refuses)
+    ours = {"runtime_env": {"env_vars": {"TOKENIZERS_PARALLELISM": "false"}}}
+    with pytest.raises(ConfigError, match="its job sets a part") as caught:
+        ray_cluster._connect(ClusterConfig(address="auto"), ours)
+    assert "TOKENIZERS_PARALLELISM" in caught.value.fix
+    assert not caught.value.retry and "AWS_ACCESS_KEY_ID" not in str(caught.value)
+
+
 # ------------------------------------------------------------------------------------------------- which errors are worth it
 
 

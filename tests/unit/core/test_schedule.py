@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from atlas_dist.core.ledger import GENESIS, Entry, JobStatus, RunState, fold
 from atlas_dist.core.plan import Plan
-from atlas_dist.core.records import Begin, Commit, Dispatch, Elect, Fail, Halt, Pause, Quarantine, Record
+from atlas_dist.core.records import Begin, Commit, Dispatch, Elect, Fail, Halt, Pause, Quarantine, Record, Resume
 from atlas_dist.core.schedule import (
     AbandonAttempt,
     CancelAttempt,
@@ -201,6 +201,20 @@ def test_a_broken_device_counts_as_taken_away() -> None:
     story.fail(job, FailureKind.DEVICE, step=0)
     (verdict,) = [a for a in story.decide() if isinstance(a, QuarantineJob)]
     assert "5 attempts in a row" in verdict.reason
+
+
+def test_who_stands_still_at_the_same_step_three_times_is_given_up() -> None:
+    """Each such attempt has cost a minute or more of every worker; one that got further in between begins to count anew."""
+    story = Story(small_plan(1))
+    job = next(iter(story.plan.jobs))
+    for step in (4, 4, 9, 9):
+        story.fail(job, FailureKind.STALLED, step=step)
+        assert story.starts()
+    story.fail(job, FailureKind.STALLED, step=9)
+    (verdict,) = [a for a in story.decide() if isinstance(a, QuarantineJob)]
+    assert "stood still 3 times" in verdict.reason
+    story.add(Resume("q", "the cable is mended"))
+    assert story.starts()
 
 
 def test_what_does_not_fit_is_tried_at_once_in_smaller_pieces() -> None:

@@ -33,7 +33,7 @@ def test_heads_of_auxiliary_tasks_are_stored_under_the_old_name_and_come_back() 
     engine.optimizer.step()
     names = [name for name, _ in module.named_parameters()]
     best = {name: torch.full_like(p, 7.0).detach() for name, p in module.named_parameters()}
-    files = capture(engine, module, names, LoopState(step=5, best_tensors=best))
+    files = capture(engine, module, names, LoopState(step=5, best_tensors=best)).files()
     stored = load(files[TENSORS])
     assert {k for k in stored if "guests" in k} == {
         f"{k}/guests.0.{n}" for k in ("param", "m", "v", "best") for n in ("weight", "bias")
