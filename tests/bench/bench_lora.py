@@ -5,8 +5,8 @@
 A frozen ViLT layer (D=768, attention not fused, r=16, L=185, B=4, fp32 unless told otherwise) with T adapters at each of its six
 linear layers, or those that `--targets` names. Forward and backward; the layer's own products, which both need, are in both.
 
-- `frozen`: ours trains the coefficients of T frozen adapters, as stage one does. PEFT has no coefficients; its adapters are frozen
-  and gradients pass through to the input only, which is less than ours has to do.
+- `frozen`: ours trains the coefficients of T frozen adapters, as stage one does. PEFT has no coefficients; its adapters are
+  frozen and gradients pass through to the input only, which is less than ours has to do.
 - `all`: every A and B trains, in both.
 - outputs and the input's gradient are compared first: the two compute the same.
 - time: median over repeats in which the two take turns. peak: the most that the allocator hands out during a step, above what was
@@ -112,8 +112,8 @@ def _difference(runs: dict[str, Callable[[Tensor], Any]], x: Tensor, grad: Tenso
 
 
 def show(rows: list[dict[str, Any]]) -> None:
-    print(f"{'scope':6} {'T':>3} | {'time ms: peft':>13} {'ours':>7} {'ratio':>6} | {'peak MiB: peft':>14} {'ours':>7} {'ratio':>6} "
-          f"| {'saved MiB: peft':>15} {'ours':>7} {'ratio':>6} | differs by")  # fmt: skip
+    print(f"{'scope':6} {'T':>3} | {'time ms: peft':>13} {'ours':>7} {'ratio':>6} | {'peak MiB: peft':>14} {'ours':>7} "
+          f"{'ratio':>6} | {'saved MiB: peft':>15} {'ours':>7} {'ratio':>6} | differs by")  # fmt: skip
     for r in rows:
         print(f"{r['scope']:6} {r['T']:>3} | {r['peft_ms']:>13.1f} {r['ours_ms']:>7.1f} {r['ratio_ms']:>6.2f} | "
               f"{r['peft_peak_mib']:>14.1f} {r['ours_peak_mib']:>7.1f} {r['ratio_peak_mib']:>6.2f} | "
