@@ -68,6 +68,16 @@ def test_a_run_with_lora_keeps_old_answers_and_its_bank_is_what_was_scored(learn
     assert all(set(sites) == layers for sites in answer.adapter_coefficients.values())
 
 
+def loud(learnt: Toys) -> BankWeights:
+    """The bank with every B times 300: after a few steps of toy learning an adapter says too little for a test to see."""
+    weights = load_weights(learnt.store, learnt.bank)
+    tasks = {
+        key: replace(task, adapter={n: 300 * t if n.endswith("lora_B.weight") else t for n, t in task.adapter.items()})
+        for key, task in weights.tasks.items()
+    }
+    return replace(weights, tasks=tasks)
+
+
 def batch() -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(5)
     ids = torch.randint(5, 50, (BATCH, 1, 9), generator=generator)
@@ -104,13 +114,13 @@ def theirs(folder: Path) -> Tensor:
 
 
 def test_peft_loads_an_adapter_and_what_a_task_makes_of_several(learnt: Toys, tmp_path: Path) -> None:
-    weights = load_weights(learnt.store, learnt.bank)
+    weights = loud(learnt)
     first, second = weights.tasks
     alone = export_peft(weights, tmp_path / "alone", PeftContent.ADAPTER)
     whole = export_peft(weights, tmp_path / "whole", PeftContent.TASK)
     frozen = ours(weights, (), "", first)
     wanted = ours(weights, (), first, first)
-    assert (wanted - frozen).abs().max() > 1e-4, "the adapter says something"
+    assert (wanted - frozen).abs().max() > 1e-2, "the adapter says something"
     torch.testing.assert_close(theirs(alone["toy_shape"]), wanted, rtol=1e-5, atol=1e-5)
     weighed = [key for key in weights.view(second) if key != second]
     torch.testing.assert_close(theirs(whole["toy_kin"]), ours(weights, weighed, second, second), rtol=1e-5, atol=1e-5)
@@ -120,7 +130,7 @@ def test_peft_loads_an_adapter_and_what_a_task_makes_of_several(learnt: Toys, tm
 
 def test_a_task_that_weighs_several_is_one_adapter_with_their_ranks_together(learnt: Toys, tmp_path: Path) -> None:
     """Whatever form was committed: here the second task reads the first one's adapter by half."""
-    weights = load_weights(learnt.store, learnt.bank)
+    weights = loud(learnt)
     first, second = weights.tasks
     task = weights.tasks[second]
     layers = ranks_in(task.adapter)
