@@ -122,6 +122,28 @@ def export(folder: Path, *settings: Settings, tasks: Sequence[str] = ()) -> Expo
     )
 
 
+def export_peft(
+    folder: Path, *settings: Settings, tasks: Sequence[str] = (), whole: bool = False
+) -> tuple[dict[str, Path], list[str]]:
+    """Write LoRA adapters as folders that PEFT loads (bank/peft_folders.py).
+
+    Args:
+        folder, settings, tasks: as for `export`. whole: what each task makes of all adapters that it reads, instead of its own.
+
+    Returns:
+        The folder of each task that has one, and the names of those that have none.
+
+    Raises:
+        As `export`; ConfigError: the adapters are bottlenecks.
+    """
+    from atlas_dist.bank import peft_folders
+
+    _, weights = _weights(compose_run(*settings), tasks=tasks)
+    content = peft_folders.PeftContent.TASK if whole else peft_folders.PeftContent.ADAPTER
+    written = peft_folders.export_peft(weights, folder, content)
+    return written, [t.learnt.name for t in weights.tasks.values() if t.learnt.name not in written]
+
+
 @dataclass(frozen=True)
 class Imported:
     """An exported bank that is a run of a store now."""

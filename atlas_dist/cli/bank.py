@@ -13,6 +13,7 @@ import typer
 from rich.table import Table
 
 from atlas_dist.app.show import standard_console
+from atlas_dist.cli.bank_peft import ExportForm, write_peft
 from atlas_dist.cli.bank_tidy import gc, prune
 from atlas_dist.cli.words import Overrides
 from atlas_dist.core.keys import SHORT
@@ -190,9 +191,16 @@ def export(
     folder: Annotated[Path, typer.Argument(help="Folder to write; must not exist yet")],
     overrides: Overrides = None,
     task: Annotated[list[str] | None, typer.Option("--task", help="Only this one and what it sees; may be given again.")] = None,
+    form: Annotated[
+        ExportForm, typer.Option("--format", help="peft: one folder an adapter, for PEFT; peft-task: one a task.")
+    ] = ExportForm.BANK,
 ) -> None:
     """Write learnt tasks as a folder in the manner of the Hugging Face hub, with a model card."""
     from atlas_dist.app.bank import export as export_tasks
+
+    if form is not ExportForm.BANK:
+        write_peft(folder, overrides or (), task or (), whole=form is ExportForm.PEFT_TASK)
+        return
 
     written, out = export_tasks(folder, *(overrides or ()), tasks=task or []), standard_console()
     out.print(f"{len(written.tasks)} tasks in {folder}: {', '.join(written.tasks)}", soft_wrap=True)

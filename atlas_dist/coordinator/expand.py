@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import cache, partial
 from typing import Any
 
+from torch import nn
+
 from atlas_dist.config import MethodConfig, Precision, RunConfig, TaskConfig, TrainConfig
 from atlas_dist.core.manifest import ShardManifest
 from atlas_dist.core.plan import Plan, References, SequenceSpec, make_plan
@@ -15,7 +17,9 @@ from atlas_dist.core.types import Budget, MethodSpec, TaskSpec
 from atlas_dist.data.manifest import read_manifest
 from atlas_dist.errors import ConfigError, DataError
 from atlas_dist.methods import make_method, stored_name
+from atlas_dist.methods.adapters import AdapterSettings
 from atlas_dist.model.backbones import Architecture
+from atlas_dist.model.targets import target_paths
 from atlas_dist.runs.stores import open_shards
 from atlas_dist.train.configured import configured_backbone
 
@@ -47,6 +51,7 @@ def expand_rows(rows: Mapping[str, RunConfig]) -> Plan:
     for config in rows.values():
         _check_texts(config, backbone.max_text_tokens)
         _check_image_types(config, backbone.architecture)
+        _check_targets(config, backbone.model)
     specs = {row: {name: packed_task(config, name, read) for name in used_tasks(config)} for row, config in rows.items()}
     return lay_out(rows, specs, backbone.digest)
 
@@ -141,6 +146,8 @@ def specification(config: RunConfig) -> dict[str, Any]:
 
 def _as_stored(row: dict[str, Any]) -> None:
     """A method as stores name it, without what it leaves at its default and 0.1 did not know."""
+    fields = AdapterSettings.model_fields
+    row["settings"] = {n: v for n, v in row["settings"].items() if n not in fields or v not in (fields[n].default, [])}
     row["name"] = stored_name(row["name"])
     for name in ("budget", "stage1", "stage2"):
         _without_unset(row, name)
@@ -192,6 +199,14 @@ def _check_image_types(config: RunConfig, architecture: Architecture) -> None:
                 f"but {architecture.name} backbones know {architecture.image_types}.",
                 fix="Leave method.settings.second_image_type at 1.",
             )
+
+
+def _check_targets(config: RunConfig, model: nn.Module) -> None:
+    """Raises ConfigError where LoRA adapters are meant for layers that the backbone does not have."""
+    for requested in filter(None, (*config.variants.values(), config.references.alone, config.references.pretrained)):
+        lora = make_method(requested.name, requested.settings).mixing.lora
+        if lora is not None:
+            target_paths(model, lora.targets)
 
 
 Read = Callable[[str, str], ShardManifest]

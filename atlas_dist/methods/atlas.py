@@ -16,7 +16,8 @@ from pydantic import Field
 
 from atlas_dist.core.selection import Expand
 from atlas_dist.core.types import Role, Stage, StagePlan
-from atlas_dist.methods.base import FITTED, Method, Selecting, Settings, checked, spec_of
+from atlas_dist.methods.adapters import AdapterSettings
+from atlas_dist.methods.base import FITTED, Method, Selecting, checked, spec_of
 from atlas_dist.methods.baselines import individual_adapters
 from atlas_dist.model.mixing import MixingSpec, Weighting
 
@@ -24,11 +25,11 @@ STORED_NAME = "atlas2"
 """Of this form in job keys and stores, where `atlas` is the released form (`methods/atlas_paper.py`)."""
 
 
-class AtlasSettings(Settings):
+class AtlasSettings(AdapterSettings):
     """Settings of ATLAS; the defaults are what docs/experience.md chose by measurements."""
 
     rank: int = Field(default=48, ge=1)
-    """Width r of an adapter's bottleneck."""
+    """Width r of an adapter: of its bottleneck, or of LoRA's A and B."""
     retrieve: int = Field(default=4, ge=0)
     """How many of the earlier adapters a task looks at: the nearest by signature; 0 = all of them."""
     per_sample: bool = False
@@ -56,10 +57,14 @@ BOTH = StagePlan(stage=Stage.TWO, sees_earlier=True, grows=True, trains=(Role.AD
 def make(settings: Mapping[str, Any]) -> Method:
     """Build ATLAS from `method.settings`. Raises ConfigError."""
     own = checked(AtlasSettings, "atlas", settings)
-    alone = individual_adapters({"rank": own.rank, "second_image_type": own.second_image_type, "init": "zero"})
+    alone = individual_adapters(
+        {"rank": own.rank, "second_image_type": own.second_image_type, "init": "zero", **own.of_adapters()}
+    )
     return Method(
         spec=spec_of("atlas", (EXPERIENCE, BOTH), own, grows_bank=True, alone=alone.spec, stored_name=STORED_NAME),
-        mixing=MixingSpec(rank=own.rank, weighting=Weighting.EXPERIENCE, per_sample=own.per_sample, zero_up=True),
+        mixing=MixingSpec(
+            rank=own.rank, weighting=Weighting.EXPERIENCE, per_sample=own.per_sample, zero_up=True, lora=own.lora()
+        ),
         coefficient_lr=own.coefficient_lr,
         budget=FITTED,
         shuffles=own.shuffle_bank,

@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import Field
 
 from atlas_dist.core.types import Role, Stage, StagePlan
+from atlas_dist.methods.adapters import AdapterSettings
 from atlas_dist.methods.base import FITTED, Method, Settings, checked, spec_of
 from atlas_dist.model.mixing import MixingSpec, Weighting
 
@@ -26,12 +27,12 @@ class HeadOnlySettings(Settings):
     second_image_type: int = Field(default=1, ge=1, le=2)
 
 
-class IndividualSettings(HeadOnlySettings):
+class IndividualSettings(HeadOnlySettings, AdapterSettings):
     """One adapter a task, never shared (Houlsby et al. 2019, arXiv 1902.00751)."""
 
     rank: int = Field(default=48, ge=1)
-    """Width r of an adapter's bottleneck."""
-    came_later = frozenset({"init"})
+    """Width r of an adapter: of its bottleneck, or of LoRA's A and B."""
+    came_later = AdapterSettings.came_later | {"init"}
     init: UpInit = UpInit.NORMAL
     """How an adapter's second projection starts: `zero`, so that it changes nothing at first, or `normal`, N(0, 0.02)."""
 
@@ -54,7 +55,7 @@ def individual_adapters(settings: Mapping[str, Any]) -> Method:
     stage = StagePlan(stage=Stage.TWO, sees_earlier=False, grows=True, trains=(Role.ADAPTER, Role.HEAD))
     return Method(
         spec=spec_of("individual_adapters", (stage,), own, grows_bank=False),
-        mixing=MixingSpec(rank=own.rank, weighting=Weighting.PLAIN, zero_up=own.init is UpInit.ZERO),
+        mixing=MixingSpec(rank=own.rank, weighting=Weighting.PLAIN, zero_up=own.init is UpInit.ZERO, lora=own.lora()),
         second_image_type=own.second_image_type,
         budget=FITTED,
     )

@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -37,9 +37,12 @@ from atlas_dist.model.experience import ExperienceSite, ResidualGroup
 from atlas_dist.model.fusion import FusionSite
 from atlas_dist.model.heads import Head, HeadSpec
 from atlas_dist.model.layers import AS_THEY_ARE, LayerRuns, run_layers
+from atlas_dist.model.lora import LoraGroup, LoraSite, Ranks, lora_paths
 from atlas_dist.model.mixing import AdapterGroup, MixingSite, MixingSpec, SiteOutput, Weighting
+from atlas_dist.model.targets import target_paths
 
-Site = MixingSite | ExperienceSite | FusionSite
+Site = MixingSite | ExperienceSite | FusionSite | LoraSite
+Group = AdapterGroup | ResidualGroup | LoraGroup
 
 
 class AtlasOutput(NamedTuple):
@@ -69,10 +72,12 @@ class AdaptedModel(nn.Module):
         normalize_ortho: unit rows in the penalty (default: as the released code, no).
         fuses: the visible adapters are read through AdapterFusion (model/fusion.py) instead of being mixed.
         runs: how the backbone's layers run (model/layers.py).
+        ranks: of LoRA adapters, each visible one's rank at each layer (`lora.ranks_in`); None = as a new one would have.
 
     Raises:
         TrainingError: the backbone still carries the hooks of another model.
-        ConfigError: it is of no known architecture.
+        ConfigError: it is of no known architecture, or has no layer that LoRA adapters are meant for.
+        DataError: a visible LoRA adapter acts on a layer that the backbone does not have.
     """
 
     def __init__(
@@ -88,6 +93,7 @@ class AdaptedModel(nn.Module):
         normalize_ortho: bool = False,
         fuses: bool = False,
         runs: LayerRuns = AS_THEY_ARE,
+        ranks: Sequence[Ranks] | None = None,
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -103,16 +109,23 @@ class AdaptedModel(nn.Module):
         self._hooks: dict[str, _SiteHook] = {}
         self._handles: list[RemovableHandle] = []
         self._undo_runs: Callable[[], None] = lambda: None
-        make: Callable[..., Site] = partial(MixingSite, normalize_ortho=normalize_ortho)
-        if fuses:
-            make = FusionSite
-        elif mixing.weighting is Weighting.EXPERIENCE:
-            make = ExperienceSite
-        for place in self._architecture.sites(backbone):
-            site = make(place.width, place.heads, mixing, visible=visible, grows=grows, generator=generator)
-            self.sites[_attribute(place.name)] = site
-            self._hooks[place.name] = _SiteHook(site)
-            self._attach(place.name, backbone.get_submodule(place.path))
+        if mixing.lora is not None:
+            new = dict.fromkeys(target_paths(backbone, mixing.lora.targets), mixing.rank)
+            seen = [new] * visible if ranks is None else ranks
+            for path in lora_paths(backbone, (new, *seen)):
+                layer = cast(nn.Linear, backbone.get_submodule(path))
+                here = [one.get(path, 0) for one in seen]
+                own = new.get(path, 0) if grows else None
+                self._add(path, path, LoraSite(layer, mixing, ranks=here, own=own, generator=generator))
+        else:
+            make: Callable[..., Site] = partial(MixingSite, normalize_ortho=normalize_ortho)
+            if fuses:
+                make = FusionSite
+            elif mixing.weighting is Weighting.EXPERIENCE:
+                make = ExperienceSite
+            for place in self._architecture.sites(backbone):
+                site = make(place.width, place.heads, mixing, visible=visible, grows=grows, generator=generator)
+                self._add(place.name, place.path, site)
         self._undo_runs = run_layers(self._architecture.layers(backbone), runs, self._unheard)
         like = next(backbone.parameters())
         for module in (self.head, self.sites):
@@ -189,11 +202,10 @@ class AdaptedModel(nn.Module):
         """
         kept = self._architecture.kept(self.backbone, frozen_layers)
         sites = [f"sites.{_attribute(name)}" for name in self._hooks]
-        grown = self._groups("grown")
         names = {
             Role.QUERIES: [f"{site}.frozen.query" for site in sites if self._has_queries and self.visible],
             Role.COEFFICIENTS: [name for name, _ in self.named_parameters() if ".coefficients." in name],
-            Role.ADAPTER: [f"{site}.grown.{n}" for site, g in zip(sites, grown, strict=False) for n, _ in g.named_parameters()],
+            Role.ADAPTER: [name for name, _ in self.named_parameters() if name.startswith("sites.") and ".grown." in name],
             Role.HEAD: [f"head.{name}" for name, _ in self.head.named_parameters()],
             Role.BACKBONE: [f"backbone.{name}" for name, _ in self.backbone.named_parameters() if name not in kept],
             Role.FUSION: [name for name, _ in self.named_parameters() if ".fusion." in name],
@@ -328,7 +340,7 @@ class AdaptedModel(nn.Module):
     def _coefficient_slots(self) -> named.Slots:
         slots: named.Slots = {}
         for name, hook in self._hooks.items():
-            slots |= coefficient_slots(name, hook.site) if isinstance(hook.site, ExperienceSite) else {}
+            slots |= coefficient_slots(name, hook.site) if isinstance(hook.site, ExperienceSite | LoraSite) else {}
         return slots
 
     def _fusion_slots(self) -> named.Slots:
@@ -339,13 +351,13 @@ class AdaptedModel(nn.Module):
     def _has_queries(self) -> bool:
         return self.mixing.query_shape(1) != ()
 
-    def _groups(self, kind: str) -> list[AdapterGroup | ResidualGroup]:
-        """The `frozen` or `grown` group of every site, in site order; empty when the model has none."""
-        return [group for hook in self._hooks.values() if (group := getattr(hook.site, kind)) is not None]
+    def _groups(self, kind: str) -> dict[str, Group]:
+        """The `frozen` or `grown` group of every site that has one, in site order."""
+        return {name: group for name, hook in self._hooks.items() if (group := getattr(hook.site, kind)) is not None}
 
     def _adapter_slots(self, kind: str, index: int) -> named.Slots:
         slots: named.Slots = {}
-        for site, group in zip(self._hooks, self._groups(kind), strict=True):
+        for site, group in self._groups(kind).items():
             slots |= adapter_slots(site, group, index)
         return slots
 
@@ -353,8 +365,8 @@ class AdaptedModel(nn.Module):
         """Rows of both groups under one name: a slot may be made of several tensors along the first dimension."""
         slots: named.Slots = {}
         for kind in kinds:
-            for site, group in zip(self._hooks, self._groups(kind), strict=False):
-                if group.query is not None:
+            for site, group in self._groups(kind).items():
+                if not isinstance(group, LoraGroup) and group.query is not None:
                     slots.setdefault(f"queries/{site}", []).append(group.query.data)
         return slots
 
@@ -402,17 +414,23 @@ class AdaptedModel(nn.Module):
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
-    def _attach(self, site_name: str, dense: nn.Module) -> None:
+    def _add(self, name: str, path: str, site: Site) -> None:
+        """Hang a site on the linear layer at `path`."""
+        dense = self.backbone.get_submodule(path)
         if any(isinstance(hook, _SiteHook) for hook in dense._forward_hooks.values()):
             self.close()
             raise TrainingError(
-                f"The backbone is in use: {site_name} carries another model's adapters.", fix="Close that model first."
+                f"The backbone is in use: {name} carries another model's adapters.", fix="Close that model first."
             )
-        self._handles.append(dense.register_forward_hook(self._hooks[site_name]))
+        self.sites[_attribute(name)] = site
+        self._hooks[name] = _SiteHook(site)
+        self._handles.append(dense.register_forward_hook(self._hooks[name]))
 
 
-def adapter_slots(site: str, group: AdapterGroup | ResidualGroup, index: int) -> named.Slots:
+def adapter_slots(site: str, group: Group, index: int) -> named.Slots:
     """One adapter of a site's group by the names that it has in files."""
+    if isinstance(group, LoraGroup):
+        return group.slots(site, index)
     slots: named.Slots = {
         f"adapter/{site}/down.weight": [group.down.data[index]],
         f"adapter/{site}/down.bias": [group.down_bias.data[index]],
@@ -422,7 +440,7 @@ def adapter_slots(site: str, group: AdapterGroup | ResidualGroup, index: int) ->
     return slots | ({f"key/{site}": [group.key.data[index]]} if group.key is not None else {})
 
 
-def coefficient_slots(name: str, site: ExperienceSite) -> named.Slots:
+def coefficient_slots(name: str, site: ExperienceSite | LoraSite) -> named.Slots:
     """A site's coefficients by the names that they have in files; {} where it weighs nothing."""
     if site.coefficients is None:
         return {}
@@ -437,8 +455,9 @@ class _SiteHook:
         self.outputs: list[SiteOutput] = []
         self.listens = True
 
-    def __call__(self, _: nn.Module, __: tuple[Any, ...], output: Tensor) -> Tensor:
-        result: SiteOutput = self.site(output)
+    def __call__(self, _: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
+        # LoRA reads the layer's own input; the others its output alone.
+        result: SiteOutput = self.site(inputs[0], output) if isinstance(self.site, LoraSite) else self.site(output)
         if self.listens:
             # Without the mixture: keeping it would hold a [B, L, D] tensor a site until the next step.
             self.outputs.append(SiteOutput(mixed=output.new_empty(0), alpha=result.alpha, penalty=result.penalty))
@@ -458,8 +477,8 @@ def _optimizer_group(name: str) -> str:
 
 
 def _attribute(site_name: str) -> str:
-    """A site's name where dots are not allowed: L0.aftattn -> L0_aftattn."""
-    return site_name.replace(".", "_")
+    """A site's name where dots are not allowed: L0.aftattn -> L0_aftattn; a path's own underlines are doubled."""
+    return site_name.replace("_", "__").replace(".", "_")
 
 
 def _repeat(images: Tensor, texts: int) -> Tensor:

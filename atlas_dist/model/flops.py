@@ -16,6 +16,8 @@ from torch import Tensor
 
 from atlas_dist.model.atlas import AdaptedModel
 from atlas_dist.model.backbones import Tower, architecture_of, stack
+from atlas_dist.model.experience import ResidualGroup
+from atlas_dist.model.lora import LoraGroup
 from atlas_dist.model.mixing import AdapterGroup
 
 PEAKS: dict[str, tuple[float, float]] = {
@@ -101,8 +103,8 @@ def _tower_flops(model: AdaptedModel, tower: Tower, text: int) -> StepFlops:
     # One of the picture's tokens is its class token.
     embedding = 2.0 * (tower.own_tokens - 1) * cast(Tensor, patches.weight).numel() if patches is not None else 0.0
     frozen = _Backbone(tokens, tower.width, tower.inner, len(layers), embedding, 2.0 * tower.width * tower.pooled)
-    parts = [part for name, part in model.sites.items() if name.startswith(tower.letter)]
-    groups = [g for site in parts for g in site.modules() if isinstance(g, AdapterGroup)]
+    parts = [part for name, part in model.named_sites() if name.startswith((tower.letter, f"{tower.layers}."))]
+    groups = [g for site in parts for g in site.modules() if isinstance(g, AdapterGroup | ResidualGroup | LoraGroup)]
     fusions = [m for site in parts for name, m in site.named_modules() if name == "fusion"]
     sites = [_group_flops(g, tokens, tower.heads) for g in groups]
     trained = sum(p.numel() for p in layers.parameters() if p.requires_grad and p.dim() == 2)
@@ -151,8 +153,11 @@ class _Backbone:
         return layers + self.pooler - (0.0 if whole else self._projections + 2 * self._attention)
 
 
-def _group_flops(group: AdapterGroup, tokens: int, heads: int) -> StepFlops:
+def _group_flops(group: AdapterGroup | ResidualGroup | LoraGroup, tokens: int, heads: int) -> StepFlops:
     """One group of adapters at one site: down, up, and each query row's attention over tokens and bottleneck."""
+    if not isinstance(group, AdapterGroup):
+        products = 2.0 * tokens * (group.down.numel() + group.up.numel())
+        return StepFlops(products, products + 2.0 * tokens * sum(p.numel() for p in (group.down, group.up) if p.requires_grad))
     count, rank, width = group.down.shape
     product = 2.0 * tokens * width * rank * count
     rows = 0 if group.query is None else group.query[0].numel() // width

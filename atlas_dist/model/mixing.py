@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from atlas_dist.errors import ConfigError
 from atlas_dist.model.mixing_op import MixRule, Stack, mix
+from atlas_dist.model.targets import LoraSpec
 
 INIT_STD = 0.02
 """Of the down and up projections; queries and keys start as N(0, 1), biases as 0 (docs/method.md, One site)."""
@@ -58,6 +59,7 @@ class MixingSpec:
         init_std: of a new adapter's V.
         zero_up: a new adapter's U starts at zero, so that it changes nothing at first (default: N(0, 0.02), as released).
         per_sample: `experience`: α depends on the sample.
+        lora: the adapters are LoRA at linear layers (model/lora.py) instead of bottlenecks at the sites; None = bottlenecks.
     """
 
     rank: int = 48
@@ -68,12 +70,22 @@ class MixingSpec:
     init_std: float = INIT_STD
     zero_up: bool = False
     per_sample: bool = True
+    lora: LoraSpec | None = None
 
     def __post_init__(self) -> None:
         if self.rank < 1:
             raise ConfigError(f"adapter rank is {self.rank}.", fix="Set it to at least 1 (the paper uses 48).")
         if self.query_rows < 1:
             raise ConfigError(f"query_rows is {self.query_rows}.", fix="Set it to at least 1 (the paper uses 24).")
+        if self.lora is not None and self.weighting not in (Weighting.PLAIN, Weighting.EXPERIENCE):
+            raise ConfigError(
+                f"LoRA adapters have no coefficients of the weighting {self.weighting.value}.", fix="See method=atlas."
+            )
+        if self.lora is not None and self.weighting is Weighting.EXPERIENCE and self.per_sample:
+            raise ConfigError(
+                "per_sample is true, but LoRA adapters have one coefficient a task, layer and adapter.",
+                fix="Set method.settings.per_sample=false.",
+            )
 
     def query_shape(self, hidden: int) -> tuple[int, ...]:
         """Shape of one adapter's query and key: [D], [N, D], or () when the weighting has none."""

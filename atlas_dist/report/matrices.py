@@ -5,6 +5,7 @@ Scores and what was forgotten; coefficient α, leave-one-out and similarity of t
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -219,7 +220,7 @@ def _by_site(task: TaskFacts) -> str:
     return folded(f"{task.task}: α by layer and site", heat_map(HeatMap(title, names, sites, cells, ".2f")))
 
 
-def _in_depth(site: str) -> tuple[str, int, str]:
-    """L2.aftattn before L10.aftattn; a backbone's towers, which have a letter each, one after the other."""
-    layer, _, rest = site.partition(".")
-    return (layer[:1], int(layer[1:]) if layer[1:].isdigit() else 0, rest)
+def _in_depth(site: str) -> tuple[tuple[str, int], ...]:
+    """L2.aftattn before L10.aftattn; a backbone's towers, which have a letter each, one after the other. Likewise paths of linear
+    layers, `layer.2.query` before `layer.10.query`."""
+    return tuple((word, int(number or 0)) for word, number in re.findall(r"([^0-9.]*)([0-9]*)\.?", site))

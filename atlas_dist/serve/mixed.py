@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from atlas_dist.bank.weights import BankWeights, LearntWeights
+from atlas_dist.bank.weights import BankWeights
 from atlas_dist.errors import DataError
 from atlas_dist.model import tensors as named
 from atlas_dist.model.atlas import adapter_slots, coefficient_slots
@@ -26,6 +26,7 @@ from atlas_dist.model.experience import ExperienceSite
 from atlas_dist.model.heads import Head, HeadSpec
 from atlas_dist.model.mixing import MixingSpec, Weighting
 from atlas_dist.model.mixing_op import MixRule, Stack, mix
+from atlas_dist.serve.mixed_lora import LoraPlace, load_part, lora_places
 
 
 @dataclass(frozen=True)
@@ -82,10 +83,15 @@ class MixedModel:
         width = self.architecture.limits(backbone).pooled
         self.specs = {key: HeadSpec(t.learnt.task.kind, t.learnt.task.classes) for key, t in weights.tasks.items()}
         self.heads = {key: _load_head(spec, width, weights.tasks[key].own, device) for key, spec in self.specs.items()}
-        places = self.architecture.sites(backbone)
-        self.sites = {place.name: _Site(place, weights, mixing, mixing.rule(place.heads), device) for place in places}
+        self.sites = self._make_sites(weights, mixing, device)
         self._check_names(weights)
         self.image_types = (1, second_image_type)
+
+    def _make_sites(self, weights: BankWeights, mixing: MixingSpec, device: torch.device) -> Mapping[str, _Site | LoraPlace]:
+        if mixing.lora is not None:
+            return lora_places(self.backbone, weights, mixing, device)
+        places = self.architecture.sites(self.backbone)
+        return {place.name: _Site(place, weights, mixing, mixing.rule(place.heads), device) for place in places}
 
     @torch.inference_mode()
     def __call__(self, batches: Sequence[TaskBatch]) -> list[TaskOutput]:
@@ -132,7 +138,7 @@ class MixedModel:
         """The backbone with our sites; as before afterwards."""
         handles: list[RemovableHandle] = []
         try:
-            handles += [self.backbone.get_submodule(s.place.path).register_forward_hook(s) for s in self.sites.values()]
+            handles += [self.backbone.get_submodule(s.path).register_forward_hook(s) for s in self.sites.values()]
             yield
         finally:
             for handle in handles:
@@ -142,7 +148,7 @@ class MixedModel:
         """Exactly what sites and head take, and nothing besides."""
         for key, task in weights.tasks.items():
             heads = {f"head/{name}" for name, _ in self.heads[key].named_parameters()}
-            grown = {name for site in self.sites.values() for name in site.adapter_names}
+            grown = {name for site in self.sites.values() for name in site.names_of(key)}
             queries = {name for site in self.sites.values() for name in site.query_names}
             own = {name for site in self.sites.values() for name in site.own_names.get(key, ())}
             has_adapter = key not in weights.dropped and task.learnt.has_adapter
@@ -165,7 +171,7 @@ class _Site:
     """
 
     def __init__(self, place: AdapterSite, weights: BankWeights, mixing: MixingSpec, rule: MixRule, device: torch.device) -> None:
-        self.place = place
+        self.place, self.path = place, place.path
         self.views: dict[str, View | None] = {}
         self.own_names: dict[str, tuple[str, ...]] = {}
         """Task -> what it keeps of its own for this place, besides queries."""
@@ -179,6 +185,10 @@ class _Site:
             self._see_experience(weights, mixing, device)
         else:
             self._see_mixtures(weights, mixing, rule, shapes, device)
+
+    def names_of(self, _key: str) -> tuple[str, ...]:
+        """What every adapter has here, by the names of its tensors."""
+        return self.adapter_names
 
     def _see_experience(self, weights: BankWeights, mixing: MixingSpec, device: torch.device) -> None:
         """Each task's site as it trained it: earlier adapters weighed, its own on top."""
@@ -197,9 +207,9 @@ class _Site:
             named.load(own, {n: task.own[n] for n in own if n in task.own}, f"{task.learnt.name}: its coefficients")
             self.own_names[key] = tuple(own)
             for index, seen in enumerate(earlier):
-                _load_adapter(adapter_slots(self.place.name, site.frozen, index) if site.frozen else {}, weights.tasks[seen])
+                load_part(adapter_slots(self.place.name, site.frozen, index) if site.frozen else {}, weights.tasks[seen])
             if site.grown is not None:
-                _load_adapter(adapter_slots(self.place.name, site.grown, 0), task)
+                load_part(adapter_slots(self.place.name, site.grown, 0), task)
             self.views[key] = ExperienceView(site.to(device).eval()) if reads else None
 
     def _see_mixtures(
@@ -277,11 +287,6 @@ class ExperienceView:
         """See `View`."""
         output = self.site(x)
         return output.mixed, output.alpha
-
-
-def _load_adapter(slots: named.Slots, task: LearntWeights) -> None:
-    """The part of a task's adapter that one place takes."""
-    named.load(slots, {name: task.adapter[name] for name in slots if name in task.adapter}, f"{task.learnt.name}: its adapter")
 
 
 def _rows(batch: TaskBatch, longest: int) -> dict[str, Tensor]:

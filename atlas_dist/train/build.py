@@ -17,6 +17,7 @@ from atlas_dist.data.stream import Stream
 from atlas_dist.model.atlas import AdaptedModel
 from atlas_dist.model.heads import Head, HeadSpec
 from atlas_dist.model.layers import LayerRuns
+from atlas_dist.model.lora import ranks_in
 from atlas_dist.model.tensors import load as load_tensors
 from atlas_dist.train.context import RankContext
 from atlas_dist.train.inputs import coefficients_of, fusion_of, head_of, queries_of, read_adapters, read_if_there, read_task
@@ -35,6 +36,7 @@ def build_model(context: RankContext, job: StageJob, inputs: Inputs, sees: Seque
     method = context.method_of(job)
     assert job.stage is not None, "a training job has a stage"
     backbone = read_if_there(context.store, inputs.get(job.backbone_from), BACKBONE_FILE)
+    adapters = visible_adapters(context, job, inputs, sees)
     model = AdaptedModel(
         context.own_backbone(backbone) if backbone or Role.BACKBONE in job.stage.trains else context.model_backbone(),
         HeadSpec(job.task.kind, job.task.classes),
@@ -46,9 +48,10 @@ def build_model(context: RankContext, job: StageJob, inputs: Inputs, sees: Seque
         normalize_ortho=method.normalize_ortho,
         fuses=method.fuses and bool(sees),
         runs=LayerRuns(recompute=context.config.train.activation_checkpointing, compiled=context.config.train.compile),
+        ranks=[ranks_in(adapter) for adapter in adapters] if method.mixing.lora else None,
     )
     try:
-        model.load_adapters(visible_adapters(context, job, inputs, sees))
+        model.load_adapters(adapters)
         has_queries = bool(sees) and method.mixing.has_queries
         if job.model_from:
             before = read_task(context.store, inputs[job.model_from])

@@ -111,7 +111,8 @@ def _files(
     files[SIGNATURE_FILE] = pack_tensors(signature)
     if form.grows:
         adapter = read_if_there(store, kept, ADAPTER_FILE)
-        files[ADAPTER_FILE] = pack_tensors({**adapter, **site_keys(signature)})
+        keys = {} if context.method_of(job).mixing.lora else site_keys(signature)  # which are of the sites of bottlenecks
+        files[ADAPTER_FILE] = pack_tensors({**adapter, **keys})
         signatures |= {f"{job.key}/{part}": signature[f"{POOLED}/{part}"] for part in ("mean", "spread")}
     files[SIGNATURES_FILE] = pack_tensors(signatures)
     backbone = context.backbone()

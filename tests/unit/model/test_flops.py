@@ -17,6 +17,7 @@ from atlas_dist.model.backbone import load_backbone
 from atlas_dist.model.flops import peak_flops, sample_flops
 from atlas_dist.model.heads import HeadSpec
 from atlas_dist.model.mixing import AdapterGroup, MixingSpec, Weighting
+from atlas_dist.model.targets import LoraSpec
 
 TEXT, BATCH = 12, 3
 ONE, TWO = {Role.QUERIES, Role.HEAD}, {Role.ADAPTER, Role.HEAD}
@@ -72,6 +73,19 @@ def test_the_sums_are_what_torch_counts(case: str, name: str, monkeypatch: pytes
     assert forward / BATCH == pytest.approx(ours.forward, rel=0.02), "up to products of a few numbers a sample"
     # torch also counts what the sites compute again on their way back (their bottleneck's attention): work, not progress.
     assert 0.98 <= backward / BATCH / ours.backward <= 1.12
+
+
+@pytest.mark.parametrize("grows", [False, True])
+def test_lora_adapters_are_counted_layer_by_layer(grows: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("atlas_dist.model.vilt.functional.scaled_dot_product_attention", by_the_book)
+    backbone, spec = load_backbone("random-tiny"), HeadSpec(TaskKind.SINGLE, 4)
+    lora = MixingSpec(rank=8, weighting=Weighting.EXPERIENCE, per_sample=False, lora=LoraSpec())
+    with AdaptedModel(backbone.model, spec, lora, visible=3, grows=grows, seed=0) as model:
+        model.freeze_to(model.trainable_names(TWO if grows else {Role.COEFFICIENTS, Role.HEAD}))
+        forward, backward = counted(model, batch_of(spec, backbone.image_size))
+        ours = sample_flops(model, TEXT)
+    assert forward / BATCH == pytest.approx(ours.forward, rel=0.02)
+    assert 0.9 <= backward / BATCH / ours.backward <= 1.05, "the lowest layer's input needs no gradient"
 
 
 def by_the_book(query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None, dropout_p: float, **_: object) -> Tensor:
