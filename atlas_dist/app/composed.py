@@ -62,7 +62,7 @@ class ComposedRun:
         """For the ledger's first entry."""
         from atlas_dist.coordinator.expand import specification_of_rows
 
-        return specification_of_rows(self.rows)
+        return specification_of_rows(self.rows, self.plan())
 
     def no_such_run(self) -> ConfigError:
         """For whoever looks at a run that never began."""

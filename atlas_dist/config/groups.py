@@ -285,6 +285,11 @@ class SequenceConfig(Section):
     evaluate_every: int = Field(default=1, ge=1)
     """Score every task so far after every so many tasks, and after the last; a task is always scored right after it was learnt.
     With 1 the evaluations grow with the square of the tasks."""
+    recheck: int = Field(default=256, ge=0)
+    """Samples on which an old task is proved to answer as in its first full pass, to the last bit, and is read in the latest
+    view; 0 = all. A fixed choice for each split; a split that has no more is read whole."""
+    latest_in_full: bool = False
+    """Read the latest view on all samples whatever `recheck` says."""
 
     @property
     def all_orders(self) -> list[list[str]]:
