@@ -115,11 +115,18 @@ def _planned(spec: TaskSpec, task: TaskConfig, train: TrainConfig, method: Metho
 
 def numerics_of(train: TrainConfig) -> dict[str, Any]:
     """What of `train` may change a result at equal budgets. What is off is not named: older results stay facts."""
-    numerics: dict[str, Any] = {"version": NUMERICS_VERSION, "precision": train.precision.value}
+    numerics: dict[str, Any] = {"version": NUMERICS_VERSION, "precision": _decided(train)}
     if train.precision is Precision.BF16:
         # Scores of attention are rounded alike whether or not a batch happens to have padding; once they were not.
         numerics["bf16"] = 2
     return numerics | {name: True for name in ("compile", "tf32") if getattr(train, name)}
+
+
+def _decided(train: TrainConfig) -> str:
+    """Raises ConfigError: nobody has decided yet, and neither a key nor a record may depend on the machine that asks."""
+    if train.precision is Precision.AUTO:
+        raise ConfigError("train.precision=auto is not decided yet.", fix="Set train.precision=fp32 or bf16.")
+    return train.precision.value
 
 
 def specification(config: RunConfig, sizes: Mapping[str, int] | None = None) -> dict[str, Any]:
@@ -138,6 +145,7 @@ def specification(config: RunConfig, sizes: Mapping[str, int] | None = None) -> 
     if not lasting["backbone"]["architecture"]:
         lasting["backbone"].pop("architecture")
     lasting["train"] = {name: tree["train"][name] for name in ("precision", "budget", "stage1", "stage2", "both")}
+    lasting["train"]["precision"] = _decided(config.train)
     for holder in (*rows, *lasting["tasks"].values(), lasting["train"]):
         _without_later(holder)
     _without_unset(lasting["train"], "both")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import ray
@@ -10,9 +11,10 @@ from ray.exceptions import GetTimeoutError
 from ray.util.placement_group import placement_group_table
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from atlas_dist.calibrate import Speeds, measured
 from atlas_dist.config import RunConfig
 from atlas_dist.coordinator.preflight_cluster import NodeReport, NodeResources, check_nodes, token
-from atlas_dist.errors import AtlasError
+from atlas_dist.errors import AtlasError, ConfigError
 from atlas_dist.packages import compiler, cpu_only, cuda_of_torch, missing, nvidia_driver, versions
 from atlas_dist.runs.stores import open_run_store
 
@@ -52,7 +54,10 @@ def check_cluster_nodes(config: RunConfig) -> None:
     nodes = [n for n in _nodes() if _of(n, "CPU") >= config.cluster.cpus_per_worker and _of(n, "GPU") >= config.cluster.gpus]
     place = (config.store.url, config.store.endpoint_url, config.store.region)
     with token(open_run_store(config)) as seen:
-        pending = [(n["NodeManagerAddress"], _on(n["NodeID"]).remote(n["NodeManagerAddress"], place, seen)) for n in nodes]
+        pending = [
+            (n["NodeManagerAddress"], _on(n["NodeID"], 0, _report_from).remote(n["NodeManagerAddress"], place, seen))
+            for n in nodes
+        ]
         if pending:
             ray.wait([reference for _, reference in pending], num_returns=len(pending), timeout=REPORT_S)
         reports = [_answer(name, reference) for name, reference in pending]
@@ -60,10 +65,27 @@ def check_cluster_nodes(config: RunConfig) -> None:
     check_nodes(reports, here, gpus=bool(config.cluster.gpus), compiles=config.train.compile)
 
 
-def _on(node: str) -> Any:
-    """`_report_from` as a task that runs on that node or not at all."""
+def speeds_of_nodes(config: RunConfig) -> list[tuple[str, Speeds]]:
+    """What each node that may get a worker measures (calibrate.py). Raises ConfigError: a node does not answer."""
+    nodes = [n for n in _nodes() if _of(n, "CPU") >= config.cluster.cpus_per_worker and _of(n, "GPU") >= config.cluster.gpus]
+    pending = [(n["NodeManagerAddress"], _on(n["NodeID"], min(1, config.cluster.gpus), measured).remote()) for n in nodes]
+    found = []
+    for name, reference in pending:
+        try:
+            found.append((name, ray.get(reference, timeout=REPORT_S)))
+        except Exception as error:  # Ray's errors have no common base worth naming
+            raise ConfigError(
+                f"train.precision=auto could not be measured on {name}: {type(error).__name__}.",
+                fix="Set train.precision=fp32 or bf16.",
+                retry=True,
+            ) from error
+    return found
+
+
+def _on(node: str, gpus: int, todo: Callable[..., Any]) -> Any:
+    """`todo` as a task that runs on that node or not at all."""
     strategy = NodeAffinitySchedulingStrategy(node_id=node, soft=False)
-    return ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=strategy)(_report_from)
+    return ray.remote(num_cpus=0, num_gpus=gpus, max_retries=0, scheduling_strategy=strategy)(todo)
 
 
 def _report_from(name: str, place: tuple[str, str, str], seen: str) -> NodeReport:
