@@ -64,7 +64,7 @@ def _seconds(where: str, precision: Precision, budget_s: float) -> float:
     up, down = (torch.randn(shape, device=where).to(stored) for shape in ((_INNER, _WIDTH), (_WIDTH, _INNER)))
     tokens = torch.randn(_ROWS, _WIDTH, device=where, requires_grad=True)
     fastest, until = math.inf, time.perf_counter() + budget_s
-    while time.perf_counter() < until:
+    while fastest == math.inf or time.perf_counter() < until:
         began = time.perf_counter()
         with torch.autocast(where, torch.bfloat16, enabled=precision is Precision.BF16):
             hidden = torch.nn.functional.gelu(torch.nn.functional.linear(tokens, up))

@@ -368,10 +368,9 @@ def growth(sizes: list[tuple[int, int]]) -> None:
 
 def scoring(cases: list[tuple[int, int]], split: int, sample_s: float) -> None:
     """What the evaluations of a whole plan read, with `sequence.recheck` off and on, for (tasks, `sequence.evaluate_every`)."""
-    print(
-        f"\n| tasks | evaluate_every | evaluations | samples read, recheck=0 | recheck=256 | hours of scoring, before | after |"
-        f"   splits of {split:,} samples, {1000 * sample_s:g} ms a sample\n|---|---|---|---|---|---|---|"
-    )
+    print(f"\nsplits of {split:,} samples, {1000 * sample_s:g} ms a sample and view")
+    print("| tasks | evaluate_every | evaluations | samples read, recheck=0 | recheck=256 | hours of scoring, before | after |")
+    print("|---|---|---|---|---|---|---|")
     for tasks, every in cases:
         read = []
         for recheck in (0, 256):
