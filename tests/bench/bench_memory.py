@@ -1,7 +1,7 @@
 """Peak memory of a run's processes: `python -m tests.bench.bench_memory` (some minutes; `--status` for the ledger alone).
 
 A demo worker, the coordinator and the driver of a real run, as the kernel counts them (VmHWM), and `atlas-dist status` on a
-ledger of 10,000 records: dispatch and commit of every job of 24 orders under 16 seeds.
+ledger of 12,298 records: dispatch and commit of every job of 24 orders under 16 seeds.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def main() -> None:
     """Measure, print tables in Markdown."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--status", action="store_true", help="the ledger alone, no run")
-    parser.add_argument("--seeds", type=int, default=16, help="320 jobs a seed")
+    parser.add_argument("--seeds", type=int, default=16, help="384 jobs a seed")
     parser.add_argument("words", nargs="*", default=["demo"], help="what to run: `demo`, or settings")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="atlas-memory-") as name:
