@@ -15,8 +15,9 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from atlas_dist.app.composed import compose_run
 from atlas_dist.cli.processes import Part, RunProcess
+
+from atlas_dist.app.composed import compose_run
 from atlas_dist.core.keys import sha256_hex
 from atlas_dist.core.ledger import GENESIS, Entry
 from atlas_dist.core.plan import Plan
