@@ -122,11 +122,11 @@ def fault_of_device(name: str = "cuda:0") -> str:
 
 def nccl_of_torch() -> str:
     """The NCCL that torch was built with, as 2.27.5; "" when without."""
+    if not cuda_of_torch():
+        return ""
     import torch
 
-    if not torch.cuda.is_available():
-        return ""
-    return ".".join(map(str, torch.cuda.nccl.version()))
+    return ".".join(map(str, torch.cuda.nccl.version()))  # type: ignore[no-untyped-call]
 
 
 def driver_too_old(driver: str, cuda: str) -> int:

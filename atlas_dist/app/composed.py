@@ -48,6 +48,14 @@ class ComposedRun:
         beside = Path(f"report-{self.config.run}") if "://" in url else Path(url).parent / f"report-{self.config.run}"
         return Path(self.config.report) if self.config.report else beside
 
+    @cached_property
+    def decided(self) -> ComposedRun:
+        """The same with `train.precision=auto` decided: as the run recorded it, else by what this machine can do. Raises
+        ConfigError, StoreError."""
+        from atlas_dist.app.precision import decided
+
+        return decided(self)
+
     def plan(self) -> Plan:
         """All jobs, laid out once. Raises ConfigError, DataError."""
         return self._plan
@@ -56,13 +64,13 @@ class ComposedRun:
     def _plan(self) -> Plan:
         from atlas_dist.coordinator.expand import expand_rows
 
-        return expand_rows(self.rows)
+        return expand_rows(self.decided.rows)
 
     def specification(self) -> dict[str, Any]:
         """For the ledger's first entry."""
         from atlas_dist.coordinator.expand import specification_of_rows
 
-        return specification_of_rows(self.rows)
+        return specification_of_rows(self.decided.rows, self.plan())
 
     def no_such_run(self) -> ConfigError:
         """For whoever looks at a run that never began."""

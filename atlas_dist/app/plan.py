@@ -52,8 +52,9 @@ def plan(*settings: Settings, many: bool = False) -> PlannedRun:
         ConfigError, DataError, StoreError: whatever a run would trip over.
     """
     composed_run = compose_run(*settings, many=many)
-    config, store = composed_run.config, composed_run.store
     with restored_process():
+        composed_run = composed_run.decided
+        config, store = composed_run.config, composed_run.store
         jobs = composed_run.plan()
         state, _ = load_run(store, config.run)
         outlook = forecast_run(config, jobs, state, store)

@@ -21,6 +21,7 @@ from atlas_dist.app.events import (
 )
 from atlas_dist.app.observers import observer_for
 from atlas_dist.app.plan import plan
+from atlas_dist.app.precision import decided_by_nodes
 from atlas_dist.app.process import restored_process
 from atlas_dist.app.report import Report, make_tracker_sync, write_pages
 from atlas_dist.clock import SystemClock
@@ -96,9 +97,10 @@ class RunSession:
     """One start of a run: what was composed, and who hears of it."""
 
     def __init__(self, composed_run: ComposedRun, observer: Observer | None, *, quiet: bool = False) -> None:
+        self.observer = observer or observer_for(composed_run.config, quiet=quiet)
+        check_place(composed_run.config, Path.cwd())  # before the shards are looked for: in a folder of Ray's own there are none
+        composed_run, self.precision = decided_by_nodes(composed_run)
         self.composed_run, self.config, self.store = composed_run, composed_run.config, composed_run.store
-        self.observer = observer or observer_for(self.config, quiet=quiet)
-        check_place(self.config, Path.cwd())  # before the shards are looked for: in a folder of Ray's own there are none
         self.plan = composed_run.plan()
 
     def check_report_folder(self) -> None:
@@ -156,7 +158,7 @@ class RunSession:
                 tensorboard=self.composed_run.folder / "tensorboard",
             )
         )
-        for hint in filter(None, (placed, slow_products(config))):
+        for hint in filter(None, (placed, self.precision, slow_products(config))):
             self.observer(Advice(hint))
         if (stage := config.train.zero_stage) and config.train.checkpoint_every:
             self.observer(Advice(f"ZeRO stage {stage}: no checkpoints within a stage; an interrupted stage starts over."))

@@ -46,6 +46,8 @@ class JobStanding:
     """Of the attempt under way, at its own pace; None = not known."""
     score: float | None
     """In percent; None = not committed."""
+    samples: tuple[int, int] | None
+    """Of an evaluation that reads a fixed sample: (how many, of how many); None = it reads all, or learns."""
     adopted_from: str
     """Run whose result it is; "" = this one's."""
     waits_for: tuple[str, ...]
@@ -75,6 +77,8 @@ class Standing:
     """Job key -> what people call it."""
     seconds_left: float | None
     """Estimated from what finished stages took; None when nothing comparable has finished."""
+    rechecked: Mapping[str, tuple[int, int]]
+    """Task -> (samples that are read again after later tasks, samples of its split); whole splits are not there."""
 
 
 def status(*settings: Settings, many: bool = False) -> Standing:
@@ -110,6 +114,7 @@ def read_standing(composed_run: ComposedRun) -> Standing:
         decisions=tuple(entries[-LAST_DECISIONS:]),
         labels={key: job.label for key, job in plan.jobs.items()},
         seconds_left=_seconds_left(plan, state),
+        rechecked=plan.rechecked,
     )
 
 
@@ -129,6 +134,7 @@ def _job(
         curve={"step": curve[-1].step, **curve[-1].values} if curve else {},
         seconds_left=seconds_left([(point.at, point.step) for point in curve], total) if total else None,
         score=result_of(now.committed).known_score if now.committed else None,
+        samples=(min(job.samples.values()), job.split_samples) if job.samples else None,
         adopted_from=now.adopted_from,
         waits_for=tuple(missing_parents(plan, state, key)),
         masked=masked_sentence(job.label, [result_of(now.committed)] if now.committed else []),

@@ -53,6 +53,7 @@ def as_document(standing: Standing) -> dict[str, Any]:
         "committed": status.committed,
         "total": status.total,
         "seconds_left": standing.seconds_left,
+        "rechecked": standing.rechecked,
         "tasks": [
             {
                 "sequence": t.sequence,
@@ -83,6 +84,9 @@ def _print(standing: Standing, out: Console) -> None:
         waits = f", waits for {task.waits_for}" if task.waits_for and not status.done else ""
         committed = f", {task.committed}" if task.committed else ""
         out.print(f"  {task.sequence}  {task.task}: {task.state.value}{waits}{committed}", markup=False, soft_wrap=True)
+    if standing.rechecked:
+        parts = [f"{read:,} of {of:,} ({task})" for task, (read, of) in standing.rechecked.items()]
+        out.print(f"  read again after later tasks, a fixed sample: {', '.join(parts)}", markup=False, soft_wrap=True)
     for name, pool in standing.pools.items() if not status.done else ():
         out.print(f"  pool {name}: {pool.workers} of {pool.of} workers, {pool.standing}", markup=False)
     for job in standing.jobs:

@@ -27,6 +27,8 @@ class Section(BaseModel):
 class Precision(StrEnum):
     """Arithmetic of the matrix products; parameters, optimizer and statistics stay in float32."""
 
+    AUTO = "auto"
+    """Whichever is faster where the run begins (calibrate.py); the run then has that one for ever."""
     FP32 = "fp32"
     BF16 = "bf16"
 
@@ -285,6 +287,11 @@ class SequenceConfig(Section):
     evaluate_every: int = Field(default=1, ge=1)
     """Score every task so far after every so many tasks, and after the last; a task is always scored right after it was learnt.
     With 1 the evaluations grow with the square of the tasks."""
+    recheck: int = Field(default=256, ge=0)
+    """Samples on which an old task is proved to answer as in its first full pass, to the last bit, and is read in the latest
+    view; 0 = all. A fixed choice for each split; a split that has no more is read whole."""
+    latest_in_full: bool = False
+    """Read the latest view on all samples whatever `recheck` says."""
 
     @property
     def all_orders(self) -> list[list[str]]:
@@ -301,8 +308,9 @@ class TrainConfig(Section):
     """Ranks that a pool goes on with when nodes are lost, until there is room for all again; 0 = `workers`: it waits for room."""
     micro_batch: int = Field(default=0, ge=0)
     """Samples a rank per forward pass; 0 = the rank's whole share. Smaller ones are accumulated to the same global batch."""
-    precision: Precision = Precision.FP32
-    """Of the matrix products; parameters, optimizer state and statistics stay in float32."""
+    precision: Precision = Precision.AUTO
+    """Of the matrix products; parameters, optimizer state and statistics stay in float32. `auto`: bf16 where half a second of
+    trying finds it faster on the workers' nodes, else fp32; recorded with the run, and never another one within it."""
     zero_stage: Literal[0, 1, 2, 3] = 0
     """DeepSpeed ZeRO stage. Adapters are small: 0 unless the backbone does not fit."""
     activation_checkpointing: bool = False

@@ -4,6 +4,7 @@ found here, before any worker starts."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from functools import cache, partial
 from typing import Any
 
@@ -53,7 +54,9 @@ def expand_rows(rows: Mapping[str, RunConfig]) -> Plan:
         _check_image_types(config, backbone.architecture)
         _check_targets(config, backbone.model)
     specs = {row: {name: packed_task(config, name, read) for name in used_tasks(config)} for row, config in rows.items()}
-    return lay_out(rows, specs, backbone.digest)
+    scored = [(task.dataset, task.scored) for known in specs.values() for task in known.values()]
+    sizes = {manifest.digest: manifest.samples for manifest in (read(*split) for split in scored)}
+    return lay_out(rows, specs, backbone.digest, sizes)
 
 
 def used_tasks(config: RunConfig) -> list[str]:
@@ -61,20 +64,26 @@ def used_tasks(config: RunConfig) -> list[str]:
     return sorted({t for order in config.sequence.all_orders for t in order} | set(config.sequence.downstream))
 
 
-def lay_out(rows: Mapping[str, RunConfig], specs: Mapping[str, Mapping[str, TaskSpec]], backbone_digest: str) -> Plan:
+def lay_out(
+    rows: Mapping[str, RunConfig],
+    specs: Mapping[str, Mapping[str, TaskSpec]],
+    backbone_digest: str,
+    sizes: Mapping[str, int],
+) -> Plan:
     """The plan of rows on data and a backbone that are known by their digests.
 
     Args:
         specs: row -> name of each task that it uses -> what the task is.
+        sizes: digest of a split that scores -> its samples. Splits that are not there are read whole every time.
 
     Raises:
         ConfigError: as `expand`.
     """
     common = Common(backbone_digest, numerics=numerics_of(next(iter(rows.values())).train))
-    return make_plan([spec for row, config in rows.items() for spec in _sequences(row, config, specs[row])], common)
+    return make_plan([spec for row, config in rows.items() for spec in _sequences(row, config, specs[row], sizes)], common)
 
 
-def _sequences(row: str, config: RunConfig, specs: Mapping[str, TaskSpec]) -> Iterator[SequenceSpec]:
+def _sequences(row: str, config: RunConfig, specs: Mapping[str, TaskSpec], sizes: Mapping[str, int]) -> Iterator[SequenceSpec]:
     methods = {name: _method(config, variant) for name, variant in config.variants.items()}
     references = References(
         **{what: _method(config, requested) for what, requested in config.references if requested is not None}
@@ -82,7 +91,12 @@ def _sequences(row: str, config: RunConfig, specs: Mapping[str, TaskSpec]) -> It
     for variant, method in methods.items():
         asked = config.variants[variant]
         base = make_method(asked.name, asked.settings).budget
-        tasks = {name: _planned(spec, config.tasks[name], config.train, asked, base) for name, spec in specs.items()}
+        tasks = {
+            name: replace(
+                _planned(spec, config.tasks[name], config.train, asked, base), scored_samples=sizes.get(spec.scored_digest, 0)
+            )
+            for name, spec in specs.items()
+        }
         variant_name = "-".join(part for part in (row, variant if config.compare else "") if part)
         for seed in config.seeds:
             for number, order in enumerate(config.sequence.all_orders):
@@ -95,6 +109,8 @@ def _sequences(row: str, config: RunConfig, specs: Mapping[str, TaskSpec]) -> It
                     references=references,
                     variant=variant_name or variant,
                     evaluate_every=config.sequence.evaluate_every,
+                    recheck=config.sequence.recheck,
+                    latest_in_full=config.sequence.latest_in_full,
                 )
 
 
@@ -104,16 +120,28 @@ def _planned(spec: TaskSpec, task: TaskConfig, train: TrainConfig, method: Metho
 
 def numerics_of(train: TrainConfig) -> dict[str, Any]:
     """What of `train` may change a result at equal budgets. What is off is not named: older results stay facts."""
-    numerics: dict[str, Any] = {"version": NUMERICS_VERSION, "precision": train.precision.value}
+    numerics: dict[str, Any] = {"version": NUMERICS_VERSION, "precision": _decided(train)}
     if train.precision is Precision.BF16:
         # Scores of attention are rounded alike whether or not a batch happens to have padding; once they were not.
         numerics["bf16"] = 2
     return numerics | {name: True for name in ("compile", "tf32") if getattr(train, name)}
 
 
-def specification(config: RunConfig) -> dict[str, Any]:
+def _decided(train: TrainConfig) -> str:
+    """Raises ConfigError: nobody has decided yet, and neither a key nor a record may depend on the machine that asks."""
+    if train.precision is Precision.AUTO:
+        raise ConfigError("train.precision=auto is not decided yet.", fix="Set train.precision=fp32 or bf16.")
+    return train.precision.value
+
+
+def specification(config: RunConfig, sizes: Mapping[str, int] | None = None) -> dict[str, Any]:
     """What makes a run this run, for the ledger's first entry: where it lies and how many workers it has may change between
-    submissions."""
+    submissions.
+
+    Args:
+        sizes: digest of a split that the plan does not read whole every time -> its samples: with them the plan can be laid out
+            again where the data are out of reach.
+    """
     tree = config.model_dump(mode="json")
     rows = [tree["method"], *tree["compare"].values(), *filter(None, tree["references"].values())]
     for row in rows:
@@ -122,6 +150,7 @@ def specification(config: RunConfig) -> dict[str, Any]:
     if not lasting["backbone"]["architecture"]:
         lasting["backbone"].pop("architecture")
     lasting["train"] = {name: tree["train"][name] for name in ("precision", "budget", "stage1", "stage2", "both")}
+    lasting["train"]["precision"] = _decided(config.train)
     for holder in (*rows, *lasting["tasks"].values(), lasting["train"]):
         _without_later(holder)
     _without_unset(lasting["train"], "both")
@@ -138,6 +167,13 @@ def specification(config: RunConfig) -> dict[str, Any]:
     # What a run may be asked for in addition is named where it is: older runs keep the specification that they began with.
     if config.sequence.evaluate_every == 1:
         lasting["sequence"].pop("evaluate_every")
+    # What concerns only splits that are read in part says nothing where there is none, and 0.1 read them all whole.
+    if sizes:
+        lasting["split_samples"] = dict(sizes)
+    else:
+        lasting["sequence"].pop("recheck")
+    if not sizes or not config.sequence.latest_in_full:
+        lasting["sequence"].pop("latest_in_full")
     references = {name: row for name, row in tree["references"].items() if row is not None}
     requested = {"compare": tree["compare"], "only": tree["only"], "references": references}
     lasting |= {name: value for name, value in requested.items() if value}
@@ -169,11 +205,12 @@ def _without_unset(tree: dict[str, Any], name: str) -> None:
         tree.pop(name)
 
 
-def specification_of_rows(rows: Mapping[str, RunConfig]) -> dict[str, Any]:
+def specification_of_rows(rows: Mapping[str, RunConfig], plan: Plan) -> dict[str, Any]:
     """The same of a sweep: that of every row, and what readers of any run look for at the top."""
+    sizes = {job.task.scored_digest: job.split_samples for job in plan.jobs.values() if job.samples}
     if list(rows) == [""]:
-        return specification(rows[""])
-    each = {row: specification(config) for row, config in rows.items()}
+        return specification(rows[""], sizes)
+    each = {row: specification(config, sizes) for row, config in rows.items()}
     first = next(iter(each.values()))
     return {"rows": each, "backbone": first["backbone"], "train": {"precision": first["train"]["precision"]}}
 

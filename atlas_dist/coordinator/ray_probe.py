@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -11,9 +12,10 @@ from ray.exceptions import GetTimeoutError
 from ray.util.placement_group import placement_group_table
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from atlas_dist.calibrate import Speeds, measured
 from atlas_dist.config import RunConfig
 from atlas_dist.coordinator.preflight_cluster import NodeReport, NodeResources, check_nodes, token
-from atlas_dist.errors import AtlasError
+from atlas_dist.errors import AtlasError, ConfigError
 from atlas_dist.packages import (
     compiler,
     cpu_only,
@@ -64,31 +66,50 @@ def check_cluster_nodes(config: RunConfig) -> None:
     nodes = [n for n in _nodes() if _of(n, "CPU") >= config.cluster.cpus_per_worker and _of(n, "GPU") >= config.cluster.gpus]
     place = (config.store.url, config.store.endpoint_url, config.store.region)
     with token(open_run_store(config)) as seen:
-        pending = [(n["NodeManagerAddress"], _on(n["NodeID"]).remote(n["NodeManagerAddress"], place, seen)) for n in nodes]
+        pending = [
+            (n["NodeManagerAddress"], _on(n["NodeID"], 0, _report_from).remote(n["NodeManagerAddress"], place, seen))
+            for n in nodes
+        ]
         if pending:
             ray.wait([reference for _, reference in pending], num_returns=len(pending), timeout=REPORT_S)
         reports = [_answer(name, reference) for name, reference in pending]
         if config.cluster.gpus:
             tried = _tried_gpus([n["NodeID"] for n in nodes])
-            reports = [replace(report, **tried.get(node["NodeID"], {})) for report, node in zip(reports, nodes, strict=True)]
+            found = [tried.get(node["NodeID"], ("", "")) for node in nodes]
+            reports = [replace(r, gpu_fault=fault, nccl=nccl) for r, (fault, nccl) in zip(reports, found, strict=True)]
     here = NodeReport("driver", versions=tuple(versions().items()))
     check_nodes(reports, here, gpus=bool(config.cluster.gpus), compiles=config.train.compile)
 
 
-def _on(node: str) -> Any:
-    """`_report_from` as a task that runs on that node or not at all."""
+def speeds_of_nodes(config: RunConfig) -> list[tuple[str, Speeds]]:
+    """What each node that may get a worker measures (calibrate.py). Raises ConfigError: a node does not answer."""
+    nodes = [n for n in _nodes() if _of(n, "CPU") >= config.cluster.cpus_per_worker and _of(n, "GPU") >= config.cluster.gpus]
+    pending = [(n["NodeManagerAddress"], _on(n["NodeID"], min(1, config.cluster.gpus), measured).remote()) for n in nodes]
+    found = []
+    for name, reference in pending:
+        try:
+            found.append((name, ray.get(reference, timeout=REPORT_S)))
+        except Exception as error:  # Ray's errors have no common base worth naming
+            raise ConfigError(
+                f"train.precision=auto could not be measured on {name}: {type(error).__name__}.",
+                fix="Set train.precision=fp32 or bf16.",
+                retry=True,
+            ) from error
+    return found
+
+
+def _on(node: str, gpus: int, todo: Callable[..., Any]) -> Any:
+    """`todo` as a task that runs on that node or not at all."""
     strategy = NodeAffinitySchedulingStrategy(node_id=node, soft=False)
-    return ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=strategy)(_report_from)
+    return ray.remote(num_cpus=0, num_gpus=gpus, max_retries=0, scheduling_strategy=strategy)(todo)
 
 
-def _tried_gpus(nodes: list[str]) -> dict[str, dict[str, str]]:
-    """Node -> what a task with a GPU found there. A node whose GPUs are all taken at the moment is left out: whoever has them
-    computes with them."""
+def _tried_gpus(nodes: list[str]) -> dict[str, tuple[str, str]]:
+    """Node -> (fault, NCCL) that a task with a GPU found there. A node whose GPUs are all taken at the moment is left out:
+    whoever has them computes with them."""
     pending = {}
     for node in nodes:
-        strategy = NodeAffinitySchedulingStrategy(node_id=node, soft=False)
-        task = ray.remote(num_cpus=0, num_gpus=1, max_retries=0, scheduling_strategy=strategy)(_try_gpu)
-        pending[task.remote()] = node
+        pending[_on(node, 1, _try_gpu).remote()] = node
     done, late = ray.wait(list(pending), num_returns=len(pending), timeout=GPU_S) if pending else ([], [])
     for reference in late:
         ray.cancel(reference, force=True)
@@ -98,7 +119,7 @@ def _tried_gpus(nodes: list[str]) -> dict[str, dict[str, str]]:
             fault, nccl = ray.get(reference)
         except Exception as error:  # a driver that takes the process with it
             fault, nccl = f"the process that tried it died: {type(error).__name__}", ""
-        found[pending[reference]] = {"gpu_fault": fault, "nccl": nccl}
+        found[pending[reference]] = (fault, nccl)
     return found
 
 

@@ -35,12 +35,14 @@ def recall(state: RunState, known: Mapping[str, TaskSpec], backbone_digest: str,
             f"Run {state.run} is an imported bank: it has results, but no plan.", fix="Name the run that learnt it."
         )
     # A sweep recorded the settings of each of its rows.
-    rows = {row: _configured(spec, state.run) for row, spec in state.spec.get("rows", {"": state.spec}).items()}
+    recorded = state.spec.get("rows", {"": state.spec})
+    rows = {row: _configured(spec, state.run) for row, spec in recorded.items()}
+    sizes = {digest: samples for spec in recorded.values() for digest, samples in spec.get("split_samples", {}).items()}
     specs = {
         row: {name: known.get(name) or _looked_up(config, name, shards, state.run) for name in used_tasks(config)}
         for row, config in rows.items()
     }
-    plan = lay_out(rows, specs, backbone_digest or configured_backbone(next(iter(rows.values()))).digest)
+    plan = lay_out(rows, specs, backbone_digest or configured_backbone(next(iter(rows.values()))).digest, sizes)
     if plan.digest != state.plan_digest:
         raise DataError(
             f"Run {state.run} cannot be laid out again: its ledger says another plan than this version makes of its settings.",
@@ -51,7 +53,8 @@ def recall(state: RunState, known: Mapping[str, TaskSpec], backbone_digest: str,
 
 def _configured(spec: Mapping[str, Any], run: str) -> RunConfig:
     """The recorded settings as a configuration. Places and the number of workers are not recorded and mean nothing here."""
-    tree = {**spec, "run": run, "train": {**spec.get("train", {}), "workers": 1}}
+    tree = {name: part for name, part in spec.items() if name != "split_samples"}
+    tree |= {"run": run, "train": {**spec.get("train", {}), "workers": 1}}
     tree |= {"method": _named(spec["method"])} if "method" in spec else {}
     tree |= {part: {name: _named(row) for name, row in spec[part].items()} for part in ("compare", "references") if part in spec}
     try:

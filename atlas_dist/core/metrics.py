@@ -47,15 +47,15 @@ def average_accuracy(matrix: Matrix) -> float:
     return fmean(final(matrix))
 
 
-def backward_transfer(matrix: Matrix) -> float:
+def backward_transfer(matrix: Matrix, before: Sequence[float] | None = None) -> float:
     """Mean over the tasks before the last of `R[last][j] - R[j][j]`; negative = forgetting (Lopez-Paz & Ranzato 2017).
 
-    0 for a single task.
+    0 for a single task. `before`: each task right after it was learnt, on the samples of the last row; None = the diagonal.
 
     >>> backward_transfer([[80.0], [60.0, 70.0]])
     -20.0
     """
-    pairs = list(zip(final(matrix), learnt(matrix), strict=True))[:-1]
+    pairs = list(zip(final(matrix), learnt(matrix) if before is None else before, strict=True))[:-1]
     return fmean(after - before for after, before in pairs) if pairs else 0.0
 
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from atlas_dist.core.keys import digest_of
-from atlas_dist.core.task_jobs import Common, JobGraph, PlannedTask, TaskJobs
+from atlas_dist.core.task_jobs import Common, JobGraph, PlannedTask, Recheck, TaskJobs
 from atlas_dist.core.types import AuxiliaryTask, JobKind, MethodSpec, Stage, StageJob, TaskSpec, View
 from atlas_dist.errors import ConfigError
 
@@ -49,6 +49,10 @@ class SequenceSpec:
     """What a comparison calls the method with its settings; "" = the method's name."""
     evaluate_every: int = 1
     """The whole bank is scored after every so many tasks, and after the last; each task always right after it was learnt."""
+    recheck: int = 0
+    """Samples on which an old task is proved, and read in the latest view, after its first full pass; 0 = all."""
+    latest_in_full: bool = False
+    """The latest view is read on all samples whatever `recheck` says."""
 
     def whole_bank(self, position: int) -> bool:
         """Whether every task so far is scored again after the upstream task at `position`."""
@@ -91,6 +95,11 @@ class Plan:
         """Every task of the plan by name, also those that a job learns beside its own."""
         known = {auxiliary.task.name: auxiliary.task for job in self.jobs.values() for auxiliary in job.auxiliary_tasks}
         return known | {job.task.name: job.task for job in self.jobs.values()}
+
+    @cached_property
+    def rechecked(self) -> dict[str, tuple[int, int]]:
+        """Tasks that are proved again on a fixed sample: name -> (samples that are read, samples of the split)."""
+        return {job.task.name: (min(job.samples.values()), job.split_samples) for job in self.jobs.values() if job.samples}
 
     def behind(self, sequence: SequenceJobs) -> set[str]:
         """Every job that a sequence needs: its own scores and stages, and what they build on."""
@@ -148,7 +157,7 @@ class _Sequences:
             downstream.append(jobs)
             label = f"{spec.name}/transfer eval {task.spec.name}"
             transfers[task.spec.name] = self.graph.evaluate(
-                spec.method, spec.seed, task.spec, jobs, jobs, jobs.bank, label, TRANSFER_EVALUATION
+                spec.method, spec.seed, task, jobs, jobs, jobs.bank, label, TRANSFER_EVALUATION
             )
         return SequenceJobs(
             name=spec.name,
@@ -177,10 +186,11 @@ class _Sequences:
                 chain.bank = (*chain.bank, jobs.adapter)
             chain.learnt.append(jobs)
             for j in range(i + 1) if spec.whole_bank(i) else (i,):
-                old = chain.learnt[j]
+                old, first = chain.learnt[j], chain.evaluations.get((j, j), "")
                 label = f"{spec.name}/{i + 1} eval {old.task}"
+                chosen = Recheck(first, spec.recheck, spec.latest_in_full)
                 chain.evaluations[i, j] = self.graph.evaluate(
-                    spec.method, spec.seed, spec.upstream[j].spec, old, jobs, chain.bank, label, EVALUATION
+                    spec.method, spec.seed, spec.upstream[j], old, jobs, chain.bank, label, EVALUATION, chosen
                 )
         return chain
 
@@ -192,8 +202,8 @@ class _Sequences:
         chain = _Chain(learnt=[replace(joint, task=t.spec.name) for t in spec.upstream])
         for i, _ in enumerate(spec.upstream):
             for j in range(i + 1):
-                task, jobs = spec.upstream[j].spec, chain.learnt[j]
-                label = f"{spec.name}/all eval {task.name}"
+                task, jobs = spec.upstream[j], chain.learnt[j]
+                label = f"{spec.name}/all eval {task.spec.name}"
                 chain.evaluations[i, j] = self.graph.evaluate(spec.method, spec.seed, task, jobs, jobs, (), label, EVALUATION)
         return chain
 
@@ -208,7 +218,7 @@ class _Sequences:
             jobs = self.graph.learn(method, spec.seed, task, (), [], label, REFERENCE)
             label = f"{spec.name}/{what} eval {task.spec.name}"
             scored[task.spec.name] = self.graph.evaluate(
-                method, spec.seed, task.spec, jobs, jobs, jobs.bank, label, REFERENCE_EVALUATION
+                method, spec.seed, task, jobs, jobs, jobs.bank, label, REFERENCE_EVALUATION
             )
         return scored
 

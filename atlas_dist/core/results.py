@@ -45,7 +45,8 @@ ADAPTER_FORMAT = "atlas-dist adapter 1"
 
 
 def predictions_file(view: View) -> str:
-    """An evaluation's answers in one view: `sample` int64 [n], `answer` int32 [n]."""
+    """An evaluation's answers in one view: `sample` int64 [n] ascending, `answer` int32 [n], `bits` uint8 [n, 16] (of each
+    sample's logits; 0.1 did not keep them)."""
     return f"predictions-{view.value}.safetensors"
 
 
@@ -165,6 +166,15 @@ class ViewResult:
     """Of every logit's bits in sample order."""
     effective_rank: float | None = None
     """Of the pooled outputs; None where it was not measured."""
+    of: int = 0
+    """Samples of the split, where only some were read; 0 = it was read whole."""
+    differing: int | None = None
+    """Samples that were read and not answered as in the task's first full pass, to the last bit; None = not compared so."""
+
+    def to_json(self) -> dict[str, Any]:
+        """As it is stored: what came after 0.1 only where it says something."""
+        unsaid = {"of": self.of == 0, "differing": self.differing is None}
+        return {f.name: getattr(self, f.name) for f in fields(self) if not unsaid.get(f.name)}
 
 
 @dataclass(frozen=True)
@@ -200,6 +210,10 @@ class EvalResult(Metrics):
             if name in known
         }
         return replace(super().from_json(raw), views=views)
+
+    def to_json(self) -> dict[str, Any]:
+        """As `Metrics.to_json`."""
+        return super().to_json() | {"views": {view.value: told.to_json() for view, told in self.views.items()}}
 
     def view(self, wanted: View) -> ViewResult | None:
         """A view's result; right after its own task the two views are the same model, scored once as the task view."""

@@ -34,6 +34,9 @@ LANE_BYTES = 512 << 20
 
 MAX_LANES = 64
 
+RECHECKED_SHARDS = 8
+"""Of so many shards a fixed sample is drawn, or of as many more as it takes."""
+
 
 @dataclass(frozen=True)
 class Shape:
@@ -100,6 +103,27 @@ def select_shots(samples: int, labels: NDArray[np.int32] | None, shots: float, s
     ends = np.cumsum(np.bincount(labels + 1))  # members of class -1, 0, 1, … end here
     chosen = [_smallest(keys, by_class[start:end], int(shots)) for start, end in itertools.pairwise(ends)]
     return np.sort(np.concatenate(chosen)) if chosen else np.empty(0, np.int64)
+
+
+def fixed_sample(counts: NDArray[np.int64], size: int) -> Ordinals | None:
+    """The samples of a split on which what is known of it is proved again: ascending ordinals, or None for all.
+
+    The same for ever for the same split: of a few of its shards, so that proving reads as little of a large split as it
+    computes; from these at random, since a split that others packed may be sorted by class.
+
+    Args:
+        counts: samples a shard, int64 [shards].
+        size: how many; 0 = all, as for a split that has no more.
+    """
+    if not size or counts.sum() <= size:
+        return None
+    first = np.r_[0, np.cumsum(counts)]
+    order = np.argsort(random_keys(0, np.arange(len(counts), dtype=np.uint64)), kind="stable")
+    enough = int(np.searchsorted(np.cumsum(counts[order]), size)) + 1
+    shards = order[: max(RECHECKED_SHARDS, enough)]
+    members = np.concatenate([np.arange(first[shard], first[shard + 1], dtype=np.int64) for shard in shards])
+    chosen = _smallest(random_keys(1, members.astype(np.uint64)), np.arange(len(members)), size)
+    return np.sort(members[chosen])
 
 
 def _smallest(keys: NDArray[np.uint64], members: NDArray[np.intp], count: int) -> Ordinals:
@@ -170,6 +194,10 @@ class Sampler:
     def ordinals(self) -> Ordinals:
         """The samples that an epoch visits, ascending."""
         return np.arange(self.samples, dtype=np.int64) if self._selected is None else self._selected
+
+    def visited(self, places: Ordinals) -> Ordinals:
+        """Places in the ascending run of the samples that an epoch visits -> their ordinals (-1 stays -1)."""
+        return places if self._selected is None else np.where(places < 0, -1, self._selected[places])
 
     def epoch_of(self, step: int) -> int:
         """Epoch of an absolute step."""

@@ -20,10 +20,30 @@ class PlannedTask:
     budgets: Mapping[Stage, Budget]
     both: Budget | None = None
     """Of a stage two that goes on from stage one, where several forms of a task are trained; None = as any stage two."""
+    scored_samples: int = 0
+    """Samples of the split that scores; 0 = not known, then it is always read whole."""
 
     def budget(self, stage: Stage) -> Budget:
         """A stage's budget; what stage one put together is distilled for as long as stage one took."""
         return self.budgets[Stage.ONE if stage is Stage.INIT else stage]
+
+
+@dataclass(frozen=True)
+class Recheck:
+    """How much of a split an evaluation reads that is not its task's first."""
+
+    first: str = ""
+    """The evaluation right after the task was learnt, which is proved ("" = there is none yet)."""
+    size: int = 0
+    """Samples, a fixed choice; 0 = all."""
+    latest_in_full: bool = False
+    """The latest view is read on all samples whatever `size` is."""
+
+    def samples(self, split: int) -> dict[View, int]:
+        """View -> how many of the `split` samples it is read on; {} = all of them in every view."""
+        if not self.first or not 0 < self.size < split:
+            return {}
+        return dict.fromkeys((View.TASK,) if self.latest_in_full else (View.TASK, View.LATEST), self.size)
 
 
 @dataclass(frozen=True)
@@ -173,12 +193,13 @@ class JobGraph:
         self,
         method: MethodSpec,
         seed: int,
-        task: TaskSpec,
+        task: PlannedTask,
         old: TaskJobs,
         newest: TaskJobs,
         bank: tuple[str, ...],
         label: str,
         priority: int,
+        recheck: Recheck = Recheck(),
     ) -> str:
         """Add the job that scores `old` on the bank, or with the backbone, after `newest` was learnt.
 
@@ -188,18 +209,23 @@ class JobGraph:
         shares = banked or method.shares_backbone
         seen = bank if banked else old.bank
         again = shares and newest.final != old.final
+        samples = recheck.samples(task.scored_samples) if again else {}
+        first = recheck.first if samples else ""
         job = StageJob(
             key="",
             kind=JobKind.EVAL,
-            task=task,
+            task=task.spec,
             method=method.stored,
             seed=seed,
-            parents=_unique((*seen, old.final, *((newest.final,) if shares else ()))),
+            parents=_unique((*seen, old.final, *((newest.final,) if shares else ()), *((first,) if first else ()))),
             bank=seen,
             model_from=old.final,
             views=(View.TASK, View.LATEST) if again else (View.TASK,),
             latest_from=newest.final if again else "",
             own_bank=len(old.bank),
+            samples=samples,
+            split_samples=task.scored_samples if samples else 0,
+            first_from=first,
             settings=method.settings,
             label=label,
             priority=priority,
@@ -221,6 +247,7 @@ def _identity(job: StageJob, method: MethodSpec, common: Common) -> dict[str, An
     auxiliary_tasks = [_named(auxiliary) for auxiliary in job.auxiliary_tasks]
     later: dict[str, Any] = {"trunk_from": job.backbone_from, "guests": auxiliary_tasks, "leaves": job.leaves}
     later |= {"candidates": job.candidates, "signature_from": job.signature_from, "bank_from": job.bank_from}
+    later |= {"samples": {view.value: count for view, count in job.samples.items()}, "first_from": job.first_from}
     # The low-shot choice once depended on the stage as well; results of that time must not be taken for today's.
     later["low_shot"] = 2 if any(task.shots for task in (job.task, *(auxiliary.task for auxiliary in job.auxiliary_tasks))) else 0
     return {

@@ -300,6 +300,13 @@ class StageJob:
     """Evaluation only: the job that holds the newest queries (the `latest` view uses them over all of `bank`)."""
     own_bank: int = 0
     """Evaluation only: how many adapters at the start of `bank` existed for the task itself (the `task` view)."""
+    samples: Mapping[View, int] = field(default_factory=dict)
+    """Evaluation only: view -> on how many samples of the split it is read, a fixed choice (core/sampling.py, fixed_sample); a
+    view that is not there is read on all of them."""
+    split_samples: int = 0
+    """Evaluation only: how many the split has, where `samples` names a view."""
+    first_from: str = ""
+    """Evaluation only: the full pass right after the task was learnt, which is proved here ("" = this is one)."""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Of the method: with its name, all that a worker needs to build it. One run may hold several methods."""
     backbone_from: str = ""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -184,6 +185,14 @@ def stored_form(data: bytes, size: int) -> tuple[str, bytes]:
     Raises:
         PictureError: the picture cannot be read.
     """
+    return _stored_once(data, size) if len(data) <= _REMEMBERED_BYTES else _stored(data, size)
+
+
+_REMEMBERED_BYTES = 16 << 10
+"""Pictures up to this size are remembered: a data set with many questions a picture names the same small ones again and again."""
+
+
+def _stored(data: bytes, size: int) -> tuple[str, bytes]:
     kind = sniff(data)
     pixels = decode_picture(data)
     if not size or (pixels.shape[1] <= size and pixels.shape[0] <= size):
@@ -194,6 +203,9 @@ def stored_form(data: bytes, size: int) -> tuple[str, bytes]:
     out = io.BytesIO()
     small.save(out, "JPEG", quality=JPEG_QUALITY, subsampling=0)
     return kind, out.getvalue()
+
+
+_stored_once = lru_cache(maxsize=1024)(_stored)
 
 
 def _png(image: Image.Image) -> bytes:

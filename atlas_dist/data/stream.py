@@ -95,8 +95,8 @@ class Stream:
         return iter(webdataset.DataPipeline(partial(self._training_plans, start_step, stop_step), self._locate))
 
     def validation(self) -> Iterator[RankBatch]:
-        """Every sample of the split exactly once over all ranks, in manifest order, with the same number of batches on every
-        rank."""
+        """Every sample that an epoch visits exactly once over all ranks, in manifest order, with the same number of batches on
+        every rank."""
         plans = [self._validation_plan(step) for step in range(self.validation_steps)]
         shards: dict[int, None] = {}
         for plan in plans:
@@ -113,7 +113,7 @@ class Stream:
     @property
     def validation_steps(self) -> int:
         """Batches of a validation, on every rank."""
-        return validation_steps(self._manifest.samples, self._sampler.global_batch, self._world)
+        return validation_steps(self._sampler.samples, self._sampler.global_batch, self._world)
 
     def stats(self) -> StreamStats:
         """What was read so far."""
@@ -152,8 +152,9 @@ class Stream:
             yield StepPlan(step, s.epoch_of(step), s.block_of(step), s.valid_at(step), ordinals)
 
     def _validation_plan(self, step: int) -> StepPlan:
-        samples, batch = self._manifest.samples, self._sampler.global_batch
-        ordinals = validation_at(samples, batch, step, self._rank, self._world)
+        samples, batch = self._sampler.samples, self._sampler.global_batch
+        places = validation_at(samples, batch, step, self._rank, self._world)
+        ordinals = self._sampler.visited(places)
         shards = self._shards_of(ordinals)
         valid = validation_valid(samples, batch, step, self._world)
         return StepPlan(step, 0, shards[0] if shards else len(self._manifest.shards), valid, ordinals)

@@ -42,7 +42,8 @@ def _show_sequence(sequence: SequenceFacts, console: Console, *, titled: bool) -
     if changed:
         console.print(f"[bold red]Predictions changed in the task view: {', '.join(changed)}[/bold red]")
     elif len(names) > 1 and sequence.complete:
-        console.print("Task view: every old task's predictions are bitwise equal after every later task.")
+        told = f"Task view: every old task's predictions are bitwise equal after every later task{sequence.proved_on}."
+        console.print(told, markup=False, soft_wrap=True)
     if any(task.tested for task in (*sequence.upstream, *sequence.downstream)):
         console.print(sequence.scored_on, markup=False, soft_wrap=True)
     _show_committed(sequence, console)

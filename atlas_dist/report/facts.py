@@ -6,7 +6,7 @@ Nothing here is computed by training; what has no result yet is None and shown a
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from statistics import fmean
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 from atlas_dist.core.ledger import Entry, JobState, JobStatus, RunState
 from atlas_dist.core.metrics import average_accuracy, backward_transfer, final, forgetting, learnt
 from atlas_dist.core.plan import Plan, SequenceJobs
+from atlas_dist.core.recheck import before_in, score_in
 from atlas_dist.core.results import ADAPTER_FILE, DETAILS_FILE, Details, EvalResult, SelectResult, TrainResult, result_of
 from atlas_dist.core.selection import Form
 from atlas_dist.core.task_jobs import TaskJobs
@@ -21,6 +22,7 @@ from atlas_dist.core.types import CommittedRef, StageJob, View
 from atlas_dist.errors import DataError
 from atlas_dist.packages import environment
 from atlas_dist.report.forecast import Compared
+from atlas_dist.report.later import effective_ranks, fingerprint, read_again
 from atlas_dist.report.timeline import Timeline, timeline
 from atlas_dist.store import artifacts
 from atlas_dist.store.curves import CurveReader, Point
@@ -127,7 +129,8 @@ class SequenceFacts:
     matrix: Mapping[str, tuple[tuple[Cell, ...], ...]]
     """view -> R[i][j] in percent, row i of length i + 1; None = not scored yet, or never to be (`skipped`)."""
     fingerprints: Mapping[str, tuple[str, ...]]
-    """task -> sha256 of its task-view predictions after each later task: all equal, or something is wrong."""
+    """task -> sha256 of its task-view predictions after each later task: all equal, or something is wrong. A later pass that
+    proves the first one on some of the samples has that one's."""
     transfers: Mapping[str, Cell]
     """downstream task -> its score in percent."""
     without: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
@@ -138,6 +141,10 @@ class SequenceFacts:
     apart grow?"""
     skipped: tuple[tuple[int, int], ...] = ()
     """(i, j) that the run does not measure (`sequence.evaluate_every`)."""
+    before: Mapping[str, tuple[tuple[Cell, ...], ...]] = field(default_factory=dict)
+    """view -> what R[i][j] is to be compared with: task j right after it was learnt, on the same samples."""
+    rechecked: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    """task -> (samples that were read again after later tasks, samples of its split); whole splits are not there."""
 
     @property
     def complete(self) -> bool:
@@ -151,10 +158,11 @@ class SequenceFacts:
             return {}
         out: dict[str, float] = {}
         for view, matrix in self.matrix.items():
-            before_and_after = zip(self.upstream[:-1], learnt(matrix), final(matrix), strict=False)
+            before = final(self.before[view]) if self.before else learnt(matrix)
+            before_and_after = zip(self.upstream[:-1], before, final(matrix), strict=False)
             losses = [forgetting(own, last, task.random_score) for task, own, last in before_and_after]
             out[f"average accuracy, {view} view"] = average_accuracy(matrix)
-            out[f"backward transfer, {view} view"] = backward_transfer(matrix)
+            out[f"backward transfer, {view} view"] = backward_transfer(matrix, before)
             out[f"forgetting T_F, {view} view"] = fmean(losses) if losses else 0.0
         return out
 
@@ -162,9 +170,11 @@ class SequenceFacts:
         """T_F(j <- i) in percent: row i = after task i, column j < i (docs/method.md, Evaluation); None where a score is
         missing."""
         rows = self.matrix[view]
+        before = self.before.get(view) or [[rows[j][j] for j in range(len(row))] for row in rows]
         return tuple(
-            tuple(_forgotten(rows[j][j], cell, self.upstream[j].random_score) for j, cell in enumerate(row[:-1]))
-            for row in rows[1:]
+            tuple(_forgotten(before[i][j], cell, self.upstream[j].random_score) for j, cell in enumerate(row[:-1]))
+            for i, row in enumerate(rows)
+            if i
         )
 
     @property
@@ -176,6 +186,12 @@ class SequenceFacts:
             return "Scores are of validation splits, which also chose what was kept."
         rest = f"; those of {', '.join(untested)} of validation splits, which also chose what was kept" if untested else ""
         return f"Scores are of test splits, which chose nothing{rest}."
+
+    @property
+    def proved_on(self) -> str:
+        """How it was seen that old predictions stay equal, for the end of a sentence; "" where every sample was read again."""
+        parts = [f"{read:,} of {of:,} ({task})" for task, (read, of) in self.rechecked.items()]
+        return f", proved on a fixed sample: {', '.join(parts)}" if parts else ""
 
     def changed_predictions(self) -> list[str]:
         """Tasks whose task-view predictions did not stay bitwise equal. Must be empty."""
@@ -260,14 +276,12 @@ def _sequence(plan: Plan, state: RunState, jobs: SequenceJobs, reader: CurveRead
     count = len(jobs.upstream)
     every = [(i, j) for i in range(count) for j in range(i + 1)]
     cells = {at: _evaluated(state, jobs.evaluations[at]) if at in jobs.evaluations else EvalResult() for at in every}
-    matrix = {
-        view.value: tuple(tuple(_score(cells[i, j], view) for j in range(i + 1)) for i in range(count))
-        for view in (View.TASK, View.LATEST)
-    }
+
+    def triangle(cell: Callable[[View, EvalResult, EvalResult], Cell], view: View) -> tuple[tuple[Cell, ...], ...]:
+        return tuple(tuple(cell(view, cells[i, j], cells[j, j]) for j in range(i + 1)) for i in range(count))
+
     prints = {
-        task.task: tuple(
-            view.predictions_sha256 for i in range(j, count) if (view := cells[i, j].views.get(View.TASK)) is not None
-        )
+        task.task: tuple(fingerprint(cells[i, j], cells[j, j]) for i in range(j, count) if View.TASK in cells[i, j].views)
         for j, task in enumerate(jobs.upstream)
     }
     return SequenceFacts(
@@ -276,23 +290,24 @@ def _sequence(plan: Plan, state: RunState, jobs: SequenceJobs, reader: CurveRead
         seed=jobs.seed,
         upstream=tuple(_task(plan, state, t, reader) for t in jobs.upstream),
         downstream=tuple(_task(plan, state, t, reader) for t in jobs.downstream),
-        matrix=matrix,
+        matrix={view.value: triangle(score_in, view) for view in (View.TASK, View.LATEST)},
         fingerprints=prints,
         transfers={task: _score(_evaluated(state, key), View.TASK) for task, key in jobs.transfers.items()},
         without=_without(state, jobs),
-        effective_rank=tuple(tuple(_effective_rank(cells[i, j]) for j in range(i + 1)) for i in range(count)),
+        effective_rank=effective_ranks(cells, count),
         skipped=tuple(at for at in every if at not in jobs.evaluations),
+        before={view.value: triangle(before_in, view) for view in (View.TASK, View.LATEST)},
+        rechecked={
+            task.task: found
+            for j, task in enumerate(jobs.upstream)
+            if (found := read_again([cells[i, j] for i in range(j, count)]))
+        },
     )
 
 
 def _without(state: RunState, jobs: SequenceJobs) -> dict[str, tuple[float, ...]]:
     own = {task.task: jobs.evaluations[i, i] for i, task in enumerate(jobs.upstream)} | dict(jobs.transfers)
     return {task: without for task, key in own.items() if (without := _evaluated(state, key).without)}
-
-
-def _effective_rank(evaluation: EvalResult) -> Cell:
-    found = evaluation.view(View.LATEST)
-    return found.effective_rank if found else None
 
 
 def _evaluated(state: RunState, key: str) -> EvalResult:

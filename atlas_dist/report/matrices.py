@@ -50,7 +50,19 @@ def score_matrices(sequence: SequenceFacts) -> str:
         tables.append(table(caption, *_triangle_table(names, lost, len(names) - 1, 100.0, sequence.skipped)))
     gap = "<p>· was not measured (sequence.evaluate_every); the last row and each task’s own score always are.</p>"
     listed = folded("The scores as tables", in_columns(tables))
-    return f"{in_columns(maps)}{gap if sequence.skipped else ''}{listed}"
+    return f"{in_columns(maps)}{gap if sequence.skipped else ''}{_partly(sequence)}{listed}"
+
+
+def _partly(sequence: SequenceFacts) -> str:
+    """Which later scores are of a sample; "" where none is."""
+    if not sequence.rechecked:
+        return ""
+    parts = ", ".join(f"{read:,} of {of:,} samples of {escape(task)}" for task, (read, of) in sequence.rechecked.items())
+    return (
+        f"<p>After later tasks a fixed sample is read: {parts} (sequence.recheck). In the task view the score is then that of "
+        "the first full pass, which the sample proves; in the latest view it is the sample’s, and what was forgotten is the "
+        "difference on the same samples.</p>"
+    )
 
 
 def rank_matrix(sequence: SequenceFacts) -> str:

@@ -24,6 +24,7 @@ from atlas_dist.core.metrics import (
     spread,
 )
 from atlas_dist.core.plan import Plan, SequenceJobs
+from atlas_dist.core.recheck import before_in, score_in
 from atlas_dist.core.results import ADAPTER_FILE, EvalResult, TrainResult
 from atlas_dist.core.task_jobs import TaskJobs
 from atlas_dist.core.types import View
@@ -68,11 +69,13 @@ def measure(plan: Plan, state: RunState) -> tuple[SequenceMeasures, ...]:
 def measure_sequence(plan: Plan, state: RunState, jobs: SequenceJobs) -> SequenceMeasures | None:
     """The measures of one sequence; None while a score is missing."""
     count = len(jobs.upstream)
-    cells = {at: _score(state, key, jobs.reads) for at, key in jobs.evaluations.items()}
+    scored = {at: _evaluated(state, key) for at, key in jobs.evaluations.items()}
+    cells = {(i, j): score_in(jobs.reads, found, scored[j, j]) for (i, j), found in scored.items()}
     if None in cells.values():
         return None
     matrix = [[cells.get((i, j)) for j in range(i + 1)] for i in range(count)]
     own, last = learnt(matrix), final(matrix)
+    before = [before_in(jobs.reads, scored[count - 1, j], scored[j, j]) or 0.0 for j in range(count)]
     names = [task.task for task in jobs.upstream]
     chance = {name: spec.random_score for name, spec in plan.tasks.items()}
     refused: list[str] = []
@@ -80,8 +83,8 @@ def measure_sequence(plan: Plan, state: RunState, jobs: SequenceJobs) -> Sequenc
     pretrained = _references(plan, state, jobs.downstream, jobs.pretrained, refused)
     transferred = {task: _score(state, key, View.TASK) for task, key in jobs.transfers.items()}
 
-    values = {AVERAGE: average_accuracy(matrix), BACKWARD: backward_transfer(matrix)}
-    values[FORGETTING] = _mean([forgetting(own[j], last[j], chance[names[j]]) for j in range(count - 1)])
+    values = {AVERAGE: average_accuracy(matrix), BACKWARD: backward_transfer(matrix, before)}
+    values[FORGETTING] = _mean([forgetting(before[j], last[j], chance[names[j]]) for j in range(count - 1)])
     if alone:
         values[FORWARD] = forward_transfer(matrix, [alone[name] for name in names])
         values[UPSTREAM] = _mean([relative_gain(own[i], alone[name], chance[name]) for i, name in enumerate(names)])
@@ -141,9 +144,14 @@ def _costs(state: RunState, tasks: Iterable[TaskJobs]) -> dict[str, float]:
 
 
 def _score(state: RunState, evaluation: str, view: View) -> float | None:
-    ref = state.job(evaluation).committed
-    found = EvalResult.of(ref).view(view) if ref is not None else None
+    found = _evaluated(state, evaluation).view(view)
     return found.score if found else None
+
+
+def _evaluated(state: RunState, evaluation: str) -> EvalResult:
+    """Without views before it is done."""
+    ref = state.job(evaluation).committed
+    return EvalResult.of(ref) if ref is not None else EvalResult()
 
 
 def _mean(values: Sequence[float]) -> float:

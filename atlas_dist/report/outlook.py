@@ -105,7 +105,7 @@ def foresee(
         samples = (
             steps[key] * job.budget.global_batch
             if job.stage
-            else len(job.views) * manifests[job.task.dataset, job.task.scored].samples
+            else sum(job.samples.get(view, manifests[job.task.dataset, job.task.scored].samples) for view in job.views)
         )
         pace = paces.of(job)
         out[key] = JobOutlook(
@@ -203,6 +203,8 @@ def _steps(job: StageJob, manifests: Mapping[tuple[str, str], ShardManifest]) ->
 def _bytes(job: StageJob, steps: int, manifests: Mapping[tuple[str, str], ShardManifest], buffer_bytes: int) -> int:
     val = manifests[job.task.dataset, job.task.val if job.stage else job.task.scored]
     passes = job.budget.validations + 1 if job.stage else len(job.views)
+    if job.samples:  # of a few shards (core/sampling.py, fixed_sample): as many bytes as the samples have, at least
+        return sum(val.size * job.samples.get(view, job.split_samples) // job.split_samples for view in job.views)
     read = val.size * (1 if val.size <= buffer_bytes else passes)
     if job.stage:
         train = manifests[job.task.dataset, job.task.train]

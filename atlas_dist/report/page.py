@@ -103,7 +103,8 @@ def _verdict(sequence: SequenceFacts) -> str:
         named = escape(", ".join(changed))
         return f'<p class="bad" role="alert">The task-view predictions of {named} changed. This must not happen.</p>'
     if sequence.complete and len(sequence.upstream) > 1:
-        return '<p class="good">Task view: every old task’s predictions are bitwise equal after every later task.</p>'
+        told = f"Task view: every old task’s predictions are bitwise equal after every later task{sequence.proved_on}."
+        return f'<p class="good">{escape(told)}</p>'
     return ""
 
 

@@ -8,11 +8,13 @@ from enum import StrEnum
 
 from atlas_dist.core.ledger import Entry, JobStatus, RunState, fold
 from atlas_dist.core.plan import Plan
+from atlas_dist.core.records import Begin
 from atlas_dist.core.results import SelectResult
 from atlas_dist.core.schedule import Frontier
 from atlas_dist.core.task_jobs import TaskJobs
 from atlas_dist.core.types import Stage
-from atlas_dist.errors import AtlasError, Paused, TrainingError
+from atlas_dist.errors import AtlasError, MissingObject, Paused, TrainingError
+from atlas_dist.runs import layout
 from atlas_dist.runs.stores import open_ledger
 from atlas_dist.store.objects import ObjectStore
 
@@ -191,6 +193,16 @@ def _task_state(plan: Plan, state: RunState, task: TaskJobs, scores: list[str]) 
         stage = plan.jobs[running].stage
         return TaskState.STAGE1 if stage is not None and stage.stage is Stage.ONE else TaskState.STAGE2
     return TaskState.STAGE1_DONE if done else TaskState.PENDING
+
+
+def recorded_precision(store: ObjectStore, run: str) -> str:
+    """What the run computes in, as its first entry says; "" = it has not begun, or does not say. Raises StoreError, DataError."""
+    try:
+        entry = Entry.from_bytes(store.get(f"{layout.ledger(run)}/{0:016d}"))
+    except MissingObject:
+        return ""
+    spec = entry.record.spec if isinstance(entry.record, Begin) else {}
+    return str(spec.get("train", {}).get("precision", ""))
 
 
 def load_run(store: ObjectStore, run: str) -> tuple[RunState, list[Entry]]:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from atlas_dist.config import Precision, RunConfig
 from atlas_dist.core.keys import digest_of
 from atlas_dist.core.manifest import ShardManifest
-from atlas_dist.core.sampling import select_shots
+from atlas_dist.core.sampling import fixed_sample, select_shots
 from atlas_dist.core.seeds import seed_from, seed_of
 from atlas_dist.core.types import StageJob, TaskSpec
 from atlas_dist.data.manifest import read_manifest
@@ -141,11 +141,12 @@ class RankContext:
         task, batch = task or job.task, self.config.train.eval_batch * self.world
         return self._open(task, task.val, task.val_digest, job, batch, 0, shuffle=False)
 
-    def scoring_stream(self, job: StageJob) -> Stream:
+    def scoring_stream(self, job: StageJob, samples: int = 0) -> Stream:
         """This rank's share of the split that evaluations score (the test split where the task has one, else the validation
-        split), in batches of a fixed size a rank."""
+        split), in batches of a fixed size a rank. `samples`: a fixed choice of so many; 0 = all."""
         task, batch = job.task, self.config.train.eval_batch * self.world
-        return self._open(task, task.scored, task.scored_digest, job, batch, 0, shuffle=False)
+        only = fixed_sample(self._manifest(task.dataset, task.scored, task.scored_digest).counts, samples)
+        return self._open(task, task.scored, task.scored_digest, job, batch, 0, shuffle=False, only=only)
 
     def _open(
         self, task: TaskSpec, split: str, digest: str, job: StageJob, global_batch: int, start_step: int, **options: Any

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -114,12 +115,27 @@ def gathered(engine: Any, parameters: Sequence[Tensor], *, change: bool = False)
 def prepare_process() -> None:
     """Once a process, before any engine: no JIT build of a communication kernel (58 s, and it needs ninja), no chatter."""
     os.environ["DS_ACCELERATOR"] = device().type
-    import deepspeed.ops
+    with _without("mlflow"):
+        import deepspeed.ops
 
     if os.environ["DS_ACCELERATOR"] == "cpu":
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     for name in ("DeepSpeed", "deepspeed"):
         logging.getLogger(name).setLevel(logging.WARNING)
+
+
+@contextmanager
+def _without(package: str) -> Iterator[None]:
+    """Inside, a package cannot be imported. DeepSpeed's autotuner, which nobody asks for, would import MLflow with its web server
+    where that is installed: a fifth of a worker's start."""
+    if package in sys.modules:
+        yield
+        return
+    sys.modules[package] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules[package]
 
 
 def join_alone() -> None:

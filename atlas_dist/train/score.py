@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from hashlib import blake2b, sha256
+from contextlib import ExitStack
+from dataclasses import replace
 
-import torch
 from torch import Tensor
 
 from atlas_dist.clock import Stopwatch
@@ -20,37 +20,8 @@ from atlas_dist.train.effective_rank import EffectiveRankMeter
 from atlas_dist.train.inputs import pack_tensors
 from atlas_dist.train.loop import Scores, StepProgress, evaluate
 from atlas_dist.train.module import StageModule
+from atlas_dist.train.predictions import FirstPass, Predictions
 from atlas_dist.train.reading import head_spec, model_in_view, reads_of
-
-
-class Predictions:
-    """What a view answered: the arg-max class and a fingerprint of the logits' exact bits, sample by sample.
-
-    Two passes agree bit for bit exactly when their digests are equal; keeping fingerprints instead of logits keeps a VQA
-    validation split (214,354 questions x 3,129 answers) at a few megabytes.
-    """
-
-    def __init__(self) -> None:
-        self.rows: dict[int, tuple[int, bytes]] = {}
-
-    def observe(self, index: Tensor, logits: Tensor) -> None:
-        """See one batch: ordinals [b] (-1 where masked) and logits [b, C]."""
-        classes = logits.argmax(dim=1).tolist()
-        raw = logits.contiguous().float().numpy()
-        for row, ordinal in enumerate(index.tolist()):
-            if ordinal >= 0:
-                self.rows[ordinal] = (classes[row], blake2b(raw[row].tobytes(), digest_size=16).digest())
-
-    def merged(self, parts: list[dict[int, tuple[int, bytes]]]) -> tuple[dict[str, Tensor], str]:
-        """All ranks' answers in sample order, as tensors, and their digest."""
-        rows = {k: v for part in parts for k, v in part.items()}
-        order = sorted(rows)
-        digest = sha256(b"".join(k.to_bytes(8, "little") + rows[k][1] for k in order)).hexdigest()
-        tensors = {
-            "sample": torch.tensor(order, dtype=torch.int64),
-            "answer": torch.tensor([rows[k][0] for k in order], dtype=torch.int32),
-        }
-        return tensors, digest
 
 
 def score(
@@ -60,28 +31,24 @@ def score(
     job, stopwatch = assignment.job, Stopwatch()
     views: dict[View, ViewResult] = {}
     files: dict[str, bytes] = {}
-    with context.scoring_stream(job) as stream:
+    first = FirstPass(context.store, assignment.inputs[job.first_from]) if job.first_from else None
+    sizes = {view: job.samples.get(view, 0) for view in job.views}
+    if first is not None and not first.noted:
+        sizes[View.TASK] = 0  # nothing is known sample by sample: all of them are read, and the digest over all must be the same
+    with ExitStack() as opened:
+        streams = {size: opened.enter_context(context.scoring_stream(job, size)) for size in sorted(set(sizes.values()))}
         for done, view in enumerate(job.views):
-            predictions, effective_rank = Predictions(), EffectiveRankMeter()
-
-            def observe(
-                index: Tensor, logits: Tensor, meters: tuple[Predictions, EffectiveRankMeter] = (predictions, effective_rank)
-            ) -> None:
-                for meter in meters:
-                    meter.observe(index, logits)
-
-            with model_in_view(context, job, assignment.inputs, view) as model, effective_rank.attached(model):
-                scores = score_model(context, job, model, stream, observe)
-            parts = context.gather(predictions.rows)
-            rank = effective_rank.effective_rank()
+            stream = streams[sizes[view]]
+            tensors, told = _read(context, assignment, view, stream)
             if context.is_rank_zero:
-                tensors, digest = predictions.merged(parts)
-                files[predictions_file(view)] = pack_tensors(tensors)
-                views[view] = ViewResult(scores.score, scores.loss, scores.samples, digest, round(rank, 6))
-            if context.is_rank_zero:
-                report(StepProgress(done + 1, len(job.views), scores.loss, scores.score, 0.0, 0.0, 0.0))
-        without = _without_each(context, assignment, stream)
-        bad = context.masked(stream)
+                if sizes[view]:
+                    told = replace(told, of=job.split_samples)
+                if sizes[view] and first is not None and view is View.TASK:
+                    told = replace(told, differing=first.differing(tensors, stream.ordinals.tolist()))
+                files[predictions_file(view)], views[view] = pack_tensors(tensors), told
+                report(StepProgress(done + 1, len(job.views), told.loss, told.score, 0.0, 0.0, 0.0))
+        without = _without_each(context, assignment, streams[sizes[View.TASK]])
+        bad = context.masked(*streams.values())
     return files, EvalResult(
         world=context.world,
         views=views,
@@ -91,6 +58,22 @@ def score(
         without=without,
         bad_samples=tuple(bad),
     )
+
+
+def _read(context: RankContext, assignment: Assignment, view: View, stream: Stream) -> tuple[dict[str, Tensor], ViewResult]:
+    """One pass in one view: what was answered sample by sample (on rank 0, {} elsewhere), and what that comes to."""
+    job, predictions, effective_rank = assignment.job, Predictions(), EffectiveRankMeter()
+
+    def observe(index: Tensor, logits: Tensor) -> None:
+        predictions.observe(index, logits)
+        effective_rank.observe(index, logits)
+
+    with model_in_view(context, job, assignment.inputs, view) as model, effective_rank.attached(model):
+        scores = score_model(context, job, model, stream, observe)
+    parts = context.gather(predictions.rows)
+    rank = round(effective_rank.effective_rank(), 6)
+    tensors, digest = predictions.merged(parts) if context.is_rank_zero else ({}, "")
+    return tensors, ViewResult(scores.score, scores.loss, scores.samples, digest, rank)
 
 
 def _without_each(context: RankContext, assignment: Assignment, stream: Stream) -> tuple[float, ...]:

@@ -48,6 +48,9 @@ class Costs:
     setup_s: float = 0.2
     """Measured: a further stage of a pool (README)."""
     evaluation_s: float = 20.0
+    """A full pass in two views."""
+    sample_s: float = 0.001
+    """One sample in one view, so that a split of 10,000 takes as long as that; a guess."""
     restart_s: float = 11.0
     """Measured: workers started again in a pool after kill -9, to the next step."""
     replace_s: float = 180.0
@@ -363,6 +366,21 @@ def growth(sizes: list[tuple[int, int]]) -> None:
         print(f"| {tasks} | {every} | {len(plan.jobs):,} | {names:,} | {spent:.2f} | {peak:,} |")
 
 
+def scoring(cases: list[tuple[int, int]], split: int, sample_s: float) -> None:
+    """What the evaluations of a whole plan read, with `sequence.recheck` off and on, for (tasks, `sequence.evaluate_every`)."""
+    print(f"\nsplits of {split:,} samples, {1000 * sample_s:g} ms a sample and view")
+    print("| tasks | evaluate_every | evaluations | samples read, recheck=0 | recheck=256 | hours of scoring, before | after |")
+    print("|---|---|---|---|---|---|---|")
+    for tasks, every in cases:
+        read = []
+        for recheck in (0, 256):
+            plan = small_plan(tasks, evaluate_every=every, split=split, recheck=recheck)
+            jobs = [job for job in plan.jobs.values() if job.kind is JobKind.EVAL]
+            read.append(sum(job.samples.get(view, split) for job in jobs for view in job.views))
+        hours = [f"{samples * sample_s / 3600:,.1f}" for samples in read]
+        print(f"| {tasks} | {every} | {len(jobs):,} | {read[0]:,} | {read[1]:,} | {hours[0]} | {hours[1]} |", flush=True)
+
+
 def appending(sizes: list[int]) -> None:
     """What one more entry costs after so many (a fold copies the state's dictionaries)."""
     print("\n| jobs committed so far | ms to fold one more entry |\n|---|---|")
@@ -416,6 +434,7 @@ def main() -> None:
     for case in cases:
         print(report(case, simulate(case, costs), a_job, a_second), flush=True)
     growth([(10, 1), (20, 5)] if options.quick else [(25, 1), (50, 1), (100, 1), (200, 1), (200, 20), (1000, 100)])
+    scoring([(20, 1)] if options.quick else [(100, 1), (200, 1), (1000, 100)], 10_000, costs.sample_s)
     appending([1_000] if options.quick else [1_000, 10_000, 100_000])
 
 

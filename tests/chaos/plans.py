@@ -27,10 +27,10 @@ FORMS = replace(
 """Describes a task, trains it in each form and commits the best, as `method=atlas` does."""
 
 
-def task(name: str) -> PlannedTask:
-    """A task that needs no data."""
+def task(name: str, split: int = 0) -> PlannedTask:
+    """A task that needs no data; `split`: samples of the split that scores."""
     spec = TaskSpec(name, TaskKind.SINGLE, 10, 8, name, "train", "val", train_digest=name, val_digest=name)
-    return PlannedTask(spec, {Stage.ONE: Budget(max_steps=4), Stage.TWO: Budget(max_steps=4)})
+    return PlannedTask(spec, {Stage.ONE: Budget(max_steps=4), Stage.TWO: Budget(max_steps=4)}, scored_samples=split)
 
 
 def small_plan(
@@ -40,6 +40,8 @@ def small_plan(
     seed: int = 0,
     evaluate_every: int = 1,
     method: MethodSpec = METHOD,
+    split: int = 0,
+    recheck: int = 0,
 ) -> Plan:
     """`sequences` orders (rotations) of the same tasks, each with some transfers."""
     names = [f"task{i}" for i in range(tasks)]
@@ -47,6 +49,7 @@ def small_plan(
     for s in range(sequences):
         order = names[s % tasks :] + names[: s % tasks]
         transfers = tuple(task(f"down{i}") for i in range(downstream))
-        upstream = tuple(map(task, order))
-        specs.append(SequenceSpec(f"seq{s}", method, seed + s // tasks, upstream, transfers, evaluate_every=evaluate_every))
+        upstream = tuple(task(name, split) for name in order)
+        spec = SequenceSpec(f"seq{s}", method, seed + s // tasks, upstream, transfers, evaluate_every=evaluate_every)
+        specs.append(replace(spec, recheck=recheck))
     return make_plan(specs, Common(backbone_digest="b" * 64, numerics={"version": 1}))

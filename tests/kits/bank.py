@@ -15,7 +15,7 @@ from typing import Any
 from atlas_dist.bank.contents import Bank, read_bank
 from atlas_dist.clock import SystemClock
 from atlas_dist.config import RunConfig
-from atlas_dist.coordinator.expand import specification
+from atlas_dist.coordinator.expand import specification_of_rows
 from atlas_dist.core.keys import digest_of
 from atlas_dist.core.plan import Plan
 from atlas_dist.core.records import Begin, Commit, Dispatch, Elect, Finish
@@ -76,7 +76,7 @@ def write_ledger(
     """What a coordinator would have recorded."""
     ids = itertools.count()
     log = RecordLog(store, layout.ledger(config.run), writer="w", clock=SystemClock(), new_id=lambda: str(next(ids)))
-    spec = spec or specification(config)
+    spec = spec or specification_of_rows({"": config}, plan)
     log.append(0, Begin(config.run, digest_of(spec), plan.digest, spec))
     log.append(1, Elect("first"))
     for ref in done.values():

@@ -61,7 +61,7 @@ def test_every_choice_of_a_group_composes(group: str) -> None:
         ("experiment=dmeo", r"no such experiment.*Did you mean demo"),
         ("train.workrs=3", r"train.workrs: there is no such key; did you mean workers"),
         ("trian.workers=3", r"trian: there is no such key; did you mean train"),
-        ("train.precision=fp8", r"train.precision.*'fp32' or 'bf16' \(it is 'fp8'\)"),
+        ("train.precision=fp8", r"train.precision.*'auto', 'fp32' or 'bf16' \(it is 'fp8'\)"),
         ("train.zero_stage=4", r"train.zero_stage"),
         ("pack.on=slurm", r"pack.on.*'here' or 'ray'"),
         ("train.workers=300", r"too few for 300 workers: a worker without a sample only costs"),

@@ -28,7 +28,7 @@ def offered(atlas: Command, monkeypatch: pytest.MonkeyPatch, *words: str) -> lis
         (("run", "experiment", "="), ["demo", "toy"]),
         (("run", "experiment", "=", "de"), ["demo"]),
         (("run", "experiment=de"), ["experiment=demo"]),
-        (("plan", "experiment=toy", "train.pre"), ["train.precision=fp32", "train.precision=bf16"]),
+        (("plan", "experiment=toy", "train.pre"), [f"train.precision={word}" for word in ("auto", "fp32", "bf16")]),
         (("run", "train.zero_stage", "="), ["0", "1", "2", "3"]),
         (("run", "train.compile="), ["train.compile=true", "train.compile=false"]),
         (("run", "train.workers"), ["train.workers=2", "train.workers="]),

@@ -10,28 +10,63 @@ import pytest
 from atlas_dist.compose import compose_config
 from atlas_dist.config import MethodConfig, Precision, RunConfig, TrainConfig
 from atlas_dist.config.groups import BudgetConfig
-from atlas_dist.coordinator.expand import NUMERICS_VERSION, numerics_of, packed_task, specification
+from atlas_dist.coordinator.expand import (
+    NUMERICS_VERSION,
+    expand,
+    numerics_of,
+    packed_task,
+    specification,
+    specification_of_rows,
+)
+from atlas_dist.coordinator.recall import recall
+from atlas_dist.core.keys import plain
+from atlas_dist.core.ledger import RunState
 from atlas_dist.core.manifest import ShardManifest
 from atlas_dist.core.types import Stage
 from atlas_dist.data.manifest import read_manifest
-from atlas_dist.errors import DataError
+from atlas_dist.errors import ConfigError, DataError
 from atlas_dist.runs.stores import open_shards
 from tests.kits.stage import pack_toys, toy_config
 
 
 def test_what_may_change_the_numbers_is_named_and_what_is_off_is_not() -> None:
     plain = {"version": NUMERICS_VERSION, "precision": "fp32"}
-    assert numerics_of(TrainConfig()) == plain
-    assert numerics_of(TrainConfig(activation_checkpointing=True, zero_stage=1, micro_batch=4)) == plain
-    assert numerics_of(TrainConfig(compile=True)) == plain | {"compile": True}
+    assert numerics_of(TrainConfig(precision=Precision.FP32)) == plain
+    cheaper = TrainConfig(precision=Precision.FP32, activation_checkpointing=True, zero_stage=1, micro_batch=4)
+    assert numerics_of(cheaper) == plain
+    assert numerics_of(TrainConfig(precision=Precision.FP32, compile=True)) == plain | {"compile": True}
     assert numerics_of(TrainConfig(precision=Precision.BF16)) == plain | {"precision": "bf16", "bf16": 2}
 
 
 def test_a_runs_specification_names_compile_only_where_it_is_on() -> None:
-    older = specification(RunConfig())
+    fp32 = Precision.FP32
+    older = specification(RunConfig(train=TrainConfig(precision=fp32)))
     assert "compile" not in older["train"]
-    assert specification(RunConfig(train=TrainConfig(activation_checkpointing=True))) == older
-    assert specification(RunConfig(train=TrainConfig(compile=True)))["train"]["compile"] is True
+    assert specification(RunConfig(train=TrainConfig(precision=fp32, activation_checkpointing=True))) == older
+    assert specification(RunConfig(train=TrainConfig(precision=fp32, compile=True)))["train"]["compile"] is True
+
+
+def test_no_key_and_no_record_depends_on_the_machine_that_asks() -> None:
+    for undecided in (lambda: numerics_of(TrainConfig()), lambda: specification(RunConfig())):
+        with pytest.raises(ConfigError, match="not decided yet"):
+            undecided()
+
+
+def test_a_record_says_how_large_a_split_is_only_where_it_is_read_in_part(tmp_path: Path) -> None:
+    config = toy_config(tmp_path, "sequence.recheck=20", "sequence.downstream=[]", "sequence.upstream=[toy_shape,toy_kin]")
+    pack_toys(config, samples=64)
+    plan = expand(config)
+    partly = specification_of_rows({"": config}, plan)
+    (shape,) = {job.task.scored_digest for job in plan.jobs.values() if job.samples}
+    assert (partly["split_samples"], partly["sequence"]["recheck"]) == ({shape: 32}, 20)
+    assert plan.rechecked == {"toy_shape": (20, 32)}
+    whole = config.model_copy(update={"sequence": config.sequence.model_copy(update={"recheck": 0})})
+    told = specification_of_rows({"": whole}, expand(whole))
+    assert "split_samples" not in told
+    assert "recheck" not in told["sequence"]
+    state = RunState(run="toy", spec=plain(partly), plan_digest=plan.digest)
+    known = {job.task.name: job.task for job in plan.jobs.values()}
+    assert recall(state, known, "", None) == plan, "also where the shards are out of reach"
 
 
 def test_a_task_with_a_test_split_names_it_and_needs_the_same_classes_in_it(tmp_path: Path) -> None:

@@ -336,3 +336,25 @@ def test_a_picture_in_memory_is_shown_alike() -> None:
         assert rgb_of(image).mode == "RGB"
     clear, _ = transparent("RGBA")
     assert np.asarray(rgb_of(clear))[0, 0].tolist() == [255, 255, 255]
+
+
+def test_a_picture_that_many_questions_name_is_decoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    from atlas_dist.data import images
+
+    decoded: list[int] = []
+
+    def counted(data: bytes) -> images.Pixels:
+        decoded.append(len(data))
+        return np.zeros((64, 64, 3), np.uint8)
+
+    monkeypatch.setattr(images, "decode_picture", counted)
+    out = io.BytesIO()
+    Image.new("RGB", (64, 64), (3, 5, 7)).save(out, "PNG")
+    small, large = out.getvalue(), out.getvalue() + bytes(1 << 15)
+    assert images.stored_form(small, 32) == images.stored_form(bytes(bytearray(small)), 32)
+    assert len(decoded) == 1
+    assert images.stored_form(small, 16) != images.stored_form(small, 32), "at each size"
+    assert len(decoded) == 2
+    for _ in range(2):
+        images.stored_form(large, 32)
+    assert len(decoded) == 4, "large ones are not kept in memory"

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import doctest
+import importlib
+import json
 import pickle
+import sys
 
 import pytest
 import torch
@@ -117,3 +120,12 @@ def test_deepspeed_is_told_not_to_time_the_device(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 1)
     settings = engine.EngineSettings(0, 4, 2, Budget(), 10)
     assert engine._deepspeed_config(settings)["timers"]["throughput"]["enabled"] is False
+
+
+def test_a_package_that_nobody_asked_for_is_kept_out_and_may_come_later() -> None:
+    sys.modules.pop("this", None)
+    with engine._without("this"), pytest.raises(ImportError):
+        importlib.import_module("this")
+    assert "this" not in sys.modules
+    with engine._without("json"):
+        assert importlib.import_module("json") is json, "what is here already stays"

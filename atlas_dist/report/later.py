@@ -1,0 +1,37 @@
+"""What evaluations of an old task after later ones come to, beside its first (core/recheck.py has their scores)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from atlas_dist.core.recheck import proves
+from atlas_dist.core.results import EvalResult
+from atlas_dist.core.types import View
+
+
+def fingerprint(later: EvalResult, first: EvalResult) -> str:
+    """sha256 of a task's predictions in its own view; that of its first full pass, where `later` proves it on some samples."""
+    proved = later.views[View.TASK].of and proves(later, first)
+    return (first if proved else later).views[View.TASK].predictions_sha256
+
+
+def read_again(column: list[EvalResult]) -> tuple[int, int] | None:
+    """(samples, of how many) of a task's evaluations, the fewest in any view; None where all were read whole."""
+    partly = [(view.samples, view.of) for later in column for view in later.views.values() if view.of]
+    return min(partly) if partly else None
+
+
+def effective_ranks(cells: Mapping[tuple[int, int], EvalResult], count: int) -> tuple[tuple[float | None, ...], ...]:
+    """In the latest view. It depends on the number of samples: where a task was later read on some, its first rank is that of its
+    own view on the same ones."""
+    rows = [[_effective_rank(cells[i, j], View.LATEST) for j in range(i + 1)] for i in range(count)]
+    for (i, j), cell in cells.items():
+        latest = cell.views.get(View.LATEST)
+        if i > j and latest is not None and latest.of and (same := _effective_rank(cell, View.TASK)) is not None:
+            rows[j][j] = same
+    return tuple(map(tuple, rows))
+
+
+def _effective_rank(evaluation: EvalResult, view: View) -> float | None:
+    found = evaluation.view(view)
+    return found.effective_rank if found else None
