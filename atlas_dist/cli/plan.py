@@ -12,6 +12,7 @@ from rich.tree import Tree
 from atlas_dist.app.plan import PlannedRun, plan
 from atlas_dist.app.show import standard_console
 from atlas_dist.core.plan import SequenceJobs
+from atlas_dist.core.types import StageJob
 from atlas_dist.report.outlook import JobOutlook, Outlook
 
 
@@ -69,10 +70,15 @@ def _tree(sequence: SequenceJobs, outlook: Outlook) -> Tree:
     return tree
 
 
+def _name(job: StageJob) -> str:
+    """What a job does, in a word or a few."""
+    if job.views:
+        return f"score {job.task.name} ({', '.join(view.value for view in job.views)} view)"
+    return job.stage.stage.value if job.stage else job.kind.value
+
+
 def _line(job: JobOutlook) -> Text:
-    stage = job.job.stage
-    name = stage.stage.value if stage else f"score {job.job.task.name} ({', '.join(view.value for view in job.job.views)} view)"
-    parts = [name, job.standing]
+    parts = [_name(job.job), job.standing]
     if job.to_do:
         parts += [f"{job.samples:,} samples", f"{job.bytes / 1e6:.1f} MB"]
         parts += [_span(*job.seconds)] if job.seconds else []
