@@ -207,7 +207,7 @@ class Budget:
     validations: int = 4
     """How often a stage is validated, evenly spaced, the last at its end; the best state is kept."""
     head_start: HeadStart = HeadStart.RANDOM
-    """A head that did not start at random is validated before the first step as well."""
+    """A stage that trains no adapter is validated before the first step as well, where its head does not start at random."""
     augment: Augment = Augment.NONE
 
     def as_stored(self) -> dict[str, Any]:

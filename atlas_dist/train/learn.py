@@ -311,7 +311,8 @@ class StageTrainer:
             micro_batch=micro,
             accumulation=math.ceil(share / micro),
             penalty_weight=self.method.penalty_weight,
-            validate_start=starts_by_ridge(self.job),
+            # An adapter that is kept has learnt something: before the first step it would be nothing, in the bank as well.
+            validate_start=starts_by_ridge(self.job) and not self.stage.grows,
             sample_flops=needed.total if needed else 0.0,
             peak_flops=self.context.world * peak if needed and peak else 0.0,
         )

@@ -120,6 +120,9 @@ def test_the_bank_is_what_was_committed_and_answers_as_it_was_scored(
     export_bank(learnt.store, bank, weights, tmp_path / "bank")
     carried = read_package(tmp_path / "bank")
     assert {key: task.learnt.form for key, task in carried.tasks.items()} == {k: e.form for k, e in bank.learnt.items()}
-    requests = [Request("toy_kin", text="red or a square", choices=("red", "square", "green")), Request("toy_shape")]
+    requests = [
+        Request("toy_kin", text="red or a square", choices=("red", "square", "green")),
+        Request("toy_shape", text="what?"),
+    ]
     told = [AtlasModel.from_weights(each).predict_batch(requests) for each in (weights, carried)]
     assert [p.scores for p in told[0]] == [p.scores for p in told[1]]

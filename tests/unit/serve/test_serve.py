@@ -230,7 +230,7 @@ def test_three_lines_of_python(weights: BankWeights, learnt: Toys, tmp_path: Pat
         (Request("toy_pair", PICTURE, "t"), DataError, "looks at 2 pictures"),
         (Request("toy_shape", "/nowhere/x.jpg"), DataError, "Cannot read the picture"),
         (Request("toy_shape", b"\x7fELF"), DataError, "neither JPEG nor PNG"),
-        (Request("toy_shape", b"GIF89a"), DataError, "request 2 of 2: Cannot read a picture: damaged"),
+        (Request("toy_shape", b"GIF89a"), DataError, "request 2 of 2: Cannot read a picture: it is a damaged"),
         (Request("toy_shape", "https://example.org/x.jpg"), DataError, "is a URL"),
         (Request("toy_shape", Path("https://example.org/x.jpg")), DataError, "is a URL"),
         (Request("toy_shape", 5), DataError, "a int is no picture"),

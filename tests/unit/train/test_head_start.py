@@ -14,7 +14,7 @@ from atlas_dist.store import artifacts
 from atlas_dist.train.head_start import starts_by_ridge
 from tests.kits.stage import Bench, pack_toys, toy_config
 
-WORDS = ("method=individual_adapters", "sequence.upstream=[toy_shape]", "sequence.downstream=[]")
+WORDS = ("method=head_only", "sequence.upstream=[toy_shape]", "sequence.downstream=[]")
 
 
 def bench(folder: Path, *words: str) -> Bench:
@@ -39,6 +39,14 @@ def test_a_ridge_start_is_validated_before_the_first_step_and_better_than_chance
     assert validation[0]["step"] == 0
     classes = next(iter(worker.plan.jobs.values())).task.classes
     assert validation[0]["loss"] < math.log(classes) and validation[0]["score"] > 100.0 / classes + 5.0
+
+
+def test_an_adapter_is_kept_only_after_it_learnt(tmp_path: Path) -> None:
+    worker = bench(tmp_path, "method=individual_adapters", "train.stage2.max_steps=2", "train.budget.lr=1e-9")
+    result, validation = first_score(worker)
+    assert validation[0]["step"] > 0 and result.best_step > 0
+    classes = next(iter(worker.plan.jobs.values())).task.classes
+    assert validation[0]["loss"] < math.log(classes), "the head starts fitted all the same"
 
 
 def test_a_random_start_is_not_validated_at_zero(tmp_path: Path) -> None:
