@@ -99,11 +99,11 @@ def test_what_does_not_fit_is_learnt_in_halves(bench: Bench, monkeypatch: pytest
     passes, sizes = loop._passes, []
     room = job.budget.global_batch // 4
 
-    def small_device(engine: Any, head: Any, batch: Any, feed: Any, settings: Any, scale: float) -> Any:
+    def small_device(engine: Any, head: Any, parts: Any, settings: Any, scale: float, device: Any) -> Any:
         sizes.append(settings.micro_batch)
         if settings.micro_batch > room:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has ...")
-        return passes(engine, head, batch, feed, settings, scale)
+        return passes(engine, head, parts, settings, scale, device)
 
     monkeypatch.setattr(loop, "_passes", small_device)
     for halvings in (0, 1):
