@@ -3,7 +3,7 @@
     TASK/adapter_config.json          PEFT's LoraConfig
     TASK/adapter_model.safetensors    lora_A and lora_B of each linear layer
     TASK/head.safetensors             the task's head, which PEFT has no place for: `head/<name>` as in a bank
-    TASK/README.md                    what it is
+    TASK/ README.md                   what it is
 
 Either each task's own adapter (`ADAPTER`), or what a task makes of all the adapters that it reads (`TASK`). The latter is exact:
 Σ α_i s_i B_i A_i x is one LoRA adapter whose rank is the sum of theirs.

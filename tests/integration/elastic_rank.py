@@ -46,9 +46,9 @@ def carry_out(worker: StageWorker, plan: Any, order: dict[str, Any]) -> dict[str
     seen: list[Any] = []
     step = loop.train_step
 
-    def noted(engine: Any, auxiliary: int, batch: Any, feed: Any, settings: Any) -> Any:
+    def noted(engine: Any, auxiliary: int, batch: Any, *rest: Any) -> Any:
         seen.append([batch.step, batch.epoch, [i for i in batch.index.tolist() if i >= 0]])
-        return step(engine, auxiliary, batch, feed, settings)
+        return step(engine, auxiliary, batch, *rest)
 
     loop.train_step = noted
     try:

@@ -74,7 +74,7 @@ def test_it_tells_of_a_broken_device_and_ends(config: RunConfig, monkeypatch: py
     actor = Actor([Lease(bench.assignment(job)), Lease(go_home=True)])
     with pytest.raises(GroupBroken):
         ray_worker.pool_main({"config": config, "actor": actor, "pool": "main"})
-    assert [(name, failure.kind) for name, _, failure in actor.told] == [("failed", FailureKind.DEVICE)]
+    assert [(name, failure.kind) for name, _, failure, *_ in actor.told] == [("failed", FailureKind.DEVICE)]
     assert actor.leases, "it asks for no other job: Ray replaces the process"
 
 

@@ -150,7 +150,7 @@ CASES: dict[str, tuple[Callable[[Path, str], Words], int, tuple[str, ...]]] = {
         3,
         ("no folder '/nowhere'", "backbone.source"),
     ),
-    "no picture": (_no_picture, 3, ("file", "neither JPEG nor PNG", "Give")),
+    "no picture": (_no_picture, 3, ("file", "neither JPEG nor PNG", "Convert")),
     "nobody to pause": (lambda folder, _: ("pause", f"store.url={folder}"), 2, ("no run demo", "atlas-dist run")),
     "no bucket": (lambda *_: ("doctor", "s3://"), 2, ("bucket", "s3://bucket/prefix")),
     "two slashes": (lambda *_: ("doctor", "file://runs/x"), 2, ("'runs'", "file:///", "runs/x for a folder below this one")),

@@ -70,7 +70,8 @@ def test_an_attempt_is_found_by_a_word_of_its_jobs_label(shell: Shell, tmp_path:
     LocalStore(tmp_path / "toys/store").put(rank_log("toy", ref.attempt, 0), b"is done and published\n")
     code, text = shell("logs", "--attempt", "toy_pair", *words)
     assert code == 0, text
-    head, *lines = text.splitlines()
+    said = text.splitlines()
+    head, *lines = said[next(n for n, line in enumerate(said) if ref.attempt in line) :]
     assert head.startswith(f"== {ref.attempt} ")
     assert head.endswith("toy_pair stage2 rank-0000")
     assert lines == ["is done and published"]

@@ -20,7 +20,7 @@ from atlas_dist.store.attempt_logs import rank_stacks
 from tests.kits.run import TIMEOUT_S, Running, left_by
 from tests.kits.stage import RELEASED, pack_toys, toy_config
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 
 LOOPS = """
 import os, sys, threading, time
@@ -98,7 +98,6 @@ def test_a_rank_that_is_stopped(tmp_path: Path) -> None:
     assert all("train/loop.py" in text for text in stacks), "every rank's stack, the stopped one's too"
 
 
-@pytest.mark.slow
 def test_a_rank_that_loops_in_a_collective(tmp_path: Path) -> None:
     (tmp_path / "path").mkdir()
     (tmp_path / "path/sitecustomize.py").write_text(LOOPS)
