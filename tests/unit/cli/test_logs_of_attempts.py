@@ -74,7 +74,8 @@ def test_an_attempt_is_found_by_a_word_of_its_jobs_label(shell: Shell, tmp_path:
     head, *lines = said[next(n for n, line in enumerate(said) if ref.attempt in line) :]
     assert head.startswith(f"== {ref.attempt} ")
     assert head.endswith("toy_pair stage2 rank-0000")
-    assert lines == ["is done and published"]
+    assert lines[0] == "is done and published"
+    assert all(line.startswith("== ") for line in lines[1:2]), "nothing else of this attempt"
 
 
 @pytest.fixture
