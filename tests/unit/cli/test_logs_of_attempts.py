@@ -67,15 +67,16 @@ def test_an_attempt_that_nobody_knows_is_refused_with_those_that_are_there(run: 
 def test_an_attempt_is_found_by_a_word_of_its_jobs_label(shell: Shell, tmp_path: Path) -> None:
     words = copied(toys(), tmp_path)
     ref = next(ref for ref in toys().bench.done.values() if toys().bench.plan.jobs[ref.job].label.endswith("toy_pair stage2"))
-    LocalStore(tmp_path / "toys/store").put(rank_log("toy", ref.attempt, 0), b"is done and published\n")
+    store = LocalStore(tmp_path / "toys/store")
+    for info in list(store.list("logs/")):  # the bench's own, where an earlier test has set up logging
+        store.delete(info.key)
+    store.put(rank_log("toy", ref.attempt, 0), b"is done and published\n")
     code, text = shell("logs", "--attempt", "toy_pair", *words)
     assert code == 0, text
-    said = text.splitlines()
-    head, *lines = said[next(n for n, line in enumerate(said) if ref.attempt in line) :]
+    head, *lines = text.splitlines()
     assert head.startswith(f"== {ref.attempt} ")
     assert head.endswith("toy_pair stage2 rank-0000")
-    assert lines[0] == "is done and published"
-    assert all(line.startswith("== ") for line in lines[1:2]), "nothing else of this attempt"
+    assert lines == ["is done and published"]
 
 
 @pytest.fixture
