@@ -75,3 +75,19 @@ def test_slurms_warning_reaches_the_driver_and_a_paused_run_is_queued_again(fake
     assert len(starts) == 2
     assert all(line.endswith("cpus=32") for line in starts), "a step has one core unless it is told otherwise"
     assert "--exclude=node1 ray start --address=10.0.0.1:20077" in said
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")
+def test_a_warning_before_the_driver_listens_queues_the_run_again_too(fake_slurm: dict[str, str]) -> None:
+    """The driver's Python has a second of imports before it has a handler: the script, not luck, decides what becomes of it."""
+    driver = Path(fake_slurm["CALLS"]).with_name("python")
+    driver.write_text(
+        '#!/bin/bash\n[ "$1" = - ] && { cat > /dev/null; exit 0; }\ntouch "$CALLS.started"\nwhile :; do /bin/sleep 0.05; done\n'
+    )
+    script = subprocess.Popen(["bash", str(SBATCH), "experiment=toy"], env=fake_slurm)
+    calls = Path(fake_slurm["CALLS"])
+    while not calls.with_name("calls.started").exists():
+        assert script.poll() is None
+    script.terminate()
+    assert script.wait(60) == 8
+    assert "scontrol requeue 77" in calls.read_text()
