@@ -29,6 +29,7 @@ from atlas_dist.coordinator.coordinator import check_same_run, meaning
 from atlas_dist.coordinator.local_gpus import found_here, placed_here
 from atlas_dist.coordinator.preflight import check_before_cluster, check_place, slow_products
 from atlas_dist.coordinator.ray_env import before_ray
+from atlas_dist.coordinator.take_over import all_known, take_over
 from atlas_dist.core.ledger import RunState
 from atlas_dist.redact import redact_json
 from atlas_dist.report.forecast import keep
@@ -122,7 +123,8 @@ class RunSession:
         self._announce(placed)
         if not state.next_seq:  # where a run begins, what is foreseen is kept, for its report
             keep(self.store, self.config.run, plan(self.composed_run).outlook)
-        self._drive(tracker_sync)
+        if not (all_known(self.plan, state, self.store) and self._take_over(tracker_sync)):
+            self._drive(tracker_sync)
         return True
 
     def ended(self, learnt: bool, seconds: float) -> RunResult:
@@ -162,6 +164,17 @@ class RunSession:
             self.observer(Advice(hint))
         if (stage := config.train.zero_stage) and config.train.checkpoint_every:
             self.observer(Advice(f"ZeRO stage {stage}: no checkpoints within a stage; an interrupted stage starts over."))
+
+    def _take_over(self, tracker_sync: TrackerSync) -> bool:
+        """Without a cluster, what other runs know; False = workers are needed after all."""
+        with BackgroundSync(tracker_sync, self.config.track.every_s):
+            snapshot = take_over(self.config, self.plan, self.composed_run.specification(), self.store)
+        if snapshot is None:
+            return False
+        self.observer(Progress(self.plan, snapshot))
+        if snapshot.error is not None:
+            raise snapshot.error
+        return True
 
     def _drive(self, tracker_sync: TrackerSync) -> None:
         before_ray(self.config.cluster)
