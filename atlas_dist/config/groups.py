@@ -155,7 +155,8 @@ class BudgetConfig(Section):
     classes and one text a sample; left out everywhere = the method's own."""
     augment: Augment | None = None
     """How training pictures are varied: `none`, `affine` (turned, sheared, scaled and shifted a little), `affine_flip` (mirrored
-    as well: for photos); left out everywhere = the method's own."""
+    as well: for photos), `auto` (`affine` where a stage sees its samples eight times or more); left out everywhere = the method's
+    own."""
 
     @classmethod
     def declared(cls) -> dict[str, Any]:

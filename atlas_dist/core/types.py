@@ -179,6 +179,8 @@ class Augment(StrEnum):
     """How training pictures are varied, anew at every step (docs/method.md, Varied pictures)."""
 
     NONE = "none"
+    AUTO = "auto"
+    """`affine` where a stage sees its samples often (train/augment.py), else `none`."""
     AFFINE = "affine"
     """Turned, sheared, scaled and shifted a little."""
     AFFINE_FLIP = "affine_flip"

@@ -121,7 +121,7 @@ class Selecting:
 
 
 PLAIN_START = Budget(eps=1e-8)
-FITTED = Budget(eps=1e-8, head_start=HeadStart.RIDGE, augment=Augment.AFFINE)
+FITTED = Budget(eps=1e-8, head_start=HeadStart.RIDGE, augment=Augment.AUTO)
 """What methods on a frozen backbone start from: docs/experience.md has what each is worth."""
 
 

@@ -22,10 +22,24 @@ from atlas_dist.train.feed import ModelBatch
 TURN, SHEAR, SCALE, ASPECT, SHIFT = math.radians(15), 0.15, 0.15, 0.1, 0.1
 """Largest change each way: radians; sideways a height; two shares of the size; the same as share of half a picture."""
 _DRAWS = 7
+OFTEN = 8.0
+"""Passes over the samples from which on `auto` varies them: before that they are not learnt by heart, and a stage has no steps to
+spare (docs/experience.md, Fourth round)."""
+
+
+def resolved(kind: Augment, passes: float) -> Augment:
+    """What `auto` means for a stage that sees each of its samples so many times."""
+    if kind is not Augment.AUTO:
+        return kind
+    return Augment.AFFINE if passes >= OFTEN else Augment.NONE
 
 
 def augmented(part: ModelBatch, kind: Augment, seed: int, step: int) -> ModelBatch:
-    """`part` with varied pictures; as it is where nothing is to vary, or where all samples share one blank picture."""
+    """`part` with varied pictures; as it is where nothing is to vary, or where all samples share one blank picture.
+
+    Args:
+        kind: `resolved`.
+    """
     pixels = part.inputs["pixel_values"]
     if kind is Augment.NONE or pixels.stride(0) == 0:
         return part

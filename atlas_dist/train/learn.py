@@ -7,6 +7,7 @@ import resource
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -38,7 +39,7 @@ from atlas_dist.model.heads import HeadSpec
 from atlas_dist.packages import environment
 from atlas_dist.pulse import Doing, pulse
 from atlas_dist.train import checkpoint
-from atlas_dist.train.augment import augmented
+from atlas_dist.train.augment import augmented, resolved
 from atlas_dist.train.background import BackgroundCheckpoints
 from atlas_dist.train.build import build_auxiliary_heads, build_mixture, build_model, build_teacher
 from atlas_dist.train.context import RankContext
@@ -75,6 +76,8 @@ class PreparedStage:
     validations: list[tuple[int, Stream]]
     """(number of the auxiliary task, or `OWN`; its validation split), of every task that judges the stage."""
     settings: LoopSettings
+    passes: float
+    """How often the stage sees each of the task's own samples."""
 
 
 class StageTrainer:
@@ -140,7 +143,8 @@ class StageTrainer:
                 *(f"model.{name}" for name in names),
                 *(f"auxiliary_heads.{n}" for n, _ in module.auxiliary_heads.named_parameters()),
             )
-            prepared = PreparedStage(engine, module, inside, stage_context, mixture, validations, settings)
+            passes = settings.total_steps / own.steps_per_epoch
+            prepared = PreparedStage(engine, module, inside, stage_context, mixture, validations, settings, passes)
             try:
                 return self._train(prepared, stopwatch)
             finally:
@@ -182,7 +186,7 @@ class StageTrainer:
             validate=validate,
             snapshot=snapshot,
             checkpoint=keep,
-            vary=self._vary,
+            vary=partial(self._vary, stage.passes),
             trouble=lambda: written.error,
             settle=settle,
         )
@@ -205,10 +209,10 @@ class StageTrainer:
         seconds = StageSeconds(setup, stopwatch.lap(), **asdict(timing))
         return files, self._result(stage, final, seconds, best_step=state.best_step, resumed_at=resumed_at)
 
-    def _vary(self, auxiliary: int, step: int, part: ModelBatch) -> ModelBatch:
-        """Pictures of a training batch as its task's budget asks for."""
+    def _vary(self, passes: float, auxiliary: int, step: int, part: ModelBatch) -> ModelBatch:
+        """Pictures of a training batch as its task's budget asks for; the stage sees its own samples `passes` times."""
         budget = self.job.budget if auxiliary == OWN else self.job.auxiliary_tasks[auxiliary].budget
-        return augmented(part, budget.augment, seed_of(self.job, "augment"), step)
+        return augmented(part, resolved(budget.augment, passes), seed_of(self.job, "augment"), step)
 
     def _measure(
         self, module: StageModule, validations: list[tuple[int, Stream]], samples: SampleScores

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from atlas_dist.core.types import Augment
-from atlas_dist.train.augment import augmented, uniform
+from atlas_dist.train.augment import OFTEN, augmented, resolved, uniform
 from atlas_dist.train.feed import ModelBatch
 
 
@@ -69,3 +69,10 @@ def test_draws_are_even_and_apart() -> None:
     assert draws.shape == (4000, 7) and draws.min() >= -1.0 and draws.max() < 1.0
     assert np.abs(draws.mean(0)).max() < 0.05 and np.abs(draws.std(0) - 3**-0.5).max() < 0.02
     assert np.abs(np.corrcoef(draws.T) - np.eye(7)).max() < 0.08
+
+
+def test_auto_varies_what_is_seen_often_and_a_choice_stands() -> None:
+    assert resolved(Augment.AUTO, OFTEN) is Augment.AFFINE
+    assert resolved(Augment.AUTO, OFTEN - 0.1) is Augment.NONE
+    for kind in (Augment.NONE, Augment.AFFINE, Augment.AFFINE_FLIP):
+        assert {resolved(kind, passes) for passes in (0.5, 50.0)} == {kind}
