@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from atlas_dist.config import MethodConfig, Precision, RunConfig, TaskConfig, TrainConfig
-from atlas_dist.coordinator.imported import as_specified, check_experience, look_up
+from atlas_dist.coordinator.imported import check_experience, look_up
 from atlas_dist.core.imported import ImportedAdapter
 from atlas_dist.core.manifest import ShardManifest
 from atlas_dist.core.plan import Plan, References, SequenceSpec, make_plan
@@ -196,7 +196,7 @@ def specification(
     if not config.sequence.experience:
         lasting["sequence"].pop("experience")
     elif experience is not None:
-        lasting["experience"] = {name: as_specified(experience[name]) for name in config.sequence.experience}
+        lasting["experience"] = {name: experience[name].as_specified() for name in config.sequence.experience}
     references = {name: row for name, row in tree["references"].items() if row is not None}
     requested = {"compare": tree["compare"], "only": tree["only"], "references": references}
     lasting |= {name: value for name, value in requested.items() if value}

@@ -6,33 +6,14 @@ can be made again without looking anywhere else.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable
 
 from atlas_dist.config import RunConfig
-from atlas_dist.core.imported import ImportedAdapter
-from atlas_dist.core.keys import plain
-from atlas_dist.core.records import from_json
-from atlas_dist.core.results import only_fields
-from atlas_dist.core.types import TaskSpec
+from atlas_dist.core.imported import SPECIFIED, ImportedAdapter
 from atlas_dist.errors import ConfigError, DataError
 from atlas_dist.methods import make_method
 from atlas_dist.runs.status import load_run
 from atlas_dist.store.objects import ObjectStore
-
-SPECIFIED = "imported_adapter"
-"""Where the ledger of an import says what it imported: `as_specified`."""
-
-
-def as_specified(adapter: ImportedAdapter) -> dict[str, Any]:
-    """As ledgers have it."""
-    return {"name": adapter.name, "key": adapter.key, "task": plain(adapter.task.as_stored())}
-
-
-def from_specified(raw: Mapping[str, Any]) -> ImportedAdapter:
-    """Raises DataError: a field is missing, or of another type."""
-    task = raw.get("task")
-    return from_json(ImportedAdapter, {**raw, "task": only_fields(TaskSpec, task if isinstance(task, Mapping) else {})})
 
 
 def look_up(store: ObjectStore, names: Iterable[str], backbone_digest: str) -> dict[str, ImportedAdapter]:
@@ -52,7 +33,7 @@ def _look_up(store: ObjectStore, name: str, backbone_digest: str) -> ImportedAda
             f"sequence.experience names {name}, which is no imported adapter of {store.url}.",
             fix=f"Import it: atlas-dist bank import FOLDER --task SAMPLES --as {name}.",
         )
-    adapter = from_specified(state.spec[SPECIFIED])
+    adapter = ImportedAdapter.from_specified(state.spec[SPECIFIED])
     if state.job(adapter.key).committed is None:
         raise DataError(f"The import of {name} was interrupted.", fix="Import it again, under another name (--as NAME).")
     digest = state.spec.get("backbone_digest", "")

@@ -8,7 +8,7 @@ from typing import Any
 
 from atlas_dist.config import RunConfig, load_config
 from atlas_dist.coordinator.expand import lay_out, packed_task, used_tasks
-from atlas_dist.coordinator.imported import SPECIFIED, from_specified
+from atlas_dist.core.imported import SPECIFIED, ImportedAdapter
 from atlas_dist.core.ledger import RunState
 from atlas_dist.core.plan import Plan
 from atlas_dist.core.types import TaskSpec
@@ -45,7 +45,8 @@ def recall(state: RunState, known: Mapping[str, TaskSpec], backbone_digest: str,
         for row, config in rows.items()
     }
     digest = backbone_digest or configured_backbone(next(iter(rows.values()))).digest
-    experience = {name: from_specified(raw) for spec in recorded.values() for name, raw in spec.get("experience", {}).items()}
+    noted = {name: raw for spec in recorded.values() for name, raw in spec.get("experience", {}).items()}
+    experience = {name: ImportedAdapter.from_specified(raw) for name, raw in noted.items()}
     plan = lay_out(rows, specs, digest, sizes, experience)
     if plan.digest != state.plan_digest:
         raise DataError(

@@ -1,8 +1,8 @@
 """Adapters that nobody here trained: what a plan knows of one, where it came from, and the key that names it.
 
-An imported adapter is a fact as any other. Its key is the digest of its content: the weights as this package keeps them, what came
-with them (configuration, licence, model card), the samples that its signature was made from, and the backbone. Who imported it,
-and when, is told beside it and is not part of the key: the same adapter imported twice is one fact.
+An imported adapter is a fact as any other. Its key is the digest of its content: the weights as this package keeps them, what
+came with them (configuration, licence, model card), the samples that its signature was made from, and the backbone. Who imported
+it, and when, is told beside it and is not part of the key: the same adapter imported twice is one fact.
 """
 
 from __future__ import annotations
@@ -18,6 +18,10 @@ from atlas_dist.core.types import TaskSpec
 from atlas_dist.errors import DataError
 
 PROVENANCE_FORMAT = "atlas-dist imported adapter 1"
+SPECIFIED = "imported_adapter"
+"""Where the ledger of an import says what it imported: `ImportedAdapter.as_specified`."""
+CARD = "README.md"
+"""The model card among the texts of a `Provenance`."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,16 @@ class ImportedAdapter:
     key: str
     task: TaskSpec
     """The samples that its signature was made from, under the adapter's name."""
+
+    def as_specified(self) -> dict[str, Any]:
+        """As ledgers have it."""
+        return {"name": self.name, "key": self.key, "task": plain(self.task.as_stored())}
+
+    @classmethod
+    def from_specified(cls, raw: Mapping[str, Any]) -> Self:
+        """Raises DataError: a field is missing, or of another type."""
+        task = raw.get("task")
+        return from_json(cls, {**raw, "task": only_fields(TaskSpec, task if isinstance(task, Mapping) else {})})
 
 
 @dataclass(frozen=True)
@@ -86,7 +100,7 @@ class Provenance:
     @property
     def licence_files(self) -> dict[str, str]:
         """Licence texts by the names of their files, without the model card."""
-        return {name: text for name, text in self.texts.items() if name != "README.md"}
+        return {name: text for name, text in self.texts.items() if name != CARD}
 
     def key(self, adapter_sha256: str, numerics: Mapping[str, Any]) -> str:
         """The job key: of everything that the result holds but who imported it, when, and from which place.

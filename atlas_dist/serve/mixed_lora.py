@@ -11,7 +11,7 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor, nn
 
-from atlas_dist.bank.weights import BankWeights, LearntWeights
+from atlas_dist.bank.weights import BankWeights
 from atlas_dist.model import tensors as named
 from atlas_dist.model.atlas import coefficient_slots
 from atlas_dist.model.lora import LoraSite, lora_paths, ranks_in
@@ -40,7 +40,7 @@ def lora_places(backbone: nn.Module, weights: BankWeights, mixing: MixingSpec, d
         DataError: a tensor is missing, misshapen or not finite, or of a layer that the backbone does not have.
     """
     assert mixing.lora is not None, "only LoRA adapters act on linear layers"
-    ranks = {key: ranks_in(task.adapter) for key, task in weights.tasks.items() if task.adapter}
+    ranks = {key: ranks_in(adapter) for key, adapter in weights.adapters.items()}
     grown = dict.fromkeys(target_paths(backbone, mixing.lora.targets), mixing.rank)
     paths = lora_paths(backbone, (grown, *ranks.values()))
     return {path: LoraPlace(path, backbone, weights, mixing, ranks, device) for path in paths}
@@ -82,9 +82,9 @@ class LoraPlace:
             named.load(kept, {n: task.own[n] for n in kept if n in task.own}, f"{task.learnt.name}: its coefficients")
             self.own_names[key] = tuple(kept)
             for index, seen in enumerate(earlier):
-                load_part(site.frozen.slots(path, index) if site.frozen else {}, weights.tasks[seen])
+                load_part(site.frozen.slots(path, index) if site.frozen else {}, weights, seen)
             if site.grown is not None:
-                load_part(site.grown.slots(path, 0), task)
+                load_part(site.grown.slots(path, 0), weights, key)
             self._views[key] = site.to(device).eval() if reads else None
         for key, one in ranks.items():
             parts = ("lora_A.weight", "lora_B.weight", "scale") if one.get(path) else ()
@@ -116,6 +116,7 @@ class LoraPlace:
         return mixed
 
 
-def load_part(slots: named.Slots, task: LearntWeights) -> None:
-    """The part of a task's adapter that one place takes."""
-    named.load(slots, {name: task.adapter[name] for name in slots if name in task.adapter}, f"{task.learnt.name}: its adapter")
+def load_part(slots: named.Slots, weights: BankWeights, key: str) -> None:
+    """The part of an adapter of the bank that one place takes."""
+    adapter = weights.imported[key].adapter if key in weights.imported else weights.tasks[key].adapter
+    named.load(slots, {name: adapter[name] for name in slots if name in adapter}, f"{weights.name_of(key)}: its adapter")

@@ -33,9 +33,7 @@ def look_back(store: ObjectStore, method: Method, job: StageJob, inputs: Mapping
     new = signature_of(read_if_there(store, inputs[job.signature_from], SIGNATURE_FILE))
     learnt = signatures_in(read_if_there(store, inputs.get(job.bank_from), SIGNATURES_FILE), grown)
     # An imported adapter was learnt by no task of the chain, so it brings its own.
-    learnt |= {
-        key: signature_of(read_if_there(store, inputs[key], SIGNATURE_FILE)) for key in grown if was_imported(inputs[key])
-    }
+    learnt |= {key: signature_of(read_if_there(store, inputs[key], SIGNATURE_FILE)) for key in grown if was_imported(inputs[key])}
     known = {key: learnt[key] for key in grown if key in learnt}
     found, sees = nearest(new, known, method.selecting.retrieve)
     return LookBack(sees, found)
