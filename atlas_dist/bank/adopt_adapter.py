@@ -23,7 +23,7 @@ from atlas_dist.config import Precision, RunConfig
 from atlas_dist.core.imported import CARD, SPECIFIED, Provenance
 from atlas_dist.core.keys import check_name, digest_of, sha256_hex
 from atlas_dist.core.ledger import RunState, fold
-from atlas_dist.core.records import Adopt, Begin, Commit, Dispatch, Elect, Finish, Record
+from atlas_dist.core.records import Adopt, Begin, Elect, Finish
 from atlas_dist.core.results import ADAPTER_FILE, PROVENANCE_FILE, SIGNATURE_FILE, ImportResult
 from atlas_dist.core.types import Blob, CommittedRef, TaskSpec
 from atlas_dist.errors import ConfigError, DataError
@@ -33,7 +33,6 @@ from atlas_dist.runs import layout
 from atlas_dist.runs.results import Pointer, point_to, verified_fact
 from atlas_dist.runs.stores import open_ledger
 from atlas_dist.store import artifacts
-from atlas_dist.store.log import RecordLog
 from atlas_dist.store.objects import ObjectStore
 from atlas_dist.store.settle import DEFAULT_PATIENCE
 from atlas_dist.train.context import RankContext
@@ -140,22 +139,18 @@ def _record(
     if entries and state.spec.get(SPECIFIED) != spec[SPECIFIED]:
         what = "the import of another adapter" if SPECIFIED in state.spec else "a run"
         raise ConfigError(f"{store.url} has {what} of the name {run} already.", fix="Choose another name with --as NAME.")
-    ref = state.job(key).committed
-    if ref is None:
-        known = _known(store, key)
-        ref = known.ref if known else _written(store, layout.attempt(run, attempt), key, attempt, files, result)
-        _append(log, len(entries), [Begin(run, digest_of(spec), digest_of([key]), spec), Elect("an adapter is imported")])
-        if known:
-            log.append(1, Adopt(key, ref.attempt, ref.prefix, ref.blobs, ref.metrics, known.run))
-        else:
-            if not state.job(key).attempts:
-                log.append(1, Dispatch(key, attempt, ref.prefix, "import", "an adapter is imported"))
-            log.append(1, Commit(key, attempt, ref.prefix, ref.blobs, ref.metrics))
-        was_there = known is not None
-    else:
-        was_there = True
+    ref, was_there = state.job(key).committed, True
+    if not entries:
+        log.append(0, Begin(run, digest_of(spec), digest_of([key]), spec))
     if not state.finished:
-        log.append(1, Finish("imported"))
+        log.append(state.epoch + 1, Elect("an adapter is imported"))
+        if ref is None:
+            known = _known(store, key)
+            ref = known.ref if known else _written(store, layout.attempt(run, attempt), key, attempt, files, result)
+            log.append(state.epoch + 1, Adopt(key, ref.attempt, ref.prefix, ref.blobs, ref.metrics, known.run if known else run))
+            was_there = known is not None
+        log.append(state.epoch + 1, Finish("imported"))
+    assert ref is not None, "an import that is finished has its result"
     point_to(store, run, ref, clock, DEFAULT_PATIENCE)
     return was_there
 
@@ -166,13 +161,6 @@ def _known(store: ObjectStore, key: str) -> Pointer | None:
         return verified_fact(store, key, lambda: None)
     except DataError:
         return None
-
-
-def _append(log: RecordLog, there: int, records: list[Record]) -> None:
-    """Those of the first records that are not there yet."""
-    for number, record in enumerate(records):
-        if number >= there:
-            log.append(min(number, 1), record)
 
 
 def _written(

@@ -199,7 +199,8 @@ def read_bank(store: ObjectStore, run: str) -> Bank:
         name = provenance.name if twice[provenance.name] == 1 else f"{provenance.name}-{key[:SHORT]}"
         job = state.job(key)
         assert job.committed is not None, "only committed results have a provenance"
-        carried[key] = ImportedEntry(name, key, provenance, job.committed, when[key], job.adopted_from)
+        origin = "" if job.adopted_from == run else job.adopted_from
+        carried[key] = ImportedEntry(name, key, provenance, job.committed, when[key], origin)
     return Bank(run, str(train.get("precision", "fp32")), learnt, tuple(_evaluations(state, entries)), carried)
 
 

@@ -81,7 +81,7 @@ class BankWeights:
                     f"{task.learnt.name} and {first.name} have another backbone or method: they cannot share a model.",
                     fix="Name the tasks that belong together with --task.",
                 )
-            missing = [key for key in task.learnt.sees if key not in self.tasks and key not in self.imported]
+            missing = [key for key in task.learnt.sees if key not in {*self.tasks, *self.imported, *self.dropped}]
             if missing:
                 raise DataError(f"{task.learnt.name} sees adapters that are not here: {', '.join(missing)}.")
         for one in self.imported.values():
