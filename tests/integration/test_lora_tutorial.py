@@ -78,7 +78,8 @@ def ours(adapter: dict[str, Tensor], mixing: object) -> Tensor:
 
 
 def run(kind: str, command: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    env = {**os.environ, "PYTHONPATH": str(PAGE.parents[1])}
+    # One thread each: on shared cores the threads of small products mostly wait for each other.
+    env = {**os.environ, "PYTHONPATH": str(PAGE.parents[1]), "OMP_NUM_THREADS": "1"}
     words = [sys.executable, "-c", command]
     if kind == "sh":
         assert command.startswith("atlas-dist ")
