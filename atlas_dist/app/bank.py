@@ -183,7 +183,7 @@ def import_peft(
         task: of the configuration, packed: samples of the kind that the adapter was trained on, for its signature.
         name: what it is called here; "" = as the folder.
         by: who imports it; "" = the user of this process.
-        source: where the folder came from, and the `commit` there; "" = the folder's own name.
+        source: where the folder came from, and the `commit` there; "" = as `bank pull` noted beside it, else the folder's name.
 
     Raises:
         DataError: the folder is not plain LoRA, is damaged or does not fit the backbone, or shards are missing.
@@ -192,14 +192,16 @@ def import_peft(
     composed_run = compose_run(*settings)
     config = composed_run.config
     with restored_process():
-        from atlas_dist.bank.adopt_adapter import Origin, import_adapter
+        from atlas_dist.bank.adopt_adapter import Origin, import_adapter, pulled_from
         from atlas_dist.coordinator.expand import packed_task
 
         if task not in config.tasks:
             fix = f"It has: {', '.join(config.tasks)}. Pack samples of the adapter's kind as a task and name it with --task."
             raise ConfigError(f"This configuration has no task {task!r}.", fix=fix)
         spec = packed_task(config, task, partial(read_manifest, open_shards(config)))
-        origin = Origin(name or folder.resolve().name, by or _user(), source or folder.resolve().name, commit)
+        own = folder.resolve().name
+        place = (source, commit) if source else pulled_from(folder.resolve()) or (own, "")
+        origin = Origin(name or own, by or _user(), *place)
         return import_adapter(config, composed_run.store, folder, spec, origin)
 
 

@@ -10,6 +10,7 @@ one import serves runs of every precision.
 
 from __future__ import annotations
 
+import json
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -55,6 +56,21 @@ class Origin:
     source: str
     commit: str = ""
     """Of the repository that the folder was pulled from."""
+
+
+PULLED_FILE = "pulled.json"
+"""Beside what `bank pull` wrote: `{"repo": …, "commit": …}`."""
+
+
+def pulled_from(folder: Path) -> tuple[str, str] | None:
+    """Repository and commit that a folder, or the one above it, was pulled from; None = it was not."""
+    for place in (folder, folder.parent):
+        try:
+            raw = json.loads((place / PULLED_FILE).read_bytes())
+            return str(raw["repo"]), str(raw["commit"])
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+    return None
 
 
 @dataclass(frozen=True)

@@ -18,13 +18,14 @@ from pathlib import Path
 from huggingface_hub import HfApi
 from huggingface_hub import errors as hub
 
+from atlas_dist.bank.adopt_adapter import PULLED_FILE
 from atlas_dist.bank.package import require_new
 from atlas_dist.errors import AuthError, ConfigError, DataError, StoreError
 
-PULLED_FILE = "pulled.json"
-"""Beside what was pulled: from which repository and commit."""
-PATTERNS = ("*.json", "*.safetensors", "*.md", "*.txt", "LICEN*", "licen*", "NOTICE*", "COPYING*", "*POLICY*")
-"""Files that are pulled. Pickles and code are not."""
+PATTERNS = ("*.json", "*.safetensors", "*.md", "*.txt", "*LICEN*", "*licen*", "*NOTICE*", "*COPYING*", "*POLICY*", "*policy*")
+"""Files that are pulled, in any folder of the repository …"""
+NEVER = ("*.py", "*.sh", "*.bin", "*.pt", "*.pth", "*.pkl", "*.pickle", "*.ckpt", "*.so", "*.exe", "*.bat")
+"""… but pickles and programs never, whatever else their names say."""
 _HTTP_ERROR: type[Exception] = hub.HfHubHTTPError.__bases__[0]
 """Of the HTTP client that huggingface_hub brings along, which has changed its name."""
 _MESSAGE = "Written by atlas-dist bank push"
@@ -79,10 +80,12 @@ def pull(repo: str, folder: Path, *, revision: str = "") -> Pulled:
     with _explained(repo):
         api = _api()
         commit = str(api.model_info(repo, revision=revision or None).sha or "")
-        api.snapshot_download(repo, revision=commit, local_dir=folder, allow_patterns=list(PATTERNS))
+        api.snapshot_download(repo, revision=commit, local_dir=folder, allow_patterns=list(PATTERNS), ignore_patterns=list(NEVER))
     shutil.rmtree(folder / ".cache", ignore_errors=True)
     if not any(path.is_file() for path in folder.rglob("*")):
-        raise DataError(f"{repo} at {commit[:12]} has no weights, JSON or texts.", fix="Name a repository with an adapter or a bank.")
+        raise DataError(
+            f"{repo} at {commit[:12]} has no weights, JSON or texts.", fix="Name a repository with an adapter or a bank."
+        )
     (folder / PULLED_FILE).write_text(json.dumps({"repo": repo, "commit": commit}), encoding="utf-8")
     return Pulled(repo, commit)
 

@@ -13,7 +13,16 @@ import typer
 from rich.table import Table
 
 from atlas_dist.app.show import standard_console
-from atlas_dist.cli.bank_peft import ExportForm, import_adapter, imported_as_json, imported_table, show_imported, write_peft
+from atlas_dist.cli.bank_hub import pull, push
+from atlas_dist.cli.bank_peft import (
+    ExportForm,
+    import_adapter,
+    imported_as_json,
+    imported_table,
+    printable,
+    show_imported,
+    write_peft,
+)
 from atlas_dist.cli.bank_tidy import gc, prune
 from atlas_dist.cli.words import Overrides
 from atlas_dist.core.keys import SHORT
@@ -27,6 +36,8 @@ if TYPE_CHECKING:  # what it imports takes a tenth of a second, which a shell's 
 
 bank_app = typer.Typer(help="What a run has learnt: list, show, check, export, import, tidy.", no_args_is_help=True)
 bank_app.command("gc")(gc)
+bank_app.command("push")(push)
+bank_app.command("pull")(pull)
 bank_app.command("prune")(prune)
 
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document instead of a table.")]
@@ -109,8 +120,8 @@ def log(overrides: Overrides = None) -> None:
     for i in bank.imported.values():
         told = i.provenance
         out.print(
-            f"{datetime.fromtimestamp(i.at, UTC):%Y-%m-%d %H:%M:%S}  {i.key[:SHORT]}  {i.name} imported from {told.source} by "
-            f"{told.imported_by or 'somebody'}, licence {told.licence or 'not named'}",
+            f"{datetime.fromtimestamp(i.at, UTC):%Y-%m-%d %H:%M:%S}  {i.key[:SHORT]}  {i.name} imported from "
+            + printable(f"{told.source} by {told.imported_by or 'somebody'}, licence {told.licence or 'not named'}"),
             markup=False, soft_wrap=True,
         )  # fmt: skip
     for e in bank.learnt.values():

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
 from atlas_dist.app.show import standard_console
 from atlas_dist.core.keys import SHORT
@@ -59,13 +60,18 @@ def import_adapter(folder: Path, settings: Sequence[str], *, task: str, name: st
     there = ", which had it already" if taken.was_there else ""
     out.print(
         f"{taken.name}: LoRA at {len(told.ranks)} linear layers, described by {taken.samples} samples of {task}, licence "
-        f"{told.licence or 'not named'}; now in the store{there}, key {taken.key[:SHORT]}",
+        f"{printable(told.licence) or 'not named'}; now in the store{there}, key {taken.key[:SHORT]}",
         markup=False,
         soft_wrap=True,
     )
     for warning in taken.warnings:
-        out.print(f"note: {warning}", markup=False, soft_wrap=True)
+        out.print(f"note: {printable(warning)}", markup=False, soft_wrap=True)
     out.print(f"learn from it: atlas-dist run … sequence.experience=[{taken.name}]", markup=False, soft_wrap=True)
+
+
+def printable(text: str) -> str:
+    """Text of somebody else without what a terminal would obey."""
+    return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def imported_as_json(entry: ImportedEntry) -> dict[str, Any]:
@@ -103,12 +109,12 @@ def show_imported(entry: ImportedEntry, *, as_json: bool) -> None:
         return
     out = standard_console()
     for name, value in about.items():
-        if name not in ("files", "texts"):
-            shown = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
+        if name not in ("files", "texts") and value:
+            shown = ", ".join(f"{k} {v}" for k, v in value.items() if v) if isinstance(value, dict) else value
             shown = ", ".join(map(str, shown)) if isinstance(shown, list) else str(shown)
-            out.print(f"{name.replace('_', ' ')}: {shown}", markup=False, soft_wrap=True)
+            out.print(f"{name.replace('_', ' ')}: {printable(shown)}", markup=False, soft_wrap=True)
     for name, text in about["texts"].items():
-        out.print(f"--- {name}\n{text.rstrip()}", markup=False, soft_wrap=True)
+        out.print(printable(f"--- {name}\n{text.rstrip()}"), markup=False, soft_wrap=True)
     for blob in entry.ref.blobs:
         out.print(f"  {blob.sha256[:16]}  {blob.size:>9}  {blob.name}", markup=False)
 
@@ -120,8 +126,9 @@ def imported_table(bank: Bank) -> Table:
         table.add_column(column)
     for e in bank.imported.values():
         told, size = e.provenance, sum(blob.size for blob in e.ref.blobs) / 1e6
-        table.add_row(
+        cells = (
             e.name, told.licence or "not named", told.base_model or "not named", told.source, str(len(told.ranks)),
             f"{size:.1f}", told.imported_by or "–", e.key[:SHORT], e.adopted_from or "this run",
         )  # fmt: skip
+        table.add_row(*(Text(printable(cell)) for cell in cells))
     return table

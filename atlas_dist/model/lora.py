@@ -147,8 +147,11 @@ def ranks_in(adapter: Mapping[str, Tensor]) -> dict[str, int]:
 
 
 def weighed_layers(coefficients: Iterable[str]) -> dict[str, int]:
-    """The linear layers that a task has coefficients for, each with rank 0: where the only adapter of a layer is left out, nothing
-    acts there any more, and the layer keeps its place among the task's tensors."""
+    """The linear layers that a task has coefficients for, each with rank 0.
+
+    Where the only adapter of a layer is left out, nothing acts there any more, and the layer keeps its place among the task's
+    tensors.
+    """
     return {name.removeprefix("coefficients/").removesuffix("/start"): 0 for name in coefficients}
 
 

@@ -7,12 +7,14 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
 from peft import PeftModel
 from torch import Tensor
 
 from atlas_dist.app.bank import import_peft
+from atlas_dist.app.hub import pull_folder, push_bank
 from atlas_dist.bank.adopt import import_bank
 from atlas_dist.bank.contents import Bank, read_bank
 from atlas_dist.bank.package import export_bank, read_package
@@ -32,6 +34,7 @@ from atlas_dist.runs.stores import open_run_store
 from atlas_dist.serve.model import AtlasModel
 from atlas_dist.store.objects import ObjectStore
 from tests.kits.bank import write_ledger
+from tests.kits.hub import TOKEN, fake_hub
 from tests.kits.peft_folders import LICENCE, save_peft
 from tests.kits.stage import Bench, pack_toys, toy_words
 
@@ -273,3 +276,18 @@ def test_too_few_samples_and_unknown_tasks_are_refused(learnt: Learnt, tmp_path:
 def test_without_the_setting_a_specification_says_nothing_of_it(learnt: Learnt) -> None:
     config = compose_config(list(words(learnt.folder, "sequence.upstream=[toy_shape]")))
     assert "experience" not in json.dumps(specification_of_rows({"": config}, expand(config)))
+
+
+def test_an_adapter_goes_over_the_hub_and_says_so(learnt: Learnt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with fake_hub() as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        pushed = push_bank("me/bank", *words(learnt.folder), peft=True)
+        pull_folder("me/bank", tmp_path / "pulled")
+    torch.testing.assert_close(outputs(tmp_path / "pulled" / "theirs"), outputs(learnt.peft), rtol=1e-5, atol=1e-5)
+    taken = import_peft(tmp_path / "pulled" / "theirs", *words(learnt.folder), task="toy_shape", name="over_the_hub")
+    assert (taken.provenance.source, taken.provenance.commit) == ("me/bank", pushed.commit)
+    assert taken.provenance.licence == "mit" and taken.provenance.texts["LICENSE"] == LICENCE

@@ -1,4 +1,4 @@
-"""The endpoints of the Hugging Face hub that pushing and pulling use, on the loopback: repositories in memory, commits in order."""
+"""The endpoints of the Hugging Face hub that pushing and pulling use, on the loopback: repositories in memory."""
 
 from __future__ import annotations
 
@@ -184,9 +184,7 @@ class _Handler(BaseHTTPRequestHandler):
             return None
         return oid, known.commits[oid]
 
-    def _json(
-        self, value: Any, status: int = 200, headers: dict[str, str] | None = None, kind: str = "application/json"
-    ) -> None:
+    def _json(self, value: Any, status: int = 200, headers: dict[str, str] | None = None, kind: str = "application/json") -> None:
         self._send(status, json.dumps(value).encode(), kind, headers or {})
 
     def _send(self, status: int, data: bytes, kind: str, headers: dict[str, str]) -> None:

@@ -1,4 +1,4 @@
-"""Pushing and pulling, against the hub's endpoints on the loopback: one commit up, exactly that commit down, nothing that runs."""
+"""Pushing and pulling, against the hub's endpoints on the loopback: one commit up, that commit down, no code."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from pathlib import Path
 import huggingface_hub.constants
 import pytest
 
-from atlas_dist.bank.hub import PULLED_FILE, pull, push
+from atlas_dist.bank.adopt_adapter import PULLED_FILE
+from atlas_dist.bank.hub import pull, push
 from atlas_dist.errors import AtlasError, AuthError, ConfigError, DataError, StoreError
 from tests.kits.hub import TOKEN, Hub, fake_hub
 from tests.kits.peft_folders import save_peft
@@ -71,11 +72,13 @@ def test_a_commit_that_comes_in_between_is_not_mixed_in(hub: Hub, tmp_path: Path
 
 def test_pickles_and_code_are_left_where_they_are(hub: Hub, tmp_path: Path) -> None:
     push(save_peft(tmp_path / "theirs"), "me/theirs")
-    hub.repos["me/theirs"].commit("main", {"adapter_model.bin": b"\x80", "run.py": b"boom", "sub/NOTICE": b"read me"})
+    hub.repos["me/theirs"].commit(
+        "main", {"adapter_model.bin": b"\x80", "run.py": b"boom", "LICENSE.py": b"boom", "sub/NOTICE": b"read me"}
+    )
     pull("me/theirs", tmp_path / "back")
     names = set(contents(tmp_path / "back"))
-    assert {"adapter_model.safetensors", "LICENSE", "README.md"} <= names
-    assert not names & {"adapter_model.bin", "run.py"}
+    assert {"adapter_model.safetensors", "LICENSE", "README.md", "sub/NOTICE"} <= names
+    assert not names & {"adapter_model.bin", "run.py", "LICENSE.py"}
 
 
 def refused(kind: type[AtlasError], says: str, call: object) -> None:
