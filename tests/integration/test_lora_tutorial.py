@@ -45,7 +45,7 @@ def test_the_page_does_what_it_says(tmp_path: Path) -> None:
     everything = "\n".join(said)
     print(everything)
     assert "cc-by-4.0" in everything and "Creative Commons Attribution" in everything
-    assert "complete" in everything and "largest difference" in said[-1]
+    assert "all 7 jobs are committed" in everything and "largest difference" in said[-1]
 
     store = LocalStore(tmp_path / "mine-run" / "store")
     bank, (state, _) = read_bank(store, "borrow"), load_run(store, "borrow")
