@@ -16,7 +16,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import yaml
@@ -25,7 +25,7 @@ from safetensors.torch import load as parse_tensors
 from torch import Tensor, nn
 
 from atlas_dist.core.imported import CARD
-from atlas_dist.core.keys import sha256_hex
+from atlas_dist.core.keys import canonical_json, sha256_hex
 from atlas_dist.errors import DataError, StoreError
 from atlas_dist.model.lora import ranks_in
 from atlas_dist.model.targets import linear_paths
@@ -90,7 +90,7 @@ class _Config(BaseModel):
     bias: str = "none"
     use_rslora: bool = False
     init_lora_weights: bool | str = True
-    rank_pattern: dict[str, int] | None = None
+    rank_pattern: dict[str, Annotated[int, Field(ge=1)]] | None = None
     alpha_pattern: dict[str, float] | None = None
 
 
@@ -190,6 +190,8 @@ def fitted(peft: PeftFolder, backbone: nn.Module) -> dict[str, Tensor]:
         scale = alpha / (math.sqrt(rank) if peft.parsed.use_rslora else rank)
         tensors |= {f"adapter/{path}/lora_A.weight": down, f"adapter/{path}/lora_B.weight": up}
         tensors[f"adapter/{path}/scale"] = torch.tensor(scale, dtype=torch.float32)
+        if not math.isfinite(float(tensors[f"adapter/{path}/scale"])):
+            raise DataError(f"lora_alpha of {name} is {alpha:g}, beyond float32.", fix="Look at adapter_config.json.")
     ranks_in(tensors)
     return tensors
 
@@ -322,6 +324,7 @@ def _short(value: Any) -> str:
 def _json(data: bytes, path: Path) -> dict[str, Any]:
     try:
         raw = json.loads(data)
+        canonical_json(raw)  # NaN, infinity and half of a character are no JSON, and could not be written down again
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path} is not JSON: {error}.", fix="Copy or download it again.") from error
     if not isinstance(raw, dict):
@@ -329,9 +332,19 @@ def _json(data: bytes, path: Path) -> dict[str, Any]:
     return raw
 
 
+def _require_inside(path: Path, folder: Path) -> None:
+    """A link may lead to the blobs of the hub's cache that the folder is a snapshot of, and nowhere else: what is read here is
+    passed on. Raises DataError."""
+    target, here = path.resolve(), folder.resolve()
+    if target.is_relative_to(here) or (target.parent.name == "blobs" and here.is_relative_to(target.parent.parent)):
+        return
+    raise DataError(f"{path} is a link to {target}, outside the folder.", fix="Copy the file itself there.")
+
+
 def _bytes(folder: Path, name: str, limit: int) -> bytes:
     path = folder / name
     try:
+        _require_inside(path, folder)
         if path.stat().st_size > limit:
             raise DataError(f"{path} has {path.stat().st_size} bytes, more than the {limit} allowed here.")
         data = path.read_bytes()

@@ -277,3 +277,37 @@ def test_missing_files_and_other_folders(tmp_path: Path) -> None:
     (folder / "adapter_config.json").write_text(json.dumps([1]))
     with pytest.raises(DataError, match="not a JSON object"):
         read_peft(folder)
+
+
+def test_a_link_out_of_the_folder_is_not_followed_and_the_cache_of_the_hub_is(tmp_path: Path) -> None:
+    folder = save_peft(tmp_path / "theirs")
+    (tmp_path / "secret").write_text("not theirs\n")
+    (folder / "NOTICE").symlink_to(tmp_path / "secret")
+    with pytest.raises(DataError, match="outside the folder"):
+        read_peft(folder)
+    (folder / "NOTICE").unlink()
+    snapshot, blobs = tmp_path / "models--me--x" / "snapshots" / "0a1b", tmp_path / "models--me--x" / "blobs"
+    snapshot.mkdir(parents=True)
+    blobs.mkdir()
+    for number, file in enumerate(sorted(folder.iterdir())):
+        (blobs / str(number)).write_bytes(file.read_bytes())
+        (snapshot / file.name).symlink_to(blobs / str(number))
+    assert read_peft(snapshot).files == read_peft(folder).files
+
+
+@pytest.mark.parametrize("text", ['{"peft_type": "LORA", "x": NaN}', '{"peft_type": "LORA", "x": 1e999}', '{"x": "\\ud800"}'])
+def test_what_json_cannot_say_is_refused(text: str, tmp_path: Path) -> None:
+    folder = save_peft(tmp_path / "theirs")
+    (folder / "adapter_config.json").write_text(text)
+    with pytest.raises(DataError, match="is not JSON"):
+        read_peft(folder)
+
+
+@pytest.mark.parametrize(
+    "fields", [{"rank_pattern": {"value": 0}}, {"lora_alpha": 1e300}, {"alpha_pattern": {"value": 1e300}}], ids=str
+)
+def test_numbers_without_sense_are_refused(fields: dict[str, Any], tmp_path: Path) -> None:
+    folder = save_peft(tmp_path / "theirs")
+    edit(folder, **fields)
+    with pytest.raises(DataError):
+        fitted(read_peft(folder), load_backbone("random-tiny").model)
