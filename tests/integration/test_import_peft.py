@@ -11,6 +11,7 @@ import huggingface_hub
 import pytest
 import torch
 from peft import PeftModel
+from PIL import Image
 from torch import Tensor
 
 from atlas_dist.app.bank import import_peft
@@ -19,15 +20,17 @@ from atlas_dist.bank.adopt import import_bank
 from atlas_dist.bank.contents import Bank, read_bank
 from atlas_dist.bank.package import export_bank, read_package
 from atlas_dist.bank.peft_folders import PeftContent, export_peft
-from atlas_dist.bank.verify import rescore
+from atlas_dist.bank.similar import similar
+from atlas_dist.bank.verify import rescore, rescore_weights, rescoring_context, worth
 from atlas_dist.bank.weights import load_weights
 from atlas_dist.compose import compose_config
 from atlas_dist.coordinator.expand import expand, specification_of_rows
 from atlas_dist.coordinator.recall import recall
 from atlas_dist.core.results import TrainResult
-from atlas_dist.core.types import JobKind
+from atlas_dist.core.types import JobKind, TaskKind
 from atlas_dist.errors import ConfigError, DataError
 from atlas_dist.model.backbone import load_backbone
+from atlas_dist.model.heads import Head
 from atlas_dist.runs.results import verified_fact
 from atlas_dist.runs.status import load_run
 from atlas_dist.runs.stores import open_run_store
@@ -291,3 +294,44 @@ def test_an_adapter_goes_over_the_hub_and_says_so(learnt: Learnt, tmp_path: Path
     taken = import_peft(tmp_path / "pulled" / "theirs", *words(learnt.folder), task="toy_shape", name="over_the_hub")
     assert (taken.provenance.source, taken.provenance.commit) == ("me/bank", pushed.commit)
     assert taken.provenance.licence == "mit" and taken.provenance.texts["LICENSE"] == LICENCE
+
+
+def test_a_bank_answers_as_what_it_exports_for_peft(learnt: Learnt, tmp_path: Path) -> None:
+    """The imported adapter acts on query and value, the tasks' own on other layers: each task reads them where they act."""
+    weights = load_weights(learnt.store, learnt.bank)
+    written = export_peft(weights, tmp_path / "whole", PeftContent.TASK)
+    model, backbone = AtlasModel.from_weights(weights), load_backbone("random-tiny")
+    picture = Image.new("RGB", (backbone.image_size,) * 2, (200, 30, 90))
+    colour = torch.tensor([200.0, 30.0, 90.0]).view(1, 3, 1, 1) / 127.5 - 1
+    pixels = colour.expand(-1, -1, backbone.image_size, backbone.image_size)
+    ids = torch.tensor([backbone.tokenizer("This is an image.")["input_ids"]])
+    inputs = {"input_ids": ids, "attention_mask": ids * 0 + 1, "token_type_ids": ids * 0, "pixel_values": pixels}
+    for key, task in weights.tasks.items():
+        if task.learnt.task.kind is not TaskKind.SINGLE:
+            continue
+        peft = PeftModel.from_pretrained(load_backbone("random-tiny").model, str(written[task.learnt.name])).eval()
+        head = Head(backbone.width, task.learnt.task.classes, torch.Generator())
+        head.load_state_dict({n.removeprefix("head/"): t for n, t in task.own.items() if n.startswith("head/")})
+        with torch.no_grad():
+            wanted = head(peft(**inputs).pooler_output).softmax(-1)[0]
+        got = torch.tensor(model.predict(weights.name_of(key), image=picture).scores, dtype=torch.float32)
+        torch.testing.assert_close(got, wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_tasks_are_scored_without_it(learnt: Learnt) -> None:
+    """As pruning does: with all that they read, without the imported adapter, without any."""
+    key, bank = imported_key(learnt), learnt.bank
+    weights = load_weights(learnt.store, bank)
+    context = rescoring_context(learnt.bench.config, weights, weights.first)
+    for task in weights.tasks:
+        view = weights.view(task)
+        assert worth(context, weights, task).reproduced
+        for chosen in (tuple(seen for seen in view if seen != key), ()):
+            assert 0.0 <= rescore_weights(context, weights, task, chosen) <= 100.0
+
+
+def test_similar_names_it(learnt: Learnt) -> None:
+    config = compose_config(list(words(learnt.folder, "sequence.upstream=[toy_shape,toy_kin]")))
+    spec = learnt.bank.find("toy_kin").task
+    found = similar(config, spec, load_weights(learnt.store, learnt.bank))
+    assert {adapter.task for adapter in found.adapters} == {"theirs", "toy_shape", "toy_kin"}
