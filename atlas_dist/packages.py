@@ -20,6 +20,7 @@ REQUIRED = {
     "deepspeed": "deepspeed",
     "ray": "ray",
     "transformers": "transformers",
+    "huggingface_hub": "huggingface_hub",
     "tokenizers": "tokenizers",
     "safetensors": "safetensors",
     "webdataset": "webdataset",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,6 +20,7 @@ from atlas_dist.errors import ConfigError
 from atlas_dist.runs.stores import open_shards, shards_if_there
 
 if TYPE_CHECKING:
+    from atlas_dist.bank.adopt_adapter import AdapterImport
     from atlas_dist.bank.similar import Similar
     from atlas_dist.bank.weights import BankWeights
     from atlas_dist.serve import AtlasModel
@@ -125,7 +127,7 @@ def export(folder: Path, *settings: Settings, tasks: Sequence[str] = ()) -> Expo
 def export_peft(
     folder: Path, *settings: Settings, tasks: Sequence[str] = (), whole: bool = False
 ) -> tuple[dict[str, Path], list[str]]:
-    """Write LoRA adapters as folders that PEFT loads (bank/peft_folders.py).
+    """Write LoRA adapters as folders that PEFT loads (bank/peft_folders.py); those that were imported as well.
 
     Args:
         folder, settings, tasks: as for `export`. whole: what each task makes of all adapters that it reads, instead of its own.
@@ -169,6 +171,46 @@ def import_folder(folder: Path, *settings: Settings, name: str = "") -> Imported
     run = name or f"import-{digest_of(sorted(weights.tasks))[:SHORT]}"
     import_bank(store, folder, weights, run)
     return Imported(run, len(weights.tasks), store.url)
+
+
+def import_peft(
+    folder: Path, *settings: Settings, task: str, name: str = "", by: str = "", source: str = "", commit: str = ""
+) -> AdapterImport:
+    """Take a LoRA adapter as PEFT saves it into the store, as experience for runs that name it in `sequence.experience`.
+
+    Args:
+        folder: with `adapter_config.json` and `adapter_model.safetensors`. settings: as for `run`; they say which backbone.
+        task: of the configuration, packed: samples of the kind that the adapter was trained on, for its signature.
+        name: what it is called here; "" = as the folder.
+        by: who imports it; "" = the user of this process.
+        source: where the folder came from, and the `commit` there; "" = as `bank pull` noted beside it, else the folder's name.
+
+    Raises:
+        DataError: the folder is not plain LoRA, is damaged or does not fit the backbone, or shards are missing.
+        ConfigError: there is no such task, or another run of that name. StoreError: the store is in trouble.
+    """
+    composed_run = compose_run(*settings)
+    config = composed_run.config
+    with restored_process():
+        from atlas_dist.bank.adopt_adapter import Origin, import_adapter, pulled_from
+        from atlas_dist.coordinator.expand import packed_task
+
+        if task not in config.tasks:
+            fix = f"It has: {', '.join(config.tasks)}. Pack samples of the adapter's kind as a task and name it with --task."
+            raise ConfigError(f"This configuration has no task {task!r}.", fix=fix)
+        spec = packed_task(config, task, partial(read_manifest, open_shards(config)))
+        own = folder.resolve().name
+        place = (source, commit) if source else pulled_from(folder.resolve()) or (own, "")
+        origin = Origin(name or own, by or _user(), *place)
+        return import_adapter(config, composed_run.store, folder, spec, origin)
+
+
+def _user() -> str:
+    """Who runs this process, as far as the system says."""
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # a container may run under a number that has no name
+        return ""
 
 
 def _weights(*settings: Settings, tasks: Sequence[str] = ()) -> tuple[Bank, BankWeights]:

@@ -65,7 +65,7 @@ def plan(*settings: Settings, many: bool = False) -> PlannedRun:
 def forecast_run(config: RunConfig, plan: Plan, state: RunState, store: ObjectStore) -> Outlook:
     """What is left of a plan. Raises DataError, StoreError: shards that are not there, a store in trouble."""
     shards = open_shards(config)
-    splits = {(j.task.dataset, split) for j in plan.jobs.values() for split in j.task.splits}
+    splits = {(j.task.dataset, split) for j in plan.jobs.values() for split in j.splits}
     manifests = {(dataset, split): read_manifest(shards, dataset, split) for dataset, split in splits}
     own, alike = _elsewhere(store, plan, config)
     return foresee(plan, state, own, manifests, config.shards.buffer_mb << 20, config.worker_groups, alike)

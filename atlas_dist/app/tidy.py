@@ -116,7 +116,7 @@ def prune_bank(
     with restored_process():
         bank = read_bank(store, config.run)
         weights = load_weights(store, bank, tasks, shards=shards_if_there(config))
-        names = {key: t.learnt.name for key, t in weights.tasks.items()}
+        names = {key: weights.name_of(key) for key in weights.tasks}
         known = {} if fresh else recorded_scores(bank)
         scorer = Scorer(rescoring_context(config, weights, weights.first), weights, known)
         tell(WholeBank(tuple(names.values()), weights.size))
@@ -124,7 +124,7 @@ def prune_bank(
             weights,
             budget,
             scorer,
-            lambda step: tell(PruneStep(names.get(step.dropped, ""), step, budget.allows(step))),
+            lambda step: tell(PruneStep(weights.name_of(step.dropped) if step.dropped else "", step, budget.allows(step))),
             lambda done, of: tell(PruneProgress(done, of, scorer.evaluated)),
         )
         record = as_record(found, weights, scorer)

@@ -6,6 +6,7 @@ import uuid
 from dataclasses import replace
 from pathlib import Path
 
+from atlas_dist.bank.imported_files import original_imported
 from atlas_dist.bank.package import original_files
 from atlas_dist.bank.weights import BankWeights
 from atlas_dist.clock import Clock, SystemClock
@@ -44,16 +45,18 @@ def import_bank(store: ObjectStore, folder: Path, weights: BankWeights, run: str
     log = open_ledger(store, run, writer=f"import-{uuid.uuid4().hex}", clock=clock, new_id=lambda: uuid.uuid4().hex)
     if log.read_new():
         raise ConfigError(f"There is a run {run} in {store.url} already.", fix="Choose another name with --as NAME.")
-    files = {key: original_files(folder, task) for key, task in weights.tasks.items()}
+    files = {key: original_imported(folder, one.entry) for key, one in weights.imported.items()}
+    files |= {key: original_files(folder, task) for key, task in weights.tasks.items()}
+    committed = {key: one.entry.ref for key, one in weights.imported.items()}
+    committed |= {key: task.learnt.ref for key, task in weights.tasks.items()}
     refs = []
-    for key, task in weights.tasks.items():
-        learnt = task.learnt
+    for key, was in committed.items():
         attempt = check_name(f"{key}-import", "attempt")
         prefix = layout.attempt(run, attempt)
         for name, data in files[key].items():
             store.put(f"{prefix}/{check_name(name, 'file name')}", data)
-        artifacts.verify(store, prefix, learnt.ref.blobs)
-        refs.append(replace(learnt.ref, attempt=attempt, prefix=prefix))
+        artifacts.verify(store, prefix, was.blobs)
+        refs.append(replace(was, attempt=attempt, prefix=prefix))
     _record(log, run, weights, refs)
     for ref in refs:
         point_to(store, run, ref, clock, DEFAULT_PATIENCE)

@@ -14,7 +14,7 @@ from atlas_dist.core.results import TrainResult
 def model_card(bank: Bank, weights: BankWeights, base_model: str) -> str:
     """Markdown with YAML front matter: tasks, scores, lineage, how to use it, what it depends on."""
     tasks = [task.learnt for task in weights.tasks.values()]
-    names = {learnt.key: learnt.name for learnt in tasks}
+    names = {key: weights.name_of(key) for key in (*weights.imported, *weights.tasks)}
     listed = ", ".join(learnt.name for learnt in tasks)
     first, base = tasks[0].name, weights.base
     return f"""---
@@ -53,7 +53,7 @@ On a shell: `atlas-dist predict --from path/to/this/folder --task {first} --imag
 ## Lineage
 
 {_lineage(tasks, names)}
-
+{_imported(weights)}
 ## What it depends on
 
 - Backbone: `{base_model}`{f" at `{base.revision}`" if base.revision else ""} ({base.architecture}), digest `{base.digest}`.
@@ -88,6 +88,20 @@ def _pruned(weights: BankWeights, names: dict[str, str]) -> str:
 {lines}
 
 `atlas-dist bank verify --from` this folder `--rescore` measures them again where the data are."""
+
+
+def _imported(weights: BankWeights) -> str:
+    """Adapters that nobody here trained: where they came from, and under which licence; "" where there are none."""
+    if not weights.imported:
+        return ""
+    lines = []
+    for one in weights.imported.values():
+        told, name = one.entry.provenance, one.entry.name
+        base = f"for `{told.base_model}`" if told.base_model else "which names no base model"
+        texts = ", ".join(f"`imported/{name}/{file}`" for file in told.texts) or "none came with it"
+        licence = told.licence or "not named in its model card"
+        lines.append(f"- **{name}** from `{told.source}`, {base}; licence: {licence}; texts: {texts}")
+    return "\n## Imported adapters\n\nNobody trained these here; their licences apply to them.\n\n" + "\n".join(lines) + "\n"
 
 
 def _version() -> str:

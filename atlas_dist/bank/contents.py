@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from atlas_dist.core.imported import Provenance
 from atlas_dist.core.keys import SHORT
 from atlas_dist.core.ledger import Entry, RunState
 from atlas_dist.core.records import Adopt, Commit
-from atlas_dist.core.results import CONFIG_FILE, AdapterConfig, EvalResult, SelectResult, TrainResult
+from atlas_dist.core.results import CONFIG_FILE, PROVENANCE_FILE, AdapterConfig, EvalResult, SelectResult, TrainResult
 from atlas_dist.core.selection import Form
 from atlas_dist.core.types import CommittedRef, TaskSpec, View
 from atlas_dist.errors import ConfigError, DataError
@@ -92,6 +93,20 @@ class Learnt:
 
 
 @dataclass(frozen=True)
+class ImportedEntry:
+    """An adapter of a bank that nobody here trained: it has no head, so it answers nothing by itself, and later tasks read it."""
+
+    name: str
+    key: str
+    provenance: Provenance
+    ref: CommittedRef
+    at: float
+    """Wall clock of the commit, seconds since 1970: for people."""
+    adopted_from: str = ""
+    """The run that imported it, when that is another one."""
+
+
+@dataclass(frozen=True)
 class Bank:
     """Everything that a run has learnt, in the order of its commits."""
 
@@ -100,6 +115,24 @@ class Bank:
     learnt: Mapping[str, Learnt]
     evaluations: tuple[tuple[str, Evaluation], ...]
     """(key of the learnt task, or "" where an older version did not note it; the evaluation), in ledger order."""
+    imported: Mapping[str, ImportedEntry] = field(default_factory=dict)
+    """Adapters that nobody here trained, by key."""
+
+    def name_of(self, key: str) -> str:
+        """What an adapter is called; the beginning of its key where the bank does not have it."""
+        found = self.learnt.get(key) or self.imported.get(key)
+        return found.name if found else key[:SHORT]
+
+    def ref_of(self, key: str) -> CommittedRef:
+        """Where an adapter's result lies; KeyError when the bank does not have it."""
+        return (self.imported[key] if key in self.imported else self.learnt[key]).ref
+
+    def find_imported(self, wanted: str) -> ImportedEntry | None:
+        """By name or beginning of a key, where no learnt task is called so; None = there is none."""
+        if any(wanted in (e.name, e.task.name) for e in self.learnt.values()):
+            return None
+        found = [e for e in self.imported.values() if wanted == e.name or (wanted and e.key.startswith(wanted))]
+        return found[0] if len(found) == 1 else None
 
     def find(self, wanted: str) -> Learnt:
         """By task name or beginning of a key. Raises ConfigError listing what there is, or which ones it could be."""
@@ -115,7 +148,7 @@ class Bank:
         """The given ones with every adapter that they see, in the order of the bank."""
         keys = tuple(keys)
         wanted = {seen for key in keys for seen in self.learnt[key].view} | set(keys)
-        missing = wanted - set(self.learnt)
+        missing = wanted - set(self.learnt) - set(self.imported)
         if missing:
             raise DataError(f"Run {self.run} lacks adapters that its tasks see: {', '.join(sorted(missing))}.")
         return tuple(e for e in self.learnt.values() if e.key in wanted)
@@ -138,7 +171,8 @@ def read_bank(store: ObjectStore, run: str) -> Bank:
         raise ConfigError(f"There is no run {run} in {store.url}.", fix=f"Set run=… to one of: {known}; or store.url=….")
     when = {e.record.job: e.at for e in entries if isinstance(e.record, Commit | Adopt)}
     described = {key: _described(store, ref) for key, ref in _learnt_refs(state, entries)}
-    twice = Counter(config.task.name for config in described.values())
+    imported = {key: _provenance(store, ref) for key, ref in _imported_refs(state, entries)}
+    twice = Counter((*(config.task.name for config in described.values()), *(p.name for p in imported.values())))
     learnt = {}
     for key, config in described.items():
         name = config.task.name if twice[config.task.name] == 1 else f"{config.task.name}-{key[:SHORT]}"
@@ -160,7 +194,14 @@ def read_bank(store: ObjectStore, run: str) -> Bank:
             config.form,
         )
     train = state.spec.get("train", {})
-    return Bank(run, str(train.get("precision", "fp32")), learnt, tuple(_evaluations(state, entries)))
+    carried = {}
+    for key, provenance in imported.items():
+        name = provenance.name if twice[provenance.name] == 1 else f"{provenance.name}-{key[:SHORT]}"
+        job = state.job(key)
+        assert job.committed is not None, "only committed results have a provenance"
+        origin = "" if job.adopted_from == run else job.adopted_from
+        carried[key] = ImportedEntry(name, key, provenance, job.committed, when[key], origin)
+    return Bank(run, str(train.get("precision", "fp32")), learnt, tuple(_evaluations(state, entries)), carried)
 
 
 def runs_of(store: ObjectStore) -> list[str]:
@@ -182,6 +223,19 @@ def _learnt_refs(state: RunState, entries: list[Entry]) -> Iterator[tuple[str, C
         if isinstance(entry.record, Commit | Adopt):
             ref = state.job(entry.record.job).committed
             if ref is not None and ref.job not in candidates and any(blob.name == CONFIG_FILE for blob in ref.blobs):
+                yield ref.job, ref
+
+
+def _provenance(store: ObjectStore, ref: CommittedRef) -> Provenance:
+    return Provenance.from_json(artifacts.load(store, ref, PROVENANCE_FILE), f"{ref.prefix}/{PROVENANCE_FILE}")
+
+
+def _imported_refs(state: RunState, entries: list[Entry]) -> Iterator[tuple[str, CommittedRef]]:
+    """Committed results that are imported adapters, in the order of their commits."""
+    for entry in entries:
+        if isinstance(entry.record, Commit | Adopt):
+            ref = state.job(entry.record.job).committed
+            if ref is not None and any(blob.name == PROVENANCE_FILE for blob in ref.blobs):
                 yield ref.job, ref
 
 

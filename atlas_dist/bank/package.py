@@ -3,6 +3,7 @@
     adapter_config.json          base model and its revision, method, every task; size and sha256 of every other file
     adapter_model.safetensors    all tensors: `<task>/{adapter,key,queries}/<site>…` and `<task>/head/…`
     facts/<task>.json            what its run recorded of a task: key, files with their hashes, scores; its curves and α
+    imported/<name>/             an adapter that nobody here trained: its weights, signature and provenance, as they were imported
     README.md                    the model card
     prune.json                   of a pruned bank: what was left out, what that cost, step by step
 
@@ -24,6 +25,8 @@ from torch import Tensor
 
 from atlas_dist.bank.card import model_card
 from atlas_dist.bank.contents import Bank, Base, Learnt
+from atlas_dist.bank.imported_files import IMPORTED_FILES, imported_files, read_imported
+from atlas_dist.bank.imported_files import within as _within
 from atlas_dist.bank.weights import BankWeights, LearntWeights
 from atlas_dist.core.keys import canonical_json, check_name, plain, sha256_hex
 from atlas_dist.core.records import from_json
@@ -67,9 +70,12 @@ class _File(_Strict):
     sha256: Sha256
 
 
-class _Task(_Strict):
+class _Named(_Strict):
     name: Safe
     key: Safe
+
+
+class _Task(_Named):
     sees: tuple[Safe, ...]
     """Names of the adapters it draws on besides its own, in order."""
     kind: str
@@ -99,6 +105,8 @@ class _Package(_Strict):
     tasks: tuple[_Task, ...]
     files: dict[str, _File]
     pruned: _Pruned | None = None
+    imported: tuple[_Named, ...] | None = None
+    """Adapters that nobody here trained. Files of one are in `imported/<name>/`, unless it was pruned."""
 
 
 def export_bank(
@@ -123,6 +131,9 @@ def export_bank(
     for task in weights.tasks.values():
         files[f"facts/{check_name(task.learnt.name, 'task')}.json"] = _fact(store, task.learnt)
         files |= {_beside(task.learnt.name, name): data for name, data in _further(store, task.learnt).items()}
+    for key, one in weights.imported.items():
+        if key not in weights.dropped:
+            files |= imported_files(store, one.entry)
     if record is not None:
         files[PRUNE_FILE] = json.dumps(record, indent=1).encode()
     package = _describe(weights, files)
@@ -153,7 +164,8 @@ def read_package(folder: Path) -> BankWeights:
     data = {name: _read_file(folder, name, about) for name, about in package.files.items()}
     check_safetensors(data[WEIGHTS_FILE], WEIGHTS_FILE)
     tensors: dict[str, Tensor] = parse_tensors(data[WEIGHTS_FILE])
-    keys = {task.name: task.key for task in package.tasks}
+    every: tuple[_Named, ...] = (*package.tasks, *(package.imported or ()))
+    keys = {each.name: each.key for each in every}
     base = Base(digest=package.base_model_digest, **package.base_model)
     dropped = frozenset(keys[name] for name in package.pruned.dropped) if package.pruned else frozenset()
     tasks: dict[str, LearntWeights] = {}
@@ -190,7 +202,11 @@ def read_package(folder: Path) -> BankWeights:
     if sum(len(t.adapter) + len(t.own) for t in tasks.values()) != len(tensors):
         raise DataError(f"{folder}/{WEIGHTS_FILE} holds tensors of tasks that {CONFIG_FILE} does not name.")
     scores = {keys[name]: score for name, score in package.pruned.scores.items()} if package.pruned else {}
-    return BankWeights(package.run, package.precision, tasks, dropped, scores)
+    imported = {}
+    for each in package.imported or ():
+        if each.key not in dropped:
+            imported[each.key] = read_imported(data, each.name, each.key, package.run)
+    return BankWeights(package.run, package.precision, tasks, dropped, scores, imported)
 
 
 def original_files(folder: Path, task: LearntWeights) -> dict[str, bytes]:
@@ -253,7 +269,7 @@ def _describe(weights: BankWeights, files: Mapping[str, bytes]) -> _Package:
     base = weights.base
     known = BACKBONES.get(base.name)
     hub = known is not None and known.revision is not None and not base.source
-    names = {key: task.learnt.name for key, task in weights.tasks.items()}
+    names = {key: weights.name_of(key) for key in (*weights.tasks, *weights.imported)}
     return _Package(
         # A backbone that ships with this package has no address on the hub; its name is one that `load_backbone` knows.
         base_model_name_or_path=known.source if hub and known else base.source or base.name,
@@ -283,6 +299,7 @@ def _describe(weights: BankWeights, files: Mapping[str, bytes]) -> _Package:
         )
         if weights.rescored
         else None,
+        imported=tuple(_Named(name=one.entry.name, key=key) for key, one in weights.imported.items()) or None,
     )
 
 
@@ -298,12 +315,16 @@ def _read_config(folder: Path) -> _Package:
     wanted = {WEIGHTS_FILE, *(f"facts/{task.name}.json" for task in package.tasks)} | ({PRUNE_FILE} if package.pruned else set())
     about = set(package.base_model) - {"architecture"}  # which older versions did not write
     wanted |= {name for task in package.tasks for further in _FURTHER if (name := _beside(task.name, further)) in package.files}
+    dropped = package.pruned.dropped if package.pruned else ()
+    imported = package.imported or ()
+    wanted |= {_within(each.name, name) for each in imported if each.name not in dropped for name in IMPORTED_FILES}
     if set(package.files) != wanted or about != {"name", "source", "revision"}:
         raise DataError(f"{folder / CONFIG_FILE} names the files {sorted(package.files)}; it should name {sorted(wanted)}.")
-    if len({t.name for t in package.tasks}) != len(package.tasks) or len({t.key for t in package.tasks}) != len(package.tasks):
+    every: tuple[_Named, ...] = (*package.tasks, *imported)
+    if len({each.name for each in every}) != len(every) or len({each.key for each in every}) != len(every):
         raise DataError(f"{folder / CONFIG_FILE} names a task twice.")
     names = {task.name for task in package.tasks}
-    if package.pruned and (set(package.pruned.scores) != names or not names.issuperset(package.pruned.dropped)):
+    if package.pruned and (set(package.pruned.scores) != names or not {each.name for each in every}.issuperset(dropped)):
         raise DataError(f"{folder / CONFIG_FILE} was pruned of tasks, or has scores of tasks, that are not here.")
     return package
 

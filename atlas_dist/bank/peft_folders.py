@@ -4,6 +4,9 @@
     TASK/adapter_model.safetensors    lora_A and lora_B of each linear layer
     TASK/head.safetensors             the task's head, which PEFT has no place for: `head/<name>` as in a bank
     TASK/ README.md                   what it is
+    TASK/imported/NAME/…              licence, model card and provenance of imported adapters that are in it, or beneath it
+
+An imported adapter has a folder of its own, with the licence files that came with it.
 
 Either each task's own adapter (`ADAPTER`), or what a task makes of all the adapters that it reads (`TASK`). The latter is exact:
 Σ α_i s_i B_i A_i x is one LoRA adapter whose rank is the sum of theirs.
@@ -24,7 +27,9 @@ from torch import Tensor
 
 from atlas_dist.bank.package import require_new
 from atlas_dist.bank.weights import BankWeights, LearntWeights
+from atlas_dist.core.imported import CARD, Provenance
 from atlas_dist.core.keys import check_name
+from atlas_dist.core.results import PROVENANCE_FILE
 from atlas_dist.errors import ConfigError, StoreError
 from atlas_dist.model.backbone import BACKBONES
 from atlas_dist.model.lora import ranks_in
@@ -63,6 +68,19 @@ def export_peft(weights: BankWeights, folder: Path, content: PeftContent) -> dic
         )
     require_new(folder)
     written: dict[str, Path] = {}
+    for key, one in weights.imported.items() if content is PeftContent.ADAPTER else ():
+        name = check_name(one.entry.name, "imported adapter")
+        layers = _layers_of(one.adapter)
+        files = {
+            "adapter_config.json": json.dumps(_config(weights, layers), indent=2).encode(),
+            "adapter_model.safetensors": pack_tensors(_tensors(layers)),
+            PROVENANCE_FILE: one.entry.provenance.to_json(),
+            "README.md": _imported_card(weights, key, layers).encode(),
+            **_texts(one.entry.provenance, f"imported/{name}", {CARD}),
+            **_texts(one.entry.provenance, ".", set(one.entry.provenance.licence_files)),
+        }
+        _write(folder / name, files)
+        written[one.entry.name] = folder / name
     for key, task in weights.tasks.items():
         layers = _own(task) if content is PeftContent.ADAPTER else _whole(weights, key)
         if not layers:
@@ -74,12 +92,12 @@ def export_peft(weights: BankWeights, folder: Path, content: PeftContent) -> dic
             "head.safetensors": pack_tensors({n: t for n, t in task.own.items() if n.startswith("head/")}),
             "README.md": _card(weights, key, layers, content).encode(),
         }
-        try:
-            (folder / name).mkdir(parents=True)
-            for file, data in files.items():
-                (folder / name / file).write_bytes(data)
-        except OSError as error:
-            raise StoreError(f"Cannot write {folder}: {error}.", fix="Is the disk full, or the folder not yours?") from error
+        for seen in weights.view(key):
+            if seen in weights.imported:
+                provenance = weights.imported[seen].entry.provenance
+                at = f"imported/{check_name(provenance.name, 'imported adapter')}"
+                files |= {f"{at}/{PROVENANCE_FILE}": provenance.to_json(), **_texts(provenance, at, set(provenance.texts))}
+        _write(folder / name, files)
         written[task.learnt.name] = folder / name
     if not written:
         raise ConfigError(
@@ -88,9 +106,30 @@ def export_peft(weights: BankWeights, folder: Path, content: PeftContent) -> dic
     return written
 
 
+def _write(folder: Path, files: Mapping[str, bytes]) -> None:
+    try:
+        for file, data in files.items():
+            (folder / file).parent.mkdir(parents=True, exist_ok=True)
+            (folder / file).write_bytes(data)
+    except OSError as error:
+        raise StoreError(f"Cannot write {folder}: {error}.", fix="Is the disk full, or the folder not yours?") from error
+
+
+def _texts(provenance: Provenance, folder: str, names: set[str]) -> dict[str, bytes]:
+    """Texts that came with an imported adapter, as files. Names of files come from outside."""
+    return {
+        f"{folder}/{check_name(name, 'file name')}".removeprefix("./"): text.encode()
+        for name, text in provenance.texts.items()
+        if name in names
+    }
+
+
 def _own(task: LearntWeights) -> dict[str, _Layer]:
     """A task's own adapter, by the path of the linear layer; {} where it has none."""
-    adapter = task.adapter
+    return _layers_of(task.adapter)
+
+
+def _layers_of(adapter: Mapping[str, Tensor]) -> dict[str, _Layer]:
     return {
         path: _Layer(
             adapter[f"adapter/{path}/lora_A.weight"],
@@ -107,7 +146,7 @@ def _whole(weights: BankWeights, key: str) -> dict[str, _Layer]:
     weighed = [seen for seen in view if seen != key] if weights.method().mixing.weighs else []
     parts: dict[str, list[tuple[Tensor, Tensor]]] = {}
     for seen in view:
-        for path, layer in _own(weights.tasks[seen]).items():
+        for path, layer in _layers_of(weights.adapters[seen]).items():
             start = task.own.get(f"coefficients/{path}/start")
             alpha = float(start[weighed.index(seen)]) if seen in weighed and start is not None else 1.0
             parts.setdefault(path, []).append((layer.down, alpha * layer.scale * layer.up))
@@ -159,7 +198,8 @@ def _tidy(alpha: float) -> int | float:
 
 def _card(weights: BankWeights, key: str, layers: Mapping[str, _Layer], content: PeftContent) -> str:
     task, base = weights.tasks[key].learnt, weights.base
-    others = [weights.tasks[seen].learnt.name for seen in weights.view(key) if seen != key]
+    others = [weights.name_of(seen) for seen in weights.view(key) if seen != key]
+    told = [weights.imported[seen].entry.provenance for seen in weights.view(key) if seen in weights.imported]
     if content is PeftContent.TASK:
         reads = ", ".join([*others, task.name] if task.has_adapter else others)
         what = f"what the task `{task.name}` makes of the adapters of {reads}"
@@ -178,5 +218,30 @@ tags: [atlas-dist, lora]
 
 LoRA at {len(layers)} linear layers of `{base.name}` (digest `{base.digest}`): {what}. Written by atlas-dist from run
 `{weights.run}`, job `{key}`; validation score there {task.score:.2f} %. The task's head is in `head.safetensors`; PEFT does not
-read it. The licences of the backbone and of the data sets apply.
+read it. The licences of the backbone and of the data sets apply{_licences(told)}.
+"""
+
+
+def _licences(told: list[Provenance]) -> str:
+    if not told:
+        return ""
+    named = ", ".join(f"`{one.name}` ({one.licence or 'its model card names none'})" for one in told)
+    return f", and those of the imported adapters that it was learnt with: {named}; their texts are in `imported/`"
+
+
+def _imported_card(weights: BankWeights, key: str, layers: Mapping[str, _Layer]) -> str:
+    told, base = weights.imported[key].entry.provenance, weights.base
+    # The hub knows licences by their identifiers alone; a name or a link may stand behind.
+    licence = f"license: {json.dumps(told.licence.partition(' (')[0].split(', '))}\n" if told.licence else ""
+    return f"""---
+library_name: peft
+base_model: {json.dumps(told.base_model or base.source or base.name)}
+{licence}tags: [atlas-dist, lora]
+---
+
+# {told.name}
+
+LoRA at {len(layers)} linear layers of `{base.name}` (digest `{base.digest}`). Nobody trained it here: it was imported from
+`{told.source}`, and its weights are what they were, in float32. Licence: {told.licence or "its model card names none"}; the texts
+that came with it lie beside this file and in `imported/`, where it came from is in `{PROVENANCE_FILE}`.
 """

@@ -183,7 +183,7 @@ def prune(
 
 def as_record(pruning: Pruning, weights: BankWeights, scorer: Scorer) -> dict[str, Any]:
     """`prune.json`: where it comes from, what was left out, and the whole curve, by names."""
-    names = {key: task.learnt.name for key, task in weights.tasks.items()}
+    names = {key: weights.name_of(key) for key in (*weights.tasks, *weights.imported)}
 
     def told(step: Step) -> dict[str, Any]:
         return {

@@ -18,6 +18,7 @@ from atlas_dist.core.signature import nearest, similarity
 from atlas_dist.core.types import Budget, JobKind, StageJob, TaskSpec
 from atlas_dist.errors import ConfigError
 from atlas_dist.methods import make_method
+from atlas_dist.train.context import RankContext
 from atlas_dist.train.signatures import observe_training, signature_of, signature_tensors
 
 DESCRIBING_BATCH = 64
@@ -75,11 +76,13 @@ def similar(config: RunConfig, task: TaskSpec, weights: BankWeights) -> Similar:
             fix="Compare with a bank of method=atlas.",
         )
     tensors, samples = described(config, task, weights)
-    signatures = {key: signature_of(learnt.signature) for key, learnt in grown.items()}
+    imported = {key: one.signature for key, one in weights.imported.items() if key not in weights.dropped}
+    known = imported | {key: learnt.signature for key, learnt in grown.items()}
+    signatures = {key: signature_of(signature) for key, signature in known.items()}
     found, chosen = nearest(signature_of(tensors), signatures, method.selecting.retrieve)
     adapters = [
-        SimilarAdapter(learnt.learnt.name, key, found[key], _at_the_sites(tensors, learnt.signature), retrieved=key in chosen)
-        for key, learnt in grown.items()
+        SimilarAdapter(weights.name_of(key), key, found[key], _at_the_sites(tensors, signature), retrieved=key in chosen)
+        for key, signature in known.items()
     ]
     return Similar(
         task.name,
@@ -94,7 +97,12 @@ def described(config: RunConfig, task: TaskSpec, weights: BankWeights) -> tuple[
     """What `signature.safetensors` of a packed task would hold, on a bank's backbone, and from how many samples."""
     context = rescoring_context(config, weights, weights.first)
     require_base(context.backbone(), weights.first)
-    ordinals, rows = observe_training(context, describing_job(task, config.seeds[0] if task.shots else 0))
+    return describe_here(context, task, config.seeds[0] if task.shots else 0)
+
+
+def describe_here(context: RankContext, task: TaskSpec, seed: int = 0) -> tuple[dict[str, Tensor], int]:
+    """The same on the backbone of a context. `seed`: matters to a low-shot task only."""
+    ordinals, rows = observe_training(context, describing_job(task, seed))
     order = np.argsort(ordinals)
     return signature_tensors({part: values[order] for part, values in rows.items()}), len(ordinals)
 

@@ -98,7 +98,7 @@ def rescore(config: RunConfig, bank: Bank, learnt: Learnt, context: RankContext 
     """
     context = context or rescoring_context(config, bank, learnt)
     require_base(context.backbone(), learnt)
-    refs: Mapping[str, CommittedRef] = {key: bank.learnt[key].ref for key in (*learnt.view, learnt.key)}
+    refs: Mapping[str, CommittedRef] = {key: bank.ref_of(key) for key in (*learnt.view, learnt.key)}
     job = rescoring_job(learnt)
     if bank.evaluation_of(learnt.key) is None:  # then training's own score is what there is, and that is of the validation split
         job = replace(job, task=replace(job.task, test="", test_digest=""))
@@ -150,9 +150,7 @@ def rescore_weights(context: RankContext, weights: BankWeights, key: str, view: 
     require_base(context.backbone(), task.learnt)
     job = rescoring_job(task.learnt)
     own_key = key if context.method_of(job).selecting is not None and key in has else ""
-    parts = arranged(
-        task.own, has, chosen, own_key, lambda keys: [weights.tasks[seen].adapter for seen in keys], lambda: task.adapter
-    )
+    parts = arranged(task.own, has, chosen, own_key, lambda keys: [weights.adapters[seen] for seen in keys], lambda: task.adapter)
     with context.validation_stream(job) as stream, reading_model(context, job, parts) as model:
         return score_model(context, job, model, stream).score
 

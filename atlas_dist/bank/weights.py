@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
-from atlas_dist.bank.contents import Bank, Base, Learnt
+from atlas_dist.bank.contents import Bank, Base, ImportedEntry, Learnt
 from atlas_dist.core.results import SIGNATURE_FILE
 from atlas_dist.core.types import TaskKind
 from atlas_dist.data.manifest import read_manifest
@@ -37,6 +37,15 @@ class LearntWeights:
 
 
 @dataclass(frozen=True)
+class ImportedWeights:
+    """An imported adapter and its tensors, as `LearntWeights` has them; there is no head."""
+
+    entry: ImportedEntry
+    adapter: Mapping[str, Tensor]
+    signature: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
 class BankWeights:
     """Some learnt tasks of one backbone and one method, with every adapter that they see. Keys are job keys, in bank order.
 
@@ -50,6 +59,8 @@ class BankWeights:
     """Keys of adapters that were left out by pruning: no task reads them any more."""
     rescored: Mapping[str, float] = field(default_factory=dict)
     """Of a pruned bank: key -> the task's validation score in percent with what is left."""
+    imported: Mapping[str, ImportedWeights] = field(default_factory=dict)
+    """Adapters that nobody here trained and that tasks may see, by key."""
 
     def __post_init__(self) -> None:
         if not self.tasks:
@@ -70,9 +81,12 @@ class BankWeights:
                     f"{task.learnt.name} and {first.name} have another backbone or method: they cannot share a model.",
                     fix="Name the tasks that belong together with --task.",
                 )
-            missing = [key for key in task.learnt.sees if key not in self.tasks]
+            missing = [key for key in task.learnt.sees if key not in {*self.tasks, *self.imported, *self.dropped}]
             if missing:
                 raise DataError(f"{task.learnt.name} sees adapters that are not here: {', '.join(missing)}.")
+        for one in self.imported.values():
+            if one.entry.provenance.backbone_digest != first.base.digest:
+                raise DataError(f"The imported adapter {one.entry.name} belongs to another backbone than {first.name}.")
 
     @property
     def first(self) -> Learnt:
@@ -84,6 +98,16 @@ class BankWeights:
         """The backbone they belong to."""
         return self.first.base
 
+    @property
+    def adapters(self) -> dict[str, Mapping[str, Tensor]]:
+        """Every adapter that is here, imported ones first; learnt tasks without one are left out."""
+        imported = {key: one.adapter for key, one in self.imported.items() if key not in self.dropped}
+        return imported | {key: task.adapter for key, task in self.tasks.items() if task.adapter}
+
+    def name_of(self, key: str) -> str:
+        """What a task or an imported adapter is called."""
+        return self.imported[key].entry.name if key in self.imported else self.tasks[key].learnt.name
+
     def view(self, key: str) -> tuple[str, ...]:
         """Keys of the adapters that a task reads here, in bank order, its own last."""
         return tuple(seen for seen in self.tasks[key].learnt.view if seen not in self.dropped)
@@ -91,12 +115,14 @@ class BankWeights:
     def without(self, dropped: frozenset[str], rescored: Mapping[str, float]) -> BankWeights:
         """A bank without some adapters: their tensors and every task's queries for them are left out; this one stays as it is."""
         tasks = {key: _pruned(task, dropped) for key, task in self.tasks.items()}
-        return replace(self, tasks=tasks, dropped=dropped, rescored=dict(rescored))
+        imported = {key: replace(one, adapter={}) if key in dropped else one for key, one in self.imported.items()}
+        return replace(self, tasks=tasks, dropped=dropped, rescored=dict(rescored), imported=imported)
 
     @property
     def size(self) -> int:
         """Bytes of all tensors."""
-        return sum(t.nbytes for task in self.tasks.values() for part in (task.adapter, task.own) for t in part.values())
+        tasks = sum(t.nbytes for task in self.tasks.values() for part in (task.adapter, task.own) for t in part.values())
+        return tasks + sum(t.nbytes for one in self.imported.values() for t in one.adapter.values())
 
     def method(self) -> Method:
         """The method they were learnt with. Raises ConfigError when this version does not know it."""
@@ -139,7 +165,15 @@ def load_weights(store: ObjectStore, bank: Bank, wanted: Sequence[str] = (), *, 
             _labels(shards, learnt),
             read_if_there(store, learnt.ref, SIGNATURE_FILE),
         )
-    return BankWeights(bank.run, bank.precision, tasks)
+    seen = {key for task in tasks.values() for key in task.learnt.view}
+    imported = {
+        key: ImportedWeights(
+            entry, read_adapters(store, {key: entry.ref}, [key])[0], read_if_there(store, entry.ref, SIGNATURE_FILE)
+        )
+        for key, entry in bank.imported.items()
+        if key in seen or not wanted
+    }
+    return BankWeights(bank.run, bank.precision, tasks, imported=imported)
 
 
 def _labels(shards: ObjectStore | None, learnt: Learnt) -> tuple[str, ...]:

@@ -13,11 +13,21 @@ import typer
 from rich.table import Table
 
 from atlas_dist.app.show import standard_console
-from atlas_dist.cli.bank_peft import ExportForm, write_peft
+from atlas_dist.cli.bank_hub import pull, push
+from atlas_dist.cli.bank_peft import (
+    ExportForm,
+    import_adapter,
+    imported_as_json,
+    imported_table,
+    printable,
+    show_imported,
+    write_peft,
+)
 from atlas_dist.cli.bank_tidy import gc, prune
 from atlas_dist.cli.words import Overrides
 from atlas_dist.core.keys import SHORT
 from atlas_dist.core.results import SelectResult, TrainResult
+from atlas_dist.errors import ConfigError
 
 if TYPE_CHECKING:  # what it imports takes a tenth of a second, which a shell's TAB and --help need not pay
     from atlas_dist.app.verify import ScoredAgain
@@ -26,6 +36,8 @@ if TYPE_CHECKING:  # what it imports takes a tenth of a second, which a shell's 
 
 bank_app = typer.Typer(help="What a run has learnt: list, show, check, export, import, tidy.", no_args_is_help=True)
 bank_app.command("gc")(gc)
+bank_app.command("push")(push)
+bank_app.command("pull")(pull)
 bank_app.command("prune")(prune)
 
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document instead of a table.")]
@@ -42,7 +54,8 @@ def ls(overrides: Overrides = None, as_json: AsJson = False) -> None:
     composed_run = compose_run(*(overrides or ()))
     bank, store = open_bank(composed_run), composed_run.store
     if as_json:
-        typer.echo(json.dumps([_as_json(bank, e) for e in bank.learnt.values()], indent=1))
+        every = [*map(imported_as_json, bank.imported.values()), *(_as_json(bank, e) for e in bank.learnt.values())]
+        typer.echo(json.dumps(every, indent=1))
         return
     out = standard_console()
     table = Table(title=f"Bank of run {bank.run}: {len(bank.learnt)} tasks", title_justify="left")
@@ -56,7 +69,10 @@ def ls(overrides: Overrides = None, as_json: AsJson = False) -> None:
             ", ".join(_names(bank, e.sees)) or "the backbone alone", _own(e), f"{size:.1f}", e.key[:SHORT],
             e.adopted_from or "this run",
         )  # fmt: skip
-    out.print(table)
+    if bank.imported:
+        out.print(imported_table(bank))
+    if bank.learnt or not bank.imported:
+        out.print(table)
     others = [run for run in runs_of(store) if run != bank.run]
     if others:
         out.print(f"Other runs in {store.url}: {', '.join(others)}", markup=False, soft_wrap=True)
@@ -73,10 +89,14 @@ def _own(learnt: Learnt) -> str:
 
 @bank_app.command("show")
 def show(task: TaskWord, overrides: Overrides = None, as_json: AsJson = False) -> None:
-    """Everything that is known of one learnt task: what it depends on, its scores, its files."""
+    """Everything that is known of one learnt task or imported adapter: what it depends on, its scores or licence, its files."""
     from atlas_dist.app.bank import open_bank
 
     bank = open_bank(*(overrides or ()))
+    imported = bank.find_imported(task)
+    if imported is not None:
+        show_imported(imported, as_json=as_json)
+        return
     e = bank.find(task)
     about = _as_json(bank, e)
     if as_json:
@@ -97,6 +117,13 @@ def log(overrides: Overrides = None) -> None:
     from atlas_dist.app.bank import open_bank
 
     bank, out = open_bank(*(overrides or ())), standard_console()
+    for i in bank.imported.values():
+        told = i.provenance
+        out.print(
+            f"{datetime.fromtimestamp(i.at, UTC):%Y-%m-%d %H:%M:%S}  {i.key[:SHORT]}  {i.name} imported from "
+            + printable(f"{told.source} by {told.imported_by or 'somebody'}, licence {told.licence or 'not named'}"),
+            markup=False, soft_wrap=True,
+        )  # fmt: skip
     for e in bank.learnt.values():
         seconds = TrainResult.of(e.ref).seconds.training
         made = f"on {' + '.join(_names(bank, e.sees))}" if e.sees else "on the backbone alone"
@@ -212,13 +239,25 @@ def export(
 
 @bank_app.command("import")
 def import_(
-    folder: Annotated[Path, typer.Argument(help="Folder that `bank export` wrote")],
+    folder: Annotated[Path, typer.Argument(help="Folder that `bank export` wrote, or that PEFT saved a LoRA adapter in")],
     overrides: Overrides = None,
-    name: Annotated[str, typer.Option("--as", help='Name of the run it becomes; "" = import-<a digest>.')] = "",
+    name: Annotated[
+        str, typer.Option("--as", help='Name of the run, and of an adapter; "" = import-<a digest>, or the folder\'s name.')
+    ] = "",
+    task: Annotated[
+        str, typer.Option("--task", help="Of a PEFT adapter: a packed task with samples of the kind it was trained on.")
+    ] = "",
+    by: Annotated[str, typer.Option("--by", help='Of a PEFT adapter: who imports it; "" = the user of this shell.')] = "",
 ) -> None:
-    """Take an exported bank into the store as a run of its own; runs that plan the same jobs then adopt its results."""
+    """Take an exported bank, or a LoRA adapter of PEFT, into the store as a run of its own, for other runs to draw on."""
     from atlas_dist.app.bank import import_folder
+    from atlas_dist.bank.peft_reading import is_peft
 
+    if is_peft(folder):
+        import_adapter(folder, overrides or (), task=task, name=name, by=by)
+        return
+    if task or by:
+        raise ConfigError(f"--task and --by are for adapters of PEFT; {folder} is none.", fix="Leave them out.")
     taken = import_folder(folder, *(overrides or ()), name=name)
     standard_console().print(f"{taken.tasks} tasks are now run {taken.run} of {taken.store}", soft_wrap=True)
 
@@ -265,7 +304,7 @@ def _difference(task: TaskDifference) -> str:
 
 
 def _names(bank: Bank, keys: Iterable[str]) -> list[str]:
-    return [bank.learnt[key].name if key in bank.learnt else key[:SHORT] for key in keys]
+    return [bank.name_of(key) for key in keys]
 
 
 def _when(e: Learnt) -> str:

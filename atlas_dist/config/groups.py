@@ -285,6 +285,9 @@ class SequenceConfig(Section):
     """Further orders of upstream tasks, in the same run; what they share with others is trained once."""
     downstream: list[Name] = Field(default_factory=list)
     """Tasks that start from the final bank and stay out of it."""
+    experience: list[Name] = Field(default_factory=list)
+    """Imported adapters that come before the first task, by the names that `bank import --as` gave them. Every task may look at
+    them, as at those of earlier tasks; with a method that chooses by signature and LoRA adapters."""
     evaluate_every: int = Field(default=1, ge=1)
     """Score every task so far after every so many tasks, and after the last; a task is always scored right after it was learnt.
     With 1 the evaluations grow with the square of the tasks."""

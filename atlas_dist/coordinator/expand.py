@@ -11,6 +11,8 @@ from typing import Any
 from torch import nn
 
 from atlas_dist.config import MethodConfig, Precision, RunConfig, TaskConfig, TrainConfig
+from atlas_dist.coordinator.imported import check_experience, look_up
+from atlas_dist.core.imported import ImportedAdapter
 from atlas_dist.core.manifest import ShardManifest
 from atlas_dist.core.plan import Plan, References, SequenceSpec, make_plan
 from atlas_dist.core.task_jobs import Common, PlannedTask
@@ -21,7 +23,7 @@ from atlas_dist.methods import make_method, stored_name
 from atlas_dist.methods.adapters import AdapterSettings
 from atlas_dist.model.backbones import Architecture
 from atlas_dist.model.targets import target_paths
-from atlas_dist.runs.stores import open_shards
+from atlas_dist.runs.stores import open_run_store, open_shards
 from atlas_dist.train.configured import configured_backbone
 
 NUMERICS_VERSION = 1
@@ -53,10 +55,13 @@ def expand_rows(rows: Mapping[str, RunConfig]) -> Plan:
         _check_texts(config, backbone.max_text_tokens)
         _check_image_types(config, backbone.architecture)
         _check_targets(config, backbone.model)
+        check_experience(config)
     specs = {row: {name: packed_task(config, name, read) for name in used_tasks(config)} for row, config in rows.items()}
     scored = [(task.dataset, task.scored) for known in specs.values() for task in known.values()]
     sizes = {manifest.digest: manifest.samples for manifest in (read(*split) for split in scored)}
-    return lay_out(rows, specs, backbone.digest, sizes)
+    names = dict.fromkeys(name for config in rows.values() for name in config.sequence.experience)
+    experience = look_up(open_run_store(base), names, backbone.digest) if names else {}
+    return lay_out(rows, specs, backbone.digest, sizes, experience)
 
 
 def used_tasks(config: RunConfig) -> list[str]:
@@ -69,21 +74,31 @@ def lay_out(
     specs: Mapping[str, Mapping[str, TaskSpec]],
     backbone_digest: str,
     sizes: Mapping[str, int],
+    experience: Mapping[str, ImportedAdapter] | None = None,
 ) -> Plan:
     """The plan of rows on data and a backbone that are known by their digests.
 
     Args:
         specs: row -> name of each task that it uses -> what the task is.
         sizes: digest of a split that scores -> its samples. Splits that are not there are read whole every time.
+        experience: what the names in `sequence.experience` stand for.
 
     Raises:
         ConfigError: as `expand`.
     """
     common = Common(backbone_digest, numerics=numerics_of(next(iter(rows.values())).train))
-    return make_plan([spec for row, config in rows.items() for spec in _sequences(row, config, specs[row], sizes)], common)
+    known = experience or {}
+    laid_out = (spec for row, config in rows.items() for spec in _sequences(row, config, specs[row], sizes, known))
+    return make_plan(laid_out, common)
 
 
-def _sequences(row: str, config: RunConfig, specs: Mapping[str, TaskSpec], sizes: Mapping[str, int]) -> Iterator[SequenceSpec]:
+def _sequences(
+    row: str,
+    config: RunConfig,
+    specs: Mapping[str, TaskSpec],
+    sizes: Mapping[str, int],
+    experience: Mapping[str, ImportedAdapter],
+) -> Iterator[SequenceSpec]:
     methods = {name: _method(config, variant) for name, variant in config.variants.items()}
     references = References(
         **{what: _method(config, requested) for what, requested in config.references if requested is not None}
@@ -111,6 +126,7 @@ def _sequences(row: str, config: RunConfig, specs: Mapping[str, TaskSpec], sizes
                     evaluate_every=config.sequence.evaluate_every,
                     recheck=config.sequence.recheck,
                     latest_in_full=config.sequence.latest_in_full,
+                    experience=tuple(experience[name] for name in config.sequence.experience),
                 )
 
 
@@ -134,13 +150,16 @@ def _decided(train: TrainConfig) -> str:
     return train.precision.value
 
 
-def specification(config: RunConfig, sizes: Mapping[str, int] | None = None) -> dict[str, Any]:
+def specification(
+    config: RunConfig, sizes: Mapping[str, int] | None = None, experience: Mapping[str, ImportedAdapter] | None = None
+) -> dict[str, Any]:
     """What makes a run this run, for the ledger's first entry: where it lies and how many workers it has may change between
     submissions.
 
     Args:
         sizes: digest of a split that the plan does not read whole every time -> its samples: with them the plan can be laid out
             again where the data are out of reach.
+        experience: what the names in `sequence.experience` stand for.
     """
     tree = config.model_dump(mode="json")
     rows = [tree["method"], *tree["compare"].values(), *filter(None, tree["references"].values())]
@@ -174,6 +193,10 @@ def specification(config: RunConfig, sizes: Mapping[str, int] | None = None) -> 
         lasting["sequence"].pop("recheck")
     if not sizes or not config.sequence.latest_in_full:
         lasting["sequence"].pop("latest_in_full")
+    if not config.sequence.experience:
+        lasting["sequence"].pop("experience")
+    elif experience is not None:
+        lasting["experience"] = {name: experience[name].as_specified() for name in config.sequence.experience}
     references = {name: row for name, row in tree["references"].items() if row is not None}
     requested = {"compare": tree["compare"], "only": tree["only"], "references": references}
     lasting |= {name: value for name, value in requested.items() if value}
@@ -209,8 +232,8 @@ def specification_of_rows(rows: Mapping[str, RunConfig], plan: Plan) -> dict[str
     """The same of a sweep: that of every row, and what readers of any run look for at the top."""
     sizes = {job.task.scored_digest: job.split_samples for job in plan.jobs.values() if job.samples}
     if list(rows) == [""]:
-        return specification(rows[""], sizes)
-    each = {row: specification(config, sizes) for row, config in rows.items()}
+        return specification(rows[""], sizes, plan.imported)
+    each = {row: specification(config, sizes, plan.imported) for row, config in rows.items()}
     first = next(iter(each.values()))
     return {"rows": each, "backbone": first["backbone"], "train": {"precision": first["train"]["precision"]}}
 

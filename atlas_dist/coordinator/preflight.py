@@ -133,7 +133,7 @@ def _training_splits(plan: Plan, shards: ObjectStore) -> Iterator[tuple[str, Sha
     seen = set()
     for job in plan.jobs.values():
         task = job.task
-        if task.name not in seen:
+        if job.splits and task.name not in seen:
             seen.add(task.name)
             yield task.name, read_manifest(shards, task.dataset, task.train)
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from atlas_dist.config import RunConfig, load_config
 from atlas_dist.coordinator.expand import lay_out, packed_task, used_tasks
+from atlas_dist.core.imported import SPECIFIED, ImportedAdapter
 from atlas_dist.core.ledger import RunState
 from atlas_dist.core.plan import Plan
 from atlas_dist.core.types import TaskSpec
@@ -31,8 +32,9 @@ def recall(state: RunState, known: Mapping[str, TaskSpec], backbone_digest: str,
         DataError: a task that was not learnt yet has no data here, or this version would plan something else.
     """
     if "imported_from" in state.spec:
+        what = "adapter" if SPECIFIED in state.spec else "bank"
         raise ConfigError(
-            f"Run {state.run} is an imported bank: it has results, but no plan.", fix="Name the run that learnt it."
+            f"Run {state.run} is an imported {what}: it has results, but no plan.", fix="Name the run that learnt it."
         )
     # A sweep recorded the settings of each of its rows.
     recorded = state.spec.get("rows", {"": state.spec})
@@ -42,7 +44,10 @@ def recall(state: RunState, known: Mapping[str, TaskSpec], backbone_digest: str,
         row: {name: known.get(name) or _looked_up(config, name, shards, state.run) for name in used_tasks(config)}
         for row, config in rows.items()
     }
-    plan = lay_out(rows, specs, backbone_digest or configured_backbone(next(iter(rows.values()))).digest, sizes)
+    digest = backbone_digest or configured_backbone(next(iter(rows.values()))).digest
+    noted = {name: raw for spec in recorded.values() for name, raw in spec.get("experience", {}).items()}
+    experience = {name: ImportedAdapter.from_specified(raw) for name, raw in noted.items()}
+    plan = lay_out(rows, specs, digest, sizes, experience)
     if plan.digest != state.plan_digest:
         raise DataError(
             f"Run {state.run} cannot be laid out again: its ledger says another plan than this version makes of its settings.",
@@ -53,7 +58,7 @@ def recall(state: RunState, known: Mapping[str, TaskSpec], backbone_digest: str,
 
 def _configured(spec: Mapping[str, Any], run: str) -> RunConfig:
     """The recorded settings as a configuration. Places and the number of workers are not recorded and mean nothing here."""
-    tree = {name: part for name, part in spec.items() if name != "split_samples"}
+    tree = {name: part for name, part in spec.items() if name not in ("split_samples", "experience")}
     tree |= {"run": run, "train": {**spec.get("train", {}), "workers": 1}}
     tree |= {"method": _named(spec["method"])} if "method" in spec else {}
     tree |= {part: {name: _named(row) for name, row in spec[part].items()} for part in ("compare", "references") if part in spec}

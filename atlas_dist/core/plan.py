@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
+from atlas_dist.core.imported import ImportedAdapter
 from atlas_dist.core.keys import digest_of
 from atlas_dist.core.task_jobs import Common, JobGraph, PlannedTask, Recheck, TaskJobs
 from atlas_dist.core.types import AuxiliaryTask, JobKind, MethodSpec, Stage, StageJob, TaskSpec, View
@@ -53,6 +54,8 @@ class SequenceSpec:
     """Samples on which an old task is proved, and read in the latest view, after its first full pass; 0 = all."""
     latest_in_full: bool = False
     """The latest view is read on all samples whatever `recheck` says."""
+    experience: tuple[ImportedAdapter, ...] = ()
+    """Imported adapters that come before the first task, for methods that choose among earlier ones by signature."""
 
     def whole_bank(self, position: int) -> bool:
         """Whether every task so far is scored again after the upstream task at `position`."""
@@ -94,7 +97,13 @@ class Plan:
     def tasks(self) -> dict[str, TaskSpec]:
         """Every task of the plan by name, also those that a job learns beside its own."""
         known = {auxiliary.task.name: auxiliary.task for job in self.jobs.values() for auxiliary in job.auxiliary_tasks}
-        return known | {job.task.name: job.task for job in self.jobs.values()}
+        return known | {job.task.name: job.task for job in self.jobs.values() if job.kind is not JobKind.IMPORT}
+
+    @cached_property
+    def imported(self) -> dict[str, ImportedAdapter]:
+        """Every imported adapter of the plan, by name."""
+        jobs = (job for job in self.jobs.values() if job.kind is JobKind.IMPORT)
+        return {job.task.name: ImportedAdapter(job.task.name, job.key, job.task) for job in jobs}
 
     @cached_property
     def rechecked(self) -> dict[str, tuple[int, int]]:
@@ -176,6 +185,9 @@ class _Sequences:
     def _one_by_one(self, spec: SequenceSpec) -> _Chain:
         """Each task after the one before it; it is scored at once, and from time to time with every task so far."""
         chain = _Chain()
+        if spec.method.alone is not None:
+            named = {adapter: f"{spec.name}/experience {adapter.name}" for adapter in spec.experience}
+            chain.bank = tuple(self.graph.imported(adapter, label, UPSTREAM) for adapter, label in named.items())
         for i, task in enumerate(spec.upstream):
             label = f"{spec.name}/{i + 1} {task.spec.name}"
             earlier = tuple(AuxiliaryTask(t.spec, t.budgets[Stage.TWO]) for t in spec.upstream[:i]) if spec.method.recalls else ()
@@ -230,3 +242,10 @@ def _check(spec: SequenceSpec) -> None:
     twice = sorted({n for n in names if names.count(n) > 1})
     if twice:
         raise ConfigError(f"Sequence {spec.name} names {', '.join(twice)} more than once.", fix="Give each task once a sequence.")
+    imported = [adapter.name for adapter in spec.experience]
+    clashing = sorted({n for n in imported if n in names or imported.count(n) > 1})
+    if clashing:
+        raise ConfigError(
+            f"sequence.experience names {', '.join(clashing)}, which is a task of the sequence or named twice.",
+            fix="Name each imported adapter once; import it again with --as NAME where a task has its name.",
+        )

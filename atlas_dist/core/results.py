@@ -38,6 +38,8 @@ SIGNATURES_FILE = "signatures.safetensors"
 """The signatures of a whole bank, in its order: `<job key>/{mean,spread}` [P]."""
 DETAILS_FILE = "details.json"
 """`Details`."""
+PROVENANCE_FILE = "provenance.json"
+"""Of an imported adapter: `core.imported.Provenance`. No other result has one."""
 CONFIG_FILE = "adapter_config.json"
 """`AdapterConfig`; in an exported bank, that of the bank."""
 
@@ -254,6 +256,14 @@ class DescribeResult(Metrics):
         return self.described
 
 
+@dataclass(frozen=True)
+class ImportResult(DescribeResult):
+    """The metrics of an imported adapter; `described` are the samples that its signature was made from."""
+
+    imported: str = ""
+    """Its name."""
+
+
 _FORMS = {
     Form.EXPERIENCE.value: "experience alone",
     Form.OWN.value: "its own adapter alone",
@@ -312,7 +322,7 @@ class SelectResult(TrainResult):
 
 Result = TrainResult | EvalResult | DescribeResult
 
-_TOLD_BY = {"views": EvalResult, "form": SelectResult, "described": DescribeResult}
+_TOLD_BY = {"views": EvalResult, "form": SelectResult, "imported": ImportResult, "described": DescribeResult}
 """A field that only one kind of result has -> its class."""
 
 
@@ -341,7 +351,7 @@ class Details:
     @classmethod
     def from_json(cls, data: bytes) -> Self:
         """Read leniently. Raises DataError when it is not JSON."""
-        return cls(**known_fields(cls, _parsed(data, DETAILS_FILE)))
+        return cls(**known_fields(cls, parsed(data, DETAILS_FILE)))
 
     def to_json(self) -> bytes:
         """As the file has it."""
@@ -372,13 +382,13 @@ class AdapterConfig:
         Raises:
             DataError: it is not JSON, of another format, or a field is missing or of another type.
         """
-        raw = _parsed(data, what)
+        raw = parsed(data, what)
         if not isinstance(raw, dict) or raw.get("format") != ADAPTER_FORMAT:
             raise DataError(f"{what} is not of the format {ADAPTER_FORMAT!r}.", fix="Another version of atlas-dist wrote it.")
         task = raw.get("task")
         if isinstance(task, dict):
-            raw["task"] = _only_fields(TaskSpec, task)
-        return from_json(cls, _only_fields(cls, raw))
+            raw["task"] = only_fields(TaskSpec, task)
+        return from_json(cls, only_fields(cls, raw))
 
     @property
     def has_adapter(self) -> bool:
@@ -391,11 +401,13 @@ class AdapterConfig:
         return canonical_json({name: value for name, value in written.items() if value or name != "form"})
 
 
-def _only_fields(kind: Any, raw: Mapping[str, Any]) -> dict[str, Any]:
+def only_fields(kind: Any, raw: Mapping[str, Any]) -> dict[str, Any]:
+    """Of what was read, the fields that a dataclass has."""
     return {f.name: raw[f.name] for f in fields(kind) if f.name in raw}
 
 
-def _parsed(data: bytes, what: str) -> Any:
+def parsed(data: bytes, what: str) -> Any:
+    """JSON, believed in nothing else. Raises DataError."""
     try:
         return json.loads(data)
     except (ValueError, RecursionError) as error:

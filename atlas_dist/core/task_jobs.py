@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from atlas_dist.core.imported import ImportedAdapter
 from atlas_dist.core.keys import key_of
 from atlas_dist.core.selection import Form
 from atlas_dist.core.types import AuxiliaryTask, Budget, JobKind, MethodSpec, Stage, StageJob, TaskSpec, View
@@ -171,7 +172,7 @@ class JobGraph:
             continued = stages[1:]
             job = replace(
                 blank,
-                parents=_unique((*bank, blank.bank_from, describe, *continued)),
+                parents=_unique(filter(None, (*bank, blank.bank_from, describe, *continued))),
                 model_from=continued[-1] if continued else "",
                 stage=stage,
                 budget=(task.both or task.budget(stage.stage)) if stage.grows else task.budget(stage.stage),
@@ -188,6 +189,12 @@ class JobGraph:
         )
         final = self._add(select, method)
         return TaskJobs(task=task.spec.name, stages=(*stages, final), bank=(*bank, final), adapter=final)
+
+    def imported(self, adapter: ImportedAdapter, label: str, priority: int) -> str:
+        """Add an adapter that was imported: its key says what it is, and its result is in the store already."""
+        job = StageJob(adapter.key, JobKind.IMPORT, adapter.task, "import", 0, (), label=label, priority=priority)
+        self.jobs.setdefault(adapter.key, job)
+        return adapter.key
 
     def evaluate(
         self,

@@ -36,6 +36,8 @@ class JobKind(StrEnum):
     """What a task's training samples look like to the frozen backbone: its signature."""
     SELECT = "select"
     """Which of the trained forms a task commits (core/selection.py)."""
+    IMPORT = "import"
+    """An adapter that nobody here trained (core/imported.py). No worker makes it: `atlas-dist bank import` does."""
 
 
 class Work(StrEnum):
@@ -327,6 +329,11 @@ class StageJob:
     """For people: `seq0/3 easyvqa stage2`."""
     priority: int = 0
     """Lower runs first; the upstream chain comes before evaluations and transfers."""
+
+    @property
+    def splits(self) -> dict[str, str]:
+        """Every split of the shards that a run reads for this job -> the digest of its manifest."""
+        return {} if self.kind is JobKind.IMPORT else self.task.splits
 
 
 @dataclass(frozen=True)

@@ -58,7 +58,8 @@ class LoraGroup(nn.Module):
             down.uniform_(-1 / math.sqrt(width_in), 1 / math.sqrt(width_in), generator=generator)
             up = torch.zeros_like(up) if zero_up else up.normal_(0.0, INIT_STD, generator=generator)
         self.down, self.up = nn.Parameter(down), nn.Parameter(up)
-        self.register_buffer("scale", torch.full((len(self.ranks),), scale))
+        # Of an adapter that has nothing here no s is ever loaded; NaN would reach the gradient of its coefficient.
+        self.register_buffer("scale", torch.tensor([scale if rank else 0.0 for rank in self.ranks]))
         owner = torch.repeat_interleave(torch.arange(len(self.ranks)), torch.tensor(self.ranks))
         self.register_buffer("owner", owner, persistent=False)
 
@@ -143,6 +144,15 @@ def ranks_in(adapter: Mapping[str, Tensor]) -> dict[str, int]:
     if not ranks:
         raise DataError("An adapter that this task sees is no LoRA adapter.", fix="Tasks of one bank share a form of adapters.")
     return ranks
+
+
+def weighed_layers(coefficients: Iterable[str]) -> dict[str, int]:
+    """The linear layers that a task has coefficients for, each with rank 0.
+
+    Where the only adapter of a layer is left out, nothing acts there any more, and the layer keeps its place among the task's
+    tensors.
+    """
+    return {name.removeprefix("coefficients/").removesuffix("/start"): 0 for name in coefficients}
 
 
 def lora_paths(backbone: nn.Module, ranks: Iterable[Ranks]) -> tuple[str, ...]:

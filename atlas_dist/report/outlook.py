@@ -201,6 +201,8 @@ def _steps(job: StageJob, manifests: Mapping[tuple[str, str], ShardManifest]) ->
 
 
 def _bytes(job: StageJob, steps: int, manifests: Mapping[tuple[str, str], ShardManifest], buffer_bytes: int) -> int:
+    if not job.splits:
+        return 0
     val = manifests[job.task.dataset, job.task.val if job.stage else job.task.scored]
     passes = job.budget.validations + 1 if job.stage else len(job.views)
     if job.samples:  # of a few shards (core/sampling.py, fixed_sample): as many bytes as the samples have, at least

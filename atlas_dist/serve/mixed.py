@@ -207,9 +207,9 @@ class _Site:
             named.load(own, {n: task.own[n] for n in own if n in task.own}, f"{task.learnt.name}: its coefficients")
             self.own_names[key] = tuple(own)
             for index, seen in enumerate(earlier):
-                load_part(adapter_slots(self.place.name, site.frozen, index) if site.frozen else {}, weights.tasks[seen])
+                load_part(adapter_slots(self.place.name, site.frozen, index) if site.frozen else {}, weights, seen)
             if site.grown is not None:
-                load_part(adapter_slots(self.place.name, site.grown, 0), task)
+                load_part(adapter_slots(self.place.name, site.grown, 0), weights, key)
             self.views[key] = ExperienceView(site.to(device).eval()) if reads else None
 
     def _see_mixtures(

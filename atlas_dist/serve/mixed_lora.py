@@ -11,10 +11,10 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor, nn
 
-from atlas_dist.bank.weights import BankWeights, LearntWeights
+from atlas_dist.bank.weights import BankWeights
 from atlas_dist.model import tensors as named
 from atlas_dist.model.atlas import coefficient_slots
-from atlas_dist.model.lora import LoraSite, lora_paths, ranks_in
+from atlas_dist.model.lora import LoraSite, lora_paths, ranks_in, weighed_layers
 from atlas_dist.model.mixing import MixingSpec
 from atlas_dist.model.targets import target_paths
 
@@ -40,10 +40,11 @@ def lora_places(backbone: nn.Module, weights: BankWeights, mixing: MixingSpec, d
         DataError: a tensor is missing, misshapen or not finite, or of a layer that the backbone does not have.
     """
     assert mixing.lora is not None, "only LoRA adapters act on linear layers"
-    ranks = {key: ranks_in(task.adapter) for key, task in weights.tasks.items() if task.adapter}
+    ranks = {key: ranks_in(adapter) for key, adapter in weights.adapters.items()}
     grown = dict.fromkeys(target_paths(backbone, mixing.lora.targets), mixing.rank)
-    paths = lora_paths(backbone, (grown, *ranks.values()))
-    return {path: LoraPlace(path, backbone, weights, mixing, ranks, device) for path in paths}
+    own = {key: grown | weighed_layers(n for n in t.own if n.startswith("coefficients/")) for key, t in weights.tasks.items()}
+    paths = lora_paths(backbone, (*own.values(), *ranks.values()))
+    return {path: LoraPlace(path, backbone, weights, mixing, ranks, own, device) for path in paths}
 
 
 class LoraPlace:
@@ -56,8 +57,10 @@ class LoraPlace:
         weights: BankWeights,
         mixing: MixingSpec,
         ranks: Mapping[str, Mapping[str, int]],
+        layers: Mapping[str, Mapping[str, int]],
         device: torch.device,
     ) -> None:
+        """`ranks` of each adapter. `layers`: those that each task has a place at besides the layers of what it reads."""
         self.path = path
         self.query_names: tuple[str, ...] = ()
         self.own_names: dict[str, tuple[str, ...]] = {}
@@ -69,6 +72,10 @@ class LoraPlace:
         layer = cast(nn.Linear, backbone.get_submodule(path))
         for key, task in weights.tasks.items():
             reads = weights.view(key)
+            if path not in layers[key] and not any(path in ranks[seen] for seen in reads):
+                # Adapters of other tasks act here, of other people perhaps; this one's never did.
+                self._views[key], self.own_names[key] = None, ()
+                continue
             own = mixing.weighs and key in reads
             earlier = [seen for seen in reads if not own or seen != key]
             site = LoraSite(
@@ -82,9 +89,9 @@ class LoraPlace:
             named.load(kept, {n: task.own[n] for n in kept if n in task.own}, f"{task.learnt.name}: its coefficients")
             self.own_names[key] = tuple(kept)
             for index, seen in enumerate(earlier):
-                load_part(site.frozen.slots(path, index) if site.frozen else {}, weights.tasks[seen])
+                load_part(site.frozen.slots(path, index) if site.frozen else {}, weights, seen)
             if site.grown is not None:
-                load_part(site.grown.slots(path, 0), task)
+                load_part(site.grown.slots(path, 0), weights, key)
             self._views[key] = site.to(device).eval() if reads else None
         for key, one in ranks.items():
             parts = ("lora_A.weight", "lora_B.weight", "scale") if one.get(path) else ()
@@ -116,6 +123,7 @@ class LoraPlace:
         return mixed
 
 
-def load_part(slots: named.Slots, task: LearntWeights) -> None:
-    """The part of a task's adapter that one place takes."""
-    named.load(slots, {name: task.adapter[name] for name in slots if name in task.adapter}, f"{task.learnt.name}: its adapter")
+def load_part(slots: named.Slots, weights: BankWeights, key: str) -> None:
+    """The part of an adapter of the bank that one place takes."""
+    adapter = weights.imported[key].adapter if key in weights.imported else weights.tasks[key].adapter
+    named.load(slots, {name: adapter[name] for name in slots if name in adapter}, f"{weights.name_of(key)}: its adapter")

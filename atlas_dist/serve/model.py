@@ -279,8 +279,9 @@ class AtlasModel:
         logits = output.logits[row].double().cpu()
         scores = logits.sigmoid() if task.learnt.task.kind is TaskKind.ANSWERS else logits.softmax(0)
         index = int(logits.argmax())
-        names = [self.weights.tasks[key].learnt.name for key in self.weights.view(task.learnt.key)]
-        alpha = {site: _per_adapter(values[row]) for site, values in output.alpha.items()}
+        names = [self.weights.name_of(key) for key in self.weights.view(task.learnt.key)]
+        # A layer at which none of the task's adapters acts has no coefficients.
+        alpha = {site: _per_adapter(values[row]) for site, values in output.alpha.items() if values.shape[1] == len(names)}
         return Prediction(
             task=task.learnt.name,
             index=index,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from atlas_dist.core.results import ADAPTER_FILE, SIGNATURE_FILE, SIGNATURES_FILE, TrainResult
+from atlas_dist.core.results import ADAPTER_FILE, PROVENANCE_FILE, SIGNATURE_FILE, SIGNATURES_FILE, TrainResult
 from atlas_dist.core.signature import nearest
 from atlas_dist.core.types import CommittedRef, StageJob
 from atlas_dist.methods import Method
@@ -31,7 +31,10 @@ def look_back(store: ObjectStore, method: Method, job: StageJob, inputs: Mapping
         return LookBack(before.sees, before.similarity)
     grown = tuple(key for key in job.bank if has_adapter(inputs[key]))
     new = signature_of(read_if_there(store, inputs[job.signature_from], SIGNATURE_FILE))
-    known = signatures_in(read_if_there(store, inputs.get(job.bank_from), SIGNATURES_FILE), grown)
+    learnt = signatures_in(read_if_there(store, inputs.get(job.bank_from), SIGNATURES_FILE), grown)
+    # An imported adapter was learnt by no task of the chain, so it brings its own.
+    learnt |= {key: signature_of(read_if_there(store, inputs[key], SIGNATURE_FILE)) for key in grown if was_imported(inputs[key])}
+    known = {key: learnt[key] for key in grown if key in learnt}
     found, sees = nearest(new, known, method.selecting.retrieve)
     return LookBack(sees, found)
 
@@ -39,3 +42,8 @@ def look_back(store: ObjectStore, method: Method, job: StageJob, inputs: Mapping
 def has_adapter(ref: CommittedRef) -> bool:
     """Whether a result has an adapter: a task that declined to grow has none."""
     return any(blob.name == ADAPTER_FILE for blob in ref.blobs)
+
+
+def was_imported(ref: CommittedRef) -> bool:
+    """Whether a result is an adapter that nobody here trained."""
+    return any(blob.name == PROVENANCE_FILE for blob in ref.blobs)

@@ -11,7 +11,7 @@ from atlas_dist.core.results import BACKBONE_FILE, TrainResult
 from atlas_dist.core.types import CommittedRef, StageJob, View
 from atlas_dist.model.atlas import AdaptedModel
 from atlas_dist.model.heads import HeadSpec
-from atlas_dist.model.lora import ranks_in
+from atlas_dist.model.lora import ranks_in, weighed_layers
 from atlas_dist.train.build import visible_adapters
 from atlas_dist.train.context import RankContext
 from atlas_dist.train.inputs import (
@@ -119,7 +119,7 @@ def reading_model(context: RankContext, job: StageJob, parts: TaskParts) -> Adap
         seed=0,
         second_image_type=method.second_image_type,
         fuses=bool(parts.fusion),
-        ranks=[ranks_in(adapter) for adapter in parts.adapters] if method.mixing.lora else None,
+        ranks=[weighed_layers(parts.coefficients) | ranks_in(each) for each in parts.adapters] if method.mixing.lora else None,
     )
     try:
         model.load_adapters(parts.adapters)

@@ -132,6 +132,12 @@ class StageWorker:
         if assignment.job.kind is JobKind.SELECT:
             return commit_best(self.context, assignment)
 
+        if assignment.job.kind is JobKind.IMPORT:
+            raise DataError(
+                f"The imported adapter {assignment.job.task.name} is not in this store any more.",
+                fix=f"Import it again: atlas-dist bank import FOLDER --as {assignment.job.task.name}.",
+            )
+
         store, prefix = self.context.store, assignment.prefix
         before = history(store, assignment.resume_from) if self.context.is_rank_zero and assignment.resume_from else ()
         curve = CurveWriter(store, prefix, self.context.config.track.every_s, history=before)

@@ -17,7 +17,7 @@ from atlas_dist.core.search import space_of
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-OWN = {"mine", "more"}
+OWN = {"mine", "more", "borrow"}
 """Experiments that the pages let a reader write."""
 
 

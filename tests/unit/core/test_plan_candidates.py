@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from atlas_dist.core.imported import ImportedAdapter
 from atlas_dist.core.plan import Plan, SequenceJobs, make_plan
 from atlas_dist.core.selection import Form
 from atlas_dist.core.task_jobs import PlannedTask
 from atlas_dist.core.types import Budget, JobKind, Stage, StageJob
+from atlas_dist.errors import ConfigError
 from atlas_dist.methods import make_method
 from tests.unit.core.test_plan import COMMON, labels, sequence, task
 
@@ -128,3 +134,52 @@ def test_a_test_split_is_part_of_a_key_and_one_that_is_not_there_is_not_named() 
     plans = [make_plan([s], COMMON) for s in (usual, tested, other)]
     finals = [plan.sequences[0].evaluations[0, 0] for plan in plans]
     assert len(set(finals)) == 3
+
+
+# ------------------------------------------------------------------------------------------------- imported adapters
+
+
+def imported(name: str, key: str) -> ImportedAdapter:
+    return ImportedAdapter(name, key, replace(task(name).spec, name=name))
+
+
+def test_imported_adapters_come_before_the_first_task() -> None:
+    spec = replace(sequence("ab", method="atlas", downstream="c"), experience=(imported("x", "k" * 32), imported("y", "l" * 32)))
+    plan = make_plan([spec], COMMON)
+    keys = ("k" * 32, "l" * 32)
+    assert [job.key for job in kinds(plan, JobKind.IMPORT)] == list(keys)
+    assert all(not job.parents and not job.splits for job in kinds(plan, JobKind.IMPORT))
+    first, second = (plan.jobs[t.final] for t in plan.sequences[0].upstream)
+    assert list(first.candidates) == ["own", "experience", "both"], "the first task has something to look back on"
+    looks_back = plan.jobs[first.candidates["experience"]]
+    assert looks_back.bank == keys and set(keys) <= set(looks_back.parents) and "" not in looks_back.parents
+    assert plan.jobs[second.candidates["experience"]].bank == (*keys, first.key)
+    assert plan.jobs[plan.sequences[0].transfers["c"]].bank[:2] == keys
+    assert set(plan.tasks) == {"a", "b", "c"}, "an adapter is no task"
+    assert plan.imported == {"x": imported("x", keys[0]), "y": imported("y", keys[1])}
+    assert set(keys) <= plan.behind(plan.sequences[0])
+
+
+@given(order=st.permutations("abc"), names=st.lists(st.sampled_from("xyz"), unique=True, max_size=3))
+def test_what_does_not_look_back_keeps_its_key_whatever_was_imported(order: list[str], names: list[str]) -> None:
+    plain = make_plan([sequence("".join(order), method="atlas")], COMMON)
+    spec = replace(sequence("".join(order), method="atlas"), experience=tuple(imported(n, n * 32) for n in names))
+    plan = make_plan([spec], COMMON)
+    for was, now in zip(plain.sequences[0].upstream, plan.sequences[0].upstream, strict=True):
+        before, after = plain.jobs[was.final], plan.jobs[now.final]
+        assert before.candidates["own"] == after.candidates["own"] and before.signature_from == after.signature_from
+        assert (before.key == after.key) == (not names)
+    if not names:
+        assert list(plan.jobs) == list(plain.jobs)
+
+
+def test_a_method_that_sees_no_earlier_adapter_is_the_same_with_imports() -> None:
+    spec = replace(sequence("ab", method="individual_adapters"), experience=(imported("x", "k" * 32),))
+    assert list(make_plan([spec], COMMON).jobs) == list(make_plan([sequence("ab", method="individual_adapters")], COMMON).jobs)
+
+
+@pytest.mark.parametrize("names", ["a", "xx"])
+def test_an_imported_adapter_has_a_name_of_its_own(names: str) -> None:
+    spec = replace(sequence("ab", method="atlas"), experience=tuple(imported(n, f"{i}" * 32) for i, n in enumerate(names)))
+    with pytest.raises(ConfigError, match=r"sequence.experience names"):
+        make_plan([spec], COMMON)

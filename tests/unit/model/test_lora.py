@@ -196,3 +196,17 @@ def test_job_keys_name_the_form_only_where_it_is_lora() -> None:
 def test_what_lora_does_not_go_with_is_refused(method: str, given: dict[str, object], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         make_method(method, given)
+
+
+def test_an_adapter_that_has_nothing_at_a_layer_leaves_its_coefficient_alone() -> None:
+    """An imported adapter may act on other layers than those beside it: its coefficient there gets a gradient of 0, not NaN."""
+    layer = nn.Linear(IN, OUT)
+    spec = MixingSpec(rank=2, weighting=Weighting.EXPERIENCE, per_sample=False, lora=LoraSpec(("x",)))
+    site = LoraSite(layer, spec, ranks=[0, 2], own=None, generator=torch.Generator().manual_seed(0))
+    assert site.frozen is not None and site.coefficients is not None
+    for name, slot in site.frozen.slots("x", 1).items():
+        slot[0].copy_(torch.ones_like(slot[0])) if not name.endswith("scale") else slot[0].fill_(1.0)
+    x = torch.randn(2, 3, IN)
+    site(x, layer(x)).mixed.square().sum().backward()
+    gradient = site.coefficients.start.grad
+    assert gradient is not None and gradient[0] == 0 and torch.isfinite(gradient).all() and gradient[1] != 0
