@@ -38,6 +38,8 @@ def model_for(requests: Sequence[Request], *settings: Settings, folder: Path | N
 def read_requests(path: Path) -> Iterator[Request]:
     """Requests from a file of objects, one a line, with `task` (left out = found by signature), and what they need of `image` (a
     name or two, beside the file), `text` and `choices`; `-` = stdin. Raises DataError naming file, line and field."""
+    if is_url(str(path)):
+        raise DataError(f"{path} is a URL; requests are read from a file.", fix="Download it and give the file.")
     try:
         data = sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()
     except OSError as error:

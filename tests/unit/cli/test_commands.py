@@ -229,6 +229,27 @@ def test_predict_takes_values_as_their_text_or_names_line_and_field(
     assert len(got.out.splitlines()) == (code == 0)
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--task", "toy_shape", "--image", "folder"), "the picture folder: it is a folder"),
+        (("--task", "toy_shape", "--image", "gone.png"), "the picture gone.png: it is a link to a file that is not there"),
+        (("--task", "toy_shape", "--image", "x" * 300), "File name too long"),
+        (("--task", "toy_ask", "--image", "red.png", "--text", "caf\udce9"), "is not Unicode"),
+        (("--task", "toy_ask", "--image", "red.png", "--text", " "), "no text was given"),
+        (("--task", "toy_shape", "--image", "red.png", "--from", "red.png"), "red.png is a file, and no exported bank"),
+        (("--jsonl", "https://example.org/ask.jsonl"), "is a URL; requests are read from a file"),
+    ],
+)
+def test_what_cannot_be_asked_is_a_matter_of_data(atlas: Command, tmp_path: Path, words: tuple[str, ...], said: str) -> None:
+    """Names that no file system takes were told as trouble with the store, odd bytes as a fault of ours."""
+    Image.new("RGB", (40, 30), "red").save(tmp_path / "red.png")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "gone.png").symlink_to("nowhere")
+    got = atlas("predict", *words, *(() if "--from" in words else toys().words))
+    assert got.code == 3 and said in got.err, got.err
+
+
 def test_predict_refuses_an_address_in_the_place_of_a_picture(atlas: Command) -> None:
     got = atlas("predict", "--task", "toy_shape", "--image", "https://example.org/x.png", *toys().words)
     assert got.code == 3 and "is a URL" in got.err
