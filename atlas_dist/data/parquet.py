@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 
 from atlas_dist.data.leftout import UnusableError
 from atlas_dist.data.source import Source
+from atlas_dist.data.temporary import temporary_disk
 from atlas_dist.errors import DataError
 
 PICTURE_CAP = 1 << 28
@@ -65,7 +66,8 @@ class Pictures:
         """The bytes of a picture. Raises DataError: there is none, or it is larger than `PICTURE_CAP`."""
         with self._lock:
             if self._file is None:
-                self._file = self._laid_out()
+                with temporary_disk(f"the pictures of {self._name}"):
+                    self._file = self._laid_out()
         begin, size = self._places.get((row, column), (0, -1))
         if size < 0:
             raise UnusableError(f"{self._name} has no picture in row {row + 1} of {column!r}.", reason="missing picture")

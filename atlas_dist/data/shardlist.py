@@ -34,7 +34,7 @@ def shards_in(store: ObjectStore, prefix: str) -> tuple[list[ObjectInfo], tuple[
             tars.append(found)
         elif name and name != MANIFEST and not ("/" in name and why != _BELOW_WHY):
             beside.append(LeftOut(shown(name), why, bad=why != _BESIDE_WHY))
-    beside += [LeftOut(shown(name), why) for name, why in _unlisted(store, prefix)]
+    beside += [LeftOut(shown(name), why) for name, why in unlisted(store, prefix)]
     if not tars:
         told = [entry for entry in beside if entry.bad] or beside
         raise DataError(
@@ -63,7 +63,7 @@ def _why_not(name: str) -> str:
     return "" if name.endswith(".tar") else _CAPITALS_WHY
 
 
-def _unlisted(store: ObjectStore, prefix: str) -> Iterator[tuple[str, str]]:
+def unlisted(store: ObjectStore, prefix: str) -> Iterator[tuple[str, str]]:
     """(name, why it is no shard) of files that a folder has and its store does not list: names that no object can have, and links
     that lead nowhere."""
     for name, why in store.passed_over(prefix) if isinstance(store, PassesOver) else ():

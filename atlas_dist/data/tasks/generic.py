@@ -17,7 +17,7 @@ from atlas_dist.data.leftout import LeftOut, left_out_by, shown, writable
 from atlas_dist.data.parquet import WithEmbedded
 from atlas_dist.data.records import RECORD_ENDS, Record, Scalar, label_forms, label_key, normal_forms, read_records
 from atlas_dist.data.sample import IMAGE_EXTENSIONS, IMAGE_PROMPT, RawSample
-from atlas_dist.data.source import Source, open_source
+from atlas_dist.data.source import Source, is_no_data, open_source
 from atlas_dist.data.tasks.base import Converter, RawSet, SplitOptions, need, share_of
 from atlas_dist.errors import DataError
 
@@ -36,12 +36,16 @@ def image_folder(path: Path | None, split: str, options: ImageFolderOptions) -> 
     root = options.root and options.root.rstrip("/") + "/"
     pictures: list[list[str]] = []
     bad: list[LeftOut] = []
+    beside: list[tuple[str, str]] = []
     for one in options.all_splits(split):
         for name in source.names(f"{root}{one}"):
             parts = name.removeprefix(root).split("/")
-            if len(parts) < 3:
-                continue
-            if (trouble := _no_picture(source, name)) is None:
+            if is_no_data(name.removeprefix(root)):
+                beside += [("/".join(parts), "a file of a program beside the data")] if one == split else []
+            elif len(parts) < 3:
+                if one == split and parts[-1].rpartition(".")[2].lower() in IMAGE_EXTENSIONS:
+                    beside.append(("/".join(parts), "a picture in no class folder"))
+            elif (trouble := _no_picture(source, name)) is None:
                 pictures.append(parts)
             elif one == split:
                 bad.append(left_out_by(shown("/".join(parts)), trouble))
@@ -56,9 +60,16 @@ def image_folder(path: Path | None, split: str, options: ImageFolderOptions) -> 
     if not samples:
         raise DataError(
             f"There is no {root}{split}/CLASS/*.jpg or *.png{f' ({len(bad)} other files)' if bad else ''}.",
-            fix="Check `root` and the split's name.",
+            fix=_other_spelling(source, root, split) or "Check `root` and the split's name.",
         )
-    return RawSet(TaskKind.SINGLE, 1, classes, samples, source, bad=tuple(bad))
+    return RawSet(TaskKind.SINGLE, 1, classes, samples, source, left_out=tuple(beside), bad=tuple(bad), notes=_alike(classes))
+
+
+def _other_spelling(source: Source, root: str, split: str) -> str:
+    """What to do where the split's folder is there in other capitals; "" = it is not."""
+    folders = {name.removeprefix(root).partition("/")[0] for name in source.names(root.rstrip("/")) if "/" in name}
+    other = next((folder for folder in sorted(folders) if folder.casefold() == split.casefold() != folder), "")
+    return f"There is {shown(root + other)}: rename it to {split}." if other else ""
 
 
 def _no_picture(source: Source, name: str) -> DataError | None:
