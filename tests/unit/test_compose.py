@@ -217,7 +217,7 @@ def test_a_run_is_called_what_its_user_wrote(name: str) -> None:
 
 def test_a_name_that_no_run_can_have_is_told_in_the_settings_words() -> None:
     for name in ("données", "a b", "-x", "a/b"):
-        with pytest.raises(ConfigError, match="run: String should match pattern .*Write letters A to Z, digits"):
+        with pytest.raises(ConfigError, match=r"run: String should match pattern .*Write letters A to Z, digits"):
             compose_config(["experiment=toy", f"run={name}"])
 
 

@@ -367,3 +367,13 @@ def test_init_and_pack_take_arrays_and_capitals(shell: Shell) -> None:
         assert code == 0, text
         code, text = shell("shards", "pack", f"experiment=of_{folder}", SMALL)
         assert code == 0 and f"{folder}/train" in text, text
+
+
+def test_raw_data_may_lie_at_home_and_not_at_an_address(shell: Shell, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    folder("data/one")
+    assert shell("init", "mine", "data/one")[0] == 0
+    monkeypatch.setenv("HOME", str(tmp_path / "data"))
+    code, said = pack(shell, "tasks.one.raw.source=~/one")
+    assert code == 0, said
+    code, said = pack(shell, "tasks.one.raw.source=https://example.org/one.zip")
+    assert code == 3 and "https://example.org/one.zip is a URL" in " ".join(said.split())
