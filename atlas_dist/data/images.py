@@ -19,7 +19,7 @@ from PIL import Image, UnidentifiedImageError
 from atlas_dist.data.colour import changes_colours, from_lab, in_srgb
 from atlas_dist.data.greys import as_tagged, eight_bits
 from atlas_dist.data.leftout import UnusableError
-from atlas_dist.data.mended import mended
+from atlas_dist.data.mended import mended, on_its_canvas, opaque
 
 Pixels = NDArray[np.uint8]
 
@@ -334,32 +334,25 @@ def _damaged(error: Exception) -> PictureError:
     return PictureError(f"damaged image: {text}")
 
 
+_BITS, _PLANES, _APART = 258, 284, 2
+"""Tags of a TIFF: bits a sample; how colours lie, and the value that says plane by plane."""
+
+
 def _shown(image: Image.Image) -> Image.Image:
     """An opened picture as a viewer shows it, mode RGB. Raises whatever Pillow does."""
     image.load()
     tags = getattr(image, "tag_v2", {})
+    if tags.get(_PLANES) == _APART and max(tags.get(_BITS, (1,))) > 8:
+        raise PictureError(  # Pillow reads other pixels than there are
+            "it is a TIFF with colours of 16 bits, each in a plane of its own.",
+            fix=_CONVERT,
+            reason="not a picture that is read",
+        )
     clear = image.info.get("transparency")
     if image.mode == "RGB" and isinstance(clear, tuple) and max(clear) > 255:
         image.info["transparency"] = tuple(value >> 8 for value in clear)  # of a PNG of 16 bits, whose pixels were cut to 8
-    shown = _flattened(as_tagged(_turned(_opaque(image)), tags))
-    return _on_its_canvas(shown, image)
-
-
-def _opaque(image: Image.Image) -> Image.Image:
-    """A BMP whose fourth channel is zero throughout has none: programs leave it unset."""
-    if image.format == "BMP" and image.mode == "RGBA" and not image.getchannel("A").getbbox():
-        return image.convert("RGB")
-    return image
-
-
-def _on_its_canvas(shown: Image.Image, image: Image.Image) -> Image.Image:
-    """A GIF whose first frame covers a part of its canvas: the rest is clear, so white."""
-    extent = getattr(image, "dispose_extent", None) if image.format == "GIF" else None
-    if extent is None or tuple(extent) == (0, 0, *shown.size) or shown.size != image.size:
-        return shown
-    canvas = Image.new("RGB", shown.size, "white")
-    canvas.paste(shown.crop(extent), extent[:2])
-    return canvas
+    shown = _flattened(as_tagged(_turned(opaque(image)), tags))
+    return on_its_canvas(shown, image)
 
 
 def _turned(image: Image.Image) -> Image.Image:

@@ -1,4 +1,4 @@
-"""Damage that takes nothing from a picture: viewers pass over it, and Pillow does not. The same bytes without it."""
+"""Damage that takes nothing from a picture, and what its file leaves unsaid: viewers pass over both, and Pillow does not."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import struct
 import zlib
 
 import simplejpeg
+from PIL import Image
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _SHOWN = frozenset({b"tRNS", b"iCCP", b"eXIf"})
@@ -69,3 +70,20 @@ def _frame(data: bytes) -> int:
             return data[at + 1]
         at += 2 + (data[at + 2] << 8 | data[at + 3])
     return -1
+
+
+def opaque(image: Image.Image) -> Image.Image:
+    """A BMP whose fourth channel is zero throughout has none: programs leave it unset."""
+    if image.format == "BMP" and image.mode == "RGBA" and not image.getchannel("A").getbbox():
+        return image.convert("RGB")
+    return image
+
+
+def on_its_canvas(shown: Image.Image, image: Image.Image) -> Image.Image:
+    """A GIF whose first frame covers a part of its canvas: the rest is clear, so white."""
+    extent = getattr(image, "dispose_extent", None) if image.format == "GIF" else None
+    if extent is None or tuple(extent) == (0, 0, *shown.size) or shown.size != image.size:
+        return shown
+    canvas = Image.new("RGB", shown.size, "white")
+    canvas.paste(shown.crop(extent), extent[:2])
+    return canvas

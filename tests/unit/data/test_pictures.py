@@ -172,6 +172,26 @@ def test_greys_of_a_tiff_mean_what_its_tags_say(data: bytes, greys: tuple[int, i
     assert (decode_picture(stored_form(data, 0)[1]) == pixels).all()
 
 
+@pytest.mark.parametrize("bits", [8, 16])
+def test_planes_of_a_tiff_are_put_together_or_refused(bits: int) -> None:
+    """Pillow reads those of 16 bits, and reads other pixels."""
+    pixels = np.asarray(scene()).astype(f"<u{bits // 8}") * (257 if bits == 16 else 1)
+    planes = [np.ascontiguousarray(pixels[..., c]).tobytes() for c in range(3)]
+    lists = {258: [bits] * 3, 273: [0, 0, 0], 279: [len(p) for p in planes]}
+    single = {256: 24, 257: 16, 259: 1, 262: 2, 277: 3, 278: 16, 284: 2}
+    behind = 8 + 2 + 12 * (len(lists) + len(single)) + 4
+    lists[273] = [behind + 36 + sum(map(len, planes[:c])) for c in range(3)]
+    entries = [struct.pack("<HHII", tag, 4, 1, value) for tag, value in single.items()]
+    entries += [struct.pack("<HHII", tag, 4, 3, behind + 12 * n) for n, tag in enumerate(lists)]
+    head = b"II*\0" + struct.pack("<IH", 8, len(entries)) + b"".join(sorted(entries, key=lambda e: e[1] << 8 | e[0])) + bytes(4)
+    data = head + b"".join(struct.pack("<3I", *values) for values in lists.values()) + b"".join(planes)
+    if bits == 8:
+        assert (decode_picture(data) == np.asarray(scene())).all()
+    else:
+        with pytest.raises(PictureError, match="16 bits, each in a plane of its own"):
+            decode_picture(data)
+
+
 def test_a_form_of_a_kind_that_is_not_read_is_called_so() -> None:
     for data in (tiff(64, struct.pack("<2d", 0, 1), sample_format=3), b"\xff\xd8\xff"):
         with pytest.raises(PictureError, match=r"damaged (TIFF|JPEG) picture, or one of a kind that is not read"):

@@ -346,3 +346,20 @@ def test_keys_that_several_tars_have_and_a_tar_that_stands_twice_are_said() -> N
     assert found.manifest.samples == 8
     assert found.notes == ("1 keys stand in more than one tar (again in 2.tar); each is a sample",)
     assert "1.tar holds the same bytes as 0.tar: its samples count twice" in indexed(one, one)[0].notes
+
+
+def test_a_long_link_and_a_label_of_the_archive_are_told_once_or_not_at_all() -> None:
+    """GNU tar keeps a link's long target, and the name of the archive, in members of their own."""
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=tarfile.GNU_FORMAT) as archive:
+        for name, kind, target in (("label", b"V", ""), ("l" * 150 + ".png", tarfile.SYMTYPE, "t" * 150)):
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = kind, target
+            archive.addfile(info)
+        for name, content in samples(2):
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content.encode() if isinstance(content, str) else content))
+    found, store = indexed(out.getvalue())
+    assert found.manifest.samples == 2 and reasons(found) == {"a symbolic link": 1}
+    assert found.left_out[0].record.endswith("l.png") and run_verify(store, "d", "train") == ()
