@@ -12,7 +12,7 @@ from atlas_dist.app.composed import Settings
 from atlas_dist.data.leftout import shown
 from atlas_dist.data.parquet import Embedded, Held, Pictures
 from atlas_dist.data.records import Record, read_records
-from atlas_dist.data.source import is_url
+from atlas_dist.data.source import found_file, is_url
 from atlas_dist.errors import DataError
 from atlas_dist.serve import AtlasModel, Request
 from atlas_dist.serve.inputs import Text
@@ -73,7 +73,7 @@ def _images(record: Record, folder: Path, pictures: Pictures) -> list[str | Path
         given = [record.name("image")]
     if not all(isinstance(name, str) and name for name in given):
         record.refuse(f"'image' is {shown(repr(given)[:80])}; the name of a file is wanted, or two of them")
-    return [name if is_url(name) else folder / name for name in given]
+    return [name if is_url(name) else found_file(folder, name) for name in given]
 
 
 def _text(record: Record) -> Text | None:

@@ -158,7 +158,7 @@ def _batches(data: bytes, name: str, rows: int, *, only_pictures: bool = False) 
         pictures = [column.name for column in schema if _holds_pictures(column.type)]
         for batch in file.iter_batches(rows, columns=pictures if only_pictures else None):
             yield batch, pictures
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(f"{name} is not readable as Parquet: {str(error).splitlines()[0][:200]}.") from error
 
 

@@ -122,28 +122,8 @@ class FolderSource:
     def _found(self, name: str) -> Path:
         """Where `name` lies: as it is written, each part in either normal form, or with the slashes of another system."""
         path = self._root / safe_member(name, posix=True)
-        spellings = [name, *([name.replace("\\", "/")] if "\\" in name else [])]
-        try:
-            found = (self._spelt(PurePosixPath(spelling)) for spelling in spellings if _is_safe(spelling, posix=True))
-            return next((place for place in found if place is not None), path)
-        except OSError:  # a name that no file system takes: reading it says so
-            return path
-
-    def _spelt(self, name: PurePosixPath) -> Path | None:
-        """The file or link of this name, however its accents are written; None = there is none."""
-        path = self._root / name
-        if path.exists() or path.is_symlink():
-            return path
-        if str(name).isascii():
-            return None
-        place = self._root
-        for part in name.parts:
-            forms = (part, unicodedata.normalize("NFC", part), unicodedata.normalize("NFD", part))
-            there = next((place / form for form in forms if (place / form).exists() or (place / form).is_symlink()), None)
-            if there is None:
-                return None
-            place = there
-        return place
+        other = name.replace("\\", "/")
+        return _spelt(self._root, name) or (_spelt(self._root, other) if _is_safe(other) else None) or path
 
     def _files(self, folder: Path, above: frozenset[Path]) -> Iterator[Path]:
         """Everything below a folder that is no folder, links to nothing among it."""
@@ -169,6 +149,32 @@ class FolderSource:
                 if target in above:
                     continue  # a link to where it stands
             yield from self._files(path, above)
+
+
+def found_file(folder: Path, name: str) -> Path:
+    """The file that `name` means, in `folder` where it is no whole path: as it is written, each part in either normal form, or
+    with the slashes of another system; where there is none, as it is written."""
+    return _spelt(folder, name) or _spelt(folder, name.replace("\\", "/")) or folder / name
+
+
+def _spelt(root: Path, name: str) -> Path | None:
+    """The file or link of this name below `root`, however its accents are written; None = there is none."""
+    try:
+        path = root / name
+        if path.exists() or path.is_symlink():
+            return path
+        if name.isascii():
+            return None
+        place = root
+        for part in PurePosixPath(name).parts:
+            forms = (part, unicodedata.normalize("NFC", part), unicodedata.normalize("NFD", part))
+            there = next((place / form for form in forms if (place / form).exists() or (place / form).is_symlink()), None)
+            if there is None:
+                return None
+            place = there
+    except (OSError, ValueError):  # a name that no file system takes: reading it says so
+        return None
+    return place
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from atlas_dist.app.composed import ComposedRun
+from atlas_dist.app.predict import read_requests
 from atlas_dist.app.status import _pools
 from atlas_dist.choices import groups
 from atlas_dist.clock import SystemClock
@@ -248,6 +249,27 @@ def test_what_cannot_be_asked_is_a_matter_of_data(atlas: Command, tmp_path: Path
     (tmp_path / "gone.png").symlink_to("nowhere")
     got = atlas("predict", *words, *(() if "--from" in words else toys().words))
     assert got.code == 3 and said in got.err, got.err
+
+
+def test_predict_finds_a_picture_however_a_list_writes_its_name(tmp_path: Path) -> None:
+    """As packing does."""
+    for name in ("e\u0301/a.png", "b/c.png", "back\\slash.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (4, 3), "red").save(tmp_path / name)
+    names = [
+        "\u00e9/a.png",
+        "e\u0301/a.png",
+        "b\\c.png",
+        "./b//c.png",
+        "back\\slash.png",
+        str(tmp_path / "b/c.png"),
+        "b/../b/c.png",
+    ]
+    lines = [json.dumps({"task": "t", "image": name}, ensure_ascii=False) for name in [*names, "gone.png", "x" * 300]]
+    (tmp_path / "ask.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    asked = [request.image for request in read_requests(tmp_path / "ask.jsonl")]
+    found = [Path(image).is_file() for (image,) in asked[:-1] if isinstance(image, Path)]  # type: ignore[misc, union-attr]
+    assert found == [True] * len(names) + [False]
 
 
 def test_predict_refuses_an_address_in_the_place_of_a_picture(atlas: Command) -> None:
