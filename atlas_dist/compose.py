@@ -241,7 +241,7 @@ def _explained(error: Exception) -> ConfigError:
     if "Missing mandatory value" in text:
         key = text.partition("full_key: ")[2].partition(" ")[0]
         return ConfigError(f"{key or 'A value'} is left open.", fix=f"Give it on the command line: {key or 'key'}=value.")
-    if "To sweep over it" in text:
+    if "To sweep over it" in text or "requires --multirun" in text:
         word = text.partition("'")[2].partition("'")[0].lstrip("+")
         return ConfigError(
             f"{word} gives several values.", fix="A row for each: -m. A list: key=[a,b]. A text with a comma: \"key='a,b'\"."

@@ -8,6 +8,10 @@ from typing import Any
 
 from pydantic import ValidationError
 
+NAME_PATTERN = r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,79}$"
+"""Of runs, tasks and data sets: they become parts of paths and keys."""
+NAME_IN_WORDS = "Write letters A to Z, digits, '.', '_' and '-', at most 80, the first a letter, a digit or '_'"
+
 Location = tuple[Any, ...]
 """Names of the sections, fields and items down to a value."""
 
@@ -41,5 +45,7 @@ def _line(fault: Any, valid: Callable[[Location], Iterable[str]], prefix: str, u
     value = fault.get("input")
     if fault["type"] == "string_type" and isinstance(value, bool | int | float):
         return f"{where}: a text is needed, and {value!r} is none: write it in quotes where it is meant as one."
+    if fault["type"] == "string_pattern_mismatch" and fault["ctx"]["pattern"] == NAME_PATTERN:
+        return f"{where or whole}: {fault['msg']} (it is {value!r:.200}). {NAME_IN_WORDS}."
     shown = "" if isinstance(value, Mapping) else f" (it is {value!r:.200})"
     return f"{where or whole}: {fault['msg'].removeprefix('Value error, ')}{shown}."

@@ -18,6 +18,7 @@ from atlas_dist.data.decode import longer_than
 from atlas_dist.data.leftout import shown
 from atlas_dist.data.manifest import read_manifest
 from atlas_dist.data.pack import MapFn, PackReport, run_pack
+from atlas_dist.data.source import is_url
 from atlas_dist.errors import ConfigError, DataError
 from atlas_dist.model.backbone import Backbone
 from atlas_dist.runs.stores import open_shards
@@ -86,8 +87,15 @@ def _pack_split(
     raw = task.raw
     assert raw is not None
     options = raw.options | (raw.train_options if split == task.data.train else raw.val_options)
-    source = Path(config.raw_root).resolve() / raw.source if raw.source else None
+    if is_url(raw.source):
+        raise DataError(
+            f"tasks.{name}.raw.source: {raw.source} is a URL; raw data are read from the disk.", fix="Download it first."
+        )
+    own = Path(raw.source).expanduser() if raw.source.startswith("~/") else Path(raw.source)
+    source = Path(config.raw_root).resolve() / own if raw.source else None
     if source is not None and not source.exists():
+        if is_url(raw.source):
+            raise DataError(f"tasks.{name}.raw.source: {raw.source} is a URL; data are read from the disk.", fix="Download it.")
         raise DataError(
             f"tasks.{name}.raw.source: there is no {source}.", fix="Set raw_root=… to the folder that holds the raw data."
         )

@@ -12,7 +12,7 @@ from atlas_dist.app.composed import Settings
 from atlas_dist.data.leftout import shown
 from atlas_dist.data.parquet import Embedded, Held, Pictures
 from atlas_dist.data.records import Record, read_records
-from atlas_dist.data.source import is_url
+from atlas_dist.data.source import found_file, is_url
 from atlas_dist.errors import DataError
 from atlas_dist.serve import AtlasModel, Request
 from atlas_dist.serve.inputs import Text
@@ -38,6 +38,8 @@ def model_for(requests: Sequence[Request], *settings: Settings, folder: Path | N
 def read_requests(path: Path) -> Iterator[Request]:
     """Requests from a file of objects, one a line, with `task` (left out = found by signature), and what they need of `image` (a
     name or two, beside the file), `text` and `choices`; `-` = stdin. Raises DataError naming file, line and field."""
+    if is_url(str(path)):
+        raise DataError(f"{path} is a URL; requests are read from a file.", fix="Download it and give the file.")
     try:
         data = sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()
     except OSError as error:
@@ -71,7 +73,7 @@ def _images(record: Record, folder: Path, pictures: Pictures) -> list[str | Path
         given = [record.name("image")]
     if not all(isinstance(name, str) and name for name in given):
         record.refuse(f"'image' is {shown(repr(given)[:80])}; the name of a file is wanted, or two of them")
-    return [name if is_url(name) else folder / name for name in given]
+    return [name if is_url(name) else found_file(folder, name) for name in given]
 
 
 def _text(record: Record) -> Text | None:

@@ -160,6 +160,8 @@ def read_package(folder: Path) -> BankWeights:
     Raises:
         DataError: a file is missing, too large, damaged, or not what the configuration says.
     """
+    if folder.is_file():
+        raise DataError(f"{folder} is a file, and no exported bank.", fix="Name a folder that `atlas-dist bank export` wrote.")
     package = _read_config(folder)
     data = {name: _read_file(folder, name, about) for name, about in package.files.items()}
     check_safetensors(data[WEIGHTS_FILE], WEIGHTS_FILE)

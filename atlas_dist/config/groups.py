@@ -11,11 +11,12 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from atlas_dist.core.types import Augment, Budget, HeadStart, Stage, TaskKind, Work
 from atlas_dist.logs import LogFormat
+from atlas_dist.validation import NAME_PATTERN
 
 BASE = Budget()
 """What a budget is where nobody names anything."""
 
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,79}$")]
+Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 
 
 class Section(BaseModel):

@@ -8,10 +8,8 @@ everything else, what simplejpeg refuses included. So a picture is either readab
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 import simplejpeg
@@ -19,7 +17,9 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from atlas_dist.data.colour import changes_colours, from_lab, in_srgb
+from atlas_dist.data.greys import as_tagged, eight_bits
 from atlas_dist.data.leftout import UnusableError
+from atlas_dist.data.mended import mended, on_its_canvas, opaque
 
 Pixels = NDArray[np.uint8]
 
@@ -302,6 +302,16 @@ def _has_colours_of_its_own(segment: bytes) -> bool:
 def _opened(data: bytes | memoryview, limits: PictureLimits) -> Image.Image:
     kind = sniff(data)
     try:
+        return _as_it_is(kind, data, limits)
+    except PictureError as error:
+        whole = None if error.reason == "too many pixels" else mended(kind, bytes(data))
+        if whole is None:
+            raise
+        return _as_it_is(kind, whole, limits)
+
+
+def _as_it_is(kind: str, data: bytes | memoryview, limits: PictureLimits) -> Image.Image:
+    try:
         image: Image.Image = Image.open(io.BytesIO(data), formats=_PILLOW[kind])
         _check_size(image.width, image.height, limits)
         return _shown(image)
@@ -324,35 +334,25 @@ def _damaged(error: Exception) -> PictureError:
     return PictureError(f"damaged image: {text}")
 
 
+_BITS, _PLANES, _APART = 258, 284, 2
+"""Tags of a TIFF: bits a sample; how colours lie, and the value that says plane by plane."""
+
+
 def _shown(image: Image.Image) -> Image.Image:
     """An opened picture as a viewer shows it, mode RGB. Raises whatever Pillow does."""
     image.load()
     tags = getattr(image, "tag_v2", {})
+    if tags.get(_PLANES) == _APART and max(tags.get(_BITS, (1,))) > 8:
+        raise PictureError(  # Pillow reads other pixels than there are
+            "it is a TIFF with colours of 16 bits, each in a plane of its own.",
+            fix=_CONVERT,
+            reason="not a picture that is read",
+        )
     clear = image.info.get("transparency")
     if image.mode == "RGB" and isinstance(clear, tuple) and max(clear) > 255:
         image.info["transparency"] = tuple(value >> 8 for value in clear)  # of a PNG of 16 bits, whose pixels were cut to 8
-    return _flattened(_as_tagged(_turned(image), tags))
-
-
-_BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339
-_WHITE_IS_ZERO, _SIGNED = 0, 2
-
-
-def _as_tagged(image: Image.Image, tags: Mapping[int, Any]) -> Image.Image:
-    """Greys of a TIFF by what its tags say and Pillow passes over: 12 bits, unsigned 32, white for zero."""
-    if image.mode == "I" and tags and _SIGNED not in tags.get(_SAMPLE_FORMAT, (1,)):
-        meant = Image.fromarray(np.asarray(image).astype(np.uint32).astype(np.float32)) if image.getextrema()[0] < 0 else image  # type: ignore[operator]
-    elif image.mode.startswith("I;16") and tags:
-        values = np.asarray(image).astype(np.float64)
-        if tags.get(_BITS) == (12,):
-            values *= 65535 / 4095
-        if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
-            values = 65535 - values
-        meant = Image.fromarray(np.rint(values).astype(np.uint16))
-    else:
-        return image
-    meant.info = image.info
-    return meant
+    shown = _flattened(as_tagged(_turned(opaque(image)), tags))
+    return on_its_canvas(shown, image)
 
 
 def _turned(image: Image.Image) -> Image.Image:
@@ -376,7 +376,7 @@ def _flattened(image: Image.Image) -> Image.Image:
     if image.mode == "LAB":
         return from_lab(image)
     if image.mode in ("I", "F") or image.mode.startswith("I;"):
-        image, profile = _grey(image), profile if image.mode.startswith("I;") else None
+        image, profile = eight_bits(image), profile if image.mode.startswith("I;") else None
     elif image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         straight = {"La": "LA", "RGBa": "RGBA"}.get(image.mode)
         layered = image.convert(straight) if straight else image
@@ -389,24 +389,3 @@ def _flattened(image: Image.Image) -> Image.Image:
     shown = in_srgb(image, profile).convert("RGB")
     shown.info.pop("icc_profile", None)  # whoever saves it must not say so again
     return shown
-
-
-def _grey(image: Image.Image) -> Image.Image:
-    """Greys of more than 8 bits, scaled to 0 … 255. 16 bits by their full range, so that pictures keep their brightness beside
-    each other; integers of 32 bits and floats by the smallest of the ranges 1 (floats), 255, 65535 that holds them, else by
-    their own."""
-    values = np.asarray(image).astype(np.float64)
-    clear = image.info.get("transparency")
-    hidden = values == float(clear) if isinstance(clear, int | float) else None
-    values = np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0) if not np.isfinite(values).all() else values
-    low, high = (float(values.min()), float(values.max())) if values.size else (0.0, 0.0)
-    if image.mode.startswith("I;"):
-        scaled = values * (255.0 / 65535.0)
-    else:
-        ranges: tuple[Any, ...] = (1.0, 255.0, 65535.0) if image.mode == "F" else (255.0, 65535.0)
-        full = next((top for top in ranges if low >= 0 and high <= top), None)
-        scaled = values * (255.0 / full) if full else (values - low) * (255.0 / max(high - low, 1e-12))
-    grey = np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
-    if hidden is not None:
-        grey[hidden] = 255
-    return Image.fromarray(grey)

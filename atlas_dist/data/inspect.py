@@ -14,6 +14,7 @@ from functools import partial
 from typing import TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from atlas_dist.core.manifest import PART_BYTES, ShardInfo, ShardManifest
 from atlas_dist.core.types import TaskKind
@@ -22,8 +23,9 @@ from atlas_dist.data.crc import crc32c
 from atlas_dist.data.fetch import PartFetcher
 from atlas_dist.data.images import decode_picture
 from atlas_dist.data.leftout import LeftOut, shown, summary
-from atlas_dist.data.manifest import MANIFEST, read_manifest, split_prefix, write_manifest
-from atlas_dist.data.sample import EXTENSIONS, Sample, index_label, parse_sample
+from atlas_dist.data.manifest import read_manifest, split_prefix, write_manifest
+from atlas_dist.data.sample import EXTENSIONS, PACKED_EXTENSIONS, Sample, index_label, parse_sample
+from atlas_dist.data.shardlist import shards_in
 from atlas_dist.data.source import is_quiet
 from atlas_dist.errors import AtlasError, DataError, StoreError
 from atlas_dist.store.objects import ObjectInfo, ObjectStore
@@ -31,7 +33,6 @@ from atlas_dist.store.objects import ObjectInfo, ObjectStore
 Job = TypeVar("Job")
 Result = TypeVar("Result")
 
-_COMPRESSED = (".tar.gz", ".tgz", ".tar.zst", ".tar.xz", ".tar.bz2", ".tar.lz4")
 _PACKED = (
     (b"\x1f\x8b", "gzip"),
     (b"\x28\xb5\x2f\xfd", "zstd"),
@@ -66,6 +67,10 @@ class _ShardFound:
     left_out: tuple[LeftOut, ...]
     repeated: tuple[str, ...]
     """Keys that stand more than once."""
+    twins: tuple[str, ...]
+    """Keys with several pictures that have no number."""
+    hashes: NDArray[np.int64]
+    """Of its keys, to find those that other tars have too."""
 
 
 @dataclass(frozen=True)
@@ -100,24 +105,7 @@ def run_index(
             images they have.
     """
     prefix = split_prefix(dataset, split)
-    here = [o for o in store.list(prefix) if "/" not in o.key[len(prefix) :]]
-    found = [o for o in here if o.key.endswith(".tar")]
-    beside = [
-        LeftOut(shown(o.key[len(prefix) :]), "a compressed tar, which cannot be read in parts: decompress it")
-        for o in here
-        if o.key.lower().endswith(_COMPRESSED)
-    ]
-    if not found:
-        raise DataError(
-            f"There is no .tar in {store.url}/{prefix}{f' ({summary(beside)})' if beside else ''}.",
-            fix="Decompress them (gunzip, zstd -d), then index again."
-            if beside
-            else "Name the data set and split whose folder holds the tars.",
-        )
-    others = [o.key[len(prefix) :] for o in here if o.key not in {f.key for f in found} and o.key[len(prefix) :] != MANIFEST]
-    beside += [
-        LeftOut(shown(name), "a file beside the tars", bad=False) for name in others if not name.lower().endswith(_COMPRESSED)
-    ]
+    found, beside = shards_in(store, prefix)
     shards: list[_ShardFound] = []
     for shard in _parallel(partial(_index_shard, store, prefix, part_bytes, tries), found, workers):
         shards.append(shard)
@@ -179,7 +167,31 @@ def _notes(manifest: ShardManifest, shards: list[_ShardFound]) -> tuple[str, ...
     twice = [key for shard in shards for key in shard.repeated]
     if twice:
         notes.append(f"{len(twice)} keys stand more than once (first: {shown(twice[0])}); each is a sample")
+    if among := _shared(shards):
+        count, name = among
+        notes.append(f"{count} keys stand in more than one tar (again in {shown(name)}); each is a sample")
+    firsts = {shard.info.sha256: shard.info.name for shard in reversed(shards) if shard.info.samples}
+    copies = [shard.info for shard in shards if firsts.get(shard.info.sha256, shard.info.name) != shard.info.name]
+    notes += [f"{shown(i.name)} holds the same bytes as {shown(firsts[i.sha256])}: its samples count twice" for i in copies]
+    twins = [key for shard in shards for key in shard.twins]
+    if twins:
+        notes.append(
+            f"{len(twins)} samples have several pictures without a number (first: {shown(twins[0])}), all of which are read: "
+            "take out what is none of the sample's own (a mask); those of a pair are KEY.0.jpg and KEY.1.jpg"
+        )
     return tuple(notes)
+
+
+def _shared(shards: list[_ShardFound]) -> tuple[int, str] | None:
+    """How many keys more than one tar has, and the first tar that repeats one."""
+    every = np.concatenate([shard.hashes for shard in shards])
+    _, first = np.unique(every, return_index=True)
+    ends = np.cumsum([len(shard.hashes) for shard in shards])
+    repeats = np.setdiff1d(np.arange(ends[-1]), first, assume_unique=True)
+    if not len(repeats):
+        return None
+    again = int(np.searchsorted(ends, repeats[0], side="right"))
+    return len(np.unique(every[repeats])), shards[again].info.name
 
 
 def run_verify(
@@ -242,7 +254,7 @@ def _index_shard(store: ObjectStore, prefix: str, part_bytes: int, tries: int, f
     try:
         _refuse_compressed(data)
         index = tarwalk.group(tarwalk.members(data, others=others), EXTENSIONS, passed_over)
-        repeated = _repeated(index)
+        repeated, twins = _repeated(index), _twins(index)
         for number, key in enumerate(index.keys):
             sample = _sample(data, index, number)
             labels.append(index_label(sample.label, sample.targets))
@@ -256,12 +268,13 @@ def _index_shard(store: ObjectStore, prefix: str, part_bytes: int, tries: int, f
     parts = tuple(crc32c(data[at : at + part_bytes]) for at in range(0, found.size, part_bytes))
     by_sample = np.array(labels, "<i4").tobytes()
     info = ShardInfo(name, found.size, len(labels), hashlib.sha256(data).hexdigest(), parts, by_sample)
+    hashes = np.unique(np.fromiter(map(hash, index.keys), np.int64, len(index.keys)))
     without = tuple(key for key, label in zip(index.keys, labels, strict=True) if label < 0)
     left_out = [LeftOut(f"{shown(name)}: {shown(member)}", what) for member, what in others]
     left_out += [
         LeftOut(f"{shown(name)}: {shown(member)}", _why_passed_over(ext)) for member, ext in passed_over if not is_quiet(member)
     ]
-    return _ShardFound(info, images, texts, without, tuple(left_out), repeated)
+    return _ShardFound(info, images, texts, without, tuple(left_out), repeated, twins, hashes)
 
 
 def _why_passed_over(ext: str) -> str:
@@ -298,6 +311,12 @@ def _repeated(index: tarwalk.SampleIndex) -> tuple[str, ...]:
         else:
             repeated.append(key)
     return tuple(repeated)
+
+
+def _twins(index: tarwalk.SampleIndex) -> tuple[str, ...]:
+    """Keys of samples such as KEY.jpg and KEY.png: perhaps a picture and its mask."""
+    spans = zip(index.keys, index.first[:-1], index.first[1:], strict=True)
+    return tuple(key for key, begin, end in spans if sum(ext in PACKED_EXTENSIONS for ext in index.extensions[begin:end]) > 1)
 
 
 def _verify_shard(manifest: ShardManifest, fetcher: PartFetcher, decode: bool, number: int) -> list[Damage]:

@@ -9,6 +9,7 @@ from atlas_dist.core.types import TaskKind
 from atlas_dist.data.inspect import unlabelled
 from atlas_dist.data.leftout import shown
 from atlas_dist.data.manifest import read_manifest, split_prefix
+from atlas_dist.data.shardlist import unlisted
 from atlas_dist.errors import DataError
 from atlas_dist.store.objects import ObjectStore
 
@@ -50,7 +51,7 @@ def look_at_split(store: ObjectStore, dataset: str, split: str, kind: TaskKind |
     listed = {shard.name: shard.size for shard in manifest.shards}
     absent = sorted(listed.keys() - there.keys())
     other = sorted(f"{n} has {there[n]} bytes, not {listed[n]}" for n in listed.keys() & there.keys() if there[n] != listed[n])
-    more = sorted(n for n in there.keys() - listed.keys() if n.endswith(".tar"))
+    more = sorted(n for n in (*there.keys() - listed.keys(), *dict(unlisted(store, prefix))) if n.endswith(".tar"))
     notes = []
     if without := unlabelled(manifest):
         notes.append(f"{without} samples have no label; training masks them")

@@ -19,6 +19,7 @@ import math
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -36,6 +37,7 @@ from atlas_dist.data.shardfile import PackedSample, write_shard
 from atlas_dist.data.source import Source
 from atlas_dist.data.tasks import converter
 from atlas_dist.data.tasks.base import RawSet
+from atlas_dist.data.temporary import temporary_disk
 from atlas_dist.errors import ConfigError, DataError, MissingObject
 from atlas_dist.store.objects import ObjectStore
 
@@ -189,9 +191,11 @@ def pack_shard(target: ShardTarget, job: ShardJob) -> ShardDone:
             yield PackedSample(f"{job.first + offset:09d}", (*members, ("json", dump_json(sample))), sample.index_label)
 
     stamps = stamps_of(target.source, job.samples)  # before they are read: a change meanwhile is seen the next time
-    with tempfile.TemporaryDirectory(prefix="atlas-pack-") as folder:
-        path = Path(folder) / job.name
-        info = write_shard(path, job.name, readable(), target.part_bytes)
+    with ExitStack() as open_folders:
+        with temporary_disk(f"{target.prefix}{job.name}"):
+            folder = open_folders.enter_context(tempfile.TemporaryDirectory(prefix="atlas-pack-"))
+            path = Path(folder) / job.name
+            info = write_shard(path, job.name, readable(), target.part_bytes)
         target.store.put_file(target.prefix + job.name, path)
     done = ShardDone(info, tuple(unreadable), b"".join(marks), reused=False)
     target.store.put(_note_key(target, job), _dump_note(done, stamps))

@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 
 from atlas_dist.data.leftout import UnusableError
 from atlas_dist.data.source import Source
+from atlas_dist.data.temporary import temporary_disk
 from atlas_dist.errors import DataError
 
 PICTURE_CAP = 1 << 28
@@ -41,10 +42,11 @@ def read_rows(data: bytes, name: str) -> Iterator[dict[str, Any]]:
     no Parquet."""
     row = 0
     for batch, pictures in _batches(data, name, _ROWS):
-        held = {column: _held(batch.column(column)) for column in pictures}
-        plain = batch.select([column for column in batch.schema.names if column not in held]).to_pylist()
+        held = {column: _held(_decoded(batch.column(column))) for column in pictures}
+        others = [column for column in batch.schema.names if column not in held]
+        plain = {column: _values(batch.column(column), name, column, row) for column in others}
         for at in range(batch.num_rows):
-            values: dict[str, Any] = dict(plain[at]) if plain else {}
+            values: dict[str, Any] = {column: known[at] for column, known in plain.items()}
             for column, (there, paths) in held.items():
                 values[column] = Embedded(name, row, column) if there[at] else paths[at]
             yield values
@@ -65,7 +67,8 @@ class Pictures:
         """The bytes of a picture. Raises DataError: there is none, or it is larger than `PICTURE_CAP`."""
         with self._lock:
             if self._file is None:
-                self._file = self._laid_out()
+                with temporary_disk(f"the pictures of {self._name}"):
+                    self._file = self._laid_out()
         begin, size = self._places.get((row, column), (0, -1))
         if size < 0:
             raise UnusableError(f"{self._name} has no picture in row {row + 1} of {column!r}.", reason="missing picture")
@@ -84,7 +87,7 @@ class Pictures:
         end = row = 0
         for batch, pictures in _batches(self._load(), self._name, _PICTURES, only_pictures=True):
             for column in pictures:
-                cells = batch.column(column)
+                cells = _decoded(batch.column(column))
                 there, _ = _held(cells)
                 contents = cells.field("bytes") if _is_struct(cells.type) else cells
                 for at in (at for at, known in enumerate(there) if known):
@@ -155,8 +158,46 @@ def _batches(data: bytes, name: str, rows: int, *, only_pictures: bool = False) 
         pictures = [column.name for column in schema if _holds_pictures(column.type)]
         for batch in file.iter_batches(rows, columns=pictures if only_pictures else None):
             yield batch, pictures
-    except (pyarrow.ArrowException, OSError) as error:
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
         raise DataError(f"{name} is not readable as Parquet: {str(error).splitlines()[0][:200]}.") from error
+
+
+def _values(cells: Any, name: str, column: str, first: int) -> list[Any]:
+    """A column's cells as Python has them. What Python has no value for (a time of the year 40000, an unknown time zone) becomes
+    a text or a number: a record need not use it.
+
+    Raises:
+        DataError: a text that is not UTF-8, or cells that are nothing at all.
+    """
+    import pyarrow
+
+    try:
+        return list(cells.to_pylist())
+    except UnicodeDecodeError as error:
+        row = first + next((at for at in range(len(cells)) if not _is_text(cells[at])), 0)
+        raise DataError(f"{name}, row {row + 1}: {column!r} is not UTF-8.", fix="Write the texts as UTF-8.") from error
+    except (pyarrow.ArrowException, OverflowError, ValueError):
+        for kind in (pyarrow.string(), pyarrow.int64()):
+            try:
+                return list(cells.cast(kind).to_pylist())
+            except (pyarrow.ArrowException, ValueError):
+                continue
+        raise DataError(f"{name}: the column {column!r} ({cells.type}) cannot be read.", fix="Leave it out.") from None
+
+
+def _is_text(cell: Any) -> bool:
+    try:
+        cell.as_py()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _decoded(cells: Any) -> Any:
+    """Without the dictionary that equal cells may be kept in."""
+    import pyarrow
+
+    return cells.dictionary_decode() if pyarrow.types.is_dictionary(cells.type) else cells
 
 
 def _is_struct(kind: Any) -> bool:
@@ -168,9 +209,12 @@ def _is_struct(kind: Any) -> bool:
 def _holds_pictures(kind: Any) -> bool:
     import pyarrow
 
+    if pyarrow.types.is_dictionary(kind):
+        return _holds_pictures(kind.value_type)
     if _is_struct(kind):
         return kind.get_field_index("bytes") >= 0 and _holds_pictures(kind.field("bytes").type)
-    return bool(pyarrow.types.is_binary(kind) or pyarrow.types.is_large_binary(kind))
+    types = pyarrow.types
+    return bool(types.is_binary(kind) or types.is_large_binary(kind) or types.is_fixed_size_binary(kind))
 
 
 def _held(cells: Any) -> tuple[list[bool], list[str | None]]:

@@ -52,8 +52,12 @@ def recognise(folder: Path, held_out: float) -> FoundTask:
     except UnicodeEncodeError as error:
         raise ConfigError(f"The path {shown(str(folder))} is not UTF-8.", fix="Rename the folder.") from error
     name = task_name(folder)
-    for ends in (("jsonl", "ndjson"), ("csv", "tsv", "parquet")):
-        files = sorted(f.name for f in folder.iterdir() if f.suffix[1:] in ends and not is_quiet(f.name))
+    for ends in (("jsonl", "ndjson"), ("csv", "tsv", "parquet"), ("json",)):
+        files = sorted(
+            f.name for f in folder.iterdir() if f.suffix[1:].lower() in ends and not f.is_dir() and not is_quiet(f.name)
+        )
+        if ends == ("json",) and len(files) > 1:
+            files = [name for name in files if name.lower() in ("train.json", "val.json")]
         if files:
             return _records(name, folder, _record_options(folder, files, held_out))
         if ends[0] == "jsonl" and any((folder / "train").glob("*/*")):
@@ -75,7 +79,7 @@ def task_name(folder: Path) -> str:
 def _record_options(folder: Path, files: Sequence[str], held_out: float) -> dict[str, Any]:
     """The converter's options that say where the records are."""
     for end in RECORD_ENDS:
-        if {f"train.{end}", f"val.{end}"} <= set(files):
+        if {f"train.{end}", f"val.{end}"} <= {name.lower() for name in files}:
             return {} if end == RECORD_ENDS[0] else {"file": f"{{split}}.{end}"}
     if len(files) > 1:
         raise DataError(
@@ -95,10 +99,22 @@ def _pictures(name: str, folder: Path) -> FoundTask:
                 raise  # it is meant to be this; what is wrong with it is the answer
     if len(counts) < 2:
         raise DataError(
-            f"{folder} holds neither a .jsonl file nor pictures in train/CLASS/ and val/CLASS/.",
+            f"{folder} holds neither a .jsonl file nor pictures in train/CLASS/ and val/CLASS/{_instead(folder)}.",
             fix='Add a .jsonl with one object a line, such as {"image": "a.jpg", "text": "What is it?", "label": "cat"}.',
         )
     return FoundTask(name, folder, TaskKind.SINGLE, "image_folder", {}, counts["train"], 8)
+
+
+def _instead(folder: Path) -> str:
+    """What records there seem to be that are not read as they are, as the end of a sentence."""
+    packed = sorted(f.name for f in folder.iterdir() if re.search(rf"\.({'|'.join(RECORD_ENDS)})\.\w+$", f.name.lower()))
+    if packed:
+        return f"; decompress {', '.join(map(shown, packed[:3]))} first"
+    below = sorted(f.relative_to(folder).as_posix() for end in RECORD_ENDS for f in folder.glob(f"*/*.{end}"))
+    if below:
+        return f"; there is {', '.join(map(shown, below[:3]))}: give that folder, with its files called train and val"
+    others = sorted(f.name for f in folder.iterdir() if f.suffix.lower() in (".xlsx", ".xls", ".ods", ".arrow", ".pkl", ".db"))
+    return f"; save {', '.join(map(shown, others[:3]))} as CSV or Parquet" if others else ""
 
 
 def _records(name: str, folder: Path, where: dict[str, Any]) -> FoundTask:

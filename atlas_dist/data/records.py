@@ -1,4 +1,4 @@
-"""Records as people keep them: JSON lines, CSV, TSV and Parquet. The one reader of `init`, `shards pack` and `predict`.
+"""Records as people keep them: JSON, CSV, TSV and Parquet. The one reader of `init`, `shards pack` and `predict`.
 
 Text is UTF-8, or what its byte order mark says. Lines are counted as editors count them, blank ones included. The types of
 fields are checked by pydantic: what is null, a truth value or not a number is refused with its line, not turned into the text
@@ -18,11 +18,12 @@ from typing import Annotated, Any, NoReturn
 
 from pydantic import Field, StrictBool, StrictFloat, StrictInt, StrictStr, TypeAdapter, ValidationError
 
+from atlas_dist.data.jsonrows import json_rows
 from atlas_dist.data.leftout import shown
 from atlas_dist.data.parquet import Embedded, read_rows
 from atlas_dist.errors import DataError
 
-RECORD_ENDS = ("jsonl", "ndjson", "csv", "tsv", "parquet")
+RECORD_ENDS = ("jsonl", "ndjson", "csv", "tsv", "parquet", "json")
 """How files of records end."""
 
 Finite = Annotated[StrictFloat, Field(allow_inf_nan=False)]
@@ -99,7 +100,11 @@ class Record:
     def get(self, field: str) -> Any:
         """The value as it was written. Raises DataError: there is no such field."""
         if field not in self.values:
-            raise DataError(f"{self.where} has no field {field!r}: it has {sorted(self.values)[:20]}.")
+            near = next((name for name in self.values if name.strip().casefold() == field.casefold()), "")
+            raise DataError(
+                f"{self.where} has no field {field!r}: it has {sorted(self.values)[:20]}.",
+                fix=f"Rename {near!r} to {field!r}, or name it in the converter's options." if near else "",
+            )
         return self.values[field]
 
     def identifier(self, fallback: str) -> str:
@@ -147,7 +152,7 @@ def read_records(data: bytes, name: str) -> Iterator[Record]:
         return (Record(f"{name}, row {row}", values, row) for row, values in enumerate(read_rows(data, name), start=1))
     if end in ("csv", "tsv"):
         return _table(decode_text(data, name), name, "\t" if end == "tsv" else "")
-    return _json_lines(decode_text(data, name), name)
+    return (Record(*found) for found in json_rows(decode_text(data, name), name))
 
 
 def decode_text(data: bytes, name: str) -> str:
@@ -198,32 +203,13 @@ def normal_forms(names: Iterable[str]) -> dict[str, str]:
     return {form: form if len(forms) == 1 else composed for composed, forms in groups.items() for form in forms}
 
 
-def _json_lines(text: str, name: str) -> Iterator[Record]:
-    # Only these end a line: texts may hold other Unicode separators.
-    for number, line in enumerate(re.split(r"\r\n|\n|\r", text), start=1):
-        if not line.strip():
-            continue
-        where = f"{name}, line {number}"
-        try:
-            value = json.loads(line, parse_constant=_no_number, object_pairs_hook=_once)
-        except json.JSONDecodeError as error:
-            comma = ", after a comma too many" if line[: error.pos].rstrip().endswith(",") or line[error.pos :][:1] == "," else ""
-            raise DataError(f"{where}: not JSON (column {error.colno}: {error.msg}{comma}).") from error
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{where}: not JSON ({str(error)[:120]}).") from error
-        if not isinstance(value, dict):
-            what = "a list" if isinstance(value, list) else type(value).__name__
-            raise DataError(f"{where}: not an object but {what}.", fix="Write one object a line.")
-        yield Record(where, value, number)
-
-
 def _table(text: str, name: str, delimiter: str) -> Iterator[Record]:
     """Rows below a header. A comma separates, or what the header has in its place: semicolons (of European spreadsheets, which
     may say `sep=;` before), tabs or bars. Columns without a name are passed over."""
     said = _SEPARATOR.match(text)
     skipped = 1 if said else 0
     text = text[said.end() :] if said else text
-    head = text.lstrip("\r\n").partition("\n")[0]
+    head = re.sub(r'"[^"]*"', "", text.lstrip("\r\n").partition("\n")[0])  # what stands in quotes separates nothing
     found = said[1] if said else next((mark for mark in ";\t|" if mark in head and "," not in head), ",")
     delimiter = delimiter or found
     # `a, "b, c"`: a quote behind a space opens a cell all the same
@@ -259,18 +245,6 @@ def _table(text: str, name: str, delimiter: str) -> Iterator[Record]:
 _SEPARATOR = re.compile(r"sep=([;,\t|])\r?\n")
 
 
-def _no_number(constant: str) -> NoReturn:
-    raise ValueError(f"{constant} is not a value of JSON")
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        twice = next(key for number, (key, _) in enumerate(pairs) if key in dict(pairs[:number]))
-        raise ValueError(f"the field {twice!r} stands twice")
-    return found
-
-
 def _said(value: Any) -> str:
     """A value as JSON says it, short."""
     if value is None or isinstance(value, bool):
@@ -279,4 +253,11 @@ def _said(value: Any) -> str:
         return "empty"
     if isinstance(value, bytes | Embedded):
         return "bytes"
+    if isinstance(value, list | dict) and _has_bytes(value):
+        return f"a {'list' if isinstance(value, list) else 'group'} with bytes in it"
     return shown(repr(value)[:80])
+
+
+def _has_bytes(value: Any) -> bool:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return isinstance(value, bytes) or any(_has_bytes(item) for item in inner)

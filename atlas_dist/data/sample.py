@@ -95,7 +95,7 @@ def parse_sample(files: Mapping[str, memoryview]) -> Sample:
     texts: Texts = ((IMAGE_PROMPT,),)
     label, targets = NO_LABEL, {}
     try:
-        body = json.loads(bytes(raw)) if (raw := files.get("json")) is not None else {}
+        body = _about(files["json"]) if "json" in files else {}
         if "texts" in body:
             texts = _texts(body["texts"])
         elif (raw := files.get("txt")) is not None:
@@ -104,7 +104,7 @@ def parse_sample(files: Mapping[str, memoryview]) -> Sample:
             texts = ((body["caption"],),)
         _can_be_written(texts)
         if (raw := files.get("cls")) is not None:
-            label = _label(int(decode_text(bytes(raw), "its .cls")))
+            label = _label(_whole_number(decode_text(bytes(raw), "its .cls")))
         else:
             label = _label(body.get("label", NO_LABEL))
         targets = {_label(int(answer)): float(score) for answer, score in body.get("targets", {}).items()}
@@ -113,6 +113,29 @@ def parse_sample(files: Mapping[str, memoryview]) -> Sample:
     except (ValueError, TypeError, AttributeError, RecursionError, DataError) as error:
         raise DataError(f"its text or label cannot be read ({str(error)[:120]})") from error
     return Sample(texts, images, label, targets)
+
+
+def _about(raw: memoryview) -> dict[str, Any]:
+    """What a `.json` member says. Raises ValueError: it is no object."""
+    if not bytes(raw).strip():
+        raise ValueError("its .json is empty")
+    try:
+        body = json.loads(bytes(raw))
+    except ValueError as error:
+        raise ValueError(f"its .json is not JSON: {error}") from error
+    if not isinstance(body, dict):
+        raise ValueError(f"its .json is no object but {'a list' if isinstance(body, list) else json.dumps(body)[:20]}")
+    return body
+
+
+def _whole_number(text: str) -> int:
+    """Raises ValueError in other words than `int` has."""
+    if not text.strip():
+        raise ValueError("its .cls is empty; the number of a class is wanted")
+    try:
+        return int(text)
+    except ValueError as error:
+        raise ValueError(f"its .cls is {text.strip()[:40]!r}; the number of a class is wanted, from 0") from error
 
 
 def _can_be_written(texts: Texts) -> None:
@@ -144,7 +167,7 @@ def _texts(value: Any) -> Texts:
 
 def _label(value: Any) -> int:
     if not isinstance(value, int) or isinstance(value, bool):
-        raise TypeError(f"label {value!r} is not an integer")
+        raise TypeError(f"label {'null' if value is None else repr(value)} is not an integer; the number of a class is wanted")
     if value >= LABEL_CAP:
         raise ValueError(f"label {value} is no number of a class, from 0")
     return value

@@ -25,6 +25,8 @@ MEMBER_CAP = 1 << 30
 """Largest member that is read; a zip member that claims more is refused before it is inflated."""
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://|data:image/", re.IGNORECASE)
+"""The same of a name that no path has folded: a folder may well be called `part1:`."""
 _QUIET_NAMES = frozenset({".ds_store", "thumbs.db", "icon\r"})
 
 
@@ -53,6 +55,19 @@ def is_quiet(name: str) -> bool:
     """Whether a file is what macOS or Windows leaves beside people's files: resource forks, .DS_Store, Thumbs.db."""
     parts = name.split("/")
     return parts[-1].startswith("._") or parts[-1].lower() in _QUIET_NAMES or "__MACOSX" in parts
+
+
+_BESIDE_NAMES = frozenset({"desktop.ini", "ehthumbs.db", ".directory", ".nomedia", ".gitkeep", ".gitignore", ".keep", ".hidden"})
+_BESIDE_FOLDERS = frozenset(
+    {".ipynb_checkpoints", "@eadir", ".thumbnails", ".appledouble", ".git", "__pycache__", "$recycle.bin", "lost+found"}
+)
+
+
+def is_no_data(name: str) -> bool:
+    """Whether a file is what programs keep beside people's files: settings of a file manager, copies of a notebook or of a disk's
+    own thumbnails. Such a file is no sample, and no fault of the data either."""
+    *folders, last = name.lower().split("/")
+    return last in _BESIDE_NAMES or not _BESIDE_FOLDERS.isdisjoint(folders)
 
 
 def is_url(name: str) -> bool:
@@ -105,13 +120,10 @@ class FolderSource:
         return f"{state.st_size}:{state.st_mtime_ns}"
 
     def _found(self, name: str) -> Path:
-        """Where `name` lies: as it is written, in the other normal form, or with the slashes of another system."""
+        """Where `name` lies: as it is written, each part in either normal form, or with the slashes of another system."""
         path = self._root / safe_member(name, posix=True)
-        if path.exists() or path.is_symlink():
-            return path
-        others = [unicodedata.normalize(form, name) for form in ("NFC", "NFD")]
-        others += [name.replace("\\", "/")] if "\\" in name else []
-        return next((self._root / other for other in others if _is_safe(other) and (self._root / other).exists()), path)
+        other = name.replace("\\", "/")
+        return _spelt(self._root, name) or (_spelt(self._root, other) if _is_safe(other) else None) or path
 
     def _files(self, folder: Path, above: frozenset[Path]) -> Iterator[Path]:
         """Everything below a folder that is no folder, links to nothing among it."""
@@ -124,7 +136,7 @@ class FolderSource:
         above |= {folder.resolve()}
         for entry in entries:
             path = Path(entry.path)
-            if not entry.is_dir():
+            if not _is_folder(entry):
                 yield path
                 continue
             if entry.is_symlink():
@@ -137,6 +149,39 @@ class FolderSource:
                 if target in above:
                     continue  # a link to where it stands
             yield from self._files(path, above)
+
+
+def found_file(folder: Path, name: str) -> Path:
+    """The file that `name` means, in `folder` where it is no whole path: as it is written, each part in either normal form, or
+    with the slashes of another system; where there is none, as it is written."""
+    return _spelt(folder, name) or _spelt(folder, name.replace("\\", "/")) or folder / name
+
+
+def _spelt(root: Path, name: str) -> Path | None:
+    """The file or link of this name below `root`, however its accents are written; None = there is none."""
+    try:
+        path = root / name
+        if path.exists() or path.is_symlink():
+            return path
+        if name.isascii():
+            return None
+        place = root
+        for part in PurePosixPath(name).parts:
+            forms = (part, unicodedata.normalize("NFC", part), unicodedata.normalize("NFD", part))
+            there = next((place / form for form in forms if (place / form).exists() or (place / form).is_symlink()), None)
+            if there is None:
+                return None
+            place = there
+    except (OSError, ValueError):  # a name that no file system takes: reading it says so
+        return None
+    return place
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself: who reads it is told
+        return False
 
 
 class ZipSource:
@@ -152,6 +197,7 @@ class ZipSource:
             raise DataError(f"{path} is not a readable zip: {error}", fix="Download it again and compare its SHA-256.") from error
         named = ((_member_name(info), info) for info in self._zip.infolist() if not info.is_dir())
         self._members = {name[len(self._root) :]: info for name, info in named if name.startswith(self._root)}
+        self._composed = {unicodedata.normalize("NFC", name): info for name, info in self._members.items()}
 
     def __reduce__(self) -> tuple[type[ZipSource], tuple[Path, str]]:
         return ZipSource, (self._path, self._root)  # another process opens the file itself
@@ -181,12 +227,20 @@ class ZipSource:
         yield from sorted(name for name in found if not is_quiet(name))
 
     def stamp(self, name: str) -> str:
-        info = self._member(name) if _is_safe(name) else None
+        try:
+            info = self._member(name)
+        except DataError:
+            return ""
         return f"{info.file_size}:{info.CRC}" if info else ""
 
     def _member(self, name: str) -> zipfile.ZipInfo | None:
-        forms = (safe_member(name), unicodedata.normalize("NFC", name), unicodedata.normalize("NFD", name))
-        return next((self._members[form] for form in forms if form in self._members), None)
+        """By its name, in either normal form; `./`, doubled slashes and those of another system lead nowhere else."""
+        found = self._members.get(safe_member(name, posix=True))
+        if found is None and _is_safe(plain := name.replace("\\", "/")):
+            found = self._composed.get(unicodedata.normalize("NFC", PurePosixPath(plain).as_posix()))
+        if found is None:
+            safe_member(name)
+        return found
 
 
 def open_source(path: Path) -> Source:
@@ -210,7 +264,7 @@ def safe_member(name: str, *, posix: bool = False) -> str:
 
     Raises DataError.
     """
-    if is_url(name):
+    if _ADDRESS.match(name):
         raise UnusableError(
             f"{shown(name[:200])} is a URL; pictures are read from files.", fix="Download them first.", reason="a URL, not a file"
         )

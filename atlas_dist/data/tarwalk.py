@@ -25,7 +25,7 @@ _ZEROS = bytes(BLOCK)
 _HEADER = struct.Struct("100s24x11s21xB188xB")
 """name; the size's eleven digits; type; the first byte of the prefix"""
 _FILE_TYPES = (0x30, 0, 0x37)  # '0', NUL (old tars) and '7' (contiguous) are plain files
-_SILENT = (0x35, 0x67)  # '5' a folder, 'g' pax records of the whole archive
+_SILENT = (0x35, 0x67, 0x56)  # '5' a folder, 'g' pax records of the whole archive, 'V' the archive's label
 _OTHER = {0x31: "a hard link", 0x32: "a symbolic link", 0x53: "a sparse file"}
 JOINED = "more bytes, which no reader sees: if a tar was joined on with cat, join them with tar -A"
 _NAME_CAP = 1 << 16
@@ -103,6 +103,8 @@ def members(data: memoryview, *, trusted: bool = False, others: list[tuple[str, 
             yield Member(long_name or name, content, size)
         elif kind == 0x4C:  # 'L': GNU long name of the next member
             long_name = _long_text(data, content, size).rstrip("\0")
+            continue
+        elif kind == 0x4B:  # 'K': GNU long target of the next member, a link
             continue
         elif kind == 0x78:  # 'x': pax records of the next member
             long_name, long_size, sparse = _pax(bytes(data[content : content + min(size, _NAME_CAP)]), content)

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,16 +28,14 @@ from transformers.utils import logging as transformers_logging
 
 from atlas_dist.errors import AtlasError, ConfigError, DataError
 from atlas_dist.model.backbones import ARCHITECTURES, AdapterSite, Architecture, BackboneInput, Encoded, architecture_named
-from atlas_dist.model.weight_files import TO_SAFETENSORS, check_folder
+from atlas_dist.model.load_errors import listed, shortened, unloadable
+from atlas_dist.model.weight_files import WRAPPERS, check_folder, unwrapped
 
 TINY_FOLDER = Path(__file__).parent / "assets" / "tiny_vilt"
 
 DEFAULT_ARCHITECTURE = "vilt"
 """Of a folder or repository that is given without one. It is said rather than read from the checkpoint, so that what a command
 means does not hang on a file; the file is asked whether it agrees."""
-
-_SHOWN = 6
-"""Names of parameters in one message."""
 
 
 @dataclass(frozen=True)
@@ -227,30 +225,17 @@ def _load_weights(ref: BackboneRef, architecture: Architecture) -> nn.Module:
     except OSError as error:
         raise _unreachable(ref, error) from error
     except Exception as error:  # whatever torch, safetensors and transformers make of a file that is none of theirs
-        raise _unloadable(ref, architecture, error) from error
+        raise unloadable(ref.name, ref.source, architecture, error) from error
     _check_keys(ref, architecture, report)
     _check_finite(ref, model)
     loaded: nn.Module = model
     return loaded
 
 
-def _unloadable(ref: BackboneRef, architecture: Architecture, error: Exception) -> DataError:
-    if type(error).__name__ == "UnpicklingError":
-        return DataError(
-            f"pytorch_model.bin of backbone {ref.name!r} from {ref.source!r} holds more than tensors: it is not run.",
-            fix=f"Only if you trust its source, convert it in its folder: {TO_SAFETENSORS}",
-        )
-    wanted: str = architecture.model_class.__name__
-    return DataError(
-        f"The weights of backbone {ref.name!r} from {ref.source!r} do not fit a {wanted}: {_shortened(error)}",
-        fix=f"Point the backbone at an intact checkpoint of the architecture {architecture.name}.",
-    )
-
-
 def _check_model_type(ref: BackboneRef, architecture: Architecture) -> None:
     """transformers would warn, make a model of the other kind and fill it with chance."""
     config, _ = PreTrainedConfig.get_config_dict(ref.source, revision=ref.revision or "main")
-    found = str(config.get("model_type", ""))
+    found = str(config.get("model_type") or "")
     if found in (architecture.name, ""):  # an empty folder has no type; its weights are missing next
         return
     known = ", ".join(sorted(ARCHITECTURES))
@@ -267,11 +252,14 @@ def _check_keys(ref: BackboneRef, architecture: Architecture, report: Mapping[st
     misshapen = sorted(str(key) for key in report.get("mismatched_keys", ()))
     faults = {"missing": missing, "unexpected": unexpected, "wrong shape": misshapen}
     if any(faults.values()):
-        listed = "; ".join(f"{fault}: {_listed(keys)}" for fault, keys in faults.items() if keys)
+        told = "; ".join(f"{fault}: {listed(keys)}" for fault, keys in faults.items() if keys)
+        inner = next((key for key in WRAPPERS if key in unexpected), None)
         raise DataError(
-            f"The checkpoint of backbone {ref.name!r} from {ref.source!r} does not match the model ({listed}).",
-            fix=f"Use a whole checkpoint of a {architecture.model_class.__name__}, with or without the head of a task on top, as "
-            "save_pretrained of transformers writes it.",
+            f"The checkpoint of backbone {ref.name!r} from {ref.source!r} does not match the model ({told}).",
+            fix=f"Its tensors lie within {inner!r}: convert it in its folder, and remove the .bin: {unwrapped(inner)}"
+            if inner
+            else f"Use a whole checkpoint of a {architecture.model_class.__name__}, with or without the head of a task on top, "
+            "as save_pretrained of transformers writes it.",
         )
 
 
@@ -281,18 +269,9 @@ def _check_finite(ref: BackboneRef, model: nn.Module) -> None:
     if bad:
         raise DataError(
             f"The checkpoint of backbone {ref.name!r} from {ref.source!r} has values that are not finite (NaN or infinite) in "
-            f"{_listed(bad)}.",
+            f"{listed(bad)}.",
             fix="Use one from before its training went wrong, or one that was not cut down to float16.",
         )
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more
-
-
-def _shortened(error: Exception) -> str:
-    return " ".join(str(error).split())[:600]
 
 
 def _load_tokenizer(ref: BackboneRef) -> PreTrainedTokenizerFast:
@@ -302,7 +281,7 @@ def _load_tokenizer(ref: BackboneRef) -> PreTrainedTokenizerFast:
         raise _unreachable(ref, error) from error
     except Exception as error:  # the Rust library raises bare Exceptions for what it can't read
         raise DataError(
-            f"The tokenizer of backbone {ref.name!r} from {ref.source!r} can't be read: {_shortened(error)}",
+            f"The tokenizer of backbone {ref.name!r} from {ref.source!r} can't be read: {shortened(error)}",
             fix="Download tokenizer.json and tokenizer_config.json again.",
         ) from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
@@ -326,6 +305,15 @@ def _check_tokenizer(ref: BackboneRef, tokenizer: PreTrainedTokenizerFast, vocab
             f"The tokenizer of backbone {ref.name!r} from {ref.source!r} knows {tokenizer.vocab_size} tokens, its "
             f"model {vocabulary}.",
             fix="Use the tokenizer that the model was trained with: its tokenizer.json belongs into the checkpoint's folder.",
+        )
+    words = tokenizer.get_vocab()
+    beyond = max(words, key=lambda word: words[word])
+    if words[beyond] >= vocabulary:
+        raise DataError(
+            f"The tokenizer of backbone {ref.name!r} from {ref.source!r} has {beyond!r} as number {words[beyond]}; its model "
+            f"knows the numbers below {vocabulary}.",
+            fix="Take what was added to it out of its tokenizer.json, tokenizer_config.json and special_tokens_map.json, or use "
+            "the tokenizer that the model was trained with.",
         )
     if tokenizer.pad_token_id is None:
         raise DataError(

@@ -15,6 +15,7 @@ from atlas_dist.core.signature import Parts
 from atlas_dist.core.types import TaskKind, TaskSpec
 from atlas_dist.data.decode import MEAN_COLOUR, decode_into
 from atlas_dist.data.images import rgb_of, stored_form
+from atlas_dist.data.leftout import shown, writable
 from atlas_dist.data.parquet import Held
 from atlas_dist.data.sample import IMAGE_PROMPT
 from atlas_dist.data.source import is_url
@@ -23,6 +24,8 @@ from atlas_dist.errors import DataError
 Picture = str | Path | Held | bytes | Image.Image | NDArray[np.uint8]
 """A file, a picture that a table holds, bytes, a PIL image, or an array uint8 [H, W, 3] in RGB ([H, W] in grey, [H, W, 4] with
 transparency)."""
+_LONGEST = 300
+"""Letters of a file's name in one message."""
 Text = str | tuple[str, str]
 """One text, or two that are read as two segments."""
 
@@ -34,11 +37,8 @@ def texts_of(task: TaskSpec, text: Text | None, choices: Sequence[str]) -> list[
         DataError: choices are missing, too many or too few, or given to a task that has none; a question is missing; or what is
             given is no text.
     """
-    given: list[object] = [*(text if isinstance(text, list | tuple) else (text,)), *choices]
-    wrong = next((part for part in given if part is not None and not isinstance(part, str)), None)
-    if wrong is not None:
-        raise DataError(f"{wrong!r} is a {type(wrong).__name__} and no text.", fix="Give texts: str(…).")
-    if task.kind is TaskKind.ANSWERS and text is None:
+    given = _given(text, choices)
+    if task.kind is TaskKind.ANSWERS and not any(part.strip() for part in given):
         raise DataError(f"{task.name} answers questions; no text was given.", fix="Give the question as `text`.")
     if task.kind is not TaskKind.CHOICE:
         if choices:
@@ -53,6 +53,23 @@ def texts_of(task: TaskSpec, text: Text | None, choices: Sequence[str]) -> list[
     if len(segments) == 2:
         raise DataError(f"{task.name} pairs its text with each choice: it cannot have two segments.", fix="Give one text.")
     return [(segments[0], choice) for choice in choices]
+
+
+def _given(text: Text | None, choices: Sequence[str]) -> list[str]:
+    """All that was given as texts. Raises DataError: some of it is none."""
+    if isinstance(choices, str) or not isinstance(choices, Sequence):
+        raise DataError(f"`choices` is a {type(choices).__name__}.", fix="Give a list of texts.")
+    segments: Sequence[object] = text if isinstance(text, list | tuple) else () if text is None else (text,)
+    if len(segments) not in (1, 2) and text is not None:
+        raise DataError(f"`text` has {len(segments)} segments.", fix="Give one text, or two that are read as two segments.")
+    given: list[str] = []
+    for part in (*segments, *choices):
+        if not isinstance(part, str):
+            raise DataError(f"{part!r} is a {type(part).__name__} and no text.", fix="Give texts: str(…).")
+        if writable(part) != part:
+            raise DataError(f"The text {shown(part[:80])!r} is not Unicode.", fix="Give it as UTF-8.")
+        given.append(part)
+    return given
 
 
 def check_asked(task: TaskSpec, text: Text | None, pictures: Sequence[Picture], *, needs_text: bool) -> None:
@@ -84,10 +101,31 @@ def check_pictures(task: TaskSpec, pictures: Sequence[Picture]) -> None:
         raise DataError(f"{task.name} looks at {task.images} pictures a sample; {len(pictures)} were given.")
     for picture in pictures:
         if isinstance(picture, str | Path):
-            if is_url(str(picture)):
-                raise DataError(f"{picture} is a URL; pictures are read from files.", fix="Download it and give the file.")
-            if not Path(picture).is_file():
-                raise DataError(f"Cannot read the picture {picture}: there is no such file.", fix="Give a picture's file.")
+            _check_file(str(picture))
+
+
+def _check_file(name: str) -> None:
+    """Raises DataError: it is an address, or there is no file that could be read."""
+    named = shown(name if len(name) <= _LONGEST else f"{name[:_LONGEST]}…")
+    if is_url(name) or name.lower().startswith("data:"):
+        raise DataError(f"{named} is a URL; pictures are read from files.", fix="Download it and give the file.")
+    try:
+        path = Path(name)
+        why = "" if path.is_file() else _why_no_file(path)
+    except OSError as error:  # a name that is too long, a folder that may not be looked into
+        why = error.strerror or str(error)
+    except ValueError:
+        why = "there is a NUL in its name"
+    if why:
+        raise DataError(f"Cannot read the picture {named}: {why}.", fix="Give a picture's file.")
+
+
+def _why_no_file(path: Path) -> str:
+    if path.is_dir():
+        return "it is a folder"
+    if path.is_symlink():
+        return "it is a link to a file that is not there"
+    return "it is no plain file" if path.exists() else "there is no such file"
 
 
 def pixels_of(task: TaskSpec, pictures: Sequence[Picture], side: int) -> NDArray[np.uint8]:
@@ -145,6 +183,8 @@ def _compressed(picture: Picture) -> bytes:
         return Path(picture).read_bytes()
     out = io.BytesIO()
     image = picture if isinstance(picture, Image.Image) else _from_array(picture)
+    if not image.width * image.height:
+        raise DataError(f"a picture of {image.width} x {image.height} has no pixels.")
     rgb_of(image).save(out, "PNG")
     return out.getvalue()
 

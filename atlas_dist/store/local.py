@@ -155,6 +155,14 @@ class LocalStore:
         with _explained(f"delete {half.name}"):
             (self._path(folder) / name).unlink(missing_ok=True)
 
+    def passed_over(self, folder: str) -> Iterator[tuple[str, str]]:
+        """What `list` does not show of a folder: files whose names no object can have, and links that lead nowhere."""
+        with _explained(f"list {folder}"), suppress(FileNotFoundError, NotADirectoryError):
+            for path in sorted(self._path(folder.rstrip("/")).iterdir()):
+                broken = path.is_symlink() and not path.exists()
+                if broken or (not _may_be_ours(path.name) and path.is_file() and not path.name.startswith(_TEMPORARY)):
+                    yield path.name, "a link that leads nowhere" if broken else ""
+
     def _path(self, key: str) -> Path:
         return self._root / check_key(key)
 

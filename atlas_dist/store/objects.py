@@ -104,6 +104,15 @@ class LeavesHalves(Protocol):
         ...
 
 
+@runtime_checkable
+class PassesOver(Protocol):
+    """A store whose folders may hold what `list` does not show, since no object of ours can be called so."""
+
+    def passed_over(self, folder: str) -> Iterator[tuple[str, str]]:
+        """(name, what it is, "" of a file) of those directly in `folder`, which ends in '/'."""
+        ...
+
+
 def too_large(key: str, size: int, limit: int) -> DataError:
     """The error of `get` for an object above its limit: what the store holds is never read without a bound."""
     return DataError(

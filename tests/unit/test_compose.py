@@ -217,8 +217,16 @@ def test_a_run_is_called_what_its_user_wrote(name: str) -> None:
 
 def test_a_name_that_no_run_can_have_is_told_in_the_settings_words() -> None:
     for name in ("données", "a b", "-x", "a/b"):
-        with pytest.raises(ConfigError, match="run: String should match pattern"):
+        with pytest.raises(ConfigError, match=r"run: String should match pattern .*Write letters A to Z, digits"):
             compose_config(["experiment=toy", f"run={name}"])
+
+
+@pytest.mark.parametrize("value", ["range(1,3)", "choice(a,b)", "glob(*)", "a,b"])
+def test_a_folder_that_reads_like_a_sweep_says_how_to_write_it(value: str) -> None:
+    with pytest.raises(ConfigError, match=r"store.url=.* gives several values.*key='a,b'") as caught:
+        compose_config(["experiment=toy", f"store.url={value}"])
+    assert "multirun" not in str(caught.value)
+    assert compose_config(["experiment=toy", f"store.url='{value}'"]).store.url.endswith(f"/{value}")
 
 
 @pytest.mark.parametrize(

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic import Field
 
@@ -14,10 +15,10 @@ from atlas_dist.core.types import TaskKind
 from atlas_dist.data.images import sniff
 from atlas_dist.data.leftout import LeftOut, left_out_by, shown, writable
 from atlas_dist.data.parquet import WithEmbedded
-from atlas_dist.data.records import RECORD_ENDS, Record, Scalar, label_forms, normal_forms, read_records
+from atlas_dist.data.records import RECORD_ENDS, Record, Scalar, label_forms, label_key, normal_forms, read_records
 from atlas_dist.data.sample import IMAGE_EXTENSIONS, IMAGE_PROMPT, RawSample
-from atlas_dist.data.source import Source, open_source
-from atlas_dist.data.tasks.base import Converter, RawSet, SplitOptions, find_file, need, share_of
+from atlas_dist.data.source import Source, is_no_data, open_source
+from atlas_dist.data.tasks.base import Converter, RawSet, SplitOptions, need, share_of
 from atlas_dist.errors import DataError
 
 
@@ -35,12 +36,16 @@ def image_folder(path: Path | None, split: str, options: ImageFolderOptions) -> 
     root = options.root and options.root.rstrip("/") + "/"
     pictures: list[list[str]] = []
     bad: list[LeftOut] = []
+    beside: list[tuple[str, str]] = []
     for one in options.all_splits(split):
         for name in source.names(f"{root}{one}"):
             parts = name.removeprefix(root).split("/")
-            if len(parts) < 3:
-                continue
-            if (trouble := _no_picture(source, name)) is None:
+            if is_no_data(name.removeprefix(root)):
+                beside += [("/".join(parts), "a file of a program beside the data")] if one == split else []
+            elif len(parts) < 3:
+                if one == split and parts[-1].rpartition(".")[2].lower() in IMAGE_EXTENSIONS:
+                    beside.append(("/".join(parts), "a picture in no class folder"))
+            elif (trouble := _no_picture(source, name)) is None:
                 pictures.append(parts)
             elif one == split:
                 bad.append(left_out_by(shown("/".join(parts)), trouble))
@@ -55,9 +60,16 @@ def image_folder(path: Path | None, split: str, options: ImageFolderOptions) -> 
     if not samples:
         raise DataError(
             f"There is no {root}{split}/CLASS/*.jpg or *.png{f' ({len(bad)} other files)' if bad else ''}.",
-            fix="Check `root` and the split's name.",
+            fix=_other_spelling(source, root, split) or "Check `root` and the split's name.",
         )
-    return RawSet(TaskKind.SINGLE, 1, classes, samples, source, bad=tuple(bad))
+    return RawSet(TaskKind.SINGLE, 1, classes, samples, source, left_out=tuple(beside), bad=tuple(bad), notes=_alike(classes))
+
+
+def _other_spelling(source: Source, root: str, split: str) -> str:
+    """What to do where the split's folder is there in other capitals; "" = it is not."""
+    folders = {name.removeprefix(root).partition("/")[0] for name in source.names(root.rstrip("/")) if "/" in name}
+    other = next((folder for folder in sorted(folders) if folder.casefold() == split.casefold() != folder), "")
+    return f"There is {shown(root + other)}: rename it to {split}." if other else ""
 
 
 def _no_picture(source: Source, name: str) -> DataError | None:
@@ -84,8 +96,8 @@ class RecordOptions(SplitOptions):
     def member(self, source: Source, split: str) -> str:
         """The file of a split. Raises DataError: there is none."""
         if self.file != RecordOptions.model_fields["file"].default:
-            return find_file(source, self.file.replace("{split}", split))
-        return find_file(source, *(f"{split}.{end}" for end in RECORD_ENDS))
+            return find_records(source, self.file.replace("{split}", split))
+        return find_records(source, *(f"{split}.{end}" for end in RECORD_ENDS))
 
     def read(self, source: Source, split: str) -> tuple[str, list[Record]]:
         """(file, the split's records in order). Raises DataError with file, line and column."""
@@ -100,6 +112,29 @@ class RecordOptions(SplitOptions):
     def folder(self) -> str:
         """Of the pictures, ending in a slash or empty."""
         return self.image_folder and self.image_folder.rstrip("/") + "/"
+
+
+def find_records(source: Source, *candidates: str) -> str:
+    """The first of `candidates` that exists, in capitals or not. Raises DataError saying what there is instead."""
+    found = next((name for name in candidates if source.has(name)), "")
+    if found:
+        return found
+    there = {name.casefold(): name for name in source.names() if "/" not in name}
+    found = next((there[name.casefold()] for name in candidates if name.casefold() in there), "")
+    if found:
+        return found
+    ends = tuple(f".{end}{packed}" for end in RECORD_ENDS for packed in _PACKED)
+    beside = [name for low, name in sorted(there.items()) if low.endswith(ends)]
+    instead = f"; it has {', '.join(map(shown, beside[:5]))}" if beside else ""
+    raise DataError(
+        f"The raw data set has none of: {', '.join(candidates)}{instead}.",
+        fix="Decompress it first (gunzip, zstd -d, unzip)."
+        if beside and all(name.casefold().endswith(_PACKED[1:]) for name in beside)
+        else "Check that the source is the right folder or zip.",
+    )
+
+
+_PACKED = ("", ".gz", ".zst", ".xz", ".bz2", ".zip")
 
 
 class ClassifyOptions(RecordOptions):
@@ -128,7 +163,7 @@ def classify(path: Path | None, split: str, options: ClassifyOptions) -> RawSet:
         if not options.classes and other != split and _has(source, options, other):
             every += [(r, r.label(options.label)) for r in options.read(source, other)[1]]
     _one_type(every)
-    spelt = _spelling(value for _, value in every)
+    spelt = _spelling(every)
     named = label_forms([*options.classes, *(spelt(value) for _, value in every)])
     classes = tuple(named[c] for c in options.classes) or tuple(sorted({named[spelt(v)] for _, v in every}, key=_natural))
     label = {c: number for number, c in enumerate(classes)}
@@ -145,7 +180,7 @@ def classify(path: Path | None, split: str, options: ClassifyOptions) -> RawSet:
         identifier = record.identifier(f"{split}-{number}")
         samples.append(RawSample(identifier, (segments,), pictures, label[named[spelt(value)]]))
     kind = TaskKind.PAIR if len(image_fields) == 2 else TaskKind.SINGLE
-    notes = (*_notes(name, samples), *_alike(classes))
+    notes = (*_notes(name, samples), *_alike(classes), *_like_nothing(classes, given))
     return RawSet(kind, len(image_fields), classes, samples, source, notes=notes)
 
 
@@ -156,7 +191,7 @@ class ChoiceOptions(RecordOptions):
     choices: str = "choices"
     """Field that holds the list of K texts; of a table also K columns, "a,b,c"."""
     answer: str = "answer"
-    """Field of the right choice: its number, or its text."""
+    """Field of the right choice: its number, its text, or its letter from A."""
     answer_is: Literal["either", "number", "text"] = "either"
     """What `answer` holds; `either` refuses what could be both and differs."""
     image: str = ""
@@ -199,6 +234,8 @@ def _right(record: Record, choices: Sequence[str], written: Sequence[str | int |
     by_text = spelt.index(same[str(answer)]) if same[str(answer)] in spelt else -1
     counts = isinstance(answer, int) or (isinstance(answer, str) and answer.isdecimal() and record.untyped)
     by_number = int(answer) if counts and int(answer) < len(choices) else -1
+    if by_text < 0 and isinstance(answer, str) and re.fullmatch("[A-Z]", answer) and not counts:
+        by_number = ord(answer) - ord("A")  # choices are lettered where their texts are not repeated
     # Beside choices that are texts, a number counts them.
     may_be_text = isinstance(answer, str) or record.untyped or any(not isinstance(choice, str) for choice in written)
     if options.answer_is != "either":
@@ -233,14 +270,38 @@ def _one_type(labels: Iterable[tuple[Record, Scalar]]) -> None:
             record.refuse(f"label {value!r} beside {first[1]!r} of {first[0].where}: one is true or false, the other is not")
 
 
-def _spelling(values: Iterable[Scalar]) -> Any:
-    """How labels become names: 1.0 is `1` where others are whole numbers (tables with gaps write them so), else `1.0`."""
-    whole = any(isinstance(value, int) and not isinstance(value, bool) for value in values)
+_WHOLE, _WITH_POINT = re.compile(r"-?(0|[1-9]\d*)"), re.compile(r"(-?(?:0|[1-9]\d*))\.0+")
+_TRUTH = {"true": "True", "false": "False"}
+
+
+def _spelling(labels: Sequence[tuple[Record, Scalar]]) -> Callable[[Scalar], str]:
+    """How labels become names: 1.0 is `1` where others are whole numbers (tables with gaps write them so), else `1.0`. A table
+    whose cells are all texts is read alike; true, True and TRUE are one where it has nothing else and several of them."""
+    table = bool(labels) and all(record.untyped for record, _ in labels)
+    texts = {label_key(value) for _, value in labels if isinstance(value, str)} if table else set()
+    whole = any(isinstance(value, int) and not isinstance(value, bool) for _, value in labels) or any(
+        map(_WHOLE.fullmatch, texts)
+    )
+    truth = len(texts) > len({t.casefold() for t in texts}) and {text.casefold() for text in texts} <= _TRUTH.keys()
 
     def spelt(value: Scalar) -> str:
+        if table and isinstance(value, str):
+            if truth:
+                return _TRUTH[label_key(value).casefold()]
+            number = _WITH_POINT.fullmatch(label_key(value)) if whole else None
+            return number[1] if number else value
         return str(int(value)) if whole and isinstance(value, float) and value.is_integer() else str(value)
 
     return spelt
+
+
+_NOTHING = frozenset({"na", "n/a", "nan", "null", "none", "nil", "<na>", "#n/a"})
+
+
+def _like_nothing(classes: Sequence[str], given: Sequence[tuple[Record, Scalar]]) -> tuple[str, ...]:
+    """A sentence about classes of a table that read like an empty cell, if there are any."""
+    found = [name for name in classes if name.strip().casefold() in _NOTHING] if given and given[0][0].untyped else []
+    return (f"classes that may mean no label at all: {', '.join(map(shown, found))}",) if found else ()
 
 
 def _notes(name: str, samples: Sequence[RawSample]) -> tuple[str, ...]:

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from atlas_dist.app.composed import ComposedRun
+from atlas_dist.app.predict import read_requests
 from atlas_dist.app.status import _pools
 from atlas_dist.choices import groups
 from atlas_dist.clock import SystemClock
@@ -227,6 +228,48 @@ def test_predict_takes_values_as_their_text_or_names_line_and_field(
     got = atlas("predict", "--jsonl", "ask.jsonl", *words)
     assert got.code == code and said in got.err, got.err
     assert len(got.out.splitlines()) == (code == 0)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--task", "toy_shape", "--image", "folder"), "the picture folder: it is a folder"),
+        (("--task", "toy_shape", "--image", "gone.png"), "the picture gone.png: it is a link to a file that is not there"),
+        (("--task", "toy_shape", "--image", "x" * 300), "File name too long"),
+        (("--task", "toy_ask", "--image", "red.png", "--text", "caf\udce9"), "is not Unicode"),
+        (("--task", "toy_ask", "--image", "red.png", "--text", " "), "no text was given"),
+        (("--task", "toy_shape", "--image", "red.png", "--from", "red.png"), "red.png is a file, and no exported bank"),
+        (("--jsonl", "https://example.org/ask.jsonl"), "is a URL; requests are read from a file"),
+    ],
+)
+def test_what_cannot_be_asked_is_a_matter_of_data(atlas: Command, tmp_path: Path, words: tuple[str, ...], said: str) -> None:
+    """Names that no file system takes were told as trouble with the store, odd bytes as a fault of ours."""
+    Image.new("RGB", (40, 30), "red").save(tmp_path / "red.png")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "gone.png").symlink_to("nowhere")
+    got = atlas("predict", *words, *(() if "--from" in words else toys().words))
+    assert got.code == 3 and said in got.err, got.err
+
+
+def test_predict_finds_a_picture_however_a_list_writes_its_name(tmp_path: Path) -> None:
+    """As packing does."""
+    for name in ("e\u0301/a.png", "b/c.png", "back\\slash.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.new("RGB", (4, 3), "red").save(tmp_path / name)
+    names = [
+        "\u00e9/a.png",
+        "e\u0301/a.png",
+        "b\\c.png",
+        "./b//c.png",
+        "back\\slash.png",
+        str(tmp_path / "b/c.png"),
+        "b/../b/c.png",
+    ]
+    lines = [json.dumps({"task": "t", "image": name}, ensure_ascii=False) for name in [*names, "gone.png", "x" * 300]]
+    (tmp_path / "ask.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    asked = [request.image for request in read_requests(tmp_path / "ask.jsonl")]
+    found = [Path(image).is_file() for (image,) in asked[:-1] if isinstance(image, Path)]  # type: ignore[misc, union-attr]
+    assert found == [True] * len(names) + [False]
 
 
 def test_predict_refuses_an_address_in_the_place_of_a_picture(atlas: Command) -> None:

@@ -93,6 +93,8 @@ def test_tars_beside_are_noted_and_a_shard_that_rotted_is_found_by_verify(shell:
     assert code == 0 and "1 tars lie beside that its manifest does not list (more.tar)" in said
     code, said = shell("shards", "verify", *WORDS)
     assert code == 0 and "1 tars lie beside" in said
+    (shards / "one/val/one more.tar").write_bytes(tar.read_bytes())
+    assert "2 tars lie beside that its manifest does not list (more.tar, one more.tar)" in shell("doctor", *WORDS)[1]
     data = bytearray(tar.read_bytes())
     data[700] ^= 1
     tar.write_bytes(data)

@@ -338,3 +338,42 @@ def test_configs_that_init_wrote_are_plain_yaml(shell: Shell) -> None:
     assert shell("init", "mine", "data/on the road")[0] == 0
     tree = yaml.safe_load(Path("configs/task/on_the_road.yaml").read_text(encoding="utf-8"))
     assert tree["raw"]["source"] == "data/on the road" and os.listdir("configs/sequence") == ["mine.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        (("train.jsonl.gz", "val.jsonl.gz"), "decompress train.jsonl.gz, val.jsonl.gz first"),
+        (("data/train-00000-of-00001.parquet",), "there is data/train-00000-of-00001.parquet: give that folder"),
+        (("train.xlsx",), "save train.xlsx as CSV or Parquet"),
+    ],
+)
+def test_init_says_what_a_folder_has_in_the_place_of_records(shell: Shell, files: tuple[str, ...], said: str) -> None:
+    for name in files:
+        Path("own", name).parent.mkdir(parents=True, exist_ok=True)
+        Path("own", name).write_bytes(b"x")
+    code, text = shell("init", "mine", "own")
+    assert code == 3 and said in " ".join(text.split()), text
+
+
+def test_init_and_pack_take_arrays_and_capitals(shell: Shell) -> None:
+    rows = [{"text": f"t {i}", "label": "ab"[i % 2]} for i in range(8)]
+    for folder, name in (("arrays", "{}.json"), ("capitals", "{}.JSONL")):
+        Path(folder).mkdir()
+        Path(folder, "package.json").write_text("[]")
+        for split in ("train", "val"):
+            Path(folder, name.format(split)).write_text(json.dumps(rows, indent=1))
+        code, text = shell("init", f"of_{folder}", folder)
+        assert code == 0, text
+        code, text = shell("shards", "pack", f"experiment=of_{folder}", SMALL)
+        assert code == 0 and f"{folder}/train" in text, text
+
+
+def test_raw_data_may_lie_at_home_and_not_at_an_address(shell: Shell, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    folder("data/one")
+    assert shell("init", "mine", "data/one")[0] == 0
+    monkeypatch.setenv("HOME", str(tmp_path / "data"))
+    code, said = pack(shell, "tasks.one.raw.source=~/one")
+    assert code == 0, said
+    code, said = pack(shell, "tasks.one.raw.source=https://example.org/one.zip")
+    assert code == 3 and "https://example.org/one.zip is a URL" in " ".join(said.split())

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import io
+import json
 import os
+import re
 import unicodedata
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -14,7 +19,7 @@ from atlas_dist.data.leftout import by_reason, shown
 from atlas_dist.data.pack import PackReport, run_pack
 from atlas_dist.data.source import open_source
 from atlas_dist.data.tasks import CONVERTERS
-from atlas_dist.errors import DataError
+from atlas_dist.errors import DataError, StoreError
 from atlas_dist.store.local import LocalStore
 from atlas_dist.store.objects import ObjectStore
 from tests.kits.data import memory_store
@@ -241,3 +246,101 @@ def test_what_was_packed_before_keeps_its_recipe() -> None:
 
 
 PINNED = {"shape": "b4e21802d85a9d15", "pair": "fa253c98bf304f65", "kin": "43ec93053522339f"}
+
+
+# ------------------------------------------------------------------------------------------- names that lists of records give
+
+
+def recorded(root: Path, member: str, name: str, *, zipped: bool) -> PackReport:
+    """Pack one record that names its picture `name`; the picture lies at `member`."""
+    out = io.BytesIO()
+    Image.new("RGB", (6, 5), "red").save(out, "PNG")
+    files = {member: out.getvalue(), "train.jsonl": json.dumps({"image": name, "text": "t", "label": "x"}).encode()}
+    if zipped:
+        with zipfile.ZipFile(root / "data.zip", "w") as archive:
+            for file, content in files.items():
+                archive.writestr(file, content)
+    else:
+        for file, content in files.items():
+            (root / "data" / file).parent.mkdir(parents=True, exist_ok=True)
+            (root / "data" / file).write_bytes(content)
+    source = root / ("data.zip" if zipped else "data")
+    return run_pack("classify_jsonl", source, memory_store(), "d", "train", max_bad=1.0)
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+@pytest.mark.parametrize(
+    ("member", "name"),
+    [
+        ("img/a.png", "./img/a.png"),
+        ("img/a.png", "img//a.png"),
+        ("img/a.png", "img\\a.png"),
+        ("img/a.png", ".\\img\\a.png"),
+        ("img/e\u0301.png", "img/\u00e9.png"),
+        ("\u00e9/e\u0301.png", "e\u0301/\u00e9.png"),
+        ("part1:/a.png", "part1:/a.png"),
+    ],
+)
+def test_a_picture_is_found_however_a_list_writes_its_name(tmp_path: Path, member: str, name: str, zipped: bool) -> None:
+    """A folder and a zip of it hold the same."""
+    assert recorded(tmp_path, member, name, zipped=zipped).manifest.samples == 1
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("https://example.org/a.png", "a URL, not a file"),
+        ("data:image/png;base64," + "iVBO" * 99, "a URL, not a file"),
+        ("x" * 400, "unreadable file|missing file"),
+        ("../a.png", "not a path inside the data set"),
+        ("img/gone.png", "missing file"),
+    ],
+)
+def test_a_name_that_is_no_file_is_one_unusable_record(tmp_path: Path, name: str, reason: str, zipped: bool) -> None:
+    (left,) = recorded(tmp_path, "img/a.png", name, zipped=zipped).left_out
+    assert re.fullmatch(reason, left.reason)
+
+
+def test_a_link_to_itself_is_one_unusable_record(tmp_path: Path) -> None:
+    root = colours(tmp_path)
+    (root / "train/blue/loop.png").symlink_to("loop.png")
+    (left,) = packed(root, max_bad=0.1).left_out
+    assert left.record == "train/blue/loop.png"
+
+
+def test_what_programs_keep_beside_pictures_makes_no_class_no_sample_and_no_fault(tmp_path: Path) -> None:
+    """A notebook's copies were a class of their own, and a folder's settings stopped a small pack."""
+    root = colours(tmp_path)
+    before = packed(root).manifest
+    picture(root / "train/.ipynb_checkpoints/0-checkpoint.png")
+    picture(root / "train/blue/.ipynb_checkpoints/0-checkpoint.png")
+    picture(root / "train/blue/@eaDir/0.png")
+    picture(root / "train/loose.png")
+    (root / "train/blue/desktop.ini").write_text("[x]")
+    (root / "train/README.txt").write_text("x")
+    report = packed(root)
+    assert (report.manifest.classes, report.manifest.samples) == (before.classes, before.samples)
+    assert not any(left.bad for left in report.left_out)
+    assert {reason: len(entries) for reason, entries in by_reason(report.left_out).items()} == {
+        "a file of a program beside the data": 4,
+        "a picture in no class folder": 1,
+    }
+
+
+def test_a_split_or_class_of_other_capitals_is_said(tmp_path: Path) -> None:
+    root = colours(tmp_path)
+    picture(root / "train/Blue/0.png")
+    assert packed(root).notes == ("classes whose names differ by capitals only are several: Blue, blue",)
+    (root / "train").rename(root / "Train")
+    with pytest.raises(DataError, match=r"There is Train: rename it to train"):
+        packed(root)
+
+
+def test_a_full_temporary_disk_is_told_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("atlas_dist.data.pack.write_shard", full)
+    with pytest.raises(StoreError, match=r"d/train/000000.tar to the temporary folder .*it is full.*TMPDIR"):
+        packed(colours(tmp_path))

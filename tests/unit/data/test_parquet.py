@@ -137,3 +137,39 @@ def test_another_process_reads_the_same(tmp_path: Path) -> None:
     pictures = Pictures((root / "train.parquet").read_bytes, "t")
     held = pictures.of(Embedded("t", 2, "image"))
     assert (np.asarray(open_rgb(held.read_bytes())) == decode_picture(png(2))).all() and str(held) == "t/2/image"
+
+
+@pytest.mark.parametrize("how", ["fixed size", "dictionary", "large"])
+def test_pictures_of_every_type_of_bytes_are_packed(tmp_path: Path, how: str) -> None:
+    pictures = [png(n % 3) for n in range(6)]
+    kinds = {"fixed size": pyarrow.binary(len(pictures[0])), "large": pyarrow.large_binary(), "dictionary": pyarrow.binary()}
+    cells = pyarrow.array([p.ljust(len(pictures[0]), b"\0")[: len(pictures[0])] for p in pictures], kinds[how])
+    cells = cells.dictionary_encode() if how == "dictionary" else cells
+    root = written(tmp_path / "train.parquet", pyarrow.table({"image": cells, "label": [0, 1] * 3}))
+    assert packed(root, text="").manifest.samples == 6
+    raw = CONVERTERS["classify_jsonl"].run(root, "train", {"text": ""})
+    assert [raw.source.read(s.images[0]) for s in raw.samples] == [c.as_py() for c in cells]
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        pyarrow.array([1 << 50, 1], pyarrow.timestamp("s")),
+        pyarrow.array([1, 2], pyarrow.timestamp("s", tz="Nowhere/Else")),
+        pyarrow.array([(1 << 55) // 86_400_000 * 86_400_000, 0], pyarrow.date64()),
+        pyarrow.array([1, 2], pyarrow.duration("ns")),
+        pyarrow.nulls(2),
+    ],
+    ids=lambda cells: str(cells.type),
+)
+def test_a_column_that_python_has_no_value_for_spoils_no_record(tmp_path: Path, odd: Any) -> None:
+    root = written(tmp_path / "train.parquet", pyarrow.table({"text": ["a", "b"], "label": ["x", "y"], "odd": odd}))
+    assert CONVERTERS["classify_jsonl"].run(root, "train", {"image": ""}).classes == ("x", "y")
+
+
+def test_a_text_of_other_bytes_is_refused_with_its_row(tmp_path: Path) -> None:
+    ends = np.array([0, 1, 3], np.int32).tobytes()
+    cells = pyarrow.Array.from_buffers(pyarrow.string(), 2, [None, pyarrow.py_buffer(ends), pyarrow.py_buffer(b"a\xff\xfe")])
+    root = written(tmp_path / "train.parquet", pyarrow.table({"text": cells, "label": ["x", "y"]}))
+    with pytest.raises(DataError, match=r"train.parquet, row 2: 'text' is not UTF-8"):
+        CONVERTERS["classify_jsonl"].run(root, "train", {"image": ""})

@@ -172,6 +172,26 @@ def test_greys_of_a_tiff_mean_what_its_tags_say(data: bytes, greys: tuple[int, i
     assert (decode_picture(stored_form(data, 0)[1]) == pixels).all()
 
 
+@pytest.mark.parametrize("bits", [8, 16])
+def test_planes_of_a_tiff_are_put_together_or_refused(bits: int) -> None:
+    """Pillow reads those of 16 bits, and reads other pixels."""
+    pixels = np.asarray(scene()).astype(f"<u{bits // 8}") * (257 if bits == 16 else 1)
+    planes = [np.ascontiguousarray(pixels[..., c]).tobytes() for c in range(3)]
+    lists = {258: [bits] * 3, 273: [0, 0, 0], 279: [len(p) for p in planes]}
+    single = {256: 24, 257: 16, 259: 1, 262: 2, 277: 3, 278: 16, 284: 2}
+    behind = 8 + 2 + 12 * (len(lists) + len(single)) + 4
+    lists[273] = [behind + 36 + sum(map(len, planes[:c])) for c in range(3)]
+    entries = [struct.pack("<HHII", tag, 4, 1, value) for tag, value in single.items()]
+    entries += [struct.pack("<HHII", tag, 4, 3, behind + 12 * n) for n, tag in enumerate(lists)]
+    head = b"II*\0" + struct.pack("<IH", 8, len(entries)) + b"".join(sorted(entries, key=lambda e: e[1] << 8 | e[0])) + bytes(4)
+    data = head + b"".join(struct.pack("<3I", *values) for values in lists.values()) + b"".join(planes)
+    if bits == 8:
+        assert (decode_picture(data) == np.asarray(scene())).all()
+    else:
+        with pytest.raises(PictureError, match="16 bits, each in a plane of its own"):
+            decode_picture(data)
+
+
 def test_a_form_of_a_kind_that_is_not_read_is_called_so() -> None:
     for data in (tiff(64, struct.pack("<2d", 0, 1), sample_format=3), b"\xff\xd8\xff"):
         with pytest.raises(PictureError, match=r"damaged (TIFF|JPEG) picture, or one of a kind that is not read"):
@@ -272,6 +292,92 @@ def test_the_limit_is_said() -> None:
 def test_what_is_no_picture_is_called_what_it_is(data: bytes, said: str) -> None:
     with pytest.raises(PictureError, match=said):
         decode_picture(data)
+
+
+def chunk(name: bytes, content: bytes, *, sound: bool = True) -> bytes:
+    """A chunk of a PNG; not `sound`: its checksum is wrong."""
+    return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content) ^ (not sound))
+
+
+WORKFLOW = chunk(b"zTXt", b"workflow\0\0" + zlib.compress(b"y" * (2 << 20)))
+"""As programs that draw pictures leave it; Pillow takes one megabyte at most."""
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [
+        WORKFLOW,
+        b"".join(chunk(b"tEXt", b"k%d\0" % n + b"z" * 1_000_000) for n in range(70)),
+        chunk(b"tEXt", b"a\0b", sound=False),
+        chunk(b"iTXt", b"abc"),
+        chunk(b"gAMA", b"g"),
+        chunk(b"sRGB", b""),
+        chunk(b"iCCP", b"garbage"),
+    ],
+)
+def test_what_stands_beside_the_pixels_of_a_png_spoils_none(beside: bytes) -> None:
+    plain = saved(scene(), format="PNG")
+    data = plain[:33] + beside + plain[33:]
+    assert (decode_picture(data) == np.asarray(scene())).all()
+    ext, stored = stored_form(data, 0)
+    assert ext == "png" and (streamed(stored, 16, 24) == np.asarray(scene())).all()
+
+
+def test_a_png_is_turned_and_clear_whatever_stands_beside() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    clear, _ = transparent("RGBA")
+    plain = saved(clear, format="PNG", exif=exif)
+    wanted = np.zeros((8, 8, 3), np.uint8)
+    wanted[:4] = 255
+    assert (decode_picture(plain) == wanted).all()
+    assert (decode_picture(plain[:33] + WORKFLOW + plain[33:]) == wanted).all()
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("tail", [b"", b"\0" * 40, b"\xff"])
+def test_a_jpeg_that_lacks_its_end_marker_alone_is_whole(mode: str, tail: bytes) -> None:
+    """Cameras and scripts forget it; every viewer shows such a picture. One that is cut within its pixels is still refused."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for options in ({}, {"exif": exif}):
+        data = saved(scene().convert(mode), format="JPEG", quality=92, **options)
+        assert data.endswith(b"\xff\xd9")
+        assert (decode_picture(data[:-2] + tail) == decode_picture(data)).all()
+        _, stored = stored_form(data[:-2] + tail, 0)
+        assert (streamed(stored, *decode_picture(data).shape[:2]) == decode_picture(data)).all()
+        with pytest.raises(PictureError, match=r"[tT]runcated"):
+            decode_picture(data[:-6])
+
+
+def test_a_progressive_jpeg_without_its_end_may_lack_a_scan() -> None:
+    data = saved(scene(), format="JPEG", progressive=True)
+    with pytest.raises(PictureError, match="truncated"):
+        decode_picture(data[:-2])
+
+
+def test_a_bmp_whose_fourth_channel_nobody_filled_is_opaque() -> None:
+    pixels = np.asarray(scene())
+    masks = struct.pack("<IIII", 0xFF0000, 0xFF00, 0xFF, 0xFF000000)
+    head = struct.pack("<IiiHHIIiiII", 108, 24, 16, 1, 32, 3, 24 * 16 * 4, 2835, 2835, 0, 0) + masks + bytes(52)
+
+    def bmp(alpha: int) -> bytes:
+        body = np.dstack([pixels[::-1, :, ::-1], np.full((16, 24), alpha)]).astype(np.uint8).tobytes()
+        return b"BM" + struct.pack("<IHHI", 14 + len(head) + len(body), 0, 0, 14 + len(head)) + head + body
+
+    assert (decode_picture(bmp(0)) == pixels).all()
+    assert (decode_picture(bmp(255)) == pixels).all()
+
+
+def test_what_the_first_frame_of_a_gif_does_not_cover_is_white() -> None:
+    image = Image.new("P", (4, 4), 0)
+    image.putpalette([200, 0, 0] + [0, 0, 200] * 255)
+    data = bytearray(saved(image, format="GIF"))
+    frame = data.index(b",\0\0\0\0")
+    data[6:10], data[frame + 1 : frame + 5] = struct.pack("<HH", 12, 8), struct.pack("<HH", 3, 2)
+    wanted = np.full((8, 12, 3), 255, np.uint8)
+    wanted[2:6, 3:7] = (200, 0, 0)
+    assert (decode_picture(bytes(data)) == wanted).all()
 
 
 @settings(max_examples=120, deadline=None)

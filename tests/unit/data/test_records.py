@@ -232,6 +232,13 @@ def test_a_parquet_file_that_is_none_is_refused(tmp_path: Path) -> None:
         ('text,label\n"a, ""b""",x\n c,y\n', ["x", "y"]),
         ("text,label\na,cat\nb, cat\nc,cat\u200b\n", ["cat", "cat", "cat"]),
         ("text,label\n" + "a" * 200_000 + ",x\n", ["x"]),
+        ('"text, long";label;text\nu;x;a\n', ["x"]),
+        ("text,label\na,1\nb,1.0\nc,2\nd,01\n", ["1", "1", "2", "01"]),
+        ("text,label\na,1.0\nb,2.0\nc,1.5\n", ["1.0", "2.0", "1.5"]),
+        ("text,label\na,1.0\nb,one\n", ["1.0", "one"]),
+        ("text,label\na,True\nb,false\nc,TRUE\n", ["True", "False", "True"]),
+        ("text,label\na,true\nb,false\n", ["true", "false"]),
+        ("text,label\na,true\nb,True\nc,maybe\n", ["true", "True", "maybe"]),
     ],
 )
 def test_a_table_is_read_as_its_program_meant_it(tmp_path: Path, text: str, labels: list[str]) -> None:
@@ -240,6 +247,73 @@ def test_a_table_is_read_as_its_program_meant_it(tmp_path: Path, text: str, labe
     assert [raw.classes[sample.label] for sample in raw.samples] == labels
     if "\n c,y" in text:
         assert raw.samples[-1].texts == ((" c",),), "a space that stands before no quote is part of its cell"
+
+
+def test_labels_of_a_table_are_those_of_both_its_splits(tmp_path: Path) -> None:
+    """A table whose column had a gap once is written with 1.0 for 1."""
+    (tmp_path / "train.csv").write_text("text,label\na,1.0\nb,2.0\n")
+    (tmp_path / "val.csv").write_text("text,label\na,2\n")
+    assert [classified(tmp_path, split).classes for split in ("train", "val")] == [("1", "2")] * 2
+    assert [sample.label for sample in classified(tmp_path).samples] == [0, 1]
+
+
+def test_labels_that_read_like_an_empty_cell_are_said(tmp_path: Path) -> None:
+    (tmp_path / "train.csv").write_text("text,label\na,NA\nb,nan\nc,x\n")
+    raw = classified(tmp_path)
+    assert raw.classes == ("NA", "nan", "x")
+    assert raw.notes == ("classes that may mean no label at all: NA, nan",)
+
+
+@pytest.mark.parametrize("text", ["[{}, {}]", "\n [\n{},\n{}\n]\n", "\ufeff[{},{}]", "{}\n\ufeff{}\n"])
+@pytest.mark.parametrize("name", ["train.jsonl", "train.json", "train.JSONL"])
+def test_an_array_of_objects_is_read_as_its_objects(tmp_path: Path, text: str, name: str) -> None:
+    for row in (
+        '{"text": "a", "label": "x"}',
+        '{"text": "b",\n "label": "y"}' if text[0] == "\n" else '{"text": "b", "label": "y"}',
+    ):
+        text = text.replace("{}", row, 1)
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    raw = classified(tmp_path)
+    assert raw.classes == ("x", "y") and [s.texts for s in raw.samples] == [(("a",),), (("b",),)]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('[{"text": "a", "label": "x"},\n {"text": null, "label": "y"}]', "train.jsonl, item 2: 'text' is null"),
+        ('[{"text": "a", "label": "x"},\n]', r"train.jsonl, line 2: not JSON \(column 1: .*a comma too many"),
+        ('[{"text": "a", "label": "x"},\n {"text": "b" "label": "y"}]', r"train.jsonl, line 2: not JSON \(column 15"),
+        ('[{"text": "a", "label": "x"}, 5]', "train.jsonl, item 2: not an object but a number"),
+        (
+            '{"text": "a", "label": "x"}{"text": "b", "label": "y"}\n',
+            r"line 1: not JSON \(column 28: Extra data.*jq -c . train.jsonl",
+        ),
+        ('{\n "text": "a",\n "label": "x"\n}\n', r"line 1: not JSON .*over several lines.*jq -c"),
+        ("{'text': 'a', 'label': 'x'}\n", r"line 1: not JSON .*double quotes.*json.dumps"),
+        ('{"text": "a", "label": "x"},\n', r"line 1: not JSON .*a comma too many\)\.$"),
+        ("null\n", "line 1: not an object but null"),
+    ],
+)
+def test_json_that_is_no_record_a_line_says_what_it_is(tmp_path: Path, text: str, said: str) -> None:
+    (tmp_path / "train.jsonl").write_text(text)
+    with pytest.raises(DataError, match=said):
+        classified(tmp_path)
+
+
+def test_a_field_or_file_of_another_case_is_named(tmp_path: Path) -> None:
+    (tmp_path / "train.CSV").write_text("Text,label\na,x\n")
+    with pytest.raises(DataError, match=r"train.CSV, line 2 has no field 'text'.*Rename 'Text' to 'text'"):
+        classified(tmp_path)
+    (tmp_path / "train.CSV").rename(tmp_path / "train.csv.gz")
+    with pytest.raises(DataError, match=r"it has train.csv.gz. Decompress it first"):
+        classified(tmp_path)
+
+
+def test_an_answer_may_be_a_letter(tmp_path: Path) -> None:
+    rows = [{"question": "q", "choices": ["red", "blue", "A"], "answer": answer} for answer in ("B", "A", "red", 1)]
+    assert [s.label for s in chosen(written(tmp_path, rows)).samples] == [1, 2, 0, 1], "a text comes before a letter"
+    with pytest.raises(DataError, match=r"line 1: 3 choices, answer 'D'"):
+        chosen(written(tmp_path, [{**rows[0], "answer": "D"}]))
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,10 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import re
 import tarfile
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,7 @@ from atlas_dist.data.inspect import Indexed, run_index, run_verify, unlabelled
 from atlas_dist.data.leftout import by_reason
 from atlas_dist.data.sample import EXTENSIONS, Sample, parse_sample
 from atlas_dist.errors import DataError
+from atlas_dist.store.local import LocalStore
 from atlas_dist.store.objects import MemoryStore
 from tests.kits.data import memory_store
 
@@ -252,3 +255,111 @@ def test_a_link_in_the_place_of_a_picture_is_named_and_forks_of_macos_are_quiet(
     forks = [(n, c) for name, content in samples(2) for n, c in ((f"._{name}", b"\0\5\x16\7"), (name, content))]
     found, _ = indexed(tar(forks))
     assert found.manifest.samples == 2 and found.left_out == ()
+
+
+# ------------------------------------------------------------------------------------------------- no file without a word
+
+
+def in_a_folder(root: Path, **files: bytes | str) -> Indexed:
+    """Index a real folder; `__` in a name is a dot, a text makes a link."""
+    folder = root / "d" / "train"
+    folder.mkdir(parents=True)
+    for name, content in files.items():
+        path = folder / name.replace("__", ".")
+        path.parent.mkdir(exist_ok=True)
+        if isinstance(content, str):
+            path.symlink_to(content)
+        else:
+            path.write_bytes(content)
+    return run_index(LocalStore(root), "d", "train", TaskKind.SINGLE)
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("shard 1__tar", "a tar whose name cannot be a shard's"),
+        ("données-1__tar", "a tar whose name cannot be a shard's"),
+        ("a{000..009}__tar", "a tar whose name cannot be a shard's"),
+        ("a+b,c%20__tar", "a tar whose name cannot be a shard's"),
+        ("-1__tar", "a tar whose name cannot be a shard's"),
+        ("1__TAR", "a tar whose name does not end in .tar"),
+        ("below/1__tar", "a tar in a folder below"),
+        ("été__tar__gz", "a compressed tar"),
+    ],
+)
+def test_a_tar_that_is_not_indexed_is_named(tmp_path: Path, name: str, why: str) -> None:
+    """A folder's store lists only what can be an object of ours: a tar called otherwise was left out without a word."""
+    one = tar(samples(2))
+    found = in_a_folder(tmp_path / "some", **{"0__tar": one, name: one})
+    assert found.manifest.samples == 2
+    (left,) = found.left_out
+    assert left.record == name.replace("__", ".") and left.reason.startswith(why) and left.bad
+    with pytest.raises(DataError, match=rf"There is no \.tar in .*1 {re.escape(why)}.*{re.escape(left.record)}") as caught:
+        in_a_folder(tmp_path / "none", **{name: one})
+    assert any(word in caught.value.fix for word in ("Rename", "Move", "Decompress"))
+
+
+def test_a_link_to_a_tar_is_followed_and_a_broken_one_named(tmp_path: Path) -> None:
+    one = tar(samples(2))
+    assert in_a_folder(tmp_path / "whole", **{"0__tar": one, "1__tar": "0.tar"}).manifest.samples == 4
+    found = in_a_folder(tmp_path / "broken", **{"0__tar": one, "1__tar": "gone.tar"})
+    assert [(left.record, left.reason) for left in found.left_out] == [("1.tar", "a link that leads nowhere")]
+
+
+def test_what_systems_leave_beside_tars_is_quiet(tmp_path: Path) -> None:
+    found = in_a_folder(tmp_path, **{"0__tar": tar(samples(2)), "__DS_Store": b"x", "___0__tar": b"\0\5\26\7"})
+    assert found.manifest.samples == 2 and found.left_out == ()
+
+
+def test_a_mask_beside_a_picture_is_said() -> None:
+    parts: list[tuple[str, bytes | str]] = [("a.jpg", png(1, "JPEG")), ("a.png", png(2)), ("a.cls", b"1")]
+    found, _ = indexed(tar(parts))
+    assert found.manifest.images == 2
+    assert found.notes[0].startswith("1 samples have several pictures without a number (first: a)")
+    pair: list[tuple[str, bytes | str]] = [("a.0.jpg", png(1, "JPEG")), ("a.1.jpg", png(2, "JPEG")), ("a.cls", b"1")]
+    assert indexed(tar(pair), kind=TaskKind.PAIR)[0].notes == ()
+
+
+@pytest.mark.parametrize(
+    ("ext", "content", "said"),
+    [
+        ("cls", b"dog", "its .cls is 'dog'; the number of a class is wanted"),
+        ("cls", b"1.0", "its .cls is '1.0'"),
+        ("cls", b"", "its .cls is empty"),
+        ("json", b"", "its .json is empty"),
+        ("json", b"[1]", "its .json is no object but a list"),
+        ("json", b"null", "its .json is no object but null"),
+        ("json", b"{'label': 1}", "its .json is not JSON"),
+        ("json", b'{"label": null}', "label null is not an integer"),
+        ("json", b'{"label": "3"}', "label '3' is not an integer; the number of a class is wanted"),
+    ],
+)
+def test_what_is_wrong_with_a_member_is_told_in_its_own_words(ext: str, content: bytes, said: str) -> None:
+    with pytest.raises(DataError, match=rf"0.tar: sample a: its text or label cannot be read \({re.escape(said)}"):
+        indexed(tar([("a.png", png()), (f"a.{ext}", content)]))
+
+
+def test_keys_that_several_tars_have_and_a_tar_that_stands_twice_are_said() -> None:
+    one, other = tar(samples(3)), tar([*samples(1), *samples(2, "b{:03d}")])
+    assert indexed(one, tar(samples(3, "c{:03d}")))[0].notes == ()
+    found, _ = indexed(one, tar(samples(2, "c{:03d}")), other)
+    assert found.manifest.samples == 8
+    assert found.notes == ("1 keys stand in more than one tar (again in 2.tar); each is a sample",)
+    assert "1.tar holds the same bytes as 0.tar: its samples count twice" in indexed(one, one)[0].notes
+
+
+def test_a_long_link_and_a_label_of_the_archive_are_told_once_or_not_at_all() -> None:
+    """GNU tar keeps a link's long target, and the name of the archive, in members of their own."""
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w", format=tarfile.GNU_FORMAT) as archive:
+        for name, kind, target in (("label", b"V", ""), ("l" * 150 + ".png", tarfile.SYMTYPE, "t" * 150)):
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = kind, target
+            archive.addfile(info)
+        for name, content in samples(2):
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content.encode() if isinstance(content, str) else content))
+    found, store = indexed(out.getvalue())
+    assert found.manifest.samples == 2 and reasons(found) == {"a symbolic link": 1}
+    assert found.left_out[0].record.endswith("l.png") and run_verify(store, "d", "train") == ()

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import (
+    AutoTokenizer,
     ViltConfig,
     ViltForImageAndTextRetrieval,
     ViltForImagesAndTextClassification,
@@ -243,6 +244,115 @@ def _prefixed(folder: Path) -> None:
     edited(folder, lambda weights: {f"module.net.{name}": value for name, value in weights.items()})
 
 
+def _typed(dtype: torch.dtype) -> Callable[[Path], None]:
+    """As a quantised model has it: transformers would take the numbers for weights."""
+
+    def damage(folder: Path) -> None:
+        edited(folder, lambda weights: {**weights, "pooler.dense.weight": (weights["pooler.dense.weight"] * 100).to(dtype)})
+
+    return damage
+
+
+def _configured(**changed: Any) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
+        file = folder / "config.json"
+        file.write_text(json.dumps({**json.loads(file.read_text()), **changed}))
+
+    return damage
+
+
+def _marked(name: str, encoding: str = "utf-8-sig") -> Callable[[Path], None]:
+    """As some editors save it."""
+
+    def damage(folder: Path) -> None:
+        (folder / name).write_bytes((folder / name).read_text(encoding="utf-8").encode(encoding))
+
+    return damage
+
+
+def _header(length: int, size: int) -> Callable[[Path], None]:
+    """A header that claims `length` bytes in a file of `size`."""
+
+    def damage(folder: Path) -> None:
+        file = folder / "model.safetensors"
+        file.write_bytes(length.to_bytes(8, "little") + b"{")
+        os.truncate(file, size)
+
+    return damage
+
+
+def _longer(folder: Path) -> None:
+    with (folder / "model.safetensors").open("ab") as file:
+        file.write(b"x" * 10)
+
+
+def _overlapping(folder: Path) -> None:
+    file = folder / "model.safetensors"
+    data = file.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    first, second = sorted((n for n in header if n != "__metadata__"), key=lambda n: header[n]["data_offsets"][0])[:2]
+    header[second]["data_offsets"] = [header[first]["data_offsets"][0], header[second]["data_offsets"][1]]
+    text = json.dumps(header).encode()
+    file.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + length :])
+
+
+def _padded_otherwise(folder: Path) -> None:
+    """A token that the model has no embedding for: the first batch that is padded would end the run."""
+    file = folder / "tokenizer_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "pad_token": "<pad>"}))
+
+
+def _more_words(folder: Path) -> None:
+    own = AutoTokenizer.from_pretrained(folder)
+    own.add_tokens([f"[NEW{i}]" for i in range(9)])
+    own.save_pretrained(folder)
+
+
+def _wrapped(folder: Path) -> None:
+    as_bin(folder, {"state_dict": load_file(folder / "model.safetensors"), "epoch": torch.tensor(3)})
+
+
+def _old_bin_cut(folder: Path) -> None:
+    file = folder / "pytorch_model.bin"
+    torch.save(load_file(folder / "model.safetensors"), file, _use_new_zipfile_serialization=False)
+    (folder / "model.safetensors").unlink()
+    os.truncate(file, file.stat().st_size // 2)
+
+
+def _linked_nowhere(folder: Path) -> None:
+    """As a cache of the hub is when only its snapshot was copied."""
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors").symlink_to("../../blobs/4d7a")
+
+
+def _sharded(change: Callable[[Path, dict[str, str]], Any]) -> Callable[[Path], None]:
+    """`change` gets the folder and the index's weight_map, which is written back."""
+
+    def damage(folder: Path) -> None:
+        ViltModel.from_pretrained(folder).save_pretrained(folder, max_shard_size="20KB")
+        (folder / "model.safetensors").unlink(missing_ok=True)
+        file = folder / "model.safetensors.index.json"
+        index = json.loads(file.read_text())
+        change(folder, index["weight_map"])
+        if file.exists():
+            file.write_text(json.dumps(index))
+
+    return damage
+
+
+def _outside(folder: Path, places: dict[str, str]) -> None:
+    one = sorted(set(places.values()))[0]
+    (folder.parent / "elsewhere").mkdir()
+    (folder / one).rename(folder.parent / "elsewhere" / one)
+    places |= {name: f"../elsewhere/{one}" for name, place in places.items() if place == one}
+
+
+def _trained_with_deepspeed(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    (folder / "global_step10").mkdir()
+
+
 FAULTS: dict[str, tuple[Callable[[Path], None], str]] = {
     "NaN inside": (_nan, r"not finite.*pooler\.dense\.bias.*before its training went wrong"),
     "infinity inside": (_infinite, r"not finite.*pooler\.dense\.bias"),
@@ -271,6 +381,38 @@ FAULTS: dict[str, tuple[Callable[[Path], None], str]] = {
     "weights of another name": (_other_format("model.fp16.safetensors"), r"model\.fp16\.safetensors, but no.*Rename"),
     "no configuration": (_no_config, r"no config\.json"),
     "no weights": (_no_weights, r"has no weights"),
+    "numbers of 8 bits": (
+        _typed(torch.int8),
+        r"model\.safetensors holds pooler\.dense\.weight as I8, no floating-point.*float32",
+    ),
+    "complex numbers": (_typed(torch.complex64), r"holds pooler\.dense\.weight as C64"),
+    "a header that claims too much": (_header(1 << 60, 500), r"model\.safetensors is no safetensors file.*500 bytes"),
+    "a header of two gigabytes": (_header(1 << 31, (1 << 31) + 100), r"model\.safetensors is no safetensors file"),
+    "more bytes than tensors": (_longer, r"model\.safetensors has 10 bytes behind its last tensor"),
+    "tensors that overlap": (_overlapping, r"model\.safetensors: its tensors overlap"),
+    "another width": (_configured(hidden_size=64), r"wrong shape: embeddings\.cls_token is \[1, 1, 32\], by config.json.*64"),
+    "fewer layers": (_configured(num_hidden_layers=1), r"unexpected: encoder\.layer\.1"),
+    "a vocabulary that fills no memory": (
+        _configured(vocab_size=10**11),
+        r"word_embeddings\.weight is .*by config.json \[10{11}",
+    ),
+    "a configuration with a mark": (_marked("config.json"), r"config\.json begins with a byte order mark.*without"),
+    "a configuration in UTF-16": (_marked("config.json", "utf-16"), r"config\.json begins with a byte order mark"),
+    "a tokenizer with a mark": (_marked("tokenizer.json"), r"tokenizer\.json begins with a byte order mark"),
+    "a pointer beside the tokenizer": (_pointer("tokenizer_config.json"), r"tokenizer_config\.json is a pointer of Git LFS"),
+    "another padding token": (_padded_otherwise, r"has '<pad>' as number \d+; its model knows the numbers below \d+"),
+    "words that were added": (_more_words, r"has '\[NEW8\]' as number \d+.*what was added"),
+    "tensors within something": (_wrapped, r"state_dict.*within 'state_dict'.*weights_only=True\)\['state_dict'\]"),
+    "an old bin cut off": (_old_bin_cut, r"\.bin file.*cut off or damaged.*Download it again"),
+    "a link to nowhere": (_linked_nowhere, r"model\.safetensors is a link to \.\./\.\./blobs/4d7a.*cp -L"),
+    "a download that did not end": (_other_format("model.safetensors.incomplete"), r"incomplete is a download that did not end"),
+    "an index that leads out": (_sharded(_outside), r"index\.json lists \.\./elsewhere/model-00001.*outside"),
+    "an index of nothing": (_sharded(lambda _, places: places.clear()), r"index\.json lists no file"),
+    "pieces without an index": (
+        _sharded(lambda folder, _: (folder / "model.safetensors.index.json").unlink()),
+        r"model-00001-of.*Download model\.safetensors\.index\.json too",
+    ),
+    "a checkpoint of DeepSpeed": (_trained_with_deepspeed, r"checkpoint of DeepSpeed.*zero_to_fp32"),
     "keys of a wrapper": (_prefixed, r"missing: .* and \d+ more; unexpected: module\.net\."),
 }
 
