@@ -53,6 +53,8 @@ class _Noted:
     """The process's own notes. Calls of other threads than the job's (uploads in the background, prefetching) are passed over."""
 
     def __init__(self) -> None:
+        self.began = threading.Event()
+        """Set when a job begins: whoever tells of this process tells of that at once."""
         self._forget()
 
     def _forget(self) -> None:
@@ -72,6 +74,7 @@ class _Noted:
         """While the block runs, this thread does the attempt's job."""
         self._forget()
         self._attempt, self._doing, self._thread = attempt, Doing.PREPARING, threading.get_ident()
+        self.began.set()
         try:
             yield
         finally:

@@ -393,7 +393,7 @@ class ClusterConfig(Section):
     grow_every_s: float = Field(default=60.0, gt=0)
     """Seconds between two looks whether an elastic pool has room for more workers; growing costs it the steps since the last
     checkpoint."""
-    stall_s: float = Field(default=0.0, ge=0)
+    stall_s: float = Field(default=60.0, ge=0)
     """Seconds without a step on any rank after which a group counts as standing still, or ten of its median steps where that is
     longer: its stacks are kept beside the attempt's logs, its processes replaced. 0 = wait for ever."""
     heartbeat_ttl_s: float = Field(default=15.0, gt=0)

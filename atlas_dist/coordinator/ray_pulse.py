@@ -45,7 +45,8 @@ Place = tuple[str, str, str]
 
 
 class PulseSender(threading.Thread):
-    """A worker's side: tells the coordinator every two seconds where its job stands."""
+    """A worker's side: tells the coordinator every two seconds where its job stands, and at once that one has begun: a rank that
+    is stopped right then is known already."""
 
     def __init__(self, actor: Any, rank: int, world: int) -> None:
         super().__init__(name="pulse", daemon=True)
@@ -58,11 +59,12 @@ class PulseSender(threading.Thread):
 
     def run(self) -> None:
         """Until the process ends."""
-        pending: Any = None
         while True:
-            if pending is None or ray.wait([pending], timeout=0)[0]:
-                pending = self._actor.pulse.remote(self._rank, self._world, self._process, pulse.now())
-            time.sleep(BEAT_S)
+            pulse.began.clear()
+            told = self._actor.pulse.remote(self._rank, self._world, self._process, pulse.now())
+            pulse.began.wait(BEAT_S)
+            while not ray.wait([told], timeout=BEAT_S)[0]:  # one at a time: a coordinator that is slow is not flooded
+                pass
 
 
 class GroupEnder:

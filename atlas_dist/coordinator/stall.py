@@ -4,11 +4,11 @@
     one that prepares               after ten times that: first steps compile, models are built
     one that waits for data or the  never, while its process answers: those waits have their own patience and end in their own
     store                           errors
-    one whose process is silent     as if it learnt, whatever it said it was doing (ten times that while it prepares: an import, a
-                                    compiler may keep its thread from answering)
+    one whose process is silent     as if it learnt, whatever it said it was doing (ten times that while its group prepares: an
+                                    import, a compiler may keep its thread from answering)
 
 The group stands still when none of its ranks moves and none is excused: all wait for each other in collectives, so one that
-moves means that the others will.
+moves means that the others will. While a rank has yet to say its first word of a job, the others may wait ten times as long.
 """
 
 from __future__ import annotations
@@ -113,8 +113,7 @@ class StallWatch:
             for rank in ranks.values():
                 rank.still_s += passed
                 rank.silent_s += passed
-            # A group that a rank has yet to join waits for it, and has no pace.
-            if len(ranks) == self._worlds[attempt] and (stall := self._judged(attempt, ranks)) is not None:
+            if (stall := self._judged(attempt, ranks)) is not None:
                 stalls.append(stall)
         for stall in stalls:
             self.forget(stall.attempt)
@@ -125,13 +124,18 @@ class StallWatch:
             return None
         pace_s = max(rank.pulse.pace_s for rank in ranks.values())
         allowed = max(self.stall_s, PACES * pace_s)
+        # A group that a rank has yet to join waits for it, as if it prepared.
+        missing = tuple(number for number in range(self._worlds[attempt]) if number not in ranks)
+        steps = any(rank.pulse.step for rank in ranks.values())
         for rank in ranks.values():
             silent = rank.silent_s > SILENT_S
             if rank.pulse.doing in (Doing.DATA, Doing.STORE) and not silent:
                 return None
-            if rank.still_s <= allowed * (PREPARING if rank.pulse.doing is Doing.PREPARING else 1.0):
+            # Ranks step together: where another one steps already, a silent one has prepared too, whatever it last said.
+            prepares = rank.pulse.doing is Doing.PREPARING and not (silent and steps)
+            if rank.still_s <= allowed * (PREPARING if missing or prepares else 1.0):
                 return None
-        behind = _behind(ranks)
+        behind = missing or _behind(ranks)
         still_s = min(rank.still_s for rank in ranks.values())
         known = f"its median step takes {pace_s:.2g} s" if pace_s else "no step has been timed yet"
         reason = f"no rank got further for {still_s:.0f} s ({known}): {_named(ranks, behind)}"
@@ -154,6 +158,9 @@ def _named(ranks: dict[int, _Rank], behind: tuple[int, ...]) -> str:
         return "all ranks are equally far, their stacks tell which of them is not where the others are"
     named = []
     for number in behind[:8]:
+        if number not in ranks:
+            named.append(f"rank {number} has not said a word")
+            continue
         rank = ranks[number]
         silent = f", its process silent for {rank.silent_s:.0f} s" if rank.silent_s > SILENT_S else ""
         named.append(f"rank {number} on {rank.process.host} is behind ({rank.pulse.doing} after step {rank.pulse.step}{silent})")

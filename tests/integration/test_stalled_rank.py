@@ -73,7 +73,7 @@ def goes_on_after(folder: Path, mine: list[str], hurt: Callable[[Running], None]
         hurt(run)
         run.ends_with(0)
     finally:
-        run.process.kill()
+        run.sweep()
     left = left_by(mine)
     stalled = [entry.record for entry in left.entries if isinstance(entry.record, Fail)]
     assert [record.kind for record in stalled] == [FailureKind.STALLED], run.text()

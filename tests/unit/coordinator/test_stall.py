@@ -165,3 +165,25 @@ def test_an_attempt_that_nobody_is_at_is_forgotten() -> None:
     ranks.live(50)
     ranks.watch.look([])
     assert not ranks.live(50)
+
+
+def test_a_rank_that_never_spoke_is_behind_after_ten_times_as_long() -> None:
+    """It was stopped before it could say that it had begun; the others wait for it in a collective."""
+    ranks = Group()
+    ranks.stand(0)
+    assert not ranks.live(590), "it may be starting still"
+    (stall,) = ranks.live(30)
+    assert stall.behind == (1,)
+    assert "rank 1 has not said a word" in stall.reason
+    assert [number for number, _ in stall.processes] == [0]
+
+
+def test_a_silent_rank_that_last_said_it_prepares_has_stepped_if_others_have() -> None:
+    """It was stopped between two beats, in the first second of its job."""
+    ranks = group()
+    ranks.stand(0, Doing.PREPARING, step=0, marks=0, pace_s=0.0)
+    ranks.live(2)
+    ranks.silent = {0}
+    (stall,) = ranks.live(80)
+    assert stall.behind == (0,)
+    assert "its process silent for" in stall.reason
