@@ -36,6 +36,7 @@ from atlas_dist.data.stream import Stream
 from atlas_dist.device import device, device_name
 from atlas_dist.model.flops import StepFlops, peak_flops, sample_flops
 from atlas_dist.model.heads import HeadSpec
+from atlas_dist.model.trained import freeze_to, optimizer_groups
 from atlas_dist.packages import environment
 from atlas_dist.pulse import Doing, pulse
 from atlas_dist.train import checkpoint
@@ -123,7 +124,7 @@ class StageTrainer:
             )
             validations = [(auxiliary, opened.enter_context(context.validation_stream(job, task))) for auxiliary, task in judged]
             names = model.trainable_names(self.stage.trains, frozen_layers=method.frozen_layers)
-            model.freeze_to(names)
+            freeze_to(model, names)
             module = StageModule(
                 model,
                 HeadSpec(job.task.kind, job.task.classes),
@@ -333,7 +334,8 @@ class StageTrainer:
 
     def _groups(self, module: StageModule) -> list[dict[str, Any]]:
         budget = self.job.budget
-        groups = module.model.optimizer_groups(
+        groups = optimizer_groups(
+            module.model,
             lr=budget.lr,
             query_lr_scale=budget.query_lr_scale,
             weight_decay=budget.weight_decay,
