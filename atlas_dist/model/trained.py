@@ -41,6 +41,7 @@ def optimizer_groups(
     weight_decay: float,
     backbone_lr_scale: float = 1.0,
     coefficient_lr: float = 0.0,
+    head_lr: float = 0.0,
 ) -> list[dict[str, Any]]:
     """Groups of the parameters that require gradients: dicts with `name`, `params`, `lr`, `weight_decay`; no empty ones.
 
@@ -48,15 +49,19 @@ def optimizer_groups(
     has a rate of its own (`backbone_lr_scale` is not 1), its `backbone weights` and `backbone biases` at `lr` x that. Biases
     do not decay, nor does the text embedding's LayerNorm; the head's LayerNorm and the backbone's others do. That is what the
     released optimizer really did (the `optimizer` entries of meta.json beside the released code's results), since it spelled
-    its exceptions by name. `coefficients` learn at `coefficient_lr`, without decay: nothing pulls them but the task.
+    its exceptions by name. `coefficients` learn at `coefficient_lr`, without decay: nothing pulls them but the task. Where
+    `head_lr` is given, `head weights` and `head biases` learn at that.
     """
     rates = {"queries": lr * query_lr_scale, "coefficients": coefficient_lr}
-    rates |= {f"backbone {name}": lr * backbone_lr_scale for name in ("weights", "biases")}
+    apart = {"backbone": lr * backbone_lr_scale} if backbone_lr_scale != 1.0 else {}
+    apart |= {"head": head_lr} if head_lr else {}
+    rates |= {f"{part} {name}": rate for part, rate in apart.items() for name in ("weights", "biases")}
     members: dict[str, list[nn.Parameter]] = {"queries": [], "weights": [], "biases": []}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            own_rate = backbone_lr_scale != 1.0 and name.startswith("backbone.")
-            members.setdefault(f"{'backbone ' * own_rate}{_optimizer_group(name)}", []).append(parameter)
+            part = name.partition(".")[0]
+            own = f"{part} " if part in apart else ""
+            members.setdefault(f"{own}{_optimizer_group(name)}", []).append(parameter)
     return [
         {
             "name": name,

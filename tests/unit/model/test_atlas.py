@@ -232,6 +232,22 @@ def test_optimizer_groups_of_stage_one(backbone: ViltModel) -> None:
         }
 
 
+def test_a_head_may_have_a_rate_of_its_own(backbone: ViltModel) -> None:
+    with stage_two(backbone) as model:
+        freeze_to(model, model.trainable_names(STAGE_TWO))
+        together = optimizer_groups(model, lr=1e-3, query_lr_scale=100.0, weight_decay=0.01)
+        groups = optimizer_groups(model, lr=1e-3, query_lr_scale=100.0, weight_decay=0.01, head_lr=1e-4)
+        assert {g["name"]: (g["lr"], g["weight_decay"]) for g in groups} == {
+            "weights": (1e-3, 0.01),
+            "biases": (1e-3, 0.0),
+            "head weights": (1e-4, 0.01),
+            "head biases": (1e-4, 0.0),
+        }
+        head = {id(p) for p in model.head.parameters()}
+        assert {id(p) for g in groups if g["name"].startswith("head") for p in g["params"]} == head
+        assert sum(len(g["params"]) for g in groups) == sum(len(g["params"]) for g in together)
+
+
 def test_the_own_query_of_stage_two_learns_at_the_base_rate(backbone: ViltModel) -> None:
     with stage_two(backbone) as model:
         freeze_to(model, model.trainable_names(STAGE_TWO))
