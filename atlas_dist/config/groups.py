@@ -154,13 +154,13 @@ class BudgetConfig(Section):
     head_start: HeadStart | None = None
     """`random`, or `ridge`: the head's last layer is fitted to the training samples before the first step, where the task has
     classes and one text a sample; `auto`: `ridge` unless an adapter trains for long; left out everywhere = the method's own."""
-    head_lr: float | None = Field(default=None, ge=0)
-    """Learning rate of a head that starts fitted: it has less to learn than what it reads; 0 = `lr`; left out everywhere = the
-    method's own."""
     augment: Augment | None = None
     """How training pictures are varied: `none`, `affine` (turned, sheared, scaled and shifted a little), `affine_flip` (mirrored
     as well: for photos), `auto` (`affine` where a stage sees its samples eight times or more); left out everywhere = the method's
     own."""
+    head_lr: float | None = Field(default=None, ge=0)
+    """Learning rate of a head that starts fitted: it has less to learn than what it reads; 0 = `lr`; left out everywhere = the
+    method's own."""
 
     @classmethod
     def declared(cls) -> dict[str, Any]:
