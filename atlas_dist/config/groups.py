@@ -153,16 +153,21 @@ class BudgetConfig(Section):
     """How often a stage is validated, evenly spaced, the last at its end; the best state is kept."""
     head_start: HeadStart | None = None
     """`random`, or `ridge`: the head's last layer is fitted to the training samples before the first step, where the task has
-    classes and one text a sample; left out everywhere = the method's own."""
+    classes and one text a sample; `auto`: `ridge` unless an adapter trains for long; left out everywhere = the method's own."""
     augment: Augment | None = None
     """How training pictures are varied: `none`, `affine` (turned, sheared, scaled and shifted a little), `affine_flip` (mirrored
     as well: for photos), `auto` (`affine` where a stage sees its samples eight times or more); left out everywhere = the method's
     own."""
+    head_lr: float | None = Field(default=None, ge=0)
+    """Learning rate of a head that starts fitted: it has less to learn than what it reads; 0 = `lr`; left out everywhere = the
+    method's own."""
 
     @classmethod
     def declared(cls) -> dict[str, Any]:
         """What `Budget` declares, without what is off there: the top of the levels. What a method may choose is not among it."""
-        return {f.name: f.default for f in fields(Budget) if f.default and f.name not in ("eps", "head_start", "augment")}
+        return {
+            f.name: f.default for f in fields(Budget) if f.default and f.name not in ("eps", "head_start", "augment", "head_lr")
+        }
 
     def over(self, base: Budget) -> Budget:
         """`base` with the fields that are set here replaced."""

@@ -217,7 +217,7 @@ def _as_stored(row: dict[str, Any]) -> None:
 def _without_later(tree: dict[str, Any]) -> None:
     """Leave out of every budget what 0.1 did not know and nobody names."""
     for budget in (tree[name] for name in ("budget", "stage1", "stage2", "both") if name in tree):
-        for name in ("head_start", "augment"):
+        for name in ("head_start", "augment", "head_lr"):
             if budget[name] is None:
                 budget.pop(name)
 

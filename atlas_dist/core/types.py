@@ -175,6 +175,8 @@ class HeadStart(StrEnum):
     RANDOM = "random"
     RIDGE = "ridge"
     """Its last layer is fitted to the training samples before the first step (docs/method.md, The start of a head)."""
+    AUTO = "auto"
+    """`ridge`, but for a stage that trains an adapter for long or fast enough to learn features (train/head_start.py)."""
 
 
 class Augment(StrEnum):
@@ -213,11 +215,13 @@ class Budget:
     head_start: HeadStart = HeadStart.RANDOM
     """A stage that trains no adapter is validated before the first step as well, where its head does not start at random."""
     augment: Augment = Augment.NONE
+    head_lr: float = 0.0
+    """Rate of a head that starts fitted; 0 = `lr`."""
 
     def as_stored(self) -> dict[str, Any]:
         """As job keys name it: what came later than the first results only where it is used."""
         every = {f.name: getattr(self, f.name) for f in fields(self)}
-        later = {"head_start": HeadStart.RANDOM, "augment": Augment.NONE}
+        later = {"head_start": HeadStart.RANDOM, "augment": Augment.NONE, "head_lr": 0.0}
         return {name: value for name, value in every.items() if later.get(name) != value or name not in later}
 
 

@@ -6,8 +6,8 @@
     model.load_queries(queries_of_the_previous_task)                            # `queries/<site>` [3, D]
     model.load_head(head_tensors)                                               # `head/<name>`
     names  = model.trainable_names({Role.QUERIES, Role.HEAD})                   # explicit, sorted parameter names
-    model.freeze_to(names)                                                      # exactly these require gradients
-    groups = model.optimizer_groups(lr=5e-4, query_lr_scale=100.0, weight_decay=0.01)
+    freeze_to(model, names)                                                     # exactly these require gradients
+    groups = optimizer_groups(model, lr=5e-4, query_lr_scale=100.0, weight_decay=0.01)      # model/trained.py
     logits, penalty = model(batch)                                              # [B, C], scalar (0 in eval mode)
     model.export_adapter(); model.export_queries(); model.export_head()         # flat dict[str, Tensor] on the CPU
     model.close()                                                               # unhook: the backbone is as before
@@ -33,16 +33,16 @@ from atlas_dist.core.types import Role
 from atlas_dist.errors import DataError, TrainingError
 from atlas_dist.model import tensors as named
 from atlas_dist.model.backbones import BackboneInput, architecture_of
-from atlas_dist.model.experience import ExperienceSite, ResidualGroup
+from atlas_dist.model.experience import ExperienceSite
 from atlas_dist.model.fusion import FusionSite
 from atlas_dist.model.heads import Head, HeadSpec
 from atlas_dist.model.layers import AS_THEY_ARE, LayerRuns, run_layers
 from atlas_dist.model.lora import LoraGroup, LoraSite, Ranks, lora_paths
-from atlas_dist.model.mixing import AdapterGroup, MixingSite, MixingSpec, SiteOutput, Weighting
+from atlas_dist.model.mixing import MixingSite, MixingSpec, SiteOutput, Weighting
+from atlas_dist.model.site_files import Group, adapter_slots, coefficient_slots
 from atlas_dist.model.targets import target_paths
 
 Site = MixingSite | ExperienceSite | FusionSite | LoraSite
-Group = AdapterGroup | ResidualGroup | LoraGroup
 
 
 class AtlasOutput(NamedTuple):
@@ -212,63 +212,6 @@ class AdaptedModel(nn.Module):
         }
         return tuple(sorted(name for role in set(roles) for name in names[role]))
 
-    def freeze_to(self, names: Sequence[str]) -> None:
-        """Make exactly `names` require gradients.
-
-        Raises:
-            TrainingError: a name is no parameter of this model, or nothing would train; the message lists what is wrong.
-        """
-        parameters = dict(self.named_parameters())
-        unknown = sorted(set(names) - set(parameters))
-        if unknown or not names:
-            raise TrainingError(
-                f"Cannot train {unknown or 'nothing'}: the model has {len(parameters)} parameters and"
-                f" {'these are not among them' if unknown else 'the stage names none'}."
-            )
-        wanted = set(names)
-        for name, parameter in parameters.items():
-            parameter.requires_grad_(name in wanted)
-            parameter.grad = None
-        trains = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
-        if trains != wanted:
-            raise TrainingError(f"Parameters that train and should not, or the reverse: {sorted(trains ^ wanted)}.")
-        self.train(self.training)
-
-    def optimizer_groups(
-        self,
-        *,
-        lr: float,
-        query_lr_scale: float,
-        weight_decay: float,
-        backbone_lr_scale: float = 1.0,
-        coefficient_lr: float = 0.0,
-    ) -> list[dict[str, Any]]:
-        """Groups of the parameters that require gradients: dicts with `name`, `params`, `lr`, `weight_decay`; no empty ones.
-
-        `queries` (of the frozen adapters) learn at `lr` x `query_lr_scale`; `weights` and `biases` at `lr`; where the backbone
-        has a rate of its own (`backbone_lr_scale` is not 1), its `backbone weights` and `backbone biases` at `lr` x that. Biases
-        do not decay, nor does the text embedding's LayerNorm; the head's LayerNorm and the backbone's others do. That is what the
-        released optimizer really did (the `optimizer` entries of meta.json beside the released code's results), since it spelled
-        its exceptions by name. `coefficients` learn at `coefficient_lr`, without decay: nothing pulls them but the task.
-        """
-        rates = {"queries": lr * query_lr_scale, "coefficients": coefficient_lr}
-        rates |= {f"backbone {name}": lr * backbone_lr_scale for name in ("weights", "biases")}
-        members: dict[str, list[nn.Parameter]] = {"queries": [], "weights": [], "biases": []}
-        for name, parameter in self.named_parameters():
-            if parameter.requires_grad:
-                own_rate = backbone_lr_scale != 1.0 and name.startswith("backbone.")
-                members.setdefault(f"{'backbone ' * own_rate}{_optimizer_group(name)}", []).append(parameter)
-        return [
-            {
-                "name": name,
-                "params": params,
-                "lr": rates.get(name, lr),
-                "weight_decay": 0.0 if name.endswith(("biases", "coefficients")) else weight_decay,
-            }
-            for name, params in members.items()
-            if params
-        ]
-
     # -------------------------------------------------------------------------------------------------- load and export
 
     def load_adapters(self, adapters: Sequence[Mapping[str, Tensor]]) -> None:
@@ -427,26 +370,6 @@ class AdaptedModel(nn.Module):
         self._handles.append(dense.register_forward_hook(self._hooks[name]))
 
 
-def adapter_slots(site: str, group: Group, index: int) -> named.Slots:
-    """One adapter of a site's group by the names that it has in files."""
-    if isinstance(group, LoraGroup):
-        return group.slots(site, index)
-    slots: named.Slots = {
-        f"adapter/{site}/down.weight": [group.down.data[index]],
-        f"adapter/{site}/down.bias": [group.down_bias.data[index]],
-        f"adapter/{site}/up.weight": [group.up.data[index]],
-        f"adapter/{site}/up.bias": [group.up_bias.data[index]],
-    }
-    return slots | ({f"key/{site}": [group.key.data[index]]} if group.key is not None else {})
-
-
-def coefficient_slots(name: str, site: ExperienceSite | LoraSite) -> named.Slots:
-    """A site's coefficients by the names that they have in files; {} where it weighs nothing."""
-    if site.coefficients is None:
-        return {}
-    return {f"coefficients/{name}/{n}": [p.data] for n, p in site.coefficients.named_parameters()}
-
-
 class _SiteHook:
     """Passes a dense layer's output through a site, and keeps what else the site says until the next forward."""
 
@@ -462,18 +385,6 @@ class _SiteHook:
             # Without the mixture: keeping it would hold a [B, L, D] tensor a site until the next step.
             self.outputs.append(SiteOutput(mixed=output.new_empty(0), alpha=result.alpha, penalty=result.penalty))
         return result.mixed
-
-
-def _optimizer_group(name: str) -> str:
-    """Which group of `optimizer_groups` a parameter belongs to."""
-    if name.endswith(".frozen.query"):
-        return "queries"
-    if ".coefficients." in name:
-        return "coefficients"
-    leaf = name.rsplit(".", 1)[-1]
-    if leaf.endswith("bias") or name.endswith(".text_embeddings.LayerNorm.weight"):
-        return "biases"
-    return "weights"
 
 
 def _attribute(site_name: str) -> str:

@@ -20,12 +20,12 @@ from torch.utils.hooks import RemovableHandle
 from atlas_dist.bank.weights import BankWeights
 from atlas_dist.errors import DataError
 from atlas_dist.model import tensors as named
-from atlas_dist.model.atlas import adapter_slots, coefficient_slots
 from atlas_dist.model.backbones import AdapterSite, BackboneInput, architecture_of
 from atlas_dist.model.experience import ExperienceSite
 from atlas_dist.model.heads import Head, HeadSpec
 from atlas_dist.model.mixing import MixingSpec, Weighting
 from atlas_dist.model.mixing_op import MixRule, Stack, mix
+from atlas_dist.model.site_files import adapter_slots, coefficient_slots
 from atlas_dist.serve.mixed_lora import LoraPlace, load_part, lora_places
 
 

@@ -49,7 +49,7 @@ def learning_rate_factor(step: int, total: int, warmup: float) -> float:
 
 
 def build_optimizer(groups: list[dict[str, Any]], budget: Budget) -> torch.optim.AdamW:
-    """AdamW over parameter groups (`AdaptedModel.optimizer_groups`).
+    """AdamW over parameter groups (`model/trained.py`).
 
     On a GPU all tensors of a group are updated together: one at a time, hundreds of small ones would be thousands of launches a
     step. On a CPU that gains nothing.
@@ -62,7 +62,7 @@ def build_engine(module: StageModule, groups: list[dict[str, Any]], settings: En
     """Wrap `module` in a DeepSpeed engine over the process group that already exists.
 
     Args:
-        groups: AdamW parameter groups with `params`, `lr`, `weight_decay` (`AdaptedModel.optimizer_groups`).
+        groups: AdamW parameter groups with `params`, `lr`, `weight_decay` (`model/trained.py`).
 
     Raises:
         ConfigError: DeepSpeed refuses the combination.

@@ -19,10 +19,23 @@ SAMPLES = 2048
 """So many of the training samples at most, the first of the stage's first epoch; more for tasks of many classes: 4 a class."""
 
 
-def starts_by_ridge(job: StageJob) -> bool:
-    """Whether the job's head is new, trains, and can be fitted: one that an earlier stage of the task has trained goes on."""
-    trains = job.stage is not None and Role.HEAD in job.stage.trains
-    return trains and not job.model_from and job.budget.head_start is HeadStart.RIDGE and OBJECTIVES[job.task.kind].ridge
+FAR = 0.5
+"""Steps times peak rate from which on `auto` leaves the head of a new adapter at random: what is read then changes so much that a
+fitted head is in the way, and a random one learns along with it (docs/experience.md, Fourth round)."""
+
+
+def is_fitted(job: StageJob, steps: int) -> bool:
+    """Whether the job, of so many steps, trains a head that was fitted: by itself, or by an earlier stage of the task."""
+    if job.stage is None or Role.HEAD not in job.stage.trains or not OBJECTIVES[job.task.kind].ridge:
+        return False
+    if job.budget.head_start is not HeadStart.AUTO:
+        return job.budget.head_start is HeadStart.RIDGE
+    return not job.stage.grows or bool(job.model_from) or steps * job.budget.lr < FAR
+
+
+def starts_by_ridge(job: StageJob, steps: int) -> bool:
+    """Whether the job's head is new and is to be fitted: one that an earlier stage of the task has trained goes on."""
+    return is_fitted(job, steps) and not job.model_from
 
 
 def fit_head(context: RankContext, module: StageModule, job: StageJob) -> None:

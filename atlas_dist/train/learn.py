@@ -36,6 +36,7 @@ from atlas_dist.data.stream import Stream
 from atlas_dist.device import device, device_name
 from atlas_dist.model.flops import StepFlops, peak_flops, sample_flops
 from atlas_dist.model.heads import HeadSpec
+from atlas_dist.model.trained import freeze_to, optimizer_groups
 from atlas_dist.packages import environment
 from atlas_dist.pulse import Doing, pulse
 from atlas_dist.train import checkpoint
@@ -45,7 +46,7 @@ from atlas_dist.train.build import build_auxiliary_heads, build_mixture, build_m
 from atlas_dist.train.context import RankContext
 from atlas_dist.train.engine import EngineSettings, build_engine, gathered
 from atlas_dist.train.feed import ModelBatch, micro_batch_for
-from atlas_dist.train.head_start import fit_head, starts_by_ridge
+from atlas_dist.train.head_start import fit_head, is_fitted, starts_by_ridge
 from atlas_dist.train.inputs import as_auxiliary_head, pack_tensors, read_if_there
 from atlas_dist.train.look_back import look_back
 from atlas_dist.train.loop import NOT_WRITTEN, Callbacks, LoopSettings, LoopState, Scores, StepProgress, evaluate, train
@@ -123,7 +124,7 @@ class StageTrainer:
             )
             validations = [(auxiliary, opened.enter_context(context.validation_stream(job, task))) for auxiliary, task in judged]
             names = model.trainable_names(self.stage.trains, frozen_layers=method.frozen_layers)
-            model.freeze_to(names)
+            freeze_to(model, names)
             module = StageModule(
                 model,
                 HeadSpec(job.task.kind, job.task.classes),
@@ -135,10 +136,10 @@ class StageTrainer:
             earlier = opened.enter_context(build_teacher(context, job, self.inputs)) if remembers else None
             stage_context = TrainingStageContext(job, module, own, context.feeder(), memory, earlier)
             module.regularizer = method.regularizer(stage_context) if method.regularizer is not None and remembers else None
-            if starts_by_ridge(job) and not self.resume:
+            if starts_by_ridge(job, len(mixture)) and not self.resume:
                 fit_head(context, module, job)
             settings = self._loop_settings(mixture, sample_flops(model, job.task.max_text))
-            engine = build_engine(module, self._groups(module), self._engine_settings(settings))
+            engine = build_engine(module, self._groups(module, len(mixture)), self._engine_settings(settings))
             inside = (
                 *(f"model.{name}" for name in names),
                 *(f"auxiliary_heads.{n}" for n, _ in module.auxiliary_heads.named_parameters()),
@@ -316,7 +317,7 @@ class StageTrainer:
             accumulation=math.ceil(share / micro),
             penalty_weight=self.method.penalty_weight,
             # An adapter that is kept has learnt something: before the first step it would be nothing, in the bank as well.
-            validate_start=starts_by_ridge(self.job) and not self.stage.grows,
+            validate_start=starts_by_ridge(self.job, len(mixture)) and not self.stage.grows,
             sample_flops=needed.total if needed else 0.0,
             peak_flops=self.context.world * peak if needed and peak else 0.0,
         )
@@ -331,14 +332,16 @@ class StageTrainer:
             total_steps=settings.total_steps,
         )
 
-    def _groups(self, module: StageModule) -> list[dict[str, Any]]:
+    def _groups(self, module: StageModule, steps: int) -> list[dict[str, Any]]:
         budget = self.job.budget
-        groups = module.model.optimizer_groups(
+        groups = optimizer_groups(
+            module.model,
             lr=budget.lr,
             query_lr_scale=budget.query_lr_scale,
             weight_decay=budget.weight_decay,
             backbone_lr_scale=self.method.backbone_lr_scale,
             coefficient_lr=self.method.coefficient_lr,
+            head_lr=budget.head_lr if is_fitted(self.job, steps) else 0.0,
         )
         heads = list(module.auxiliary_heads.named_parameters())
         for name, decay in (("biases", 0.0), ("weights", budget.weight_decay)):

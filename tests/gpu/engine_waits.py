@@ -16,6 +16,7 @@ import torch
 
 from atlas_dist.core.types import Budget
 from atlas_dist.device import device
+from atlas_dist.model.trained import optimizer_groups
 from atlas_dist.train import engine as module
 from atlas_dist.train.loop import LoopSettings, train_step
 from atlas_dist.train.mixture import OWN
@@ -38,7 +39,7 @@ def measured(size: str, *, timer: bool, steps: int = 20, batch: int = 64) -> dic
         mock.patch.object(module, "_deepspeed_config", lambda _: config),
     ):
         stage = StageModule(model, model.head_spec, bf16=True).to(at).train()
-        groups = model.optimizer_groups(lr=1e-4, query_lr_scale=1.0, weight_decay=0.0, backbone_lr_scale=1.0)
+        groups = optimizer_groups(model, lr=1e-4, query_lr_scale=1.0, weight_decay=0.0, backbone_lr_scale=1.0)
         engine, feed = module.build_engine(stage, groups, settings), new_feeder(at)
         batches = random_batches(geometry, batch, 2, pinned=at.type == "cuda")
         loop = LoopSettings(steps, 1, steps, 0, batch, 1, 0.1)

@@ -18,6 +18,7 @@ from atlas_dist.model.backbone import store_products_in_bf16
 from atlas_dist.model.heads import HeadSpec
 from atlas_dist.model.layers import AS_THEY_ARE, LayerRuns
 from atlas_dist.model.mixing import AdapterGroup, MixingSpec
+from atlas_dist.model.trained import freeze_to, optimizer_groups
 from atlas_dist.model.vilt import accelerate_vilt
 from atlas_dist.train.engine import build_optimizer, join_alone, learning_rate_factor
 from atlas_dist.train.feed import Feeder
@@ -90,7 +91,7 @@ def open_model(
         if group is not None and group.key is not None:
             for parameter, std in ((group.down, 0.02), (group.up, 0.02), (group.key, 1.0)):
                 parameter.data.copy_(torch.empty(parameter.shape).normal_(0.0, std, generator=generator))
-    model.freeze_to(model.trainable_names(roles))
+    freeze_to(model, model.trainable_names(roles))
     return model
 
 
@@ -123,8 +124,8 @@ class PlainEngine:
         join_alone()
         self.module, self.accumulation, self.passes = module, accumulation, 0
         model = module.model
-        groups = model.optimizer_groups(
-            lr=budget.lr, query_lr_scale=budget.query_lr_scale, weight_decay=budget.weight_decay, backbone_lr_scale=1.0
+        groups = optimizer_groups(
+            model, lr=budget.lr, query_lr_scale=budget.query_lr_scale, weight_decay=budget.weight_decay, backbone_lr_scale=1.0
         )
         self.optimizer = build_optimizer(groups, budget)
         self.schedule = torch.optim.lr_scheduler.LambdaLR(

@@ -23,6 +23,7 @@ from atlas_dist.core.types import Role, TaskKind
 from atlas_dist.model.atlas import AdaptedModel
 from atlas_dist.model.heads import OBJECTIVES, HeadSpec
 from atlas_dist.model.mixing import MixingSpec, Weighting
+from atlas_dist.model.trained import freeze_to, optimizer_groups
 from atlas_dist.model.vilt import accelerate_vilt
 
 SHARED = Path(os.environ.get("ATLAS_SHARED", Path(__file__).resolve().parents[2].parent / "shared"))
@@ -142,7 +143,7 @@ class Run:
         with case.model(HeadSpec(TaskKind.SINGLE, 2), grows=grows) as model:
             self.model = model
             names = [n for n, _ in model.named_parameters() if n.startswith("sites.")]
-            model.freeze_to(names)
+            freeze_to(model, names)
             vilt = model.backbone
             vilt.embeddings.register_forward_hook(lambda *_: (self.embedded, self.inputs["full_mask"]))
             for number, layer in enumerate(vilt.encoder.layer):
@@ -294,11 +295,11 @@ def test_optimizer_groups(name: str) -> None:
         grows=grows,
         seed=0,
     ) as model:
-        model.freeze_to(model.trainable_names(roles))
+        freeze_to(model, model.trainable_names(roles))
         names = {id(p): re.sub(r"\bL\d+_", "L*_", re.sub(r"\.layer\.\d+\.", ".layer.*.", n)) for n, p in model.named_parameters()}
         actual = {
             names[id(p)]: [g["lr"] / 1e-3, g["weight_decay"]]
-            for g in model.optimizer_groups(lr=1e-3, query_lr_scale=100.0, weight_decay=0.01)
+            for g in optimizer_groups(model, lr=1e-3, query_lr_scale=100.0, weight_decay=0.01)
             for p in g["params"]
         }
     expected = {our_name(n, "grown" if grows else "frozen"): v for n, v in official.items()}

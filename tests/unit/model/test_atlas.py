@@ -15,6 +15,7 @@ from atlas_dist.errors import DataError, TrainingError
 from atlas_dist.model.atlas import AdaptedModel
 from atlas_dist.model.heads import OBJECTIVES, HeadSpec
 from atlas_dist.model.mixing import MixingSpec, Weighting
+from atlas_dist.model.trained import freeze_to, optimizer_groups
 from atlas_dist.model.vilt import accelerate_vilt
 
 SPEC = MixingSpec(rank=3, query_rows=4)
@@ -91,7 +92,7 @@ def test_every_kind_trains_under_every_weighting(backbone: ViltModel, kind: Task
     head = HeadSpec(kind, classes)
     with stage_two(backbone, spec=SPECS[weighting], head=head) as model:
         names = model.trainable_names(STAGE_TWO)
-        model.freeze_to(names)
+        freeze_to(model, names)
         output = model(batch(head))
         target = torch.rand(3, classes) if kind is TaskKind.ANSWERS else torch.tensor([0, 1, 1])
         (OBJECTIVES[kind].loss(output.logits, target).mean() + output.penalty).backward()
@@ -173,7 +174,7 @@ def test_alpha_is_one_row_a_sample_for_every_kind(backbone: ViltModel) -> None:
 
 def test_a_frozen_backbone_has_no_dropout_even_in_training(backbone: ViltModel) -> None:
     with stage_two(backbone) as model:
-        model.freeze_to(model.trainable_names(STAGE_TWO))
+        freeze_to(model, model.trainable_names(STAGE_TWO))
         model.train()
         assert not backbone.training
         assert torch.equal(model(batch()).logits, model(batch()).logits)
@@ -210,20 +211,20 @@ def test_exactly_the_named_parameters_train(backbone: ViltModel) -> None:
     with stage_two(backbone) as model:
         for roles in (STAGE_ONE, STAGE_TWO, {Role.HEAD}):
             names = model.trainable_names(roles)
-            model.freeze_to(names)
+            freeze_to(model, names)
             assert {n for n, p in model.named_parameters() if p.requires_grad} == set(names)
 
 
 @pytest.mark.parametrize("names", [["head.0.weight", "head.nine"], ["grown.query"], []])
 def test_names_that_cannot_train_are_refused(backbone: ViltModel, names: list[str]) -> None:
     with stage_two(backbone) as model, pytest.raises(TrainingError, match="Cannot train"):
-        model.freeze_to(names)
+        freeze_to(model, names)
 
 
 def test_optimizer_groups_of_stage_one(backbone: ViltModel) -> None:
     with stage_two(backbone) as model:
-        model.freeze_to(model.trainable_names(STAGE_ONE))
-        groups = {g["name"]: g for g in model.optimizer_groups(lr=1e-3, query_lr_scale=100.0, weight_decay=0.01)}
+        freeze_to(model, model.trainable_names(STAGE_ONE))
+        groups = {g["name"]: g for g in optimizer_groups(model, lr=1e-3, query_lr_scale=100.0, weight_decay=0.01)}
         assert {n: (g["lr"], g["weight_decay"], len(g["params"])) for n, g in groups.items()} == {
             "queries": (0.1, 0.01, 4),
             "weights": (1e-3, 0.01, 3),
@@ -231,19 +232,35 @@ def test_optimizer_groups_of_stage_one(backbone: ViltModel) -> None:
         }
 
 
+def test_a_head_may_have_a_rate_of_its_own(backbone: ViltModel) -> None:
+    with stage_two(backbone) as model:
+        freeze_to(model, model.trainable_names(STAGE_TWO))
+        together = optimizer_groups(model, lr=1e-3, query_lr_scale=100.0, weight_decay=0.01)
+        groups = optimizer_groups(model, lr=1e-3, query_lr_scale=100.0, weight_decay=0.01, head_lr=1e-4)
+        assert {g["name"]: (g["lr"], g["weight_decay"]) for g in groups} == {
+            "weights": (1e-3, 0.01),
+            "biases": (1e-3, 0.0),
+            "head weights": (1e-4, 0.01),
+            "head biases": (1e-4, 0.0),
+        }
+        head = {id(p) for p in model.head.parameters()}
+        assert {id(p) for g in groups if g["name"].startswith("head") for p in g["params"]} == head
+        assert sum(len(g["params"]) for g in groups) == sum(len(g["params"]) for g in together)
+
+
 def test_the_own_query_of_stage_two_learns_at_the_base_rate(backbone: ViltModel) -> None:
     with stage_two(backbone) as model:
-        model.freeze_to(model.trainable_names(STAGE_TWO))
-        groups = model.optimizer_groups(lr=1e-3, query_lr_scale=100.0, weight_decay=0.01)
+        freeze_to(model, model.trainable_names(STAGE_TWO))
+        groups = optimizer_groups(model, lr=1e-3, query_lr_scale=100.0, weight_decay=0.01)
         assert [(g["name"], g["lr"]) for g in groups] == [("weights", 1e-3), ("biases", 1e-3)]
         assert sum(len(g["params"]) for g in groups) == len(model.trainable_names(STAGE_TWO))
 
 
 def test_a_step_moves_what_trains_and_no_bit_of_the_rest(backbone: ViltModel) -> None:
     with stage_two(backbone) as model:
-        model.freeze_to(model.trainable_names(STAGE_TWO))
+        freeze_to(model, model.trainable_names(STAGE_TWO))
         before = {n: p.detach().clone() for n, p in model.named_parameters()}
-        optimizer = torch.optim.AdamW(model.optimizer_groups(lr=1e-2, query_lr_scale=100.0, weight_decay=0.01))
+        optimizer = torch.optim.AdamW(optimizer_groups(model, lr=1e-2, query_lr_scale=100.0, weight_decay=0.01))
         output = model(batch())
         (output.logits.square().sum() + output.penalty).backward()
         optimizer.step()
@@ -303,7 +320,7 @@ def test_task_view_is_bitwise_stable_while_the_bank_grows(backbone: ViltModel) -
         old.load_adapters(bank)
         queries, head, before = old.export_queries(), old.export_head(), old.eval()(inputs).logits
     with stage_two(backbone) as newer:
-        newer.freeze_to(newer.trainable_names(STAGE_TWO))
+        freeze_to(newer, newer.trainable_names(STAGE_TWO))
         newer.train()(inputs).logits.sum().backward()
         bank.append(newer.export_adapter())
     with AdaptedModel(backbone, HEAD, SPEC, visible=2, grows=False, seed=99) as again:

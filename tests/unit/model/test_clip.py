@@ -20,6 +20,7 @@ from atlas_dist.model.backbone import BACKBONES, Backbone, BackboneRef, backbone
 from atlas_dist.model.backbones import ARCHITECTURES, architecture_of
 from atlas_dist.model.heads import HeadSpec
 from atlas_dist.model.mixing import MixingSpec, Weighting
+from atlas_dist.model.trained import freeze_to
 from atlas_dist.train.context import store_products_in_bf16
 from tests.kits.waits import no_host_sync
 
@@ -234,7 +235,7 @@ def test_the_lowest_layers_are_those_of_both_towers(clip: Backbone) -> None:
 def test_every_parameter_that_a_backbone_method_trains_gets_a_gradient() -> None:
     own = load_backbone("random-clip")
     with AdaptedModel(own.model, HeadSpec(TaskKind.SINGLE, 3), SPEC, visible=0, grows=False, seed=0) as model:
-        model.freeze_to(model.trainable_names({Role.BACKBONE, Role.HEAD}))
+        freeze_to(model, model.trainable_names({Role.BACKBONE, Role.HEAD}))
         logits, _ = model(batch(own, HeadSpec(TaskKind.SINGLE, 3)))
         logits.square().sum().backward()
         assert not [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
@@ -257,7 +258,7 @@ def test_every_kind_trains_under_every_weighting_and_travels(kind: TaskKind, wei
     given = batch(clip, head)
     with AdaptedModel(clip.model, head, spec, visible=1, grows=True, seed=2) as model:
         model.load_adapters([earlier])
-        model.freeze_to(model.trainable_names({Role.ADAPTER, Role.HEAD}))
+        freeze_to(model, model.trainable_names({Role.ADAPTER, Role.HEAD}))
         model.train()
         logits, penalty = model(given)
         (logits.square().sum() + penalty).backward()
@@ -303,7 +304,7 @@ def test_a_step_in_bfloat16() -> None:
     store_products_in_bf16(own.model)
     head = HeadSpec(TaskKind.CHOICE, 3)
     with AdaptedModel(own.model, head, SPEC, visible=0, grows=True, seed=1) as model:
-        model.freeze_to(model.trainable_names({Role.ADAPTER, Role.HEAD}))
+        freeze_to(model, model.trainable_names({Role.ADAPTER, Role.HEAD}))
         model.train()
         with torch.autocast("cpu", dtype=torch.bfloat16):
             logits, penalty = model(batch(own, head))

@@ -18,6 +18,7 @@ from atlas_dist.model.flops import peak_flops, sample_flops
 from atlas_dist.model.heads import HeadSpec
 from atlas_dist.model.mixing import AdapterGroup, MixingSpec, Weighting
 from atlas_dist.model.targets import LoraSpec
+from atlas_dist.model.trained import freeze_to
 
 TEXT, BATCH = 12, 3
 ONE, TWO = {Role.QUERIES, Role.HEAD}, {Role.ADAPTER, Role.HEAD}
@@ -66,7 +67,7 @@ def test_the_sums_are_what_torch_counts(case: str, name: str, monkeypatch: pytes
             if isinstance(group, AdapterGroup):
                 torch.nn.init.normal_(group.down, std=0.02)
                 torch.nn.init.normal_(group.up, std=0.02)
-        model.freeze_to(model.trainable_names(roles))
+        freeze_to(model, model.trainable_names(roles))
         forward, backward = counted(model, batch_of(spec, backbone.image_size))
         ours = sample_flops(model, TEXT)
     assert ours is not None
@@ -81,7 +82,7 @@ def test_lora_adapters_are_counted_layer_by_layer(grows: bool, monkeypatch: pyte
     backbone, spec = load_backbone("random-tiny"), HeadSpec(TaskKind.SINGLE, 4)
     lora = MixingSpec(rank=8, weighting=Weighting.EXPERIENCE, per_sample=False, lora=LoraSpec())
     with AdaptedModel(backbone.model, spec, lora, visible=3, grows=grows, seed=0) as model:
-        model.freeze_to(model.trainable_names(TWO if grows else {Role.COEFFICIENTS, Role.HEAD}))
+        freeze_to(model, model.trainable_names(TWO if grows else {Role.COEFFICIENTS, Role.HEAD}))
         forward, backward = counted(model, batch_of(spec, backbone.image_size))
         ours = sample_flops(model, TEXT)
     assert forward / BATCH == pytest.approx(ours.forward, rel=0.02)
@@ -100,7 +101,7 @@ def test_more_adapters_cost_more_and_a_frozen_one_less_than_one_that_trains() ->
         with AdaptedModel(
             backbone.model, HeadSpec(TaskKind.SINGLE, 4), MixingSpec(rank=8), visible=visible, grows=grows, seed=0
         ) as m:
-            m.freeze_to(m.trainable_names(TWO if grows else ONE))
+            freeze_to(m, m.trainable_names(TWO if grows else ONE))
             needed = sample_flops(m, TEXT)
             assert needed is not None
             found[visible] = needed

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from atlas_dist.coordinator.expand import expand
 from atlas_dist.core.results import Details, TrainResult
-from atlas_dist.core.types import HeadStart, Stage
+from atlas_dist.core.types import HeadStart, Stage, TaskKind
 from atlas_dist.methods import make_method
 from atlas_dist.store import artifacts
-from atlas_dist.train.head_start import starts_by_ridge
+from atlas_dist.train.head_start import FAR, is_fitted, starts_by_ridge
 from tests.kits.stage import Bench, pack_toys, toy_config
 
 WORDS = ("method=head_only", "sequence.upstream=[toy_shape]", "sequence.downstream=[]")
@@ -34,7 +36,7 @@ def first_score(worker: Bench) -> tuple[TrainResult, list[dict[str, float]]]:
 
 def test_a_ridge_start_is_validated_before_the_first_step_and_better_than_chance(tmp_path: Path) -> None:
     worker = bench(tmp_path, "train.stage2.max_steps=2", "train.budget.lr=1e-9")
-    assert starts_by_ridge(next(iter(worker.plan.jobs.values())))
+    assert starts_by_ridge(next(iter(worker.plan.jobs.values())), 2)
     _, validation = first_score(worker)
     assert validation[0]["step"] == 0
     classes = next(iter(worker.plan.jobs.values())).task.classes
@@ -42,7 +44,8 @@ def test_a_ridge_start_is_validated_before_the_first_step_and_better_than_chance
 
 
 def test_an_adapter_is_kept_only_after_it_learnt(tmp_path: Path) -> None:
-    worker = bench(tmp_path, "method=individual_adapters", "train.stage2.max_steps=2", "train.budget.lr=1e-9")
+    still = ("train.stage2.max_steps=2", "train.budget.lr=1e-9", "train.budget.head_lr=0")
+    worker = bench(tmp_path, "method=individual_adapters", *still)
     result, validation = first_score(worker)
     assert validation[0]["step"] > 0 and result.best_step > 0
     classes = next(iter(worker.plan.jobs.values())).task.classes
@@ -55,7 +58,7 @@ def test_a_random_start_is_not_validated_at_zero(tmp_path: Path) -> None:
     assert validation[0]["step"] > 0
 
 
-@pytest.mark.parametrize(("method", "expected"), [("atlas", HeadStart.RIDGE), ("atlas_paper", HeadStart.RANDOM)])
+@pytest.mark.parametrize(("method", "expected"), [("atlas", HeadStart.AUTO), ("atlas_paper", HeadStart.RANDOM)])
 def test_the_method_says_where_heads_start_unless_the_run_does(tmp_path: Path, method: str, expected: HeadStart) -> None:
     def of(*words: str) -> HeadStart:
         config = toy_config(tmp_path / "x", *WORDS[1:], f"method={method}", *words)
@@ -65,3 +68,24 @@ def test_the_method_says_where_heads_start_unless_the_run_does(tmp_path: Path, m
     assert of() is expected
     assert of("train.budget.head_start=ridge") is HeadStart.RIDGE
     assert of("train.stage2.head_start=random") is HeadStart.RANDOM
+
+
+def test_auto_fits_every_head_but_that_of_an_adapter_that_trains_for_long(tmp_path: Path) -> None:
+    config = toy_config(tmp_path, "method=atlas", "sequence.upstream=[toy_shape,toy_kin]", "sequence.downstream=[]")
+    pack_toys(config)
+    jobs = {job.label.split(" ", 1)[1]: job for job in expand(config).jobs.values() if job.stage is not None}
+    own, one, two = jobs["toy_shape own stage2"], jobs["toy_kin stage1"], jobs["toy_kin stage2"]
+    long = math.ceil(FAR / own.budget.lr)
+    assert is_fitted(own, long - 1) and starts_by_ridge(own, long - 1)
+    assert not is_fitted(own, long), "its head learns along with what it reads"
+    answers = replace(own, task=replace(own.task, kind=TaskKind.ANSWERS))
+    assert not is_fitted(answers, 1), "no class a sample to fit to"
+    if one.task.kind is TaskKind.SINGLE:
+        assert is_fitted(one, 10 * long) and is_fitted(two, 10 * long)
+        assert starts_by_ridge(one, 10 * long) and not starts_by_ridge(two, 10 * long), "stage two goes on with stage one's"
+
+
+def test_a_fitted_head_has_a_rate_of_its_own(tmp_path: Path) -> None:
+    worker = bench(tmp_path, "train.stage2.max_steps=2", "train.budget.lr=1e-9", "train.budget.head_lr=0.01")
+    slow = bench(tmp_path / "slow", "train.stage2.max_steps=2", "train.budget.lr=1e-9", "train.budget.head_lr=0")
+    assert first_score(worker)[1][-1]["loss"] != first_score(slow)[1][-1]["loss"]
