@@ -20,17 +20,18 @@ SAMPLES = 2048
 
 
 FAR = 0.5
-"""Steps times peak rate from which on `auto` leaves the head of a new adapter at random: what is read then changes so much that a
-fitted head is in the way, and a random one learns along with it (docs/experience.md, Fourth round)."""
+"""Steps times peak rate from which on `auto` lets a head learn along with a new adapter: a new one starts at random, and none is
+slow. What is read changes so much then that a fit is in the way (docs/experience.md, Fourth round)."""
 
 
 def is_fitted(job: StageJob, steps: int) -> bool:
-    """Whether the job, of so many steps, trains a head that was fitted: by itself, or by an earlier stage of the task."""
+    """Whether the job, of so many steps, trains a head that is to stay near its fit, by itself or by an earlier stage of the
+    task."""
     if job.stage is None or Role.HEAD not in job.stage.trains or not OBJECTIVES[job.task.kind].ridge:
         return False
     if job.budget.head_start is not HeadStart.AUTO:
         return job.budget.head_start is HeadStart.RIDGE
-    return not job.stage.grows or bool(job.model_from) or steps * job.budget.lr < FAR
+    return not job.stage.grows or steps * job.budget.lr < FAR
 
 
 def starts_by_ridge(job: StageJob, steps: int) -> bool:

@@ -80,9 +80,9 @@ def test_auto_fits_every_head_but_that_of_an_adapter_that_trains_for_long(tmp_pa
     assert not is_fitted(own, long), "its head learns along with what it reads"
     answers = replace(own, task=replace(own.task, kind=TaskKind.ANSWERS))
     assert not is_fitted(answers, 1), "no class a sample to fit to"
-    if one.task.kind is TaskKind.SINGLE:
-        assert is_fitted(one, 10 * long) and is_fitted(two, 10 * long)
-        assert starts_by_ridge(one, 10 * long) and not starts_by_ridge(two, 10 * long), "stage two goes on with stage one's"
+    one, two = (replace(job, task=own.task) for job in (one, two))
+    assert is_fitted(one, 10 * long) and is_fitted(two, long - 1) and not is_fitted(two, 10 * long)
+    assert starts_by_ridge(one, 10 * long) and not starts_by_ridge(two, long - 1), "stage two goes on with stage one's"
 
 
 def test_a_fitted_head_has_a_rate_of_its_own(tmp_path: Path) -> None:
