@@ -41,7 +41,7 @@ class Actor:
 
 @pytest.fixture
 def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RunConfig]:
-    config = toy_config(tmp_path, "train.budget.max_steps=2", "cluster.gpus_per_worker=0")
+    config = toy_config(tmp_path, "train.budget.max_steps=2", "cluster.gpus_per_worker=0", "cluster.stall_s=0")
     pack_toys(config)
     monkeypatch.setattr(ray_worker.ray, "get", lambda value: value)
     monkeypatch.setattr(ray_worker.ray, "wait", lambda *_, **__: ([], []))

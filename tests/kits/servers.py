@@ -85,7 +85,12 @@ def seaweedfs(folder: Path) -> Iterator[Server]:
     names = ("master.port", "volume.port", "filer.port", "s3.port", "s3.port.grpc")
     command = [weed, "server", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-s3", f"-s3.config={identities}"]
     command += [f"-{name}={port}" for name, port in zip(names, ports, strict=True)]
-    command += ["-volume.max=8", "-master.volumeSizeLimitMB=64", "-s3.port.iceberg=0"]
+    command += [
+        "-volume.max=8",
+        "-master.volumeSizeLimitMB=64",
+        "-s3.port.iceberg=0",
+        "-s3.port.lance=0",
+    ]  # fixed ports otherwise
     with (folder / "weed.log").open("wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
     try:

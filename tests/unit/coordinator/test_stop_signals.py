@@ -55,9 +55,16 @@ def appears(path: Path) -> None:
         time.sleep(0.02)
 
 
+def as_from_a_terminal() -> None:
+    """Hear signals, though the tests themselves may have been started by `nohup` or in the background of a script."""
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_DFL)
+
+
 def driver(folder: Path, linger_s: float = 0.5, **options: object) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-c", DRIVER, str(folder), str(linger_s)]
-    process = subprocess.Popen(command, start_new_session=True, **{"stdout": subprocess.DEVNULL, **options})  # type: ignore[call-overload]
+    options = {"stdout": subprocess.DEVNULL, "preexec_fn": as_from_a_terminal, **options}
+    process = subprocess.Popen(command, start_new_session=True, **options)  # type: ignore[call-overload]
     appears(folder / "ready")
     return process  # type: ignore[no-any-return]
 
