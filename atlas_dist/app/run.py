@@ -167,10 +167,11 @@ class RunSession:
 
     def _take_over(self, tracker_sync: TrackerSync) -> bool:
         """Without a cluster, what other runs know; False = workers are needed after all."""
-        with BackgroundSync(tracker_sync, self.config.track.every_s):
-            snapshot = take_over(self.config, self.plan, self.composed_run.specification(), self.store)
+        snapshot = take_over(self.config, self.plan, self.composed_run.specification(), self.store)
         if snapshot is None:
             return False
+        with BackgroundSync(tracker_sync, self.config.track.every_s):
+            pass  # once, at its end: there was nothing to follow
         self.observer(Progress(self.plan, snapshot))
         if snapshot.error is not None:
             raise snapshot.error

@@ -78,10 +78,13 @@ def shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     return {name: tuple(about["shape"]) for f in _weights(folder) if f.suffix == ".safetensors" for name, about in _header(f)[1]}
 
 
-def _check_mark(file: Path) -> None:
+def _start(file: Path) -> bytes:
     with file.open("rb") as opened:
-        start = opened.read(3)
-    if start.startswith(_BOMS):
+        return opened.read(200)
+
+
+def _check_mark(file: Path) -> None:
+    if _start(file).startswith(_BOMS):
         raise DataError(
             f"{file} begins with a byte order mark, which transformers does not read.",
             fix="Save it as UTF-8 without one (an editor's `UTF-8`, not `UTF-8 with BOM` or UTF-16).",
@@ -89,8 +92,7 @@ def _check_mark(file: Path) -> None:
 
 
 def _check_real(file: Path) -> None:
-    with file.open("rb") as opened:
-        start = opened.read(200)
+    start = _start(file)
     if start.startswith(_LFS):
         raise DataError(
             f"{file} is a pointer of Git LFS, not the file itself.",

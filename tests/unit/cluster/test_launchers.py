@@ -59,15 +59,20 @@ def fake_slurm(tmp_path: Path) -> dict[str, str]:
     return {**os.environ, **slurm, "CALLS": str(log), "PATH": f"{tmp_path}:{os.environ['PATH']}"}
 
 
-@pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")
-def test_slurms_warning_reaches_the_driver_and_a_paused_run_is_queued_again(fake_slurm: dict[str, str]) -> None:
-    script = subprocess.Popen(["bash", str(SBATCH), "experiment=toy"], env=fake_slurm)
-    calls = Path(fake_slurm["CALLS"])
+def warned_while_it_runs(environment: dict[str, str]) -> str:
+    """Start the script, send Slurm's warning once the driver runs, wait for the end of a paused run; what was called."""
+    script = subprocess.Popen(["bash", str(SBATCH), "experiment=toy"], env=environment)
+    calls = Path(environment["CALLS"])
     while not calls.with_name("calls.started").exists():
         assert script.poll() is None
     script.terminate()
     assert script.wait(60) == 8
-    said = calls.read_text()
+    return calls.read_text()
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")
+def test_slurms_warning_reaches_the_driver_and_a_paused_run_is_queued_again(fake_slurm: dict[str, str]) -> None:
+    said = warned_while_it_runs(fake_slurm)
     assert "python -m atlas_dist run cluster=ray experiment=toy" in said
     assert "scontrol requeue 77" in said
     assert "ray start --head --node-ip-address=10.0.0.1 --port=20077" in said
@@ -84,10 +89,4 @@ def test_a_warning_before_the_driver_listens_queues_the_run_again_too(fake_slurm
     driver.write_text(
         '#!/bin/bash\n[ "$1" = - ] && { cat > /dev/null; exit 0; }\ntouch "$CALLS.started"\nwhile :; do /bin/sleep 0.05; done\n'
     )
-    script = subprocess.Popen(["bash", str(SBATCH), "experiment=toy"], env=fake_slurm)
-    calls = Path(fake_slurm["CALLS"])
-    while not calls.with_name("calls.started").exists():
-        assert script.poll() is None
-    script.terminate()
-    assert script.wait(60) == 8
-    assert "scontrol requeue 77" in calls.read_text()
+    assert "scontrol requeue 77" in warned_while_it_runs(fake_slurm)
