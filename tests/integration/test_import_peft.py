@@ -7,7 +7,6 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-import huggingface_hub
 import pytest
 import torch
 from peft import PeftModel
@@ -37,7 +36,7 @@ from atlas_dist.runs.stores import open_run_store
 from atlas_dist.serve.model import AtlasModel
 from atlas_dist.store.objects import ObjectStore
 from tests.kits.bank import write_ledger
-from tests.kits.hub import TOKEN, fake_hub
+from tests.kits.hub import fake_hub, use_hub
 from tests.kits.peft_folders import LICENCE, save_peft
 from tests.kits.stage import Bench, pack_toys, toy_words
 
@@ -283,11 +282,7 @@ def test_without_the_setting_a_specification_says_nothing_of_it(learnt: Learnt) 
 
 def test_an_adapter_goes_over_the_hub_and_says_so(learnt: Learnt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with fake_hub() as hub:
-        monkeypatch.setenv("HF_ENDPOINT", hub.url)
-        monkeypatch.setenv("HF_TOKEN", TOKEN)
-        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        use_hub(hub, tmp_path, monkeypatch)
         pushed = push_bank("me/bank", *words(learnt.folder), peft=True)
         pull_folder("me/bank", tmp_path / "pulled")
     torch.testing.assert_close(outputs(tmp_path / "pulled" / "theirs"), outputs(learnt.peft), rtol=1e-5, atol=1e-5)

@@ -12,19 +12,14 @@ import pytest
 from atlas_dist.bank.adopt_adapter import PULLED_FILE
 from atlas_dist.bank.hub import pull, push
 from atlas_dist.errors import AtlasError, AuthError, ConfigError, DataError, StoreError
-from tests.kits.hub import TOKEN, Hub, fake_hub
+from tests.kits.hub import Hub, fake_hub, use_hub
 from tests.kits.peft_folders import save_peft
 
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
     with fake_hub() as hub:
-        monkeypatch.setenv("HF_ENDPOINT", hub.url)
-        monkeypatch.setenv("HF_TOKEN", TOKEN)
-        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
+        use_hub(hub, tmp_path, monkeypatch)
         yield hub
 
 
