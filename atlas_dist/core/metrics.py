@@ -6,9 +6,10 @@ the diagonal and the last row count here; elsewhere None may stand for what was 
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean, pstdev, stdev
+from statistics import correlation, fmean, pstdev, stdev
 
 Matrix = Sequence[Sequence[float | None]]
 
@@ -126,3 +127,21 @@ def order_sensitivity(finals: Sequence[Mapping[str, float]]) -> float:
     5.0
     """
     return fmean(pstdev(final[task] for final in finals) for task in finals[0])
+
+
+def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float | None:
+    """Spearman's ρ of pairs, -1 to 1: the correlation of their ranks, where equal values share the mean of theirs.
+
+    None for fewer than 3 pairs, or where all values of one side are equal.
+
+    >>> rank_correlation([1.0, 2.0, 3.0, 4.0], [10.0, 20.0, 40.0, 30.0])
+    0.8
+    """
+    if len(first) < 3 or min(len(set(first)), len(set(second))) < 2:
+        return None
+    return round(correlation(_ranks(first), _ranks(second)), 12)
+
+
+def _ranks(values: Sequence[float]) -> list[float]:
+    order = sorted(values)
+    return [(bisect_left(order, value) + bisect_right(order, value)) / 2 for value in values]

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 
+from atlas_dist.report.agreement import agreement, lost_without
 from atlas_dist.report.facts import Cell, SequenceFacts, TaskFacts
 from atlas_dist.report.heatmap import HeatCell, HeatMap, heat_map, thinned
 from atlas_dist.report.html import folded, in_columns, table
@@ -154,23 +155,14 @@ def alpha_matrices(sequence: SequenceFacts) -> str:
 
 def without_matrix(sequence: SequenceFacts) -> str:
     """What α does not prove: how many points of score a task loses without each of its adapters."""
-    tasks = {task.task: task for task in (*sequence.upstream, *sequence.downstream)}
-    whole = {task.task: sequence.matrix["task"][i][i] for i, task in enumerate(sequence.upstream)} | dict(sequence.transfers)
-    found = Named(
-        {
-            name: dict(zip(tasks[name].adapters, (own - score for score in scores), strict=False))
-            for name, scores in sequence.without.items()
-            if name in tasks and (own := whole.get(name)) is not None
-        }
-    )
+    found = Named(lost_without(sequence))
 
     def told(row: str, column: str, value: float) -> str:
         return f"{row} {'loses' if value >= 0 else 'gains'} {abs(value):.1f} points without the adapter of {column}"
 
     title = "Leave one out: points a task loses without each adapter"
-    return heat_map(_named_map(title, found, told, ".1f")) + (
-        folded("Leave one out as a table", _named_table(title, found, ".1f")) if found.rows else ""
-    )
+    drawn = replace(_named_map(title, found, told, ".1f"), note=agreement(sequence))
+    return heat_map(drawn) + (folded("Leave one out as a table", _named_table(title, found, ".1f")) if found.rows else "")
 
 
 def similarity_matrix(sequence: SequenceFacts) -> str:

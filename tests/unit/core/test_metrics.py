@@ -5,6 +5,9 @@ from __future__ import annotations
 import doctest
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import spearmanr
 
 from atlas_dist.core import metrics
 
@@ -45,3 +48,17 @@ def test_order_sensitivity_by_hand() -> None:
     orders = [{"a": 70.0, "b": 40.0}, {"a": 76.0, "b": 40.0}, {"a": 70.0, "b": 46.0}]
     assert metrics.order_sensitivity(orders) == pytest.approx(8**0.5)
     assert metrics.order_sensitivity(orders[:1]) == 0.0
+
+
+@given(st.lists(st.tuples(st.integers(-3, 3), st.floats(-1e6, 1e6)), min_size=3, max_size=30))
+def test_rank_correlation_is_that_of_scipy(pairs: list[tuple[int, float]]) -> None:
+    first, second = [float(a) for a, _ in pairs], [b for _, b in pairs]
+    found = metrics.rank_correlation(first, second)
+    if len(set(first)) < 2 or len(set(second)) < 2:
+        assert found is None
+    else:
+        assert found == pytest.approx(spearmanr(first, second).statistic, abs=1e-9)
+
+
+def test_two_pairs_say_nothing() -> None:
+    assert metrics.rank_correlation([1.0, 2.0], [1.0, 2.0]) is None
