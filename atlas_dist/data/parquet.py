@@ -6,11 +6,13 @@ row says where its picture is, and who wants it reads it. So a table is listed w
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, BinaryIO
 
 from atlas_dist.data.leftout import UnusableError
@@ -38,13 +40,21 @@ class Embedded:
 
 
 def read_rows(data: bytes, name: str) -> Iterator[dict[str, Any]]:
-    """The rows of a table; in the place of a picture an `Embedded`, or its path where only that is there. Raises DataError: it is
-    no Parquet."""
+    """The rows of a table; in the place of a picture an `Embedded`, or its path where only that is there; in that of a class's
+    number its name, where the table knows it as those of the Hub do (`ClassLabel`; -1 is no class). Raises DataError: it is no
+    Parquet, or a number has no name."""
     row = 0
+    classes: dict[str, list[str]] | None = None
     for batch, pictures in _batches(data, name, _ROWS):
         held = {column: _held(_decoded(batch.column(column))) for column in pictures}
         others = [column for column in batch.schema.names if column not in held]
         plain = {column: _values(batch.column(column), name, column, row) for column in others}
+        classes = _class_names(batch.schema.metadata) if classes is None else classes
+        for column in classes.keys() & plain.keys():
+            plain[column] = [
+                _class_name(value, classes[column], f"{name}, row {row + at + 1}: {column!r}")
+                for at, value in enumerate(plain[column])
+            ]
         for at in range(batch.num_rows):
             values: dict[str, Any] = {column: known[at] for column, known in plain.items()}
             for column, (there, paths) in held.items():
@@ -117,32 +127,57 @@ class Held:
 
 
 class WithEmbedded:
-    """A source together with the pictures that one of its tables holds, by the names that `Embedded` gives them."""
+    """A source together with the pictures that some of its tables hold, by the names that `Embedded` gives them."""
 
-    def __init__(self, source: Source, file: str) -> None:
-        self._source, self._table = source, file
-        self._pictures = Pictures(lambda: source.read(file), file)
+    def __init__(self, source: Source, *files: str) -> None:
+        self._source, self._tables = source, {file: Pictures(partial(source.read, file), file) for file in files}
 
-    def __reduce__(self) -> tuple[type[WithEmbedded], tuple[Source, str]]:
-        return WithEmbedded, (self._source, self._table)
+    def __reduce__(self) -> tuple[type[WithEmbedded], tuple[Source | str, ...]]:
+        return WithEmbedded, (self._source, *self._tables)
 
     def read(self, name: str) -> bytes:
-        row, column = self._place(name)
-        return self._pictures.read(row, column) if column else self._source.read(name)
+        table, row, column = self._place(name)
+        return self._tables[table].read(row, column) if table else self._source.read(name)
 
     def has(self, name: str) -> bool:
-        return bool(self._place(name)[1]) or self._source.has(name)
+        return bool(self._place(name)[0]) or self._source.has(name)
 
     def names(self, under: str = "") -> Iterator[str]:
         return self._source.names(under)
 
     def stamp(self, name: str) -> str:
-        return self._source.stamp(self._table if self._place(name)[1] else name)
+        return self._source.stamp(self._place(name)[0] or name)
 
-    def _place(self, name: str) -> tuple[int, str]:
-        """(row, column), the latter "" of what is no picture of the table."""
-        row, _, column = name.removeprefix(f"{self._table}/").partition("/")
-        return (int(row), column) if name.startswith(f"{self._table}/") and row.isdecimal() else (0, "")
+    def _place(self, name: str) -> tuple[str, int, str]:
+        """(table, row, column); the table "" of what is no picture of one."""
+        for table in self._tables:
+            row, _, column = name.removeprefix(f"{table}/").partition("/")
+            if name.startswith(f"{table}/") and row.isdecimal() and column:
+                return table, int(row), column
+        return "", 0, ""
+
+
+def _class_names(metadata: Mapping[bytes, bytes] | None) -> dict[str, list[str]]:
+    """column -> its classes' names by number, as tables written by the library `datasets` note them; {} of other tables."""
+    try:
+        features = json.loads((metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]
+        return {
+            str(column): [str(name) for name in feature["names"]]
+            for column, feature in features.items()
+            if isinstance(feature, dict) and feature.get("_type") == "ClassLabel" and isinstance(feature.get("names"), list)
+        }
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return {}
+
+
+def _class_name(value: Any, names: Sequence[str], where: str) -> Any:
+    if not isinstance(value, int) or isinstance(value, bool):
+        return value
+    if value == -1:
+        return None
+    if not 0 <= value < len(names):
+        raise DataError(f"{where} is {value}; the table names the classes 0 to {len(names) - 1}.")
+    return names[value]
 
 
 def _batches(data: bytes, name: str, rows: int, *, only_pictures: bool = False) -> Iterator[tuple[Any, list[str]]]:

@@ -13,10 +13,11 @@ from typing import Any
 
 from atlas_dist.core.types import TaskKind
 from atlas_dist.data.leftout import shown
+from atlas_dist.data.parquet import Embedded
 from atlas_dist.data.records import RECORD_ENDS
 from atlas_dist.data.source import is_quiet, open_source
 from atlas_dist.data.tasks import CONVERTERS
-from atlas_dist.data.tasks.generic import RecordOptions
+from atlas_dist.data.tasks.generic import PARTS, SPELLINGS, RecordOptions
 from atlas_dist.errors import ConfigError, DataError
 
 
@@ -40,7 +41,7 @@ class FoundTask:
 def recognise(folder: Path, held_out: float) -> FoundTask:
     """Look at a folder: `train.jsonl` and `val.jsonl`; or one `.jsonl`, of which every `held_out`-th share is put aside for
     validation (by a hash of the record: the same ones each time); or `train/CLASS/…` and `val/CLASS/…` with pictures; or tables
-    (`.csv`, `.tsv`, `.parquet`) in the place of `.jsonl`.
+    (`.csv`, `.tsv`, `.parquet`) in the place of `.jsonl`; or the numbered parts of them that the Hub has, here or in `data`.
 
     Raises:
         ConfigError: the folder's name or path cannot be used. DataError: it is none of these, or a record is unusable.
@@ -52,6 +53,8 @@ def recognise(folder: Path, held_out: float) -> FoundTask:
     except UnicodeEncodeError as error:
         raise ConfigError(f"The path {shown(str(folder))} is not UTF-8.", fix="Rename the folder.") from error
     name = task_name(folder)
+    if parts := _part_options(folder, held_out):
+        return _records(name, folder, parts)
     for ends in (("jsonl", "ndjson"), ("csv", "tsv", "parquet"), ("json",)):
         files = sorted(
             f.name for f in folder.iterdir() if f.suffix[1:].lower() in ends and not f.is_dir() and not is_quiet(f.name)
@@ -76,10 +79,28 @@ def task_name(folder: Path) -> str:
     return name if name[0].isalpha() else f"task_{name.lstrip('_')}"[:80]
 
 
+def _part_options(folder: Path, held_out: float) -> dict[str, Any]:
+    """The same of numbered parts, `train-00000-of-00002.parquet`; {} without any. Where none are for validation, a share of the
+    training ones is held out."""
+    for below, end in PARTS:
+        splits = {
+            found[1].lower() for file in (folder / below).glob("*") if (found := re.fullmatch(_PART.format(end), file.name))
+        }
+        if "train" in splits:
+            where = f"{below}{{split}}-*-of-*.{end}"
+            judged = splits & set(SPELLINGS["val"])
+            return {"file": where} if judged else {"file": where.replace("{split}", "train"), "held_out": held_out}
+    return {}
+
+
+_PART = r"(?i)(\w+)-\d+-of-\d+(?:-[0-9a-f]+)?\.{}"
+
+
 def _record_options(folder: Path, files: Sequence[str], held_out: float) -> dict[str, Any]:
     """The converter's options that say where the records are."""
+    there = {name.lower() for name in files}
     for end in RECORD_ENDS:
-        if {f"train.{end}", f"val.{end}"} <= {name.lower() for name in files}:
+        if f"train.{end}" in there and any(f"{val}.{end}" in there for val in SPELLINGS["val"]):
             return {} if end == RECORD_ENDS[0] else {"file": f"{{split}}.{end}"}
     if len(files) > 1:
         raise DataError(
@@ -121,7 +142,7 @@ def _records(name: str, folder: Path, where: dict[str, Any]) -> FoundTask:
     """A task from the fields of its first records."""
     source = open_source(folder)
     reader = RecordOptions(**where)
-    file, records = reader.read(source, "train")
+    (file, *more), records = reader.read(source, "train")
     note = ""
     if "held_out" in where:
         rest = len(reader.read(source, "val")[1])
@@ -130,22 +151,23 @@ def _records(name: str, folder: Path, where: dict[str, Any]) -> FoundTask:
                 f"{folder / file} has {len(records) + rest} records: too few to hold out {where['held_out']:.0%}.",
                 fix=f"Write train.{file.rpartition('.')[2]} and val.{file.rpartition('.')[2]}.",
             )
-        note = f"{rest} of the {len(records) + rest} records of {file} are held out for validation"
+        where_from = f"{file} and {len(more)} more" if more else file
+        note = f"{rest} of the {len(records) + rest} records of {where_from} are held out for validation"
     first, some = (records[0].values if records else {}), records[:200]
+    held = sorted({field for record in some for field, value in record.values.items() if isinstance(value, Embedded)})
+    image = "image" if "image" in first else held[0] if len(held) == 1 else ""
     columns = [c for c in ("choices", "choice_a,choice_b", "a,b") if set(c.split(",")) <= set(first)]
     if {"question", "answer"} <= set(first) and columns:
         choices = _columns(first, columns[0])
-        options = (
-            where | ({"image": "image"} if "image" in first else {}) | ({"choices": choices} if choices != "choices" else {})
-        )
+        options = where | ({"image": image} if image else {}) | ({"choices": choices} if choices != "choices" else {})
         count = len(records[0].texts(choices)[0])
         texts = [f"{r.text('question')} {choice}" for r in some for choice in r.texts(choices)[0]]
         return _checked(name, folder, TaskKind.CHOICE, "choice_jsonl", {**options, "count": count}, texts, note)
-    if "label" in first and ("image" in first or "text" in first or {"left", "right"} <= set(first)):
+    if "label" in first and (image or "text" in first or {"left", "right"} <= set(first)):
         pair = {"left", "right"} <= set(first)
         options = where | {
             "text": "text" if "text" in first else "",
-            "image": "left,right" if pair else "image" if "image" in first else "",
+            "image": "left,right" if pair else image,
         }
         texts = [r.text("text") for r in some] if "text" in first else []
         kind = TaskKind.PAIR if pair else TaskKind.SINGLE

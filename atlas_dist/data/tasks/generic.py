@@ -84,29 +84,31 @@ def _no_picture(source: Source, name: str) -> DataError | None:
 
 
 class RecordOptions(SplitOptions):
-    """A file of records: JSON lines, CSV, TSV or Parquet."""
+    """Files of records: JSON lines, CSV, TSV or Parquet."""
 
     file: str = "{split}.jsonl"
-    """Where the records are; without `{split}`, one file for both splits (`held_out`). The default also finds `{split}.csv`,
-    `.tsv` and `.parquet`."""
+    """Where the records are; with a `*`, in all files that match, in the order of their names (`data/{split}-*.parquet`); without
+    `{split}`, in one place for both splits (`held_out`). The default also finds `{split}.csv`, `.tsv` and `.parquet`, and the
+    numbered parts that the Hub has, beside it or in `data`. What is val here may be called validation, valid or dev there."""
     held_out: float = Field(default=0, ge=0, lt=1)
-    """Share of the one file's records that is the validation split, chosen by a hash of each record; 0 = every split has all."""
+    """Share of the one place's records that is the validation split, chosen by a hash of each record; 0 = every split has all."""
     image_folder: str = ""
 
-    def member(self, source: Source, split: str) -> str:
-        """The file of a split. Raises DataError: there is none."""
-        if self.file != RecordOptions.model_fields["file"].default:
-            return find_records(source, self.file.replace("{split}", split))
-        return find_records(source, *(f"{split}.{end}" for end in RECORD_ENDS))
+    def files(self, source: Source, split: str) -> list[str]:
+        """Those of a split, in order. Raises DataError: there is none, or a part is missing."""
+        wanted = [self.file]
+        if self.file == RecordOptions.model_fields["file"].default:
+            wanted = [f"{{split}}.{end}" for end in RECORD_ENDS] + [f"{below}{{split}}-*-of-*.{end}" for below, end in PARTS]
+        return find_records(source, *(one.replace("{split}", name) for name in SPELLINGS.get(split, (split,)) for one in wanted))
 
-    def read(self, source: Source, split: str) -> tuple[str, list[Record]]:
-        """(file, the split's records in order). Raises DataError with file, line and column."""
-        name = self.member(source, split)
-        records = list(read_records(source.read(name), name))
+    def read(self, source: Source, split: str) -> tuple[list[str], list[Record]]:
+        """(files, the split's records in order). Raises DataError with file, line and column."""
+        files = self.files(source, split)
+        records = [record for name in files for record in read_records(source.read(name), name)]
         if not self.held_out:
-            return name, records
+            return files, records
         held_out = split == (self.splits or ("train", "val"))[-1]
-        return name, [r for r in records if (share_of(_canonical(r), 0) < self.held_out) == held_out]
+        return files, [r for r in records if (share_of(_canonical(r), 0) < self.held_out) == held_out]
 
     @property
     def folder(self) -> str:
@@ -114,24 +116,46 @@ class RecordOptions(SplitOptions):
         return self.image_folder and self.image_folder.rstrip("/") + "/"
 
 
-def find_records(source: Source, *candidates: str) -> str:
-    """The first of `candidates` that exists, in capitals or not. Raises DataError saying what there is instead."""
+SPELLINGS = {"val": ("val", "validation", "valid", "dev")}
+"""What others call our splits."""
+PARTS = tuple((below, end) for below in ("", "data/") for end in ("parquet", "jsonl", "csv", "json"))
+"""Where numbered parts of a split lie, and how they end."""
+
+
+def find_records(source: Source, *candidates: str) -> list[str]:
+    """The files that the first of `candidates` that exists names, in capitals or not; with a `*`, all that match. Raises
+    DataError: there are none, saying what there is instead, or one of several numbered parts is missing."""
     found = next((name for name in candidates if source.has(name)), "")
     if found:
-        return found
-    there = {name.casefold(): name for name in source.names() if "/" not in name}
-    found = next((there[name.casefold()] for name in candidates if name.casefold() in there), "")
-    if found:
-        return found
+        return [found]
+    every = list(source.names())
+    for candidate in candidates:
+        pattern = re.compile(re.escape(candidate).replace(r"\*", "[^/]*"), re.IGNORECASE)
+        matching = [name for name in every if pattern.fullmatch(name)]
+        if matching and ("*" in candidate or "/" not in candidate):
+            return _whole(matching) if "*" in candidate else matching[:1]
+    there = {name.casefold(): name for name in every if "/" not in name}
     ends = tuple(f".{end}{packed}" for end in RECORD_ENDS for packed in _PACKED)
     beside = [name for low, name in sorted(there.items()) if low.endswith(ends)]
     instead = f"; it has {', '.join(map(shown, beside[:5]))}" if beside else ""
     raise DataError(
-        f"The raw data set has none of: {', '.join(candidates)}{instead}.",
+        f"The raw data set has none of: {', '.join(candidates[: len(RECORD_ENDS)])}{instead}.",
         fix="Decompress it first (gunzip, zstd -d, unzip)."
         if beside and all(name.casefold().endswith(_PACKED[1:]) for name in beside)
         else "Check that the source is the right folder or zip.",
     )
+
+
+def _whole(parts: list[str]) -> list[str]:
+    """Parts of one split. Raises DataError: one that their names count is missing."""
+    counted = [(int(found[1]), int(found[2])) for name in parts if (found := re.search(r"-(\d+)-of-(\d+)[^/]*$", name))]
+    missing = sorted(set(range(max((of for _, of in counted), default=0))) - {number for number, _ in counted})
+    if missing and len(counted) == len(parts):
+        raise DataError(
+            f"{shown(parts[0])} and its like are {len(parts)} parts of {counted[0][1]}: part {missing[0]} is missing.",
+            fix="Download the rest.",
+        )
+    return parts
 
 
 _PACKED = ("", ".gz", ".zst", ".xz", ".bz2", ".zip")
@@ -155,8 +179,8 @@ class ClassifyOptions(RecordOptions):
 def classify(path: Path | None, split: str, options: ClassifyOptions) -> RawSet:
     """Picture(s) and text -> class; labels are names (or numbers, whose names they are)."""
     source = open_source(need(path, "classify_jsonl"))
-    name, records = options.read(source, split)
-    source = _with_pictures(source, name)
+    files, records = options.read(source, split)
+    source = _with_pictures(source, files)
     given = [(r, r.label(options.label)) for r in records]
     every = list(given)
     for other in options.all_splits(split):
@@ -180,7 +204,7 @@ def classify(path: Path | None, split: str, options: ClassifyOptions) -> RawSet:
         identifier = record.identifier(f"{split}-{number}")
         samples.append(RawSample(identifier, (segments,), pictures, label[named[spelt(value)]]))
     kind = TaskKind.PAIR if len(image_fields) == 2 else TaskKind.SINGLE
-    notes = (*_notes(name, samples), *_alike(classes), *_like_nothing(classes, given))
+    notes = (*_notes(files[0], samples), *_alike(classes), *_like_nothing(classes, given))
     return RawSet(kind, len(image_fields), classes, samples, source, notes=notes)
 
 
@@ -202,8 +226,8 @@ class ChoiceOptions(RecordOptions):
 def choose(path: Path | None, split: str, options: ChoiceOptions) -> RawSet:
     """Question (and picture) -> one of K choices."""
     source = open_source(need(path, "choice_jsonl"))
-    name, records = options.read(source, split)
-    source = _with_pictures(source, name)
+    files, records = options.read(source, split)
+    source = _with_pictures(source, files)
     count = options.count
     samples: list[RawSample] = []
     for number, record in enumerate(records):
@@ -219,7 +243,7 @@ def choose(path: Path | None, split: str, options: ChoiceOptions) -> RawSet:
         samples.append(RawSample(record.identifier(f"{split}-{number}"), texts, pictures, right))
     letters = tuple(chr(65 + k) if count <= 26 else str(k) for k in range(count))
     kind = TaskKind.CHOICE
-    return RawSet(kind, 1 if options.image else 0, letters, samples, source, notes=_notes(name, samples))
+    return RawSet(kind, 1 if options.image else 0, letters, samples, source, notes=_notes(files[0], samples))
 
 
 def _right(record: Record, choices: Sequence[str], written: Sequence[str | int | float], options: ChoiceOptions) -> int:
@@ -249,14 +273,15 @@ def _right(record: Record, choices: Sequence[str], written: Sequence[str | int |
     return by_text if may_be_text and by_text >= 0 else by_number
 
 
-def _with_pictures(source: Source, file: str) -> Source:
-    """The source with the pictures that the file of records may hold itself."""
-    return WithEmbedded(source, file) if file.lower().endswith(".parquet") else source
+def _with_pictures(source: Source, files: Sequence[str]) -> Source:
+    """The source with the pictures that the files of records may hold themselves."""
+    tables = [file for file in files if file.lower().endswith(".parquet")]
+    return WithEmbedded(source, *tables) if tables else source
 
 
 def _has(source: Source, options: RecordOptions, split: str) -> bool:
     try:
-        return bool(options.member(source, split))
+        return bool(options.files(source, split))
     except DataError:
         return False
 

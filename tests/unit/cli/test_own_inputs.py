@@ -344,7 +344,7 @@ def test_configs_that_init_wrote_are_plain_yaml(shell: Shell) -> None:
     ("files", "said"),
     [
         (("train.jsonl.gz", "val.jsonl.gz"), "decompress train.jsonl.gz, val.jsonl.gz first"),
-        (("data/train-00000-of-00001.parquet",), "there is data/train-00000-of-00001.parquet: give that folder"),
+        (("tables/train.parquet",), "there is tables/train.parquet: give that folder"),
         (("train.xlsx",), "save train.xlsx as CSV or Parquet"),
     ],
 )
