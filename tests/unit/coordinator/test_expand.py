@@ -9,7 +9,7 @@ import pytest
 
 from atlas_dist.compose import compose_config
 from atlas_dist.config import MethodConfig, Precision, RunConfig, TrainConfig
-from atlas_dist.config.groups import BudgetConfig
+from atlas_dist.config.learning import BudgetConfig
 from atlas_dist.coordinator.expand import (
     NUMERICS_VERSION,
     expand,
