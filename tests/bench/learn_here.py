@@ -21,7 +21,7 @@ from atlas_dist.app.precision import decided_by_nodes
 from atlas_dist.coordinator.coordinator import Coordinator
 from atlas_dist.coordinator.dispatch import Capacity, Event, Failed, Finished, Pool
 from atlas_dist.coordinator.settings import CoordinatorSettings
-from atlas_dist.core.types import Assignment
+from atlas_dist.core.attempts import Assignment
 from atlas_dist.train.context import RankContext
 from atlas_dist.train.engine import join_alone, prepare_process
 from atlas_dist.train.worker import StageWorker

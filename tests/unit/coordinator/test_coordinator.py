@@ -11,8 +11,8 @@ import pytest
 
 from atlas_dist.coordinator.coordinator import Coordinator, CoordinatorSettings
 from atlas_dist.coordinator.dispatch import Capacity, Pool
+from atlas_dist.core.attempts import Assignment, Failure, FailureKind
 from atlas_dist.core.records import Adopt, Commit, Dispatch, Elect, Fail, Halt, Quarantine
-from atlas_dist.core.types import Assignment, Failure, FailureKind
 from atlas_dist.errors import ConfigError, FencedError, Paused, StoreError, TrainingError, UnknownOutcome
 from atlas_dist.redact import BLOT, redact, redact_json
 from atlas_dist.runs.requests import RequestKind, ask
