@@ -35,8 +35,6 @@ from atlas_dist.store.objects import ObjectStore
 
 _STOPPED = (Phase.PAUSED, Phase.HALTED, Phase.FAILED)
 
-__all__ = ["Coordinator", "CoordinatorSettings", "LogSink", "log_line"]
-
 
 class Coordinator:
     """Leads a run, or follows the process that does.

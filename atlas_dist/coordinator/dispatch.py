@@ -11,9 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from atlas_dist.core.attempts import Assignment, Failure
-from atlas_dist.core.schedule import Capacity, Pool
-
-__all__ = ["AttemptProgress", "Capacity", "Dispatcher", "Event", "Failed", "Finished", "Lost", "Pool"]
+from atlas_dist.core.schedule import Capacity
 
 
 @dataclass(frozen=True)

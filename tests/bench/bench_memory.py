@@ -15,8 +15,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from atlas_dist.cli.processes import Part, RunProcess
-
+from atlas_dist.app.child import Part, RunProcess
 from atlas_dist.app.composed import compose_run
 from atlas_dist.core.attempts import Blob
 from atlas_dist.core.keys import sha256_hex

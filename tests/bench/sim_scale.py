@@ -19,7 +19,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from atlas_dist.coordinator.coordinator import Coordinator, CoordinatorSettings
+from atlas_dist.coordinator.coordinator import Coordinator
+from atlas_dist.coordinator.settings import CoordinatorSettings
 from atlas_dist.core.attempts import Blob, FailureKind
 from atlas_dist.core.keys import sha256_hex
 from atlas_dist.core.ledger import GENESIS, Entry, fold
