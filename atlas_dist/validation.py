@@ -1,19 +1,27 @@
-"""What pydantic finds wrong, in the user's words: one line a fault, with the key, its value and what would be valid."""
+"""Groups of settings as pydantic models, and what pydantic finds wrong in the user's words: one line a fault, with the key, its
+value and what would be valid."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 NAME_PATTERN = r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,79}$"
 """Of runs, tasks and data sets: they become parts of paths and keys."""
 NAME_IN_WORDS = "Write letters A to Z, digits, '.', '_' and '-', at most 80, the first a letter, a digit or '_'"
+Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 
 Location = tuple[Any, ...]
 """Names of the sections, fields and items down to a value."""
+
+
+class Section(BaseModel):
+    """A group of settings: frozen, without keys that nobody declared; the text below a field is its description."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
 
 def faults(

@@ -100,6 +100,7 @@ class Exported:
     """Bytes of the files."""
 
 
+@restored_process()
 def export(folder: Path, *settings: Settings, tasks: Sequence[str] = ()) -> Exported:
     """Write learnt tasks as a folder in the manner of the Hugging Face hub, with a model card.
 
@@ -124,6 +125,7 @@ def export(folder: Path, *settings: Settings, tasks: Sequence[str] = ()) -> Expo
     )
 
 
+@restored_process()
 def export_peft(
     folder: Path, *settings: Settings, tasks: Sequence[str] = (), whole: bool = False
 ) -> tuple[dict[str, Path], list[str]]:
@@ -155,6 +157,7 @@ class Imported:
     store: str
 
 
+@restored_process()
 def import_folder(folder: Path, *settings: Settings, name: str = "") -> Imported:
     """Take an exported bank into the store as a run of its own; runs that plan the same jobs then adopt its results.
 

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING
 
 from atlas_dist.app.bank import export, export_peft
 from atlas_dist.app.composed import Settings
+from atlas_dist.app.process import restored_process
 
 if TYPE_CHECKING:
     from atlas_dist.bank.hub import Pulled, Pushed
 
 
+@restored_process()
 def push_folder(folder: Path, repo: str, *, private: bool = True, revision: str = "") -> Pushed:
     """Upload what `export` or `export_peft` wrote as one commit.
 
@@ -29,6 +31,7 @@ def push_folder(folder: Path, repo: str, *, private: bool = True, revision: str 
     return push(folder, repo, private=private, revision=revision)
 
 
+@restored_process()
 def push_bank(
     repo: str,
     *settings: Settings,
@@ -56,6 +59,7 @@ def push_bank(
         return push_folder(folder, repo, private=private, revision=revision)
 
 
+@restored_process()
 def pull_folder(repo: str, folder: Path, *, revision: str = "") -> Pulled:
     """Download one commit of a repository: weights, JSON and texts, nothing that could run.
 

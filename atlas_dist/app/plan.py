@@ -8,9 +8,9 @@ from atlas_dist.app.composed import Settings, compose_run
 from atlas_dist.app.process import restored_process
 from atlas_dist.config import RunConfig
 from atlas_dist.coordinator.preflight import slow_products
-from atlas_dist.core.ledger import RunState
+from atlas_dist.core.attempts import CommittedRef
 from atlas_dist.core.plan import Plan
-from atlas_dist.core.types import CommittedRef
+from atlas_dist.core.state import RunState
 from atlas_dist.data.manifest import read_manifest
 from atlas_dist.report.outlook import Outlook, Pace, foresee, like_of
 from atlas_dist.runs.results import known_results, read_pointers

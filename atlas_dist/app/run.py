@@ -30,7 +30,7 @@ from atlas_dist.coordinator.local_gpus import found_here, placed_here
 from atlas_dist.coordinator.preflight import check_before_cluster, check_place, slow_products
 from atlas_dist.coordinator.ray_env import before_ray
 from atlas_dist.coordinator.take_over import all_known, take_over
-from atlas_dist.core.ledger import RunState
+from atlas_dist.core.state import RunState
 from atlas_dist.redact import redact_json
 from atlas_dist.report.forecast import keep
 from atlas_dist.report.tracking import BackgroundSync, TrackerSync

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 
 from atlas_dist.app.composed import ComposedRun, Settings, compose_run
 from atlas_dist.app.process import restored_process
-from atlas_dist.core.ledger import Entry, RunState
+from atlas_dist.core.ledger import Entry
 from atlas_dist.core.pace import seconds_left
 from atlas_dist.core.plan import Plan
 from atlas_dist.core.results import TrainResult, result_of
 from atlas_dist.core.schedule import Frontier
+from atlas_dist.core.state import RunState
 from atlas_dist.core.types import JobKind
 from atlas_dist.errors import AtlasError
 from atlas_dist.report.masked import masked_sentence
@@ -34,7 +35,7 @@ class JobStanding:
     key: str
     label: str
     state: str
-    """`pending`, `running`, `committed`, … (core/ledger.py, JobStatus)."""
+    """`pending`, `running`, `committed`, … (core/state.py, JobStatus)."""
     attempts: int
     step: int
     """Of the attempt under way; 0 = none, or it has not told of one yet."""

@@ -10,9 +10,9 @@ from atlas_dist.bank.imported_files import original_imported
 from atlas_dist.bank.package import original_files
 from atlas_dist.bank.weights import BankWeights
 from atlas_dist.clock import Clock, SystemClock
+from atlas_dist.core.attempts import CommittedRef
 from atlas_dist.core.keys import check_name, digest_of, plain
 from atlas_dist.core.records import Adopt, Begin, Elect, Finish
-from atlas_dist.core.types import CommittedRef
 from atlas_dist.errors import ConfigError
 from atlas_dist.runs import layout
 from atlas_dist.runs.results import point_to

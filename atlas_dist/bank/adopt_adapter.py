@@ -21,12 +21,15 @@ from atlas_dist.bank.peft_reading import PeftFolder, fitted, read_peft
 from atlas_dist.bank.similar import describe_here
 from atlas_dist.clock import Clock, SystemClock
 from atlas_dist.config import Precision, RunConfig
+from atlas_dist.core.attempts import Blob, CommittedRef
 from atlas_dist.core.imported import CARD, SPECIFIED, Provenance
 from atlas_dist.core.keys import check_name, digest_of, sha256_hex
-from atlas_dist.core.ledger import RunState, fold
+from atlas_dist.core.ledger import fold
 from atlas_dist.core.records import Adopt, Begin, Elect, Finish
-from atlas_dist.core.results import ADAPTER_FILE, PROVENANCE_FILE, SIGNATURE_FILE, ImportResult
-from atlas_dist.core.types import Blob, CommittedRef, TaskSpec
+from atlas_dist.core.result_files import ADAPTER_FILE, PROVENANCE_FILE, SIGNATURE_FILE
+from atlas_dist.core.results import ImportResult
+from atlas_dist.core.state import RunState
+from atlas_dist.core.types import TaskSpec
 from atlas_dist.errors import ConfigError, DataError
 from atlas_dist.model.backbone import BACKBONES, Backbone
 from atlas_dist.model.lora import ranks_in

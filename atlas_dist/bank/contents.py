@@ -11,13 +11,16 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from atlas_dist.core.attempts import CommittedRef
 from atlas_dist.core.imported import Provenance
 from atlas_dist.core.keys import SHORT
-from atlas_dist.core.ledger import Entry, RunState
+from atlas_dist.core.ledger import Entry
 from atlas_dist.core.records import Adopt, Commit
-from atlas_dist.core.results import CONFIG_FILE, PROVENANCE_FILE, AdapterConfig, EvalResult, SelectResult, TrainResult
+from atlas_dist.core.result_files import CONFIG_FILE, PROVENANCE_FILE, AdapterConfig
+from atlas_dist.core.results import EvalResult, SelectResult, TrainResult
 from atlas_dist.core.selection import Form
-from atlas_dist.core.types import CommittedRef, TaskSpec, View
+from atlas_dist.core.state import RunState
+from atlas_dist.core.types import TaskSpec, View
 from atlas_dist.errors import ConfigError, DataError
 from atlas_dist.runs.status import load_run
 from atlas_dist.store import artifacts

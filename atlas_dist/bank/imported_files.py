@@ -17,11 +17,12 @@ from safetensors.torch import load as parse_tensors
 
 from atlas_dist.bank.contents import ImportedEntry
 from atlas_dist.bank.weights import ImportedWeights
+from atlas_dist.core.attempts import CommittedRef
 from atlas_dist.core.imported import Provenance
 from atlas_dist.core.keys import canonical_json, check_name, sha256_hex
 from atlas_dist.core.records import from_json
-from atlas_dist.core.results import ADAPTER_FILE, PROVENANCE_FILE, SIGNATURE_FILE, without_hosts
-from atlas_dist.core.types import CommittedRef
+from atlas_dist.core.result_files import ADAPTER_FILE, PROVENANCE_FILE, SIGNATURE_FILE
+from atlas_dist.core.results import without_hosts
 from atlas_dist.errors import DataError, StoreError
 from atlas_dist.model.lora import ranks_in
 from atlas_dist.store import artifacts

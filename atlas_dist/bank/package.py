@@ -28,9 +28,10 @@ from atlas_dist.bank.contents import Bank, Base, Learnt
 from atlas_dist.bank.imported_files import IMPORTED_FILES, imported_files, read_imported
 from atlas_dist.bank.imported_files import within as _within
 from atlas_dist.bank.weights import BankWeights, LearntWeights
+from atlas_dist.core.attempts import CommittedRef
 from atlas_dist.core.keys import canonical_json, check_name, plain, sha256_hex
 from atlas_dist.core.records import from_json
-from atlas_dist.core.results import (
+from atlas_dist.core.result_files import (
     ADAPTER_FILE,
     CONFIG_FILE,
     DETAILS_FILE,
@@ -40,9 +41,8 @@ from atlas_dist.core.results import (
     TASK_FILE,
     VALIDATION_FILE,
     AdapterConfig,
-    without_hosts,
 )
-from atlas_dist.core.types import CommittedRef
+from atlas_dist.core.results import without_hosts
 from atlas_dist.errors import DataError, StoreError
 from atlas_dist.model.backbone import BACKBONES
 from atlas_dist.store import artifacts

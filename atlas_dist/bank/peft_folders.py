@@ -29,7 +29,7 @@ from atlas_dist.bank.package import require_new
 from atlas_dist.bank.weights import BankWeights, LearntWeights
 from atlas_dist.core.imported import CARD, Provenance
 from atlas_dist.core.keys import check_name
-from atlas_dist.core.results import PROVENANCE_FILE
+from atlas_dist.core.result_files import PROVENANCE_FILE
 from atlas_dist.errors import ConfigError, StoreError
 from atlas_dist.model.backbone import BACKBONES
 from atlas_dist.model.lora import ranks_in

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field, replace
 from atlas_dist.bank.contents import Bank, Evaluation, Learnt
 from atlas_dist.bank.weights import BankWeights
 from atlas_dist.config import BackboneConfig, MethodConfig, Precision, RunConfig
-from atlas_dist.core.types import Assignment, CommittedRef, JobKind, StageJob, View
+from atlas_dist.core.attempts import Assignment, CommittedRef
+from atlas_dist.core.types import JobKind, StageJob, View
 from atlas_dist.errors import ConfigError, DataError
 from atlas_dist.methods import name_of_stored
 from atlas_dist.model.backbone import Backbone

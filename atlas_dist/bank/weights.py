@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from torch import Tensor
 
 from atlas_dist.bank.contents import Bank, Base, ImportedEntry, Learnt
-from atlas_dist.core.results import SIGNATURE_FILE
+from atlas_dist.core.result_files import SIGNATURE_FILE
 from atlas_dist.core.types import TaskKind
 from atlas_dist.data.manifest import read_manifest
 from atlas_dist.errors import AtlasError, DataError
@@ -29,7 +29,7 @@ class LearntWeights:
     own: Mapping[str, Tensor]
     labels: tuple[str, ...] = ()
     signature: Mapping[str, Tensor] = field(default_factory=dict)
-    """What its training samples look like to the frozen backbone (core/results.py: SIGNATURE_FILE); {} where nobody looked."""
+    """What its training samples look like to the frozen backbone, of its SIGNATURE_FILE; {} where nobody looked."""
 
     def label(self, index: int) -> str:
         """The name of a class, or its number."""

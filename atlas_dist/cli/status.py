@@ -16,6 +16,7 @@ from atlas_dist.app.show import standard_console
 from atlas_dist.app.status import Standing, status
 from atlas_dist.cli.logs import line
 from atlas_dist.core.pace import duration
+from atlas_dist.runs.heartbeat import PoolHeartbeat
 
 SILENT_S = 60.0
 """Seconds without a heartbeat after which a coordinator is called silent; it beats every few seconds."""
@@ -88,7 +89,7 @@ def _print(standing: Standing, out: Console) -> None:
         parts = [f"{read:,} of {of:,} ({task})" for task, (read, of) in standing.rechecked.items()]
         out.print(f"  read again after later tasks, a fixed sample: {', '.join(parts)}", markup=False, soft_wrap=True)
     for name, pool in standing.pools.items() if not status.done else ():
-        out.print(f"  pool {name}: {pool.workers} of {pool.of} workers, {pool.standing}", markup=False)
+        out.print(f"  {pool_line(name, pool)}", markup=False)
     for job in standing.jobs:
         if job.state == "running":
             where = f"step {job.step} of {job.steps}" if job.steps else "starting"
@@ -101,6 +102,11 @@ def _print(standing: Standing, out: Console) -> None:
             out.print(f"  {job.masked}", markup=False, soft_wrap=True)
     for decision in standing.decisions:
         out.print(f"  {line(decision, standing.labels)}", markup=False, soft_wrap=True)
+
+
+def pool_line(name: str, pool: PoolHeartbeat) -> str:
+    """A pool in words; what it does only where its leader says so."""
+    return f"pool {name}: {pool.workers} of {pool.of} workers" + (f", {pool.standing}" if pool.standing else "")
 
 
 def _curve(point: Mapping[str, float]) -> str:

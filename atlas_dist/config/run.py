@@ -6,24 +6,11 @@ from pathlib import Path
 
 from pydantic import Field, field_validator, model_validator
 
-from atlas_dist.config.groups import (
-    BackboneConfig,
-    ClusterConfig,
-    LogConfig,
-    MethodConfig,
-    Name,
-    PackConfig,
-    ReferencesConfig,
-    Section,
-    SequenceConfig,
-    ShardsConfig,
-    StoreConfig,
-    TaskConfig,
-    TrackConfig,
-    TrainConfig,
-)
+from atlas_dist.config.infrastructure import ClusterConfig, LogConfig, PackConfig, ShardsConfig, StoreConfig, TrackConfig
+from atlas_dist.config.learning import BackboneConfig, MethodConfig, ReferencesConfig, SequenceConfig, TaskConfig, TrainConfig
 from atlas_dist.core.types import Work, WorkerGroupSpec
 from atlas_dist.store.places import absolute_url
+from atlas_dist.validation import Name, Section
 
 
 class RunConfig(Section):

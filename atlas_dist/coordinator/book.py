@@ -7,10 +7,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from atlas_dist.clock import Clock
-from atlas_dist.core.ledger import Entry, RunState, fold
+from atlas_dist.core.ledger import Entry, fold
 from atlas_dist.core.plan import Plan
 from atlas_dist.core.records import Adopt, Commit, Elect, Record
 from atlas_dist.core.schedule import Frontier
+from atlas_dist.core.state import RunState
 from atlas_dist.runs.stores import open_ledger
 from atlas_dist.store.log import Map
 from atlas_dist.store.objects import ObjectStore

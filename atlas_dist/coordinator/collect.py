@@ -16,9 +16,10 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from atlas_dist.clock import Clock
-from atlas_dist.core.ledger import Attempt, AttemptStatus, Entry, RunState, fold
+from atlas_dist.core.attempts import FailureKind
+from atlas_dist.core.ledger import Entry, fold
 from atlas_dist.core.records import Abandon, Commit, Dispatch, Elect, Fail, Record, from_json
-from atlas_dist.core.types import FailureKind
+from atlas_dist.core.state import Attempt, AttemptStatus, RunState
 from atlas_dist.errors import DataError, FencedError, MissingObject
 from atlas_dist.failpoints import failpoint
 from atlas_dist.runs import layout

@@ -21,10 +21,10 @@ from atlas_dist.coordinator.dispatch import AttemptProgress, Dispatcher
 from atlas_dist.coordinator.leader import Leader
 from atlas_dist.coordinator.settings import CoordinatorSettings
 from atlas_dist.core.keys import digest_of, flattened, plain
-from atlas_dist.core.ledger import RunState
 from atlas_dist.core.plan import Plan
 from atlas_dist.core.records import Begin, Elect
 from atlas_dist.core.schedule import infeasible
+from atlas_dist.core.state import RunState
 from atlas_dist.errors import ConfigError, FencedError, StoreError
 from atlas_dist.failpoints import failpoint
 from atlas_dist.redact import redact_json
@@ -34,8 +34,6 @@ from atlas_dist.store.log import Map
 from atlas_dist.store.objects import ObjectStore
 
 _STOPPED = (Phase.PAUSED, Phase.HALTED, Phase.FAILED)
-
-__all__ = ["Coordinator", "CoordinatorSettings", "LogSink", "log_line"]
 
 
 class Coordinator:

@@ -10,10 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from atlas_dist.core.schedule import Capacity, Pool
-from atlas_dist.core.types import Assignment, Failure
-
-__all__ = ["AttemptProgress", "Capacity", "Dispatcher", "Event", "Failed", "Finished", "Lost", "Pool"]
+from atlas_dist.core.attempts import Assignment, Failure
+from atlas_dist.core.schedule import Capacity
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from atlas_dist.clock import Clock
 from atlas_dist.coordinator.book import RunBook
 from atlas_dist.coordinator.dispatch import AttemptProgress, Dispatcher, Failed, Finished, Lost
 from atlas_dist.coordinator.settings import CoordinatorSettings
-from atlas_dist.core.ledger import Attempt, AttemptStatus, JobState
+from atlas_dist.core.attempts import Assignment, Failure, FailureKind, StageResult
 from atlas_dist.core.records import Abandon, Adopt, Cancel, Commit, Dispatch, Fail, Finish, Halt, Pause, Quarantine, Resume
 from atlas_dist.core.results import SelectResult, TrainResult
 from atlas_dist.core.schedule import (
@@ -22,7 +22,7 @@ from atlas_dist.core.schedule import (
     latest_usable,
     next_actions,
 )
-from atlas_dist.core.types import Assignment, Failure, FailureKind, StageResult
+from atlas_dist.core.state import Attempt, AttemptStatus, JobState
 from atlas_dist.errors import DataError, FencedError, StoreError
 from atlas_dist.failpoints import failpoint
 from atlas_dist.redact import redact

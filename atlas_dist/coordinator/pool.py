@@ -11,8 +11,10 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
-from atlas_dist.coordinator.dispatch import AttemptProgress, Capacity, Event, Failed, Finished, Lost, Pool
-from atlas_dist.core.types import Assignment, Failure, FailureKind, WorkerGroupSpec
+from atlas_dist.coordinator.dispatch import AttemptProgress, Event, Failed, Finished, Lost
+from atlas_dist.core.attempts import Assignment, Failure, FailureKind
+from atlas_dist.core.schedule import Capacity, Pool
+from atlas_dist.core.types import WorkerGroupSpec
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,8 @@ from atlas_dist.coordinator.ray_pulse import GroupEnder
 from atlas_dist.coordinator.service import RunService, Snapshot
 from atlas_dist.coordinator.set_ups import SetUpFailures
 from atlas_dist.coordinator.stall import Process
+from atlas_dist.core.attempts import Failure
 from atlas_dist.core.plan import Plan
-from atlas_dist.core.types import Failure
 from atlas_dist.logs import set_up
 from atlas_dist.pulse import Pulse
 

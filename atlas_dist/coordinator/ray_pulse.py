@@ -26,7 +26,7 @@ from atlas_dist.config import RunConfig
 from atlas_dist.coordinator.pool import PoolDispatcher
 from atlas_dist.coordinator.ray_metrics import RunMetrics
 from atlas_dist.coordinator.stall import Process, Stall, StallWatch
-from atlas_dist.core.types import Failure, FailureKind
+from atlas_dist.core.attempts import Failure, FailureKind
 from atlas_dist.errors import AtlasError
 from atlas_dist.pulse import Pulse, pulse
 from atlas_dist.store import StoreOptions, open_store

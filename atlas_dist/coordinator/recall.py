@@ -9,8 +9,8 @@ from typing import Any
 from atlas_dist.config import RunConfig, load_config
 from atlas_dist.coordinator.expand import lay_out, packed_task, used_tasks
 from atlas_dist.core.imported import SPECIFIED, ImportedAdapter
-from atlas_dist.core.ledger import RunState
 from atlas_dist.core.plan import Plan
+from atlas_dist.core.state import RunState
 from atlas_dist.core.types import TaskSpec
 from atlas_dist.data.manifest import read_manifest
 from atlas_dist.errors import AtlasError, ConfigError, DataError

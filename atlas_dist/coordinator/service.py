@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from atlas_dist.config import RunConfig
-from atlas_dist.coordinator.coordinator import Coordinator, CoordinatorSettings
+from atlas_dist.coordinator.coordinator import Coordinator
 from atlas_dist.coordinator.dispatch import AttemptProgress
 from atlas_dist.coordinator.pool import PoolDispatcher, Waiting
+from atlas_dist.coordinator.settings import CoordinatorSettings
 from atlas_dist.core.plan import Plan
 from atlas_dist.errors import AtlasError
 from atlas_dist.logs import log_fields

@@ -9,12 +9,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from atlas_dist.config import RunConfig
-from atlas_dist.coordinator.coordinator import Coordinator, CoordinatorSettings
-from atlas_dist.coordinator.dispatch import Capacity, Event, Lost, Pool
+from atlas_dist.coordinator.coordinator import Coordinator
+from atlas_dist.coordinator.dispatch import Event, Lost
 from atlas_dist.coordinator.service import Decision, Snapshot
-from atlas_dist.core.ledger import RunState
+from atlas_dist.coordinator.settings import CoordinatorSettings
+from atlas_dist.core.attempts import Assignment
 from atlas_dist.core.plan import Plan
-from atlas_dist.core.types import Assignment
+from atlas_dist.core.schedule import Capacity, Pool
+from atlas_dist.core.state import RunState
 from atlas_dist.runs.results import known_results
 from atlas_dist.runs.status import CoordinatorRole
 from atlas_dist.store.log import threaded

@@ -13,7 +13,7 @@ from typing import Any, Self
 
 from atlas_dist.core.keys import canonical_json, key_of, plain
 from atlas_dist.core.records import from_json
-from atlas_dist.core.results import only_fields, parsed
+from atlas_dist.core.result_files import only_fields, parsed
 from atlas_dist.core.types import TaskSpec
 from atlas_dist.errors import DataError
 

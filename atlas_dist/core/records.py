@@ -15,7 +15,7 @@ from enum import StrEnum
 from types import UnionType
 from typing import Any, TypeVar
 
-from atlas_dist.core.types import Blob, FailureKind
+from atlas_dist.core.attempts import Blob, FailureKind
 from atlas_dist.errors import DataError
 
 

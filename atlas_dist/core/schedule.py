@@ -17,9 +17,10 @@ from bisect import bisect_left, insort
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from atlas_dist.core.ledger import AttemptStatus, JobState, RunState
+from atlas_dist.core.attempts import FailureKind
 from atlas_dist.core.plan import REFERENCE, TRANSFER, UPSTREAM, Plan
-from atlas_dist.core.types import FailureKind, JobKind, StageJob, Work
+from atlas_dist.core.state import AttemptStatus, JobState, RunState
+from atlas_dist.core.types import JobKind, StageJob, Work
 
 _LEARNING = {UPSTREAM: Work.UPSTREAM, TRANSFER: Work.TRANSFER, REFERENCE: Work.REFERENCE}
 

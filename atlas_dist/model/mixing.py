@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from atlas_dist.errors import ConfigError
-from atlas_dist.model.mixing_op import MixRule, Stack, mix
+from atlas_dist.model.mixing_call import MixRule, Stack
+from atlas_dist.model.mixing_op import mix
 from atlas_dist.model.targets import LoraSpec
 
 INIT_STD = 0.02

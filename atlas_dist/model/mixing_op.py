@@ -27,8 +27,6 @@ from torch.nn import functional
 from atlas_dist.model.mixing_attend import AttendGrads, attend, attend_backward, coefficient
 from atlas_dist.model.mixing_call import Call, CombineGrads, MixRule, Stack, combine, combine_backward
 
-__all__ = ["MixRule", "Stack", "mix"]
-
 
 def mix(x: Tensor, stack: Stack, rule: MixRule) -> tuple[Tensor, Tensor]:
     """Σ_i α_i y_i of the site's input.

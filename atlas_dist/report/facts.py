@@ -11,14 +11,17 @@ from dataclasses import dataclass, field, replace
 from statistics import fmean
 from typing import Any
 
-from atlas_dist.core.ledger import Entry, JobState, JobStatus, RunState
+from atlas_dist.core.attempts import CommittedRef
+from atlas_dist.core.ledger import Entry
 from atlas_dist.core.metrics import average_accuracy, backward_transfer, final, forgetting, learnt
 from atlas_dist.core.plan import Plan, SequenceJobs
 from atlas_dist.core.recheck import before_in, score_in
-from atlas_dist.core.results import ADAPTER_FILE, DETAILS_FILE, Details, EvalResult, SelectResult, TrainResult, result_of
+from atlas_dist.core.result_files import ADAPTER_FILE, DETAILS_FILE, Details
+from atlas_dist.core.results import EvalResult, SelectResult, TrainResult, result_of
 from atlas_dist.core.selection import Form
+from atlas_dist.core.state import JobState, JobStatus, RunState
 from atlas_dist.core.task_jobs import TaskJobs
-from atlas_dist.core.types import CommittedRef, StageJob, View
+from atlas_dist.core.types import StageJob, View
 from atlas_dist.errors import DataError
 from atlas_dist.packages import environment
 from atlas_dist.report.forecast import Compared

@@ -11,11 +11,12 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
+from atlas_dist.core.attempts import CommittedRef
 from atlas_dist.core.keys import canonical_json
-from atlas_dist.core.ledger import RunState
 from atlas_dist.core.plan import Plan
 from atlas_dist.core.results import result_of
-from atlas_dist.core.types import CommittedRef, JobKind, StageJob
+from atlas_dist.core.state import RunState
+from atlas_dist.core.types import JobKind, StageJob
 from atlas_dist.errors import AlreadyExists, AtlasError
 from atlas_dist.report.outlook import Outlook, Pace, samples_done, seconds_taken
 from atlas_dist.runs import layout

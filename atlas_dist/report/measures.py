@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from statistics import fmean
 
 from atlas_dist.core.compare import refusal
-from atlas_dist.core.ledger import RunState
 from atlas_dist.core.metrics import (
     Spread,
     average_accuracy,
@@ -25,7 +24,9 @@ from atlas_dist.core.metrics import (
 )
 from atlas_dist.core.plan import Plan, SequenceJobs
 from atlas_dist.core.recheck import before_in, score_in
-from atlas_dist.core.results import ADAPTER_FILE, EvalResult, TrainResult
+from atlas_dist.core.result_files import ADAPTER_FILE
+from atlas_dist.core.results import EvalResult, TrainResult
+from atlas_dist.core.state import RunState
 from atlas_dist.core.task_jobs import TaskJobs
 from atlas_dist.core.types import View
 

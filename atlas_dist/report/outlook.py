@@ -13,12 +13,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from atlas_dist.core.ledger import RunState
+from atlas_dist.core.attempts import CommittedRef
 from atlas_dist.core.manifest import ShardManifest
 from atlas_dist.core.plan import Plan, SequenceJobs
 from atlas_dist.core.results import result_of
 from atlas_dist.core.schedule import work_of
-from atlas_dist.core.types import CommittedRef, StageJob, WorkerGroupSpec
+from atlas_dist.core.state import RunState
+from atlas_dist.core.types import StageJob, WorkerGroupSpec
 
 Pace = tuple[float, float]
 """(least, most) seconds a sample."""

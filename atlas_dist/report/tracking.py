@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import Protocol
 
 from atlas_dist.core.keys import digest_of, sha256_hex
-from atlas_dist.core.ledger import Attempt, Entry, JobState, RunState, fold
+from atlas_dist.core.ledger import Entry, fold
 from atlas_dist.core.plan import Plan, SequenceJobs
 from atlas_dist.core.records import Dispatch
 from atlas_dist.core.results import TrainResult
+from atlas_dist.core.state import Attempt, JobState, RunState
 from atlas_dist.core.task_jobs import TaskJobs
 from atlas_dist.errors import AtlasError
 from atlas_dist.redact import redact

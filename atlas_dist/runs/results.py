@@ -11,9 +11,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from atlas_dist.clock import Clock
+from atlas_dist.core.attempts import CommittedRef, StageResult
 from atlas_dist.core.keys import canonical_json, check_key
 from atlas_dist.core.records import from_json
-from atlas_dist.core.types import CommittedRef, StageResult
 from atlas_dist.errors import AlreadyExists, AtlasError, DataError, MissingObject
 from atlas_dist.failpoints import failpoint
 from atlas_dist.runs import layout

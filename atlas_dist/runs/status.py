@@ -6,11 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from atlas_dist.core.ledger import Entry, JobStatus, RunState, fold
+from atlas_dist.core.ledger import Entry, fold
 from atlas_dist.core.plan import Plan
 from atlas_dist.core.records import Begin
 from atlas_dist.core.results import SelectResult
 from atlas_dist.core.schedule import Frontier
+from atlas_dist.core.state import JobStatus, RunState
 from atlas_dist.core.task_jobs import TaskJobs
 from atlas_dist.core.types import Stage
 from atlas_dist.errors import AtlasError, MissingObject, Paused, TrainingError

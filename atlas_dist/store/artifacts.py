@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from atlas_dist.clock import Clock, SystemClock
+from atlas_dist.core.attempts import Blob, CommittedRef, StageResult
 from atlas_dist.core.keys import canonical_json, check_key, check_name, sha256_hex
 from atlas_dist.core.records import from_json
-from atlas_dist.core.types import Blob, CommittedRef, StageResult
 from atlas_dist.errors import DataError, MissingObject, StoreError
 from atlas_dist.failpoints import failpoint
 from atlas_dist.store.objects import ObjectInfo, ObjectStore

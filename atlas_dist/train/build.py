@@ -10,9 +10,10 @@ from contextlib import ExitStack
 import torch
 from torch import Tensor
 
-from atlas_dist.core.results import ADAPTER_FILE, BACKBONE_FILE
+from atlas_dist.core.attempts import CommittedRef
+from atlas_dist.core.result_files import ADAPTER_FILE, BACKBONE_FILE
 from atlas_dist.core.seeds import seed_from, seed_of
-from atlas_dist.core.types import AuxiliaryTask, Budget, CommittedRef, Role, StageJob
+from atlas_dist.core.types import AuxiliaryTask, Budget, Role, StageJob
 from atlas_dist.data.stream import Stream
 from atlas_dist.model.atlas import AdaptedModel
 from atlas_dist.model.heads import Head, HeadSpec

@@ -1,4 +1,4 @@
-"""Tensors as the files of results (core/results.py), and reading those of earlier jobs, verified."""
+"""Tensors as the files of results (core/result_files.py), and reading those of earlier jobs, verified."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from safetensors.torch import load as parse_tensors
 from safetensors.torch import save
 from torch import Tensor
 
-from atlas_dist.core.results import ADAPTER_FILE, TASK_FILE
-from atlas_dist.core.types import CommittedRef
+from atlas_dist.core.attempts import CommittedRef
+from atlas_dist.core.result_files import ADAPTER_FILE, TASK_FILE
 from atlas_dist.store import artifacts
 from atlas_dist.store.objects import ObjectStore
 

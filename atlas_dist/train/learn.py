@@ -15,7 +15,8 @@ from torch import Tensor
 
 from atlas_dist.clock import Stopwatch
 from atlas_dist.config import Precision
-from atlas_dist.core.results import (
+from atlas_dist.core.attempts import Assignment
+from atlas_dist.core.result_files import (
     ADAPTER_FILE,
     BACKBONE_FILE,
     CONFIG_FILE,
@@ -26,12 +27,11 @@ from atlas_dist.core.results import (
     VALIDATION_FILE,
     AdapterConfig,
     Details,
-    StageSeconds,
-    TrainResult,
 )
+from atlas_dist.core.results import StageSeconds, TrainResult
 from atlas_dist.core.sampling import slots
 from atlas_dist.core.seeds import seed_of
-from atlas_dist.core.types import Assignment, Role
+from atlas_dist.core.types import Role
 from atlas_dist.data.stream import Stream
 from atlas_dist.device import device, device_name
 from atlas_dist.model.flops import StepFlops, peak_flops, sample_flops

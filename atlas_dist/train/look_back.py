@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from atlas_dist.core.results import ADAPTER_FILE, PROVENANCE_FILE, SIGNATURE_FILE, SIGNATURES_FILE, TrainResult
+from atlas_dist.core.attempts import CommittedRef
+from atlas_dist.core.result_files import ADAPTER_FILE, PROVENANCE_FILE, SIGNATURE_FILE, SIGNATURES_FILE
+from atlas_dist.core.results import TrainResult
 from atlas_dist.core.signature import nearest
-from atlas_dist.core.types import CommittedRef, StageJob
+from atlas_dist.core.types import StageJob
 from atlas_dist.methods import Method
 from atlas_dist.store.objects import ObjectStore
 from atlas_dist.train.inputs import read_if_there

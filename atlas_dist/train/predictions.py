@@ -8,8 +8,9 @@ from hashlib import blake2b, sha256
 import torch
 from torch import Tensor
 
-from atlas_dist.core.results import predictions_file
-from atlas_dist.core.types import CommittedRef, View
+from atlas_dist.core.attempts import CommittedRef
+from atlas_dist.core.result_files import predictions_file
+from atlas_dist.core.types import View
 from atlas_dist.store.objects import ObjectStore
 from atlas_dist.train.inputs import read_if_there
 

@@ -7,8 +7,10 @@ from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
-from atlas_dist.core.results import BACKBONE_FILE, TrainResult
-from atlas_dist.core.types import CommittedRef, StageJob, View
+from atlas_dist.core.attempts import CommittedRef
+from atlas_dist.core.result_files import BACKBONE_FILE
+from atlas_dist.core.results import TrainResult
+from atlas_dist.core.types import StageJob, View
 from atlas_dist.model.atlas import AdaptedModel
 from atlas_dist.model.heads import HeadSpec
 from atlas_dist.model.lora import ranks_in, weighed_layers
@@ -30,7 +32,7 @@ Inputs = Mapping[str, CommittedRef]
 
 @dataclass(frozen=True)
 class TaskParts:
-    """What a model that reads a task is made of; names as in files (core/results.py)."""
+    """What a model that reads a task is made of; names as in files (core/result_files.py)."""
 
     head: Mapping[str, Tensor]
     adapters: Sequence[Mapping[str, Tensor]] = ()

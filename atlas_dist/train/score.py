@@ -10,8 +10,10 @@ from torch import Tensor
 
 from atlas_dist.clock import Stopwatch
 from atlas_dist.config import Precision
-from atlas_dist.core.results import EvalResult, ScoringSeconds, ViewResult, predictions_file
-from atlas_dist.core.types import Assignment, StageJob, View
+from atlas_dist.core.attempts import Assignment
+from atlas_dist.core.result_files import predictions_file
+from atlas_dist.core.results import EvalResult, ScoringSeconds, ViewResult
+from atlas_dist.core.types import StageJob, View
 from atlas_dist.data.stream import Stream
 from atlas_dist.device import device
 from atlas_dist.model.atlas import AdaptedModel

@@ -12,7 +12,8 @@ import numpy as np
 from safetensors.torch import load as parse_tensors
 
 from atlas_dist.clock import Stopwatch
-from atlas_dist.core.results import (
+from atlas_dist.core.attempts import Assignment, CommittedRef
+from atlas_dist.core.result_files import (
     ADAPTER_FILE,
     CONFIG_FILE,
     DETAILS_FILE,
@@ -22,12 +23,9 @@ from atlas_dist.core.results import (
     TASK_FILE,
     VALIDATION_FILE,
     AdapterConfig,
-    SelectResult,
-    StageSeconds,
-    TrainResult,
 )
+from atlas_dist.core.results import SelectResult, StageSeconds, TrainResult
 from atlas_dist.core.selection import Evidence, Form, Selection, select
-from atlas_dist.core.types import Assignment, CommittedRef
 from atlas_dist.errors import DataError
 from atlas_dist.store import artifacts
 from atlas_dist.store.objects import ObjectStore

@@ -12,9 +12,11 @@ from torch import Tensor, nn, unflatten
 
 from atlas_dist.clock import Stopwatch
 from atlas_dist.config import Precision
-from atlas_dist.core.results import SIGNATURE_FILE, DescribeResult, ScoringSeconds
+from atlas_dist.core.attempts import Assignment
+from atlas_dist.core.result_files import SIGNATURE_FILE
+from atlas_dist.core.results import DescribeResult, ScoringSeconds
 from atlas_dist.core.signature import FLOOR, SAMPLES, Density, Form, Signature, TaskProfile, fit
-from atlas_dist.core.types import Assignment, StageJob, TaskKind, TaskSpec
+from atlas_dist.core.types import StageJob, TaskKind, TaskSpec
 from atlas_dist.data.batch import RankBatch
 from atlas_dist.data.decode import MEAN_COLOUR, TextEncoder
 from atlas_dist.data.sample import IMAGE_PROMPT

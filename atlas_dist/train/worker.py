@@ -19,9 +19,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from atlas_dist.core.attempts import Assignment, Failure, FailureKind
 from atlas_dist.core.pace import likeness
 from atlas_dist.core.results import Result
-from atlas_dist.core.types import Assignment, Failure, FailureKind, JobKind, StageJob
+from atlas_dist.core.types import JobKind, StageJob
 from atlas_dist.device import release_memory
 from atlas_dist.errors import AuthError, ConfigError, DataError, ExpiredCredentials, OutOfMemory, Paused, StoreError
 from atlas_dist.logs import log_context, log_fields

@@ -30,8 +30,10 @@ from typing import Any
 
 import torch
 
-from atlas_dist.core.results import ADAPTER_FILE, SIGNATURES_FILE, TrainResult
-from atlas_dist.core.types import CommittedRef, StageJob
+from atlas_dist.core.attempts import CommittedRef
+from atlas_dist.core.result_files import ADAPTER_FILE, SIGNATURES_FILE
+from atlas_dist.core.results import TrainResult
+from atlas_dist.core.types import StageJob
 from atlas_dist.store import ObjectStore, artifacts
 from atlas_dist.train.inputs import pack_tensors
 from atlas_dist.train.look_back import look_back

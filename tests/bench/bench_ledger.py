@@ -17,12 +17,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from atlas_dist.core.attempts import Blob
 from atlas_dist.core.keys import sha256_hex
-from atlas_dist.core.ledger import GENESIS, Entry, RunState, fold
+from atlas_dist.core.ledger import GENESIS, Entry, fold
 from atlas_dist.core.plan import Plan
 from atlas_dist.core.records import Begin, Commit, Dispatch, Elect, Pause, Record
 from atlas_dist.core.schedule import Capacity, Frontier, Pool, next_actions
-from atlas_dist.core.types import Blob, JobKind, StageJob, TaskKind, TaskSpec
+from atlas_dist.core.state import RunState
+from atlas_dist.core.types import JobKind, StageJob, TaskKind, TaskSpec
 from atlas_dist.store import open_store
 from atlas_dist.store.log import RecordLog, threaded
 from atlas_dist.store.objects import ObjectStore

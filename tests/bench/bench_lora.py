@@ -17,9 +17,7 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import peft
@@ -30,7 +28,7 @@ from torch import Tensor, nn
 from atlas_dist.model.lora import LoraSite
 from atlas_dist.model.mixing import MixingSpec, Weighting
 from atlas_dist.model.targets import LoraSpec
-from tests.bench.bench_mixing import CLOCKS, make_step, new_layer, peak_bytes, saved_bytes, timed
+from tests.bench.bench_mixing import beside_ours, keep, new_layer, parser_of
 
 SCOPES = ("frozen", "all")
 
@@ -89,16 +87,9 @@ def measure(count: int, scope: str, args: argparse.Namespace) -> dict[str, Any]:
     x, grad = (torch.randn((args.batch, args.length, args.width), generator=generator).to(args.device, dtype) for _ in range(2))
     x.requires_grad_()
     runs: dict[str, Callable[[Tensor], Any]] = {"peft": theirs, "ours": ours}
-    row: dict[str, Any] = {"scope": scope, "T": count, "differs_by": _difference(runs, x, grad)}
+    differs_by = _difference(runs, x, grad)
     leaves = [p for module in (theirs, *sites) for p in module.parameters()]
-    steps = {name: make_step(run, x, grad, leaves) for name, run in runs.items()}
-    for name, seconds in timed(steps, args.repeats, args.device, CLOCKS[args.clock]).items():
-        row[f"{name}_ms"] = 1e3 * seconds
-        row[f"{name}_peak_mib"] = peak_bytes(steps[name], args.device) / 2**20
-        row[f"{name}_saved_mib"] = saved_bytes(runs[name], x) / 2**20
-    for what in ("ms", "peak_mib", "saved_mib"):
-        row[f"ratio_{what}"] = row[f"peft_{what}"] / row[f"ours_{what}"]
-    return row
+    return {"scope": scope, "T": count, "differs_by": differs_by, **beside_ours("peft", runs, x, grad, leaves, args)}
 
 
 def _difference(runs: dict[str, Callable[[Tensor], Any]], x: Tensor, grad: Tensor) -> float:
@@ -122,18 +113,8 @@ def show(rows: list[dict[str, Any]]) -> None:
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--adapters", type=int, nargs="+", default=[1, 4, 8, 16])
-    parser.add_argument("--scope", nargs="+", default=list(SCOPES), choices=SCOPES)
+    parser = parser_of(__doc__, SCOPES, [1, 4, 8, 16], rank=16)
     parser.add_argument("--targets", nargs="+", default=["query", "key", "value", "dense"])
-    parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float64"])
-    parser.add_argument("--clock", default="wall", choices=list(CLOCKS))
-    parser.add_argument("--threads", type=int, default=0, help="CPU threads (0: torch's default)")
-    for name, value in {"width": 768, "heads": 12, "rank": 16, "length": 185, "batch": 4}.items():
-        parser.add_argument(f"--{name}", type=int, default=value)
-    parser.add_argument("--json", type=Path, help="also write the rows here")
     return parser.parse_args()
 
 
@@ -146,9 +127,7 @@ def main() -> None:
     print(f"torch {torch.__version__}, peft {peft.__version__}, {where}; "
           f"B={args.batch} L={args.length} D={args.width} r={args.rank}, at {' '.join(args.targets)}")  # fmt: skip
     show(rows)
-    if args.json:
-        settings = {k: str(v) for k, v in vars(args).items() if k != "json"} | {"torch": torch.__version__}
-        args.json.write_text(json.dumps({"settings": settings | {"peft": peft.__version__}, "rows": rows}, indent=1) + "\n")
+    keep(rows, args, peft=peft.__version__)
 
 
 if __name__ == "__main__":

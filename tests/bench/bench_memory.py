@@ -15,14 +15,14 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from atlas_dist.cli.processes import Part, RunProcess
-
+from atlas_dist.app.child import Part, RunProcess
 from atlas_dist.app.composed import compose_run
+from atlas_dist.core.attempts import Blob
 from atlas_dist.core.keys import sha256_hex
 from atlas_dist.core.ledger import GENESIS, Entry
 from atlas_dist.core.plan import Plan
 from atlas_dist.core.records import Begin, Commit, Dispatch, Elect, Record
-from atlas_dist.core.types import Blob, JobKind
+from atlas_dist.core.types import JobKind
 from atlas_dist.runs import layout
 from atlas_dist.store.objects import ObjectStore
 from tests.kits.stage import pack_toys

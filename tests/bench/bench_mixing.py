@@ -177,14 +177,21 @@ def measure(count: int, scope: str, args: argparse.Namespace) -> dict[str, Any]:
     x, grad = (torch.randn(shape, generator=generator).to(args.device, dtype) for _ in range(2))
     x.requires_grad_()
     leaves = [p for site in sites for p in site.parameters()]
+    return {"scope": scope, "T": count, **beside_ours("naive", runs, x, grad, leaves, args)}
+
+
+def beside_ours(
+    peer: str, runs: dict[str, Callable[[Tensor], Any]], x: Tensor, grad: Tensor, leaves: list[Tensor], args: argparse.Namespace
+) -> dict[str, float]:
+    """Time and memory of `runs`, which are the peer and `ours`, and the peer's as multiples of ours."""
     steps = {name: make_step(run, x, grad, leaves) for name, run in runs.items()}
-    row: dict[str, Any] = {"scope": scope, "T": count}
+    row: dict[str, float] = {}
     for name, seconds in timed(steps, args.repeats, args.device, CLOCKS[args.clock]).items():
         row[f"{name}_ms"] = 1e3 * seconds
         row[f"{name}_peak_mib"] = peak_bytes(steps[name], args.device) / 2**20
         row[f"{name}_saved_mib"] = saved_bytes(runs[name], x) / 2**20
     for what in ("ms", "peak_mib", "saved_mib"):
-        row[f"ratio_{what}"] = row[f"naive_{what}"] / row[f"ours_{what}"]
+        row[f"ratio_{what}"] = row[f"{peer}_{what}"] / row[f"ours_{what}"]
     return row
 
 
@@ -204,20 +211,33 @@ def _wait(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+def parser_of(about: str | None, scopes: tuple[str, ...], adapters: list[int], rank: int) -> argparse.ArgumentParser:
+    """The options that a benchmark of sites has, whatever it sets them beside."""
+    parser = argparse.ArgumentParser(description=(about or "").splitlines()[0])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--adapters", type=int, nargs="+", default=[1, 4, 8, 16, 32])
-    parser.add_argument("--scope", nargs="+", default=list(SCOPES), choices=SCOPES)
+    parser.add_argument("--adapters", type=int, nargs="+", default=adapters)
+    parser.add_argument("--scope", nargs="+", default=list(scopes), choices=scopes)
     parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--train", default="queries", choices=["queries", "all"])
-    parser.add_argument("--weighting", default="whole", choices=[w.value for w in Weighting])
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16", "float64"])
     parser.add_argument("--clock", default="wall", choices=list(CLOCKS))
     parser.add_argument("--threads", type=int, default=0, help="CPU threads (0: torch's default)")
-    for name, value in {"width": 768, "heads": 12, "rank": 48, "length": 185, "batch": 4}.items():
+    for name, value in {"width": 768, "heads": 12, "rank": rank, "length": 185, "batch": 4}.items():
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--json", type=Path, help="also write the rows here")
+    return parser
+
+
+def keep(rows: list[dict[str, Any]], args: argparse.Namespace, **versions: str) -> None:
+    """Write the rows where `--json` says, with all that they depend on."""
+    if args.json:
+        settings = {k: str(v) for k, v in vars(args).items() if k != "json"} | {"torch": torch.__version__} | versions
+        args.json.write_text(json.dumps({"settings": settings, "rows": rows}, indent=1) + "\n")
+
+
+def parse() -> argparse.Namespace:
+    parser = parser_of(__doc__, SCOPES, [1, 4, 8, 16, 32], rank=48)
+    parser.add_argument("--train", default="queries", choices=["queries", "all"])
+    parser.add_argument("--weighting", default="whole", choices=[w.value for w in Weighting])
     return parser.parse_args()
 
 
@@ -226,13 +246,11 @@ def main() -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
     rows = [measure(count, scope, args) for scope in args.scope for count in args.adapters]
-    settings = {k: str(v) for k, v in vars(args).items() if k != "json"} | {"torch": torch.__version__}
     where = f"{args.device}, {torch.get_num_threads()} threads, {args.clock} clock, {args.dtype}, {args.weighting}"
     sizes = f"B={args.batch} L={args.length} D={args.width} H={args.heads} r={args.rank}"
     print(f"torch {torch.__version__}, {where}; {sizes}; trains: {args.train}")
     show(rows)
-    if args.json:
-        args.json.write_text(json.dumps({"settings": settings, "rows": rows}, indent=1) + "\n")
+    keep(rows, args)
 
 
 if __name__ == "__main__":

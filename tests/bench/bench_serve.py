@@ -16,7 +16,8 @@ import torch
 
 from atlas_dist.bank.contents import Base, Learnt
 from atlas_dist.bank.weights import BankWeights, LearntWeights
-from atlas_dist.core.types import CommittedRef, TaskKind, TaskSpec
+from atlas_dist.core.attempts import CommittedRef
+from atlas_dist.core.types import TaskKind, TaskSpec
 from atlas_dist.methods import make_method
 from atlas_dist.model.atlas import AdaptedModel
 from atlas_dist.model.backbone import Backbone, load_backbone

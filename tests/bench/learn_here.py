@@ -19,9 +19,10 @@ from dataclasses import dataclass, field
 from atlas_dist.app.composed import compose_run
 from atlas_dist.app.precision import decided_by_nodes
 from atlas_dist.coordinator.coordinator import Coordinator
-from atlas_dist.coordinator.dispatch import Capacity, Event, Failed, Finished, Pool
+from atlas_dist.coordinator.dispatch import Event, Failed, Finished
 from atlas_dist.coordinator.settings import CoordinatorSettings
-from atlas_dist.core.types import Assignment
+from atlas_dist.core.attempts import Assignment
+from atlas_dist.core.schedule import Capacity, Pool
 from atlas_dist.train.context import RankContext
 from atlas_dist.train.engine import join_alone, prepare_process
 from atlas_dist.train.worker import StageWorker

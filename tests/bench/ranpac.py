@@ -24,12 +24,13 @@ from atlas_dist.coordinator.expand import packed_task
 from atlas_dist.core.seeds import seed_from
 from atlas_dist.core.types import JobKind, StageJob, TaskKind, TaskSpec
 from atlas_dist.data.manifest import read_manifest
+from atlas_dist.device import device
 from atlas_dist.model.atlas import AdaptedModel
 from atlas_dist.model.heads import HeadSpec
 from atlas_dist.model.mixing import MixingSpec, Weighting
 from atlas_dist.runs.stores import open_shards
 from atlas_dist.train.context import RankContext
-from atlas_dist.train.engine import device, join_alone
+from atlas_dist.train.engine import join_alone
 from atlas_dist.train.module import StageModule
 
 RIDGES = tuple(10.0**power for power in range(-2, 8))

@@ -19,13 +19,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from atlas_dist.coordinator.coordinator import Coordinator, CoordinatorSettings
+from atlas_dist.coordinator.coordinator import Coordinator
+from atlas_dist.coordinator.settings import CoordinatorSettings
+from atlas_dist.core.attempts import Blob, FailureKind
 from atlas_dist.core.keys import sha256_hex
-from atlas_dist.core.ledger import GENESIS, Entry, RunState, fold
+from atlas_dist.core.ledger import GENESIS, Entry, fold
 from atlas_dist.core.plan import Plan
 from atlas_dist.core.records import Abandon, Begin, Commit, Dispatch, Elect, Fail, Finish, Record
 from atlas_dist.core.schedule import AbandonAttempt, Capacity, Frontier, Pool, QuarantineJob, StartJob, next_actions
-from atlas_dist.core.types import Blob, FailureKind, JobKind, StageJob, TaskKind, TaskSpec
+from atlas_dist.core.state import RunState
+from atlas_dist.core.types import JobKind, StageJob, TaskKind, TaskSpec
 from atlas_dist.store.objects import MemoryStore, ObjectInfo
 from tests.chaos.fakes import FakeClock, FakeDispatcher, counted_ids
 from tests.chaos.plans import small_plan

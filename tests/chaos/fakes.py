@@ -10,9 +10,11 @@ from dataclasses import dataclass, field
 import numpy as np
 from safetensors.numpy import save
 
-from atlas_dist.coordinator.dispatch import Capacity, Event, Failed, Finished, Lost, Pool
+from atlas_dist.coordinator.dispatch import Event, Failed, Finished, Lost
+from atlas_dist.core.attempts import Assignment, Failure, FailureKind
 from atlas_dist.core.keys import digest_of
-from atlas_dist.core.types import Assignment, Failure, FailureKind, JobKind
+from atlas_dist.core.schedule import Capacity, Pool
+from atlas_dist.core.types import JobKind
 from atlas_dist.errors import DataError, StoreError
 from atlas_dist.store.artifacts import load, publish
 from atlas_dist.store.objects import ObjectStore

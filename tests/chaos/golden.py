@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from atlas_dist.core.keys import plain
-from atlas_dist.core.ledger import Entry, RunState, apply
+from atlas_dist.core.ledger import Entry, apply
 from atlas_dist.core.plan import Plan, SequenceJobs
 from atlas_dist.core.schedule import Capacity, Pool, next_actions
+from atlas_dist.core.state import RunState
 from atlas_dist.core.task_jobs import TaskJobs
 from atlas_dist.core.types import JobKind, StageJob, TaskKind, TaskSpec
 from tests.chaos import sim

@@ -9,9 +9,10 @@ from typing import Any
 from unittest import mock
 
 from atlas_dist.coordinator import book, leader
-from atlas_dist.core.ledger import Attempt, Entry
+from atlas_dist.core.attempts import Blob, CommittedRef
+from atlas_dist.core.ledger import Entry
 from atlas_dist.core.records import Begin, Elect, Record
-from atlas_dist.core.types import Blob, CommittedRef
+from atlas_dist.core.state import Attempt
 from atlas_dist.errors import FencedError, UnknownOutcome
 from atlas_dist.runs import results, status
 from atlas_dist.runs.status import load_run

@@ -14,10 +14,11 @@ import uuid
 from collections.abc import Mapping
 from typing import Any
 
-from atlas_dist.coordinator.coordinator import Coordinator, CoordinatorSettings
+from atlas_dist.coordinator.coordinator import Coordinator
 from atlas_dist.coordinator.dispatch import Event
+from atlas_dist.coordinator.settings import CoordinatorSettings
+from atlas_dist.core.attempts import Assignment, Failure, FailureKind
 from atlas_dist.core.schedule import RetryRules
-from atlas_dist.core.types import Assignment, Failure, FailureKind
 from atlas_dist.errors import AtlasError
 from atlas_dist.store import StoreOptions, open_store
 from atlas_dist.store.artifacts import save_checkpoint

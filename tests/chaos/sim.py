@@ -18,12 +18,14 @@ from dataclasses import dataclass
 from unittest import mock
 
 from atlas_dist.coordinator.collect import collect
-from atlas_dist.coordinator.coordinator import Coordinator, CoordinatorSettings
-from atlas_dist.coordinator.dispatch import AttemptProgress, Capacity, Event, Failed, Finished, Lost, Pool
+from atlas_dist.coordinator.coordinator import Coordinator
+from atlas_dist.coordinator.dispatch import AttemptProgress, Event, Failed, Finished, Lost
+from atlas_dist.coordinator.settings import CoordinatorSettings
+from atlas_dist.core.attempts import Assignment, Failure, FailureKind
 from atlas_dist.core.keys import sha256_hex
 from atlas_dist.core.plan import Plan
-from atlas_dist.core.schedule import RetryRules
-from atlas_dist.core.types import Assignment, Failure, FailureKind, JobKind, StageJob
+from atlas_dist.core.schedule import Capacity, Pool, RetryRules
+from atlas_dist.core.types import JobKind, StageJob
 from atlas_dist.errors import AtlasError, DataError, FencedError, StoreError
 from atlas_dist.runs.requests import RequestKind, ask
 from atlas_dist.runs.status import Phase

@@ -19,7 +19,8 @@ from atlas_dist.coordinator.coordinator import meaning
 from atlas_dist.coordinator.expand import expand, specification
 from atlas_dist.core.keys import canonical_json
 from atlas_dist.core.records import Begin
-from atlas_dist.core.results import AdapterConfig, EvalResult, TrainResult
+from atlas_dist.core.result_files import AdapterConfig
+from atlas_dist.core.results import EvalResult, TrainResult
 from atlas_dist.core.types import JobKind
 from atlas_dist.runs.status import load_run
 from atlas_dist.runs.stores import open_run_store

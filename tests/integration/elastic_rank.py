@@ -16,7 +16,7 @@ from typing import Any
 import torch.distributed as dist
 
 from atlas_dist.coordinator.expand import expand
-from atlas_dist.core.types import Assignment, CommittedRef
+from atlas_dist.core.attempts import Assignment, CommittedRef
 from atlas_dist.store import artifacts
 from atlas_dist.train import loop
 from atlas_dist.train.context import RankContext

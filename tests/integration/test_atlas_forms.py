@@ -10,15 +10,8 @@ from safetensors.torch import load as parse_tensors
 from atlas_dist.bank.package import export_bank, read_package
 from atlas_dist.bank.verify import rescore
 from atlas_dist.bank.weights import load_weights
-from atlas_dist.core.results import (
-    ADAPTER_FILE,
-    SIGNATURES_FILE,
-    TASK_FILE,
-    VALIDATION_FILE,
-    EvalResult,
-    SelectResult,
-    TrainResult,
-)
+from atlas_dist.core.result_files import ADAPTER_FILE, SIGNATURES_FILE, TASK_FILE, VALIDATION_FILE
+from atlas_dist.core.results import EvalResult, SelectResult, TrainResult
 from atlas_dist.core.types import JobKind, StageJob, View
 from atlas_dist.serve.model import AtlasModel, Request
 from atlas_dist.store import artifacts

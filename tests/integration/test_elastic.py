@@ -21,8 +21,8 @@ import pytest
 import torch
 from safetensors.torch import load
 
-from atlas_dist.core.results import ADAPTER_FILE, TASK_FILE
-from atlas_dist.core.types import CommittedRef
+from atlas_dist.core.attempts import CommittedRef
+from atlas_dist.core.result_files import ADAPTER_FILE, TASK_FILE
 from atlas_dist.store import artifacts
 from tests.integration.elastic_rank import carry_out, committed
 from tests.kits.stage import Bench, pack_toys, toy_config

@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import load
 
 from atlas_dist import device
-from atlas_dist.core.results import ADAPTER_FILE
-from atlas_dist.core.types import FailureKind
+from atlas_dist.core.attempts import FailureKind
+from atlas_dist.core.result_files import ADAPTER_FILE
 from atlas_dist.store import artifacts
 from atlas_dist.train import learn, loop
 from atlas_dist.train.worker import GroupBroken

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load
 from torch import Tensor
 
-from atlas_dist.core.results import ADAPTER_FILE, BACKBONE_FILE, MEMORY_FILE, SAMPLES_FILE, TASK_FILE
+from atlas_dist.core.result_files import ADAPTER_FILE, BACKBONE_FILE, MEMORY_FILE, SAMPLES_FILE, TASK_FILE
 from atlas_dist.core.types import Stage, View
 from atlas_dist.methods import METHODS
 from atlas_dist.methods.ewc import IMPORTANCE

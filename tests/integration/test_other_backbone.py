@@ -16,7 +16,7 @@ from atlas_dist.bank.contents import read_bank
 from atlas_dist.bank.package import export_bank, read_package
 from atlas_dist.bank.verify import rescore, rescoring_context
 from atlas_dist.bank.weights import load_weights
-from atlas_dist.core.results import BACKBONE_FILE
+from atlas_dist.core.result_files import BACKBONE_FILE
 from atlas_dist.errors import ConfigError
 from atlas_dist.runs.stores import open_shards
 from atlas_dist.store.local import LocalStore

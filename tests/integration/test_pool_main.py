@@ -14,7 +14,7 @@ from atlas_dist import device
 from atlas_dist.config import RunConfig
 from atlas_dist.coordinator import ray_worker
 from atlas_dist.coordinator.pool import Lease
-from atlas_dist.core.types import FailureKind
+from atlas_dist.core.attempts import FailureKind
 from atlas_dist.train import loop
 from atlas_dist.train.engine import join_alone
 from atlas_dist.train.worker import GroupBroken

@@ -14,9 +14,10 @@ import torch
 from safetensors.torch import load
 
 from atlas_dist.compose import compose_config
+from atlas_dist.core.attempts import FailureKind
 from atlas_dist.core.records import Commit, Dispatch, Fail
-from atlas_dist.core.results import ADAPTER_FILE
-from atlas_dist.core.types import FailureKind, JobKind
+from atlas_dist.core.result_files import ADAPTER_FILE
+from atlas_dist.core.types import JobKind
 from atlas_dist.runs.stores import open_run_store
 from atlas_dist.store import artifacts
 from atlas_dist.store.curves import TRAIN, CurveReader

@@ -8,8 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load
 
-from atlas_dist.core.results import ADAPTER_FILE, TASK_FILE, VALIDATION_FILE
-from atlas_dist.core.types import FailureKind, Stage
+from atlas_dist.core.attempts import FailureKind
+from atlas_dist.core.result_files import ADAPTER_FILE, TASK_FILE, VALIDATION_FILE
+from atlas_dist.core.types import Stage
 from atlas_dist.store import artifacts
 from atlas_dist.store.curves import TRAIN, VALIDATION, CurveReader
 from atlas_dist.train.loop import StepProgress

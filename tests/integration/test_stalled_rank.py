@@ -13,8 +13,8 @@ import pytest
 
 from atlas_dist.app.child import Part
 from atlas_dist.compose import compose_config
+from atlas_dist.core.attempts import FailureKind
 from atlas_dist.core.records import Commit, Dispatch, Fail
-from atlas_dist.core.types import FailureKind
 from atlas_dist.runs.stores import open_run_store
 from atlas_dist.store.attempt_logs import rank_stacks
 from tests.kits.run import TIMEOUT_S, Running, left_by

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch.distributed as dist
 
 from atlas_dist.coordinator.expand import expand
-from atlas_dist.core.types import Assignment, CommittedRef
+from atlas_dist.core.attempts import Assignment, CommittedRef
 from atlas_dist.store import artifacts
 from atlas_dist.train.context import RankContext
 from atlas_dist.train.engine import prepare_process

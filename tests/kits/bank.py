@@ -16,10 +16,10 @@ from atlas_dist.bank.contents import Bank, read_bank
 from atlas_dist.clock import SystemClock
 from atlas_dist.config import RunConfig
 from atlas_dist.coordinator.expand import specification_of_rows
+from atlas_dist.core.attempts import CommittedRef
 from atlas_dist.core.keys import digest_of
 from atlas_dist.core.plan import Plan
 from atlas_dist.core.records import Begin, Commit, Dispatch, Elect, Finish
-from atlas_dist.core.types import CommittedRef
 from atlas_dist.runs import layout
 from atlas_dist.runs.results import point_to
 from atlas_dist.store.log import RecordLog

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from atlas_dist.app.child import RunProcess
 from atlas_dist.compose import compose_config
 from atlas_dist.coordinator.expand import expand
-from atlas_dist.core.ledger import Entry, RunState
+from atlas_dist.core.ledger import Entry
 from atlas_dist.core.plan import Plan
+from atlas_dist.core.state import RunState
 from atlas_dist.report.facts import RunFacts, gather
 from atlas_dist.runs.status import load_run
 from atlas_dist.runs.stores import open_run_store

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from atlas_dist.cli import app
+from atlas_dist.cli import main
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,6 @@ def say(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], wor
     """Run `atlas-dist WORDS`."""
     monkeypatch.setattr("sys.argv", ["atlas-dist", *words])
     with pytest.raises(SystemExit) as ended:
-        app.main()
+        main()
     printed = capsys.readouterr()
     return Said(int(ended.value.code or 0), printed.out, printed.err)

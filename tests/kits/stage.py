@@ -10,8 +10,9 @@ from typing import Any
 from atlas_dist.compose import compose_config
 from atlas_dist.config import RunConfig
 from atlas_dist.coordinator.expand import expand
+from atlas_dist.core.attempts import Assignment, CommittedRef
 from atlas_dist.core.plan import Plan
-from atlas_dist.core.types import Assignment, CommittedRef, StageJob
+from atlas_dist.core.types import StageJob
 from atlas_dist.data.pack import run_pack
 from atlas_dist.runs.stores import open_shards
 from atlas_dist.store import artifacts

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -11,9 +10,7 @@ import yaml
 from atlas_dist.choices import choice_file, groups
 from atlas_dist.compose import compose_config, compose_rows
 from atlas_dist.config import RunConfig, load_config, takes_text
-from atlas_dist.config.groups import BudgetConfig
 from atlas_dist.core.keys import flattened
-from atlas_dist.core.types import Budget, Stage
 from atlas_dist.errors import ConfigError
 
 
@@ -30,22 +27,6 @@ def test_a_file_of_a_group_holds_only_what_differs_from_what_is_declared(group: 
     for choice in groups()[group]:
         given = dict(flattened(yaml.safe_load(choice_file(group, choice).read_text()) or {}))
         assert {key for key, value in given.items() if declared.get(key) == value} == set(), choice
-
-
-def test_the_budget_of_a_run_is_declared_once() -> None:
-    assert list(BudgetConfig.model_fields) == [field.name for field in fields(Budget)]
-    (lr,) = (field.default for field in fields(Budget) if field.name == "lr")
-    composed = compose_config(["experiment=paper", "train.budget.warmup=0.2"]).train.budget
-    assert (composed.lr, composed.warmup) == (lr, 0.2), "what is not given is named all the same: ledgers keep it"
-    assert (composed.clip, composed.max_steps) == (None, None), "what is off is not: older ledgers do not have it"
-    assert composed.over(Budget()) == replace(Budget(), warmup=0.2)
-
-
-def test_shards_in_a_bucket_lie_where_the_store_does_unless_they_say_otherwise() -> None:
-    bucket = ["store=s3", "store.url=s3://a/b", "store.endpoint_url=http://e:1", "shards=s3", "shards.url=s3://a/c"]
-    shards = compose_config(bucket).shards
-    assert (shards.endpoint_url, shards.region, shards.buffer_mb) == ("http://e:1", "", 1024)
-    assert compose_config([*bucket, "shards.endpoint_url=http://f:2"]).shards.endpoint_url == "http://f:2"
 
 
 @pytest.mark.parametrize("group", ["method", "backbone", "task"])
@@ -84,22 +65,6 @@ def test_a_slip_is_refused_with_its_cause_and_the_valid_choices(word: str, cause
         compose_config([word])
 
 
-def test_any_declared_key_can_be_set_whether_or_not_a_file_mentions_it() -> None:
-    config = compose_config(["experiment=toy", "train.stage1.lr=0.25", "tasks.toy_ask.shots=16"])
-    budgets = config.tasks["toy_kin"].budgets(config.train)
-    assert (budgets[Stage.ONE].lr, budgets[Stage.TWO].lr) == (0.25, 5e-4)
-    assert config.tasks["toy_ask"].shots == 16
-
-
-def test_a_tasks_budget_wins_over_the_general_one_and_a_stages_over_both() -> None:
-    task = {"kind": "single", "data": {"dataset": "d"}, "budget": {"lr": 0.2, "epochs": 3}, "stage2": {"lr": 0.3}}
-    config = load_config({"tasks": {"a": task}, "train": {"budget": {"lr": 0.1, "clip": 1.0}}})
-    budgets = config.tasks["a"].budgets(config.train)
-    assert (budgets[Stage.ONE].lr, budgets[Stage.TWO].lr) == (0.2, 0.3)
-    assert budgets[Stage.ONE].epochs == 3
-    assert budgets[Stage.ONE].clip == 1.0
-
-
 def test_relative_places_are_resolved_and_urls_left_alone(tmp_path: Path) -> None:
     config = load_config({"store": {"url": "s3://bucket/x"}, "shards": {"url": "there"}}).at(tmp_path)
     assert (config.store.url, config.shards.url) == ("s3://bucket/x", str(tmp_path / "there"))
@@ -109,17 +74,6 @@ def test_several_faults_are_told_at_once() -> None:
     with pytest.raises(ConfigError) as caught:
         load_config({"train": {"workers": 0}, "seeds": [], "cluster": {"adress": "auto"}})
     assert all(word in str(caught.value) for word in ("train.workers", "seeds", "did you mean address"))
-
-
-def test_pools_are_a_number_or_have_names() -> None:
-    def worker_groups(*words: str) -> list[tuple[str, int, int]]:
-        return [(g.name, g.workers, g.required_workers) for g in compose_config(["experiment=toy", *words]).worker_groups]
-
-    assert worker_groups() == [("main", 2, 2)]
-    assert worker_groups("cluster.pools=3") == [("main", 2, 2), ("pool-2", 2, 2), ("pool-3", 2, 2)]
-    assert worker_groups("train.min_workers=1", "cluster.pools=2") == [("main", 2, 1), ("pool-2", 2, 1)]
-    named = "cluster.pools={big:{workers:8,min_workers:4,takes:[upstream]},small:{workers:1,takes:[evaluation,transfer]}}"
-    assert worker_groups(named, "train.min_workers=2") == [("big", 8, 4), ("small", 1, 1)]
 
 
 # ------------------------------------------------------------------------------------------------------------- sweeps

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -28,6 +29,22 @@ def test_importing_is_quick_and_every_name_is_there() -> None:
     assert all(getattr(atlas, name) is not None for name in atlas.__all__)
     with pytest.raises(AttributeError, match="nonsense"):
         _ = atlas.nonsense
+
+
+def test_every_name_is_explained_to_python_users() -> None:
+    page = (Path(__file__).parents[3] / "docs/python.md").read_text(encoding="utf-8")
+    assert [name for name in atlas.__all__ if not re.search(rf"(?<!\w){name}(?!\w)", page)] == []
+
+
+def test_what_imports_torch_leaves_the_process_alone(tmp_path: Path) -> None:
+    code = (
+        "import os, pathlib, atlas_dist as atlas; was = dict(os.environ)\n"
+        f"try: atlas.export(pathlib.Path('out'), 'store.url={tmp_path}')\n"
+        "except atlas.AtlasError as error: print(error.message, sorted(set(os.environ.items()) ^ set(was.items())))"
+    )
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path).stdout
+    assert "no run demo" in told
+    assert told.endswith("[]\n")
 
 
 def test_words_mappings_and_a_configuration_mean_the_same() -> None:

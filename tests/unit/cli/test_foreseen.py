@@ -10,7 +10,7 @@ import pytest
 from atlas_dist.app.plan import forecast_run
 from atlas_dist.compose import compose_config
 from atlas_dist.coordinator.expand import expand
-from atlas_dist.core.ledger import RunState
+from atlas_dist.core.state import RunState
 from atlas_dist.report.forecast import Foreseen, keep, recall
 from atlas_dist.runs.stores import open_run_store
 from atlas_dist.store.objects import MemoryStore

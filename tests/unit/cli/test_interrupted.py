@@ -13,9 +13,9 @@ import pytest
 
 from atlas_dist.clock import SystemClock
 from atlas_dist.coordinator.expand import expand, specification
+from atlas_dist.core.attempts import FailureKind
 from atlas_dist.core.keys import canonical_json
 from atlas_dist.core.records import Begin, Cancel, Dispatch, Elect, Fail, Halt, Pause, Quarantine, Record
-from atlas_dist.core.types import FailureKind
 from atlas_dist.runs import layout
 from atlas_dist.runs.stores import open_run_store
 from atlas_dist.store.curves import TRAIN, CurveWriter

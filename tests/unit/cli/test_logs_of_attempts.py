@@ -12,7 +12,7 @@ import pytest
 
 from atlas_dist.app import driver_log as kept
 from atlas_dist.compose import compose_config
-from atlas_dist.core.types import Assignment, FailureKind
+from atlas_dist.core.attempts import Assignment, FailureKind
 from atlas_dist.errors import DataError
 from atlas_dist.logs import LogFormat, set_up
 from atlas_dist.output_tail import STDOUT, OutputTail

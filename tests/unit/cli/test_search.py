@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from atlas_dist.app.composed import ComposedRun
+from atlas_dist.core.attempts import CommittedRef
 from atlas_dist.core.plan import Plan
-from atlas_dist.core.types import CommittedRef, StageJob
+from atlas_dist.core.types import StageJob
 from atlas_dist.runs.status import load_run
 from atlas_dist.runs.stores import open_run_store
 from tests.kits.bank import write_ledger

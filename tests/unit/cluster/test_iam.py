@@ -13,7 +13,7 @@ import pytest
 
 from atlas_dist.coordinator.coordinator import Coordinator
 from atlas_dist.coordinator.preflight_cluster import token
-from atlas_dist.core.types import Assignment, Failure, FailureKind
+from atlas_dist.core.attempts import Assignment, Failure, FailureKind
 from atlas_dist.data.manifest import read_manifest
 from atlas_dist.data.pack import run_pack
 from atlas_dist.report.forecast import keep

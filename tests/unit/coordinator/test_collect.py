@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from atlas_dist.coordinator.collect import Survey, collect, survey
+from atlas_dist.core.attempts import Assignment, Blob, CommittedRef, Failure, FailureKind
 from atlas_dist.core.records import Abandon, Commit, Dispatch, Elect, Fail
-from atlas_dist.core.types import Assignment, Blob, CommittedRef, Failure, FailureKind
 from atlas_dist.errors import FencedError
 from atlas_dist.runs import layout
 from atlas_dist.runs.requests import RequestKind

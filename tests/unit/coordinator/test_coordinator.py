@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
-from atlas_dist.coordinator.coordinator import Coordinator, CoordinatorSettings
-from atlas_dist.coordinator.dispatch import Capacity, Pool
+from atlas_dist.coordinator.coordinator import Coordinator
+from atlas_dist.coordinator.settings import CoordinatorSettings
+from atlas_dist.core.attempts import Assignment, Failure, FailureKind
 from atlas_dist.core.records import Adopt, Commit, Dispatch, Elect, Fail, Halt, Quarantine
-from atlas_dist.core.types import Assignment, Failure, FailureKind
+from atlas_dist.core.schedule import Capacity, Pool
 from atlas_dist.errors import ConfigError, FencedError, Paused, StoreError, TrainingError, UnknownOutcome
 from atlas_dist.redact import BLOT, redact, redact_json
 from atlas_dist.runs.requests import RequestKind, ask

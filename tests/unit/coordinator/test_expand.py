@@ -9,7 +9,7 @@ import pytest
 
 from atlas_dist.compose import compose_config
 from atlas_dist.config import MethodConfig, Precision, RunConfig, TrainConfig
-from atlas_dist.config.groups import BudgetConfig
+from atlas_dist.config.learning import BudgetConfig
 from atlas_dist.coordinator.expand import (
     NUMERICS_VERSION,
     expand,
@@ -20,8 +20,8 @@ from atlas_dist.coordinator.expand import (
 )
 from atlas_dist.coordinator.recall import recall
 from atlas_dist.core.keys import plain
-from atlas_dist.core.ledger import RunState
 from atlas_dist.core.manifest import ShardManifest
+from atlas_dist.core.state import RunState
 from atlas_dist.core.types import Stage
 from atlas_dist.data.manifest import read_manifest
 from atlas_dist.errors import ConfigError, DataError

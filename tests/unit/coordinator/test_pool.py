@@ -8,18 +8,8 @@ import pytest
 
 from atlas_dist.coordinator.dispatch import AttemptProgress, Failed, Finished, Lost
 from atlas_dist.coordinator.pool import PoolDispatcher, Waiting
-from atlas_dist.core.types import (
-    Assignment,
-    Budget,
-    Failure,
-    FailureKind,
-    JobKind,
-    StageJob,
-    TaskKind,
-    TaskSpec,
-    Work,
-    WorkerGroupSpec,
-)
+from atlas_dist.core.attempts import Assignment, Failure, FailureKind
+from atlas_dist.core.types import Budget, JobKind, StageJob, TaskKind, TaskSpec, Work, WorkerGroupSpec
 
 TASK = TaskSpec("t", TaskKind.SINGLE, 2, 8, "d", "train", "val", "x", "y")
 

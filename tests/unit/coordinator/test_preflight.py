@@ -14,7 +14,7 @@ import pytest
 from atlas_dist import packages
 from atlas_dist.compose import compose_config
 from atlas_dist.config import ClusterConfig, RunConfig, StoreConfig, load_config
-from atlas_dist.config.groups import ShardsConfig
+from atlas_dist.config.infrastructure import ShardsConfig
 from atlas_dist.coordinator import preflight
 from atlas_dist.coordinator.preflight import (
     check_compiler_here,

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from atlas_dist.cli import app
+from atlas_dist.cli import main
 from atlas_dist.config import ClusterConfig
 from atlas_dist.coordinator import ray_job
 from atlas_dist.coordinator.ray_job import JOB_CONFIG, RETRIED_BY, job_environment, stop_own_job, submission_id
@@ -137,5 +137,5 @@ def test_the_command_line_stops_the_job_before_it_exits(
     monkeypatch.setattr(sys, "argv", ["atlas-dist", *words])
     assert os.environ[RETRIED_BY] == "kuberay"
     with pytest.raises(SystemExit) as ended:
-        app.main()
+        main()
     assert (ended.value.code, len(asked)) == (code, stopped)

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from atlas_dist.core.ledger import GENESIS, AttemptStatus, Entry, JobStatus, RunState, apply, fold
+from atlas_dist.core.attempts import Blob, FailureKind
+from atlas_dist.core.ledger import GENESIS, Entry, apply, fold
 from atlas_dist.core.records import (
     RECORD_TYPES,
     Abandon,
@@ -27,7 +28,7 @@ from atlas_dist.core.records import (
     Record,
     Resume,
 )
-from atlas_dist.core.types import Blob, FailureKind
+from atlas_dist.core.state import AttemptStatus, JobStatus, RunState
 from atlas_dist.errors import DataError, StoreError
 
 BLOBS = (Blob("adapter.safetensors", 10, "a" * 64),)

@@ -6,21 +6,11 @@ from dataclasses import replace
 
 import pytest
 
-from atlas_dist.core.keys import canonical_json, plain
-from atlas_dist.core.results import (
-    AdapterConfig,
-    Details,
-    EvalResult,
-    SelectResult,
-    StageSeconds,
-    TrainResult,
-    ViewResult,
-    result_of,
-    without_hosts,
-)
+from atlas_dist.core.attempts import CommittedRef
+from atlas_dist.core.keys import canonical_json
+from atlas_dist.core.results import EvalResult, SelectResult, StageSeconds, TrainResult, ViewResult, result_of, without_hosts
 from atlas_dist.core.selection import Difference
-from atlas_dist.core.types import CommittedRef, TaskKind, TaskSpec, View
-from atlas_dist.errors import DataError
+from atlas_dist.core.types import View
 
 TRAIN = {
     "bad_samples": [{"key": "3", "reason": "truncated", "shard": "000000.tar"}],
@@ -136,35 +126,3 @@ def test_half_a_gain_is_none() -> None:
 
 def test_hosts_do_not_travel():
     assert without_hosts(TRAIN) == {name: value for name, value in TRAIN.items() if name != "nodes"}
-
-
-def task() -> TaskSpec:
-    return TaskSpec("pairs", TaskKind.PAIR, 2, 40, "pairs", "train", "val", "a" * 64, "b" * 64)
-
-
-def adapter_config(**changes: object) -> bytes:
-    config = AdapterConfig({"name": "tiny"}, "c" * 64, task(), "atlas", {"rank": 4}, ("k",))
-    return canonical_json(plain(json.loads(config.to_json())) | changes)
-
-
-def test_an_adapters_config_survives_json_and_passes_over_what_it_does_not_know():
-    config = AdapterConfig.from_json(adapter_config(), "x")
-    assert config.task == task()
-    assert config.sees == ("k",)
-    foreign = adapter_config(colour="red", task=plain(task()) | {"mood": "good"})
-    assert AdapterConfig.from_json(foreign, "x") == config
-    assert AdapterConfig.from_json(config.to_json(), "x") == config
-
-
-@pytest.mark.parametrize("data", [b"{", b"[]", adapter_config(format="atlas-dist adapter 2"), adapter_config(sees=3)])
-def test_an_adapters_config_of_another_kind_is_refused(data):
-    with pytest.raises(DataError, match=r"here\.json|AdapterConfig"):
-        AdapterConfig.from_json(data, "here.json")
-
-
-def test_details_survive_json():
-    details = Details(({"step": 1.0, "loss": 0.5},), (), {"site": {"mean": [0.5], "std": [0.0]}})
-    assert Details.from_json(details.to_json()) == details
-    assert Details.from_json(b"{}") == Details()
-    with pytest.raises(DataError):
-        Details.from_json(b"{")

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from atlas_dist.core.ledger import GENESIS, Entry, JobStatus, RunState, fold
+from atlas_dist.core.attempts import Blob, FailureKind
+from atlas_dist.core.ledger import GENESIS, Entry, fold
 from atlas_dist.core.plan import Plan
 from atlas_dist.core.records import Begin, Commit, Dispatch, Elect, Fail, Halt, Pause, Quarantine, Record, Resume
 from atlas_dist.core.schedule import (
@@ -24,7 +25,8 @@ from atlas_dist.core.schedule import (
     infeasible,
     next_actions,
 )
-from atlas_dist.core.types import Blob, FailureKind, Work
+from atlas_dist.core.state import JobStatus, RunState
+from atlas_dist.core.types import Work
 from tests.chaos.plans import small_plan
 
 NOW = 1_000_000.0

@@ -16,12 +16,19 @@ from atlas_dist.core.types import Role, TaskKind
 from atlas_dist.data.decode import TextEncoder
 from atlas_dist.errors import ConfigError, DataError
 from atlas_dist.model.atlas import AdaptedModel
-from atlas_dist.model.backbone import BACKBONES, Backbone, BackboneRef, backbone_digest, backbone_ref, load_backbone
+from atlas_dist.model.backbone import (
+    BACKBONES,
+    Backbone,
+    BackboneRef,
+    backbone_digest,
+    backbone_ref,
+    load_backbone,
+    store_products_in_bf16,
+)
 from atlas_dist.model.backbones import ARCHITECTURES, architecture_of
 from atlas_dist.model.heads import HeadSpec
 from atlas_dist.model.mixing import MixingSpec, Weighting
 from atlas_dist.model.trained import freeze_to
-from atlas_dist.train.context import store_products_in_bf16
 from tests.kits.waits import no_host_sync
 
 TEXT, PICTURE, SHARED = 32, 48, 24  # widths of the random model's towers and of the space they share

@@ -8,9 +8,9 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from atlas_dist.core.ledger import JobState, RunState
+from atlas_dist.core.attempts import CommittedRef
 from atlas_dist.core.plan import Plan, make_plan
-from atlas_dist.core.types import CommittedRef
+from atlas_dist.core.state import JobState, RunState
 from atlas_dist.report.console import show
 from atlas_dist.report.facts import gather
 from atlas_dist.report.measures import BACKWARD, FORGETTING, measure

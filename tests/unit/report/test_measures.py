@@ -8,9 +8,10 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from atlas_dist.core.ledger import JobState, RunState
+from atlas_dist.core.attempts import CommittedRef
 from atlas_dist.core.plan import Plan, References, SequenceSpec, make_plan
-from atlas_dist.core.types import Budget, CommittedRef, JobKind, Stage, StageJob, View
+from atlas_dist.core.state import JobState, RunState
+from atlas_dist.core.types import Budget, JobKind, Stage, StageJob, View
 from atlas_dist.methods import make_method
 from atlas_dist.report.comparison import show_comparison, write_comparison
 from atlas_dist.report.measures import (

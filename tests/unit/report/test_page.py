@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from atlas_dist.core.ledger import RunState
+from atlas_dist.core.attempts import Blob
 from atlas_dist.core.metrics import spread
 from atlas_dist.core.plan import Plan, References, make_plan
-from atlas_dist.core.types import Blob
+from atlas_dist.core.state import RunState
 from atlas_dist.methods import make_method
 from atlas_dist.report.facts import RunFacts, gather
 from atlas_dist.report.forecast import Compared

@@ -18,10 +18,11 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from atlas_dist.core.ledger import Entry, JobState, RunState
+from atlas_dist.core.attempts import CommittedRef, FailureKind
+from atlas_dist.core.ledger import Entry
 from atlas_dist.core.plan import Plan, make_plan
 from atlas_dist.core.records import Begin, Commit, Dispatch, Elect, Fail, Pause
-from atlas_dist.core.types import CommittedRef, FailureKind
+from atlas_dist.core.state import JobState, RunState
 from atlas_dist.data.crc import crc32c
 from atlas_dist.report.console import show
 from atlas_dist.report.facts import RunFacts, SequenceFacts, TaskFacts, gather

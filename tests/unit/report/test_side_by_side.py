@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from atlas_dist.core.ledger import RunState
 from atlas_dist.core.plan import Plan, make_plan
+from atlas_dist.core.state import RunState
 from atlas_dist.report.facts import RunFacts, gather
 from atlas_dist.report.measures import compare, measure
 from atlas_dist.report.side_by_side import Side, cautions, differences, render, write_side_by_side

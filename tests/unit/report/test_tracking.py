@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from atlas_dist.clock import SystemClock
+from atlas_dist.core.attempts import FailureKind
 from atlas_dist.core.plan import Plan, make_plan
 from atlas_dist.core.records import Begin, Commit, Dispatch, Elect, Fail
-from atlas_dist.core.types import FailureKind
 from atlas_dist.errors import ConfigError
 from atlas_dist.report.track_mlflow import TAG, MLflow
 from atlas_dist.report.track_wandb import WandB

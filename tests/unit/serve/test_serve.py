@@ -25,7 +25,7 @@ from atlas_dist.methods import make_method
 from atlas_dist.model.atlas import AdaptedModel
 from atlas_dist.model.backbone import load_backbone
 from atlas_dist.model.heads import HeadSpec
-from atlas_dist.model.mixing_op import Stack
+from atlas_dist.model.mixing_call import Stack
 from atlas_dist.model.pixels import Normalise
 from atlas_dist.runs.stores import open_shards
 from atlas_dist.serve.inputs import pixels_of, texts_of

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
+from atlas_dist.core.attempts import Blob, CommittedRef
 from atlas_dist.core.records import Begin, Elect, Pause
-from atlas_dist.core.types import Blob, CommittedRef
 from atlas_dist.errors import AlreadyExists, DataError, FencedError, StoreError, UnknownOutcome
 from atlas_dist.store import log as log_module
 from atlas_dist.store.artifacts import (

@@ -14,7 +14,8 @@ import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
 
-from atlas_dist.core.types import Budget, FailureKind
+from atlas_dist.core.attempts import FailureKind
+from atlas_dist.core.types import Budget
 from atlas_dist.errors import AuthError, ConfigError, DataError, ExpiredCredentials, OutOfMemory, Paused, StoreError
 from atlas_dist.train import engine, feed
 from atlas_dist.train.feed import Feeder, micro_batch_for

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from atlas_dist.coordinator.expand import expand
-from atlas_dist.core.results import Details, TrainResult
+from atlas_dist.core.result_files import Details
+from atlas_dist.core.results import TrainResult
 from atlas_dist.core.types import HeadStart, Stage, TaskKind
 from atlas_dist.methods import make_method
 from atlas_dist.store import artifacts

@@ -8,8 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load
 
-from atlas_dist.core.results import EvalResult, predictions_file
-from atlas_dist.core.types import CommittedRef, View
+from atlas_dist.core.attempts import CommittedRef
+from atlas_dist.core.result_files import predictions_file
+from atlas_dist.core.results import EvalResult
+from atlas_dist.core.types import View
 from atlas_dist.store import artifacts
 from atlas_dist.train.inputs import pack_tensors
 from tests.kits.stage import Bench, pack_toys, toy_config
