@@ -52,7 +52,7 @@ class Metrics:
         return {name: value for name, value in written.items() if value or name not in _LEFT_OUT} | dict(self.other)
 
 
-_LEFT_OUT = frozenset({"nodes", "like", "bad_samples", "without", "gain", "sees", "similarity"})
+_LEFT_OUT = frozenset({"nodes", "like", "bad_samples", "without", "gain", "sees", "similarity", "started_from"})
 
 
 @dataclass(frozen=True)
@@ -103,6 +103,9 @@ class TrainResult(Metrics):
     """Where a task chooses among earlier adapters: keys of those that it reads, its own last."""
     similarity: Mapping[str, float] = field(default_factory=dict)
     """Key of an earlier task of the bank -> how similar it is to this one (core/signature.py)."""
+    started_from: str = ""
+    """Where stage one's coefficients started: the key of an earlier task, `mean` or `nothing` (train/starts.py); "" = it was not
+    chosen."""
 
     @property
     def known_score(self) -> float | None:

@@ -141,6 +141,17 @@ class Rule:
             return False, difference
         return other.loss - one.loss > nats, difference
 
+    def own_beats_both(self, own: Evidence, both: Evidence) -> bool:
+        """Whether an adapter apart is better than one on top of experience: surely so by the score, or by score and loss alike.
+
+        Where they disagree the second one is kept. It trains for longer and is surer of itself, so that its loss alone says
+        little (docs/experience.md, Fifth round), and the next task builds on it.
+        """
+        difference = paired_bootstrap(own.scores, both.scores)
+        if difference.confidence >= self.confidence:
+            return True
+        return own.score >= both.score and own.loss <= both.loss
+
 
 def select(
     forms: Mapping[Form, Evidence], *, expand: Expand, epsilon: float, epsilon_loss: float, confidence: float
@@ -154,8 +165,8 @@ def select(
         epsilon_loss: … and nats of the loss, where it cannot.
         confidence: of `Rule`.
 
-    Of the two forms with an adapter of their own the better one stands for both; where they are equal, `own`, which needs no
-    other adapter to be read.
+    Of the two forms with an adapter of their own the better one stands for both (`Rule.own_beats_both`); where they are equal,
+    `own`, which needs no other adapter to be read.
     """
     rule = Rule(confidence)
     means = {form: forms[form].score for form in Form if form in forms}
@@ -164,7 +175,7 @@ def select(
     grown = next((form for form in (Form.OWN, Form.BOTH) if form in forms), None)
     if grown is None:
         return Selection(Form.EXPERIENCE, means, losses, samples)
-    if Form.OWN in forms and Form.BOTH in forms and rule.better(forms[Form.BOTH], forms[Form.OWN])[0]:
+    if Form.OWN in forms and Form.BOTH in forms and not rule.own_beats_both(forms[Form.OWN], forms[Form.BOTH]):
         grown = Form.BOTH
     if Form.EXPERIENCE not in forms:
         return Selection(grown, means, losses, samples)

@@ -10,7 +10,7 @@ select     commits the best of the three on validation; without an adapter of it
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -36,6 +36,9 @@ class AtlasSettings(AdapterSettings):
     """Whether the coefficients depend on the sample, or only on task, site and adapter."""
     coefficient_lr: float = Field(default=0.05, gt=0)
     """Peak learning rate of the coefficients."""
+    start: Literal["mean", "best"] = "best"
+    """Where the coefficients start: `mean`: 1/k each; `best`: there, at nothing, or as one of the k tasks reads them and its own
+    adapter: whichever has the smallest loss with a fitted head (tasks whose heads are not fitted start from the mean)."""
     expand: Expand = Expand.EVIDENCE
     """When the bank grows: `evidence`: where an own adapter pays; `always`: with every task."""
     epsilon: float = Field(default=0.5, ge=0)
@@ -68,6 +71,6 @@ def make(settings: Mapping[str, Any]) -> Method:
         coefficient_lr=own.coefficient_lr,
         budget=FITTED,
         shuffles=own.shuffle_bank,
-        selecting=Selecting(own.retrieve, own.expand, own.epsilon, own.epsilon_loss, own.confidence),
+        selecting=Selecting(own.retrieve, own.expand, own.epsilon, own.epsilon_loss, own.confidence, own.start == "best"),
         second_image_type=own.second_image_type,
     )

@@ -118,6 +118,8 @@ class Selecting:
     epsilon_loss: float
     confidence: float
     """These three as `core.selection.select` takes them."""
+    chooses_start: bool = False
+    """Whether stage one may start from what an earlier task made of the same adapters (train/starts.py)."""
 
 
 PLAIN_START = Budget(eps=1e-8)

@@ -5,8 +5,9 @@ own (docs/method.md, One site).
     α_i = a_i + w_i · z_i / sqrt(D),   z_i = clamp((mean over tokens of x - μ_i) / σ_i, -3, 3)
 
 μ_i and σ_i, [D] each, are adapter i's key: mean and spread of what its own task's training samples look like at this site of the
-frozen backbone. a_i and w_i are the task's: a_i starts at 1/T, w_i at zero. α = 0 says that adapter i does not help. The stream x
-keeps its scale whatever the coefficients are, so a site with no adapter, or with none that helps, is the identity.
+frozen backbone. a_i and w_i are the task's: a_i starts at 1/T, or where train/starts.py finds better, and w_i at zero. α = 0 says
+that adapter i does not help. The stream x keeps its scale whatever the coefficients are, so a site with no adapter, or with none
+that helps, is the identity.
 """
 
 from __future__ import annotations

@@ -31,6 +31,8 @@ class Selection:
     """What the best form with an adapter of its own has over experience alone: `mean`, `low`, `high` (the middle 95 %) in points,
     `confidence` = how sure it is that this is worth an adapter; None where there was no experience."""
     grew: bool
+    started: str = ""
+    """Where its coefficients started, in words; "" where that is not known."""
 
     @property
     def told(self) -> str:
@@ -55,13 +57,19 @@ class Selection:
 
 def selections(tasks: Sequence[TaskFacts]) -> list[Selection]:
     """Of every task whose result says; [] where no method chose."""
-    return [_selection(task, task.selection) for task in tasks if task.selection]
+    names = {stage.key: task.task for task in tasks for stage in task.stages}
+    return [_selection(task, task.selection, names) for task in tasks if task.selection]
 
 
-def _selection(task: TaskFacts, told: Mapping[str, Any]) -> Selection:
+_STARTS = {"": "", "mean": "coefficients began as the mean of all", "nothing": "coefficients began at 0"}
+
+
+def _selection(task: TaskFacts, told: Mapping[str, Any], names: Mapping[str, str]) -> Selection:
     scores = {str(form): float(score) for form, score in (told.get("scores") or {}).items() if score is not None}
     gain = {str(k): float(v) for k, v in (told.get("gain") or {}).items() if v is not None}
-    return Selection(task.task, str(told.get("form", "")), scores, int(told.get("samples", 0)), gain or None, task.grew)
+    start = "" if told.get("form") == OWN else str(told.get("started_from", ""))
+    started = _STARTS.get(start, f"coefficients began as those of {names.get(start, start[:12])}")
+    return Selection(task.task, str(told.get("form", "")), scores, int(told.get("samples", 0)), gain or None, task.grew, started)
 
 
 def bank_sizes(sequence: SequenceFacts) -> list[int]:
@@ -85,7 +93,7 @@ def selection_section(sequence: SequenceFacts) -> str:
             text=each.told,
             low=each.gain.get("low") if each.gain else None,
             high=each.gain.get("high") if each.gain else None,
-            more="; ".join(part for part in (each.experience(), each.certainty(), _growth(each, each.task in beside)) if part),
+            more="; ".join(filter(None, (each.experience(), each.certainty(), each.started, _growth(each, each.task in beside)))),
         )
         for each in found
     ]

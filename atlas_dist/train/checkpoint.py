@@ -61,6 +61,7 @@ def capture(engine: Any, module: nn.Module, names: Sequence[str], state: LoopSta
         "best_step": state.best_step,
         "curve": list(state.curve),
         "validation": list(state.validation),
+        "started_from": state.started_from,
         "adam_steps": counts,
     }
     return Captured(copies, meta)
@@ -99,6 +100,7 @@ def restore(files: Mapping[str, bytes], engine: Any, module: nn.Module, names: S
         best_tensors={name: v for name in names if (v := tensors.get(f"best/{_stored(name)}")) is not None},
         curve=meta["curve"],
         validation=meta["validation"],
+        started_from=meta.get("started_from", ""),
     )
 
 

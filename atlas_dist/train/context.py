@@ -136,10 +136,12 @@ class RankContext:
         only = self.low_shot(job, task) if only is None else only
         return self._open(task, task.train, task.train_digest, job, job.budget.global_batch, 0, only=only)
 
-    def validation_stream(self, job: StageJob, task: TaskSpec | None = None) -> Stream:
-        """This rank's share of the validation split (of the job's task), in batches of a fixed size a rank."""
+    def validation_stream(self, job: StageJob, task: TaskSpec | None = None, samples: int = 0) -> Stream:
+        """This rank's share of the validation split (of the job's task), in batches of a fixed size a rank. `samples`: a fixed
+        choice of so many; 0 = all."""
         task, batch = task or job.task, self.config.train.eval_batch * self.world
-        return self._open(task, task.val, task.val_digest, job, batch, 0, shuffle=False)
+        only = fixed_sample(self._manifest(task.dataset, task.val, task.val_digest).counts, samples)
+        return self._open(task, task.val, task.val_digest, job, batch, 0, shuffle=False, only=only)
 
     def scoring_stream(self, job: StageJob, samples: int = 0) -> Stream:
         """This rank's share of the split that evaluations score (the test split where the task has one, else the validation

@@ -55,6 +55,7 @@ from atlas_dist.train.module import StageModule
 from atlas_dist.train.reuse import ReuseMeter
 from atlas_dist.train.sample_scores import SampleScores
 from atlas_dist.train.stage_context import TrainingStageContext
+from atlas_dist.train.starts import choose_start
 
 FAREWELL_S = 5.0
 """Seconds that a checkpoint under way has to be finished when the stage ends by an error; less than the ranks wait for each other
@@ -108,6 +109,13 @@ class StageTrainer:
         self.looked_back = look_back(context.store, self.method, self.job, self.inputs)
         self.report, self.validated, self.save, self.resume = report, validated, save, resume
 
+    @property
+    def chooses_start(self) -> bool:
+        """Whether its coefficients may start from what an earlier task made of the same adapters."""
+        selecting = self.method.selecting
+        trains_coefficients = Role.COEFFICIENTS in self.stage.trains and bool(self.looked_back.sees)
+        return selecting is not None and selecting.chooses_start and trains_coefficients
+
     def run(self) -> tuple[dict[str, bytes], TrainResult]:
         """Train the stage. Raises what `loop.train` raises, and DataError for inputs that do not fit."""
         stopwatch = Stopwatch()
@@ -136,7 +144,10 @@ class StageTrainer:
             earlier = opened.enter_context(build_teacher(context, job, self.inputs)) if remembers else None
             stage_context = TrainingStageContext(job, module, own, context.feeder(), memory, earlier)
             module.regularizer = method.regularizer(stage_context) if method.regularizer is not None and remembers else None
+            begun = LoopState()
             if starts_by_ridge(job, len(mixture)) and not self.resume:
+                if self.chooses_start:
+                    begun.started_from = choose_start(context, module, job, self.inputs, self.looked_back.sees)
                 fit_head(context, module, job)
             settings = self._loop_settings(mixture, sample_flops(model, job.task.max_text))
             engine = build_engine(module, self._groups(module, len(mixture)), self._engine_settings(settings))
@@ -147,13 +158,13 @@ class StageTrainer:
             passes = settings.total_steps / own.steps_per_epoch
             prepared = PreparedStage(engine, module, inside, stage_context, mixture, validations, settings, passes)
             try:
-                return self._train(prepared, stopwatch)
+                return self._train(prepared, begun, stopwatch)
             finally:
                 engine.destroy()
 
-    def _train(self, stage: PreparedStage, stopwatch: Stopwatch) -> tuple[dict[str, bytes], TrainResult]:
+    def _train(self, stage: PreparedStage, state: LoopState, stopwatch: Stopwatch) -> tuple[dict[str, bytes], TrainResult]:
+        """From `state`, or from the checkpoint to go on from."""
         context, engine, module, inside = self.context, stage.engine, stage.module, stage.trained
-        state = LoopState()
         if self.resume:
             state = checkpoint.restore(self.resume, engine, module, inside, stage.settings.accumulation)
         resumed_at = state.step
@@ -208,7 +219,7 @@ class StageTrainer:
             files[VALIDATION_FILE] = pack_tensors(by_sample)
             files[DETAILS_FILE] = Details(tuple(state.curve), tuple(state.validation), alpha).to_json()
         seconds = StageSeconds(setup, stopwatch.lap(), **asdict(timing))
-        return files, self._result(stage, final, seconds, best_step=state.best_step, resumed_at=resumed_at)
+        return files, self._result(stage, final, seconds, state, resumed_at)
 
     def _vary(self, passes: float, auxiliary: int, step: int, part: ModelBatch) -> ModelBatch:
         """Pictures of a training batch as its task's budget asks for; the stage sees its own samples `passes` times."""
@@ -274,7 +285,7 @@ class StageTrainer:
         return files
 
     def _result(
-        self, stage: PreparedStage, final: Scores, seconds: StageSeconds, *, best_step: int, resumed_at: int
+        self, stage: PreparedStage, final: Scores, seconds: StageSeconds, state: LoopState, resumed_at: int
     ) -> TrainResult:
         streams = [source.stream for source in stage.mixture.sources]
         stats = [stream.stats() for stream in streams]
@@ -286,7 +297,7 @@ class StageTrainer:
             score=final.score,
             loss=final.loss,
             samples=final.samples,
-            best_step=best_step,
+            best_step=state.best_step,
             steps=settings.total_steps,
             trained_parameters=sum(_size(parameters[n]) for n in stage.trained),
             seconds=StageSeconds(**{name: round(value, 3) for name, value in asdict(seconds).items()}),
@@ -298,6 +309,7 @@ class StageTrainer:
             resumed_at=resumed_at,
             sees=self.looked_back.sees if self.method.selecting is not None else (),
             similarity=self.looked_back.similarity,
+            started_from=state.started_from,
         )
 
     def _loop_settings(self, mixture: Mixture, needed: StepFlops | None) -> LoopSettings:

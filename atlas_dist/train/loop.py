@@ -82,6 +82,8 @@ class LoopState:
     """Training points: step, loss, score."""
     validation: list[dict[str, float]] = field(default_factory=list)
     """Validation points: step, loss, score."""
+    started_from: str = ""
+    """As a stage's result has it (core/results.py)."""
 
 
 @dataclass(frozen=True)

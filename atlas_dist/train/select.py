@@ -94,6 +94,7 @@ def _result(candidates: Mapping[Form, CommittedRef], chosen: Selection, sees: tu
         gain=chosen.gain,
         sees=sees,
         similarity=looked_back.similarity,
+        started_from=looked_back.started_from,
     )
 
 

@@ -47,6 +47,21 @@ def test_of_two_equal_adapters_the_one_that_stands_alone_is_taken() -> None:
     assert select({Form.EXPERIENCE: hits(10, 100), Form.OWN: hits(80, 100), Form.BOTH: hits(80, 100)}, **RULE).form is Form.OWN
 
 
+@pytest.mark.parametrize(
+    ("own", "both", "kept"),
+    [
+        (hits(55, 100, 0.9), hits(55, 100, 0.8), Form.BOTH),
+        (hits(55, 100, 0.8), hits(57, 100, 0.9), Form.BOTH),  # its loss is larger, as of whatever trains for longer
+        (hits(57, 100, 0.9), hits(55, 100, 0.8), Form.BOTH),
+        (hits(57, 100, 0.8), hits(55, 100, 0.9), Form.OWN),
+        (hits(90, 100, 0.9), hits(55, 100, 0.8), Form.OWN),  # surely better by the score
+    ],
+)
+def test_an_adapter_apart_must_be_better_in_both_respects_or_surely(own: Evidence, both: Evidence, kept: Form) -> None:
+    forms = {Form.OWN: Evidence(own.scores[::-1], own.losses), Form.BOTH: both}  # they are right of other samples
+    assert select(forms, **RULE).form is kept
+
+
 def test_the_first_task_has_only_itself() -> None:
     found = select({Form.OWN: hits(7, 10)}, **RULE)
     assert (found.form, found.gain) == (Form.OWN, None)

@@ -75,12 +75,18 @@ def experienced(plan: Plan) -> RunState:
         ["adapter.safetensors"])  # fmt: skip
     gain = {"mean": 3.5, "low": 1.25, "high": 5.75, "confidence": 0.95}
     scores = {"experience": 61.0, "own": 70.0, "both": 73.5}
-    both = {"form": "both", "scores": scores, "samples": 1200, "gain": gain}
+    both = {"form": "both", "scores": scores, "samples": 1200, "gain": gain, "started_from": a}
     state = told(state, b, {**both, "sees": [a, b], "similarity": {a: 0.625}}, ["adapter.safetensors"])
     gain = {"mean": -0.5, "low": -1.0, "high": 0.25, "confidence": 0.9}
     only = {"form": "experience", "scores": {"experience": 80.0, "own": 80.5}, "samples": 90, "gain": gain}
     state = told(state, c, {**only, "sees": [a, b], "similarity": {a: -0.25, b: 1.0}})
-    own = {"form": "own", "scores": {"experience": 20.0, "own": 40.0, "both": 39.0}, "samples": 30, "gain": None}
+    own = {
+        "form": "own",
+        "scores": {"experience": 20.0, "own": 40.0, "both": 39.0},
+        "samples": 30,
+        "gain": None,
+        "started_from": "mean",
+    }
     return told(state, d, {**own, "sees": [d], "similarity": {a: 0.0, b: 0.125}}, ["adapter.safetensors"])
 
 
@@ -186,7 +192,8 @@ def test_what_each_task_committed_is_shown_with_its_certainty(plan: Plan, experi
     value, more = found["Experience used"]
     assert (value, more) == ("2 of 3", "tasks; committed: experience alone 1, own adapter alone 1, experience and own adapter 1")
     adds = "an own adapter adds +3.5 points (+1.2 to +5.8), worth it with 95 % confidence"
-    assert f"+3.5 points over its own adapter alone; {adds}</small>" in page
+    assert f"+3.5 points over its own adapter alone; {adds}; coefficients began as those of a</small>" in page
+    assert "coefficients began as the mean of all" not in page, "what is committed reads none"
     adds = "an own adapter adds -0.5 points (-1.0 to +0.2), worth it with 90 % confidence"
     assert f"-0.5 points over its own adapter alone; {adds}; no adapter added: the bank does not grow" in page
     assert "2 adapters for 3 tasks; without one of their own: c." in page
