@@ -17,8 +17,10 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from atlas_dist.core.results import TASK_FILE, SelectResult
-from atlas_dist.core.types import CommittedRef, StageJob
+from atlas_dist.core.attempts import CommittedRef
+from atlas_dist.core.result_files import TASK_FILE
+from atlas_dist.core.results import SelectResult
+from atlas_dist.core.types import StageJob
 from atlas_dist.store.objects import ObjectStore
 from atlas_dist.train.context import RankContext
 from atlas_dist.train.head_start import loss_of_fit
