@@ -53,10 +53,11 @@ class TextEncoder:
 
     Args:
         tokenizer: a fast tokenizer of transformers, or a `tokenizers.Tokenizer`, with a padding token.
-        length: L, tokens a text; longer ones are cut (of a pair, the longer segment first), shorter ones padded.
+        length: tokens a text has at most; longer ones are cut (of a pair, the longer segment first).
+        padded: L, tokens that texts are padded to; 0 = `length`.
     """
 
-    def __init__(self, tokenizer: Any, length: int) -> None:
+    def __init__(self, tokenizer: Any, length: int, padded: int = 0) -> None:
         backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
         if not isinstance(backend, Tokenizer):
             raise ConfigError(f"{type(tokenizer).__name__} is not a fast tokenizer.", fix="Use one that `tokenizers` backs.")
@@ -66,7 +67,7 @@ class TextEncoder:
             raise ConfigError(f"The tokenizer has no padding token {pad!r}.")
         self._tokenizer = Tokenizer.from_str(backend.to_str())
         self._tokenizer.enable_truncation(length, strategy="longest_first")
-        self._tokenizer.enable_padding(length=length, pad_id=pad_id, pad_token=pad)
+        self._tokenizer.enable_padding(length=padded or length, pad_id=pad_id, pad_token=pad)
 
     def __call__(self, texts: Sequence[tuple[str, ...]]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
         """(input ids, attention mask, token types), each int64 [len(texts), L]; a text is one segment or two."""

@@ -268,6 +268,7 @@ def open_stream(
     start_step: int = 0,
     shuffle: bool = True,
     only: Sequence[int] | Ordinals | None = None,
+    padded_text: int = 0,
     limits: StreamLimits | None = None,
 ) -> Stream:
     """Open one rank's stream of one split. Nothing is fetched before the first iteration.
@@ -279,6 +280,7 @@ def open_stream(
         image_size: side H = W of the pixels, whatever size is stored.
         rank, world: this rank and how many there are; they change only which slots of a global batch are read.
         only: ordinals to visit, such as those of a low-shot choice or of a replay reservoir; None = all.
+        padded_text: tokens that texts are padded to; 0 = as many as the task's have at most.
 
     Raises:
         DataError: the manifest does not fit the task, or holds no sample.
@@ -298,7 +300,7 @@ def open_stream(
     pool = ShardPool(manifest, fetcher, budget=limits.memory_bytes, threads=limits.fetch_threads)
     collator = Collator(
         task,
-        TextEncoder(tokenizer, task.max_text),
+        TextEncoder(tokenizer, task.max_text, padded_text),
         slots=slots(global_batch, world),
         images=manifest.images,
         size=image_size,

@@ -5,8 +5,10 @@ A backbone is chosen by name:
     tiny            our own small ViLT, weights committed in ``assets/tiny_vilt``: the demo and the tests learn with it
     random-tiny     a few thousand random ViLT weights from a seed: tests of plumbing, never of learning
     random-clip     the same of CLIP, whose two towers differ in depth and width
+    random-siglip   the same of SigLIP
     vilt-b32-mlm    dandelin/vilt-b32-mlm from the Hugging Face hub, at a pinned revision: the paper's
     clip-vit-b32    openai/clip-vit-base-patch32 from the hub, at a pinned revision
+    siglip2-b16     google/siglip2-base-patch16-224 from the hub, at a pinned revision
 
 Any other folder or hub checkpoint is reached with a ``BackboneRef`` of one's own that says its architecture (``backbones/``).
 """
@@ -27,7 +29,15 @@ from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerFas
 from transformers.utils import logging as transformers_logging
 
 from atlas_dist.errors import AtlasError, ConfigError, DataError
-from atlas_dist.model.backbones import ARCHITECTURES, AdapterSite, Architecture, BackboneInput, Encoded, architecture_named
+from atlas_dist.model.backbones import (
+    ARCHITECTURES,
+    AdapterSite,
+    Architecture,
+    BackboneInput,
+    Encoded,
+    architecture_named,
+    relative_of,
+)
 from atlas_dist.model.load_errors import listed, shortened, unloadable
 from atlas_dist.model.weight_files import WRAPPERS, check_folder, unwrapped
 
@@ -64,10 +74,14 @@ BACKBONES: dict[str, BackboneRef] = {
         BackboneRef("tiny", str(TINY_FOLDER)),
         BackboneRef("random-tiny", ""),
         BackboneRef("random-clip", "", architecture="clip"),
+        BackboneRef("random-siglip", "", architecture="siglip"),
         # The first commit with weights, config and fixed tokenizer; later ones change the README and a length we set ourselves.
         BackboneRef("vilt-b32-mlm", "dandelin/vilt-b32-mlm", "6acc83f152113edb2d3b503e2ea4b107ed592a49"),
         BackboneRef(
             "clip-vit-b32", "openai/clip-vit-base-patch32", "3d74acf9a28c67741b2f4f2ea7635f0aaf6f0268", architecture="clip"
+        ),
+        BackboneRef(
+            "siglip2-b16", "google/siglip2-base-patch16-224", "75de2d55ec2d0b4efc50b3e9ad70dba96a7b2fa2", architecture="siglip"
         ),
     )
 }
@@ -80,7 +94,7 @@ class Backbone:
     Attributes:
         name: the name it was loaded by.
         model: in evaluation mode, float32, no dropout, nothing requires a gradient; accelerated (see ``backbones/``).
-        tokenizer: fast tokenizer with a padding token, special tokens at both ends of a text.
+        tokenizer: fast tokenizer with a padding token, special tokens at one or both ends of a text.
         digest: sha256 (hex) of weights, tokenizer and configuration: equal digests compute equal results,
             to the last bit where the weights also come from the same file (products depend on where it puts them in memory).
         architecture: what is known of its kind.
@@ -116,6 +130,10 @@ class Backbone:
     def max_text_tokens(self) -> int:
         """Most text tokens a sample may have, those at its ends included."""
         return self.architecture.limits(self.model).text_tokens
+
+    def text_length(self, most: int) -> int:
+        """Tokens that a text is padded to before the model gets it, where a task's texts have `most` tokens at most."""
+        return self.architecture.limits(self.model).padded_text or most
 
     @property
     def sites(self) -> tuple[AdapterSite, ...]:
@@ -164,7 +182,8 @@ def load_backbone(which: str | BackboneRef, *, seed: int = 0) -> Backbone:
     with torch.random.fork_rng(devices=[]), _no_progress_bar():
         model = _load_weights(ref, architecture) if ref.source else _random_model(architecture, seed)
         architecture.prepare(model)
-    tokenizer = _load_tokenizer(ref if ref.source else BACKBONES["tiny"])
+    tokenizer = _load_tokenizer(ref, architecture) if ref.source else _tiny_tokenizer()
+    architecture.prepare_tokenizer(tokenizer)
     _check_tokenizer(ref, tokenizer, architecture.limits(model).vocabulary)
     _freeze(model)
     digest = backbone_digest(model, tokenizer)
@@ -239,9 +258,10 @@ def _check_model_type(ref: BackboneRef, architecture: Architecture) -> None:
     if found in (architecture.name, ""):  # an empty folder has no type; its weights are missing next
         return
     known = ", ".join(sorted(ARCHITECTURES))
+    fix = f"Set backbone.architecture={found}." if found in ARCHITECTURES else relative_of(found)
     raise ConfigError(
         f"Backbone {ref.name!r} from {ref.source!r} is a model of type {found!r}; {architecture.name!r} was asked for.",
-        fix=f"Set backbone.architecture={found}." if found in ARCHITECTURES else f"Use a checkpoint of one of: {known}.",
+        fix=fix or f"Use a checkpoint of one of: {known}.",
     )
 
 
@@ -274,9 +294,15 @@ def _check_finite(ref: BackboneRef, model: nn.Module) -> None:
         )
 
 
-def _load_tokenizer(ref: BackboneRef) -> PreTrainedTokenizerFast:
+def _tiny_tokenizer() -> PreTrainedTokenizerFast:
+    tiny = BACKBONES["tiny"]
+    return _load_tokenizer(tiny, architecture_named(tiny.architecture))
+
+
+def _load_tokenizer(ref: BackboneRef, architecture: Architecture) -> PreTrainedTokenizerFast:
+    kind = PreTrainedTokenizerFast if architecture.plain_tokenizer else AutoTokenizer
     try:
-        tokenizer = AutoTokenizer.from_pretrained(ref.source, revision=ref.revision or "main", use_fast=True)
+        tokenizer = kind.from_pretrained(ref.source, revision=ref.revision or "main", use_fast=True)
     except OSError as error:
         raise _unreachable(ref, error) from error
     except Exception as error:  # the Rust library raises bare Exceptions for what it can't read
@@ -344,7 +370,7 @@ def _unreachable(ref: BackboneRef, error: OSError) -> DataError:
 
 def _random_model(architecture: Architecture, seed: int) -> nn.Module:
     torch.manual_seed(seed)
-    tokenizer = _load_tokenizer(BACKBONES["tiny"])
+    tokenizer = _tiny_tokenizer()
     special = {"pad": tokenizer.pad_token_id, "bos": tokenizer.cls_token_id, "eos": tokenizer.sep_token_id}
     return architecture.random(len(tokenizer), special)
 

@@ -163,6 +163,7 @@ class RankContext:
             world=self.world,
             global_batch=global_batch,
             start_step=start_step,
+            padded_text=backbone.text_length(task.max_text),
             limits=stream_limits(self.config),
             **options,
         )

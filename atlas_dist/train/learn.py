@@ -138,7 +138,7 @@ class StageTrainer:
             module.regularizer = method.regularizer(stage_context) if method.regularizer is not None and remembers else None
             if starts_by_ridge(job, len(mixture)) and not self.resume:
                 fit_head(context, module, job)
-            settings = self._loop_settings(mixture, sample_flops(model, job.task.max_text))
+            settings = self._loop_settings(mixture, sample_flops(model, context.backbone().text_length(job.task.max_text)))
             engine = build_engine(module, self._groups(module, len(mixture)), self._engine_settings(settings))
             inside = (
                 *(f"model.{name}" for name in names),
