@@ -7,17 +7,17 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 from tokenizers import Tokenizer
 
-from atlas_dist.data.images import Pixels, decode_picture, decode_plain_jpeg, sniff
+from atlas_dist.core.types import Resample
+from atlas_dist.data.images import Pixels, decode_picture, decode_plain_jpeg, resized, sniff
 from atlas_dist.errors import ConfigError
 
 MEAN_COLOUR = (120, 114, 104)
 """RGB of the mean COCO image, the picture of tasks that have none (docs/method.md, Tasks)."""
 
 
-def decode_into(data: memoryview, out: Pixels) -> None:
+def decode_into(data: memoryview, out: Pixels, resample: Resample = Resample.BICUBIC) -> None:
     """Decode a picture to fill `out`, uint8 [H, W, 3], RGB, resized where it has another size.
 
     A plain JPEG larger than the target is decoded at the smallest DCT scale that is not smaller than it: at half or a quarter of
@@ -33,7 +33,7 @@ def decode_into(data: memoryview, out: Pixels) -> None:
     if decoded is None:
         decoded = decode_picture(data)
     if decoded.shape != out.shape:
-        decoded = np.asarray(Image.fromarray(decoded).resize((width, height), Image.Resampling.BICUBIC))
+        decoded = np.asarray(resized(decoded, width, height, resample))
     np.copyto(out, decoded)
 
 

@@ -19,7 +19,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ from atlas_dist.model.backbones import (
     relative_of,
 )
 from atlas_dist.model.load_errors import listed, shortened, unloadable
+from atlas_dist.model.preprocessor import PictureForm, form_of, read_settings, usual_form
 from atlas_dist.model.weight_files import WRAPPERS, check_folder, unwrapped
 
 TINY_FOLDER = Path(__file__).parent / "assets" / "tiny_vilt"
@@ -59,6 +60,8 @@ class BackboneRef:
         leftovers: checkpoint keys that we knowingly do not load, besides the heads and leftovers that its architecture knows. Any
             other surplus or missing key is an error.
         architecture: a key of `backbones.ARCHITECTURES`.
+        usual_pictures: its preprocessor_config.json is known to say what its architecture has anyway: it is not asked for, so
+            that what was downloaded before it was read still loads without a network.
     """
 
     name: str
@@ -66,6 +69,7 @@ class BackboneRef:
     revision: str | None = None
     leftovers: tuple[str, ...] = ()
     architecture: str = DEFAULT_ARCHITECTURE
+    usual_pictures: bool = False
 
 
 BACKBONES: dict[str, BackboneRef] = {
@@ -76,9 +80,13 @@ BACKBONES: dict[str, BackboneRef] = {
         BackboneRef("random-clip", "", architecture="clip"),
         BackboneRef("random-siglip", "", architecture="siglip"),
         # The first commit with weights, config and fixed tokenizer; later ones change the README and a length we set ourselves.
-        BackboneRef("vilt-b32-mlm", "dandelin/vilt-b32-mlm", "6acc83f152113edb2d3b503e2ea4b107ed592a49"),
+        BackboneRef("vilt-b32-mlm", "dandelin/vilt-b32-mlm", "6acc83f152113edb2d3b503e2ea4b107ed592a49", usual_pictures=True),
         BackboneRef(
-            "clip-vit-b32", "openai/clip-vit-base-patch32", "3d74acf9a28c67741b2f4f2ea7635f0aaf6f0268", architecture="clip"
+            "clip-vit-b32",
+            "openai/clip-vit-base-patch32",
+            "3d74acf9a28c67741b2f4f2ea7635f0aaf6f0268",
+            architecture="clip",
+            usual_pictures=True,
         ),
         BackboneRef(
             "siglip2-b16", "google/siglip2-base-patch16-224", "75de2d55ec2d0b4efc50b3e9ad70dba96a7b2fa2", architecture="siglip"
@@ -95,9 +103,10 @@ class Backbone:
         name: the name it was loaded by.
         model: in evaluation mode, float32, no dropout, nothing requires a gradient; accelerated (see ``backbones/``).
         tokenizer: fast tokenizer with a padding token, special tokens at one or both ends of a text.
-        digest: sha256 (hex) of weights, tokenizer and configuration: equal digests compute equal results,
+        digest: sha256 (hex) of weights, tokenizer, configuration and the form of pictures: equal digests compute equal results,
             to the last bit where the weights also come from the same file (products depend on where it puts them in memory).
         architecture: what is known of its kind.
+        own_pictures: how its checkpoint wants pictures, where that is not its architecture's usual form.
     """
 
     name: str
@@ -105,16 +114,22 @@ class Backbone:
     tokenizer: PreTrainedTokenizerFast
     digest: str
     architecture: Architecture
+    own_pictures: PictureForm | None = None
+
+    @property
+    def pictures(self) -> PictureForm:
+        """How pictures become its pixels."""
+        return self.own_pictures or usual_form(self.architecture)
 
     @property
     def pixel_mean(self) -> tuple[float, float, float]:
         """Per channel, for pixels in [0, 1]."""
-        return self.architecture.pixel_mean
+        return self.pictures.mean
 
     @property
     def pixel_std(self) -> tuple[float, float, float]:
         """Per channel, for pixels in [0, 1]."""
-        return self.architecture.pixel_std
+        return self.pictures.std
 
     @property
     def image_size(self) -> int:
@@ -175,7 +190,8 @@ def load_backbone(which: str | BackboneRef, *, seed: int = 0) -> Backbone:
     Raises:
         ConfigError: an unknown name or architecture, or a checkpoint of another architecture.
         DataError: the checkpoint cannot be reached, a file of it is damaged or missing, its keys or shapes are not exactly those
-            of the model, a value is not finite, or its tokenizer is another model's.
+            of the model, a value is not finite, its tokenizer is another model's, or it wants pictures in a form that we do not
+            make.
     """
     ref = which if isinstance(which, BackboneRef) else _look_up(which)
     architecture = architecture_named(ref.architecture)
@@ -185,14 +201,16 @@ def load_backbone(which: str | BackboneRef, *, seed: int = 0) -> Backbone:
     tokenizer = _load_tokenizer(ref, architecture) if ref.source else _tiny_tokenizer()
     architecture.prepare_tokenizer(tokenizer)
     _check_tokenizer(ref, tokenizer, architecture.limits(model).vocabulary)
+    pictures = _own_pictures(ref, architecture, model)
     _freeze(model)
-    digest = backbone_digest(model, tokenizer)
+    digest = backbone_digest(model, tokenizer, pictures)
     architecture.accelerate(model)
-    return Backbone(ref.name, model, tokenizer, digest, architecture)
+    return Backbone(ref.name, model, tokenizer, digest, architecture, pictures)
 
 
-def backbone_digest(model: Any, tokenizer: PreTrainedTokenizerFast) -> str:
-    """sha256 (hex) over every weight (name, dtype, shape, bytes), the tokenizer's rules and the configuration."""
+def backbone_digest(model: Any, tokenizer: PreTrainedTokenizerFast, pictures: PictureForm | None = None) -> str:
+    """sha256 (hex) over every weight (name, dtype, shape, bytes), the tokenizer's rules, the configuration and the form of
+    pictures, where that is not the architecture's."""
     digest = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
@@ -201,7 +219,7 @@ def backbone_digest(model: Any, tokenizer: PreTrainedTokenizerFast) -> str:
     rules = json.loads(tokenizer.backend_tokenizer.to_str())
     for remembered in ("truncation", "padding"):  # left over from the last call, not part of what the tokenizer is
         rules.pop(remembered, None)
-    for part in (rules, _lasting_config(model.config)):
+    for part in (rules, _lasting_config(model.config), *([asdict(pictures)] if pictures else [])):
         digest.update(json.dumps(part, sort_keys=True).encode())
     return digest.hexdigest()
 
@@ -292,6 +310,18 @@ def _check_finite(ref: BackboneRef, model: nn.Module) -> None:
             f"{listed(bad)}.",
             fix="Use one from before its training went wrong, or one that was not cut down to float16.",
         )
+
+
+def _own_pictures(ref: BackboneRef, architecture: Architecture, model: nn.Module) -> PictureForm | None:
+    """How a checkpoint wants pictures; None = as usual."""
+    if not ref.source or ref.usual_pictures:
+        return None
+    try:
+        said = read_settings(ref.source, ref.revision)
+    except OSError as error:
+        raise _unreachable(ref, error) from error
+    form = form_of(said, architecture, architecture.limits(model).image_size, ref.name)
+    return None if form == usual_form(architecture) else form
 
 
 def _tiny_tokenizer() -> PreTrainedTokenizerFast:

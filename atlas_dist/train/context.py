@@ -164,6 +164,7 @@ class RankContext:
             global_batch=global_batch,
             start_step=start_step,
             padded_text=backbone.text_length(task.max_text),
+            resample=backbone.pictures.resample,
             limits=stream_limits(self.config),
             **options,
         )

@@ -126,7 +126,7 @@ class Architecture:
         site_kinds: what sites are called -> path of their linear layer below a transformer layer, in the order data flows.
         embeddings: what the names of the parameters below the lowest layers begin with.
         encode: one pass; gradients flow.
-        pixel_mean, pixel_std: per channel, for pixels in [0, 1].
+        pixel_mean, pixel_std: per channel, for pixels in [0, 1], of checkpoints that do not say otherwise.
         prepare: gives a loaded model what its checkpoint lacks; what it does is part of the digest.
         accelerate: makes a model faster in place and changes no result but by rounding.
         leftovers: keys that checkpoints of any model of this kind may bring and we do not load.
@@ -134,6 +134,7 @@ class Architecture:
         image_types: how many pictures of a sample it can tell apart.
         plain_tokenizer: tokenizer.json is the tokenizer, whichever class of transformers a checkpoint names besides.
         prepare_tokenizer: gives a loaded tokenizer what its checkpoint lacks; what it does is part of the digest.
+        squashes: its own preprocessing makes squares of whole pictures, as ours does; elsewhere ours differs from it.
         relatives: `model_type` of models that are easily taken for this one -> what to do instead.
     """
 
@@ -154,6 +155,7 @@ class Architecture:
     image_types: int = 1
     plain_tokenizer: bool = False
     prepare_tokenizer: Callable[[Any], None] = lambda _: None
+    squashes: bool = False
     relatives: Mapping[str, str] = field(default_factory=dict)
 
     def layers(self, model: nn.Module) -> list[nn.Module]:

@@ -146,6 +146,7 @@ SIGLIP = Architecture(
     encode=_encode,
     pixel_mean=(0.5, 0.5, 0.5),
     pixel_std=(0.5, 0.5, 0.5),
+    squashes=True,
     plain_tokenizer=True,
     prepare_tokenizer=_lower_case,
     # Constant buffers that old versions of transformers saved with the weights.
