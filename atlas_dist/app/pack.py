@@ -107,6 +107,7 @@ def _pack_split(
         split,
         options=options,
         image_size=backbone.image_size,
+        resample=backbone.pictures.resample,
         workers=config.pack.threads,
         splits=tuple(task.data.splits),
         max_bad=config.pack.max_bad,

@@ -12,6 +12,14 @@ from enum import StrEnum
 from typing import Any
 
 
+class Resample(StrEnum):
+    """The filter that pictures are resized with, of Pillow's."""
+
+    BICUBIC = "bicubic"
+    BILINEAR = "bilinear"
+    LANCZOS = "lanczos"
+
+
 class TaskKind(StrEnum):
     """How a sample becomes logits (docs/method.md, Tasks)."""
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from atlas_dist.core.sampling import Ordinals
-from atlas_dist.core.types import TaskKind, TaskSpec
+from atlas_dist.core.types import Resample, TaskKind, TaskSpec
 from atlas_dist.data.batch import BadSample, RankBatch, StreamLimits
 from atlas_dist.data.decode import MEAN_COLOUR, TextEncoder, decode_into
 from atlas_dist.data.images import Pixels
@@ -60,12 +60,23 @@ class _Begun:
 class Collator:
     """The last stage: decodes and tokenises. Keeps the reused pixel buffers, the decode threads and the list of bad samples."""
 
-    def __init__(self, task: TaskSpec, encode: TextEncoder, *, slots: int, images: int, size: int, limits: StreamLimits) -> None:
+    def __init__(
+        self,
+        task: TaskSpec,
+        encode: TextEncoder,
+        *,
+        slots: int,
+        images: int,
+        size: int,
+        limits: StreamLimits,
+        resample: Resample = Resample.BICUBIC,
+    ) -> None:
         self._task = task
         self._encode = encode
         self._images = images
         self._choices = task.classes if task.kind is TaskKind.CHOICE else 1
         self._limits = limits
+        self._resample = resample
         self._threads = ThreadPoolExecutor(limits.decode_threads, thread_name_prefix="atlas-decode")
         self._lanes = limits.decode_threads
         self.bad: dict[tuple[str, str], BadSample] = {}
@@ -118,7 +129,7 @@ class Collator:
         if self._images:
             pixels = self._next_buffer()
             lanes = [range(lane, len(samples), self._lanes) for lane in range(self._lanes)]
-            decoding = [self._threads.submit(_decode_slots, lane, samples, pixels.numpy()) for lane in lanes]
+            decoding = [self._threads.submit(_decode_slots, lane, samples, pixels.numpy(), self._resample) for lane in lanes]
         texts = [text for sample in samples for text in (sample or _EMPTY).texts * (1 if sample else self._choices)]
         ids, attention, types = (torch.from_numpy(a).view(len(samples), self._choices, -1) for a in self._encode(texts))
         return _Begun(located, samples, pixels, decoding, ids, attention, types)
@@ -191,7 +202,9 @@ class Collator:
         return self._buffers[self._turn - 1]
 
 
-def _decode_slots(slots_of_thread: Iterable[int], samples: list[Sample | None], out: Pixels) -> list[tuple[int, str]]:
+def _decode_slots(
+    slots_of_thread: Iterable[int], samples: list[Sample | None], out: Pixels, resample: Resample
+) -> list[tuple[int, str]]:
     """Decode some slots; return those that failed, with the reason. Slots without a sample become black: buffers are used
     again."""
     failed = []
@@ -202,7 +215,7 @@ def _decode_slots(slots_of_thread: Iterable[int], samples: list[Sample | None], 
                 out[slot] = 0
                 continue
             for image, data in enumerate(sample.images):
-                decode_into(data, out[slot, image])
+                decode_into(data, out[slot, image], resample)
         except DataError as error:
             out[slot] = 0
             failed.append((slot, str(error)))

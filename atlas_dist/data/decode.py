@@ -7,17 +7,17 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 from tokenizers import Tokenizer
 
-from atlas_dist.data.images import Pixels, decode_picture, decode_plain_jpeg, sniff
+from atlas_dist.core.types import Resample
+from atlas_dist.data.images import Pixels, decode_picture, decode_plain_jpeg, resized, sniff
 from atlas_dist.errors import ConfigError
 
 MEAN_COLOUR = (120, 114, 104)
 """RGB of the mean COCO image, the picture of tasks that have none (docs/method.md, Tasks)."""
 
 
-def decode_into(data: memoryview, out: Pixels) -> None:
+def decode_into(data: memoryview, out: Pixels, resample: Resample = Resample.BICUBIC) -> None:
     """Decode a picture to fill `out`, uint8 [H, W, 3], RGB, resized where it has another size.
 
     A plain JPEG larger than the target is decoded at the smallest DCT scale that is not smaller than it: at half or a quarter of
@@ -33,7 +33,7 @@ def decode_into(data: memoryview, out: Pixels) -> None:
     if decoded is None:
         decoded = decode_picture(data)
     if decoded.shape != out.shape:
-        decoded = np.asarray(Image.fromarray(decoded).resize((width, height), Image.Resampling.BICUBIC))
+        decoded = np.asarray(resized(decoded, width, height, resample))
     np.copyto(out, decoded)
 
 
@@ -53,10 +53,11 @@ class TextEncoder:
 
     Args:
         tokenizer: a fast tokenizer of transformers, or a `tokenizers.Tokenizer`, with a padding token.
-        length: L, tokens a text; longer ones are cut (of a pair, the longer segment first), shorter ones padded.
+        length: tokens a text has at most; longer ones are cut (of a pair, the longer segment first).
+        padded: L, tokens that texts are padded to; 0 = `length`.
     """
 
-    def __init__(self, tokenizer: Any, length: int) -> None:
+    def __init__(self, tokenizer: Any, length: int, padded: int = 0) -> None:
         backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
         if not isinstance(backend, Tokenizer):
             raise ConfigError(f"{type(tokenizer).__name__} is not a fast tokenizer.", fix="Use one that `tokenizers` backs.")
@@ -66,7 +67,7 @@ class TextEncoder:
             raise ConfigError(f"The tokenizer has no padding token {pad!r}.")
         self._tokenizer = Tokenizer.from_str(backend.to_str())
         self._tokenizer.enable_truncation(length, strategy="longest_first")
-        self._tokenizer.enable_padding(length=length, pad_id=pad_id, pad_token=pad)
+        self._tokenizer.enable_padding(length=padded or length, pad_id=pad_id, pad_token=pad)
 
     def __call__(self, texts: Sequence[tuple[str, ...]]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
         """(input ids, attention mask, token types), each int64 [len(texts), L]; a text is one segment or two."""

@@ -16,6 +16,7 @@ import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from atlas_dist.core.types import Resample
 from atlas_dist.data.colour import changes_colours, from_lab, in_srgb
 from atlas_dist.data.greys import as_tagged, eight_bits
 from atlas_dist.data.leftout import UnusableError
@@ -172,7 +173,20 @@ def rgb_of(image: Image.Image) -> Image.Image:
         raise _damaged(error) from error
 
 
-def stored_form(data: bytes, size: int) -> tuple[str, bytes]:
+FILTERS = {
+    Resample.BICUBIC: Image.Resampling.BICUBIC,
+    Resample.BILINEAR: Image.Resampling.BILINEAR,
+    Resample.LANCZOS: Image.Resampling.LANCZOS,
+}
+"""Pillow's own, which look at all pixels that become one."""
+
+
+def resized(pixels: Pixels, width: int, height: int, resample: Resample) -> Image.Image:
+    """RGB pixels as a picture of another size."""
+    return Image.fromarray(pixels).resize((width, height), FILTERS[resample])
+
+
+def stored_form(data: bytes, size: int, resample: Resample = Resample.BICUBIC) -> tuple[str, bytes]:
     """(extension, bytes) to store: square `size` x `size` when the picture is larger on any side, else as it came.
 
     Smaller JPEGs and PNGs keep their bytes, since enlarging adds nothing that the stream cannot add; the other kinds become
@@ -181,23 +195,24 @@ def stored_form(data: bytes, size: int) -> tuple[str, bytes]:
 
     Args:
         size: side in pixels of the backbone's input; 0 = keep as it is.
+        resample: how it becomes that.
 
     Raises:
         PictureError: the picture cannot be read.
     """
-    return _stored_once(data, size) if len(data) <= _REMEMBERED_BYTES else _stored(data, size)
+    return (_stored_once if len(data) <= _REMEMBERED_BYTES else _stored)(data, size, resample)
 
 
 _REMEMBERED_BYTES = 16 << 10
 """Pictures up to this size are remembered: a data set with many questions a picture names the same small ones again and again."""
 
 
-def _stored(data: bytes, size: int) -> tuple[str, bytes]:
+def _stored(data: bytes, size: int, resample: Resample) -> tuple[str, bytes]:
     kind = sniff(data)
     pixels = decode_picture(data)
     if not size or (pixels.shape[1] <= size and pixels.shape[0] <= size):
         return (kind, data) if kind in ("jpg", "png") else ("png", _png(Image.fromarray(pixels)))
-    small = Image.fromarray(pixels).resize((size, size), Image.Resampling.BICUBIC)
+    small = resized(pixels, size, size, resample)
     if kind != "jpg":
         return "png", _png(small)
     out = io.BytesIO()

@@ -28,6 +28,7 @@ from typing import Any
 from atlas_dist.core.keys import digest_of
 from atlas_dist.core.manifest import PART_BYTES, ShardInfo, ShardManifest
 from atlas_dist.core.sampling import shuffled
+from atlas_dist.core.types import Resample
 from atlas_dist.data.images import stored_form
 from atlas_dist.data.leftout import LeftOut, left_out_by, summary, writable
 from atlas_dist.data.manifest import MANIFEST, read_manifest, split_prefix, write_manifest
@@ -65,6 +66,7 @@ class ShardTarget:
     recipe: str
     image_size: int
     part_bytes: int
+    resample: Resample = Resample.BICUBIC
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,7 @@ def run_pack(
     *,
     options: Mapping[str, Any] | None = None,
     image_size: int = 0,
+    resample: Resample = Resample.BICUBIC,
     shard_samples: int = 1024,
     seed: int = 0,
     workers: int = 2,
@@ -120,6 +123,7 @@ def run_pack(
         source: folder or .zip of the raw data set (None for those that bring their own).
         options: the converter's options.
         image_size: images larger than this are stored as squares of this side; 0 = stored as they are.
+        resample: how they become that.
         shard_samples: samples a shard.
         seed: of the order in which samples are put into shards.
         splits: all splits of the task; see `Converter.run`.
@@ -136,7 +140,7 @@ def run_pack(
     if shard_samples < 1 or workers < 1:
         raise ConfigError(f"shard_samples is {shard_samples}, workers is {workers}.", fix="Both must be at least 1.")
     raw = converter(converter_name).run(source, split, dict(options or {}), splits)
-    recipe = _recipe(raw, image_size, shard_samples, seed, part_bytes)
+    recipe = _recipe(raw, image_size, resample, shard_samples, seed, part_bytes)
     prefix = split_prefix(dataset, split)
     by_rule = tuple(LeftOut(writable(record), reason, bad=False) for record, reason in raw.left_out)
     if not raw.samples:
@@ -150,7 +154,7 @@ def run_pack(
         ShardJob(f"{number:06d}.tar", first, tuple(raw.samples[i] for i in order[first : first + shard_samples]))
         for number, first in enumerate(range(0, len(order), shard_samples))
     ]
-    target = ShardTarget(store, prefix, raw.source, recipe, image_size, part_bytes)
+    target = ShardTarget(store, prefix, raw.source, recipe, image_size, part_bytes, resample)
     done: list[ShardDone] = []
     for result in (map_fn or _threads(workers))(partial(pack_shard, target), jobs):
         done.append(result)
@@ -182,7 +186,7 @@ def pack_shard(target: ShardTarget, job: ShardJob) -> ShardDone:
             try:
                 contents = [target.source.read(name) for name in sample.images]
                 marks[-1] = mark_of(*contents)
-                images = [stored_form(content, target.image_size) for content in contents]
+                images = [stored_form(content, target.image_size, target.resample) for content in contents]
             except DataError as error:
                 unreadable.append(left_out_by(sample.id, error, "+".join(sample.images)))
                 continue
@@ -214,12 +218,13 @@ def _threads(workers: int) -> MapFn:
     return run
 
 
-def _recipe(raw: RawSet, image_size: int, shard_samples: int, seed: int, part_bytes: int) -> str:
+def _recipe(raw: RawSet, image_size: int, resample: Resample, shard_samples: int, seed: int, part_bytes: int) -> str:
     """Digest of all that the shards' bytes depend on, except the pixels."""
     records = [
         (writable(s.id), s.texts, [writable(name) for name in s.images], s.label, sorted(s.targets.items())) for s in raw.samples
     ]
-    return digest_of([FORM, raw.kind, raw.images, raw.classes, image_size, shard_samples, seed, part_bytes, records])
+    size = image_size if resample is Resample.BICUBIC else [image_size, resample]  # what was packed before keeps its digest
+    return digest_of([FORM, raw.kind, raw.images, raw.classes, size, shard_samples, seed, part_bytes, records])
 
 
 def _existing(store: ObjectStore, dataset: str, split: str, recipe: str, raw: RawSet, overwrite: bool) -> ShardManifest | None:

@@ -33,7 +33,7 @@ from atlas_dist.core.sampling import (
     validation_steps,
     validation_valid,
 )
-from atlas_dist.core.types import TaskSpec
+from atlas_dist.core.types import Resample, TaskSpec
 from atlas_dist.data.batch import RankBatch, StreamLimits, StreamStats
 from atlas_dist.data.cache import NodeCache
 from atlas_dist.data.collate import Collator, Located, StepPlan
@@ -268,6 +268,8 @@ def open_stream(
     start_step: int = 0,
     shuffle: bool = True,
     only: Sequence[int] | Ordinals | None = None,
+    padded_text: int = 0,
+    resample: Resample = Resample.BICUBIC,
     limits: StreamLimits | None = None,
 ) -> Stream:
     """Open one rank's stream of one split. Nothing is fetched before the first iteration.
@@ -279,6 +281,8 @@ def open_stream(
         image_size: side H = W of the pixels, whatever size is stored.
         rank, world: this rank and how many there are; they change only which slots of a global batch are read.
         only: ordinals to visit, such as those of a low-shot choice or of a replay reservoir; None = all.
+        padded_text: tokens that texts are padded to; 0 = as many as the task's have at most.
+        resample: how pictures of another size become `image_size`.
 
     Raises:
         DataError: the manifest does not fit the task, or holds no sample.
@@ -298,11 +302,12 @@ def open_stream(
     pool = ShardPool(manifest, fetcher, budget=limits.memory_bytes, threads=limits.fetch_threads)
     collator = Collator(
         task,
-        TextEncoder(tokenizer, task.max_text),
+        TextEncoder(tokenizer, task.max_text, padded_text),
         slots=slots(global_batch, world),
         images=manifest.images,
         size=image_size,
         limits=limits,
+        resample=resample,
     )
     samplers = (sampler(), sampler())
     return Stream(fetcher, pool, manifest, samplers, collator, rank=rank, world=world, limits=limits, stop=stop)

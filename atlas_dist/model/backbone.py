@@ -5,8 +5,10 @@ A backbone is chosen by name:
     tiny            our own small ViLT, weights committed in ``assets/tiny_vilt``: the demo and the tests learn with it
     random-tiny     a few thousand random ViLT weights from a seed: tests of plumbing, never of learning
     random-clip     the same of CLIP, whose two towers differ in depth and width
+    random-siglip   the same of SigLIP
     vilt-b32-mlm    dandelin/vilt-b32-mlm from the Hugging Face hub, at a pinned revision: the paper's
     clip-vit-b32    openai/clip-vit-base-patch32 from the hub, at a pinned revision
+    siglip2-b16     google/siglip2-base-patch16-224 from the hub, at a pinned revision
 
 Any other folder or hub checkpoint is reached with a ``BackboneRef`` of one's own that says its architecture (``backbones/``).
 """
@@ -17,7 +19,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +29,17 @@ from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerFas
 from transformers.utils import logging as transformers_logging
 
 from atlas_dist.errors import AtlasError, ConfigError, DataError
-from atlas_dist.model.backbones import ARCHITECTURES, AdapterSite, Architecture, BackboneInput, Encoded, architecture_named
+from atlas_dist.model.backbones import (
+    ARCHITECTURES,
+    AdapterSite,
+    Architecture,
+    BackboneInput,
+    Encoded,
+    architecture_named,
+    relative_of,
+)
 from atlas_dist.model.load_errors import listed, shortened, unloadable
+from atlas_dist.model.preprocessor import PictureForm, form_of, read_settings, usual_form
 from atlas_dist.model.weight_files import WRAPPERS, check_folder, unwrapped
 
 TINY_FOLDER = Path(__file__).parent / "assets" / "tiny_vilt"
@@ -49,6 +60,8 @@ class BackboneRef:
         leftovers: checkpoint keys that we knowingly do not load, besides the heads and leftovers that its architecture knows. Any
             other surplus or missing key is an error.
         architecture: a key of `backbones.ARCHITECTURES`.
+        usual_pictures: its preprocessor_config.json is known to say what its architecture has anyway: it is not asked for, so
+            that what was downloaded before it was read still loads without a network.
     """
 
     name: str
@@ -56,6 +69,7 @@ class BackboneRef:
     revision: str | None = None
     leftovers: tuple[str, ...] = ()
     architecture: str = DEFAULT_ARCHITECTURE
+    usual_pictures: bool = False
 
 
 BACKBONES: dict[str, BackboneRef] = {
@@ -64,10 +78,18 @@ BACKBONES: dict[str, BackboneRef] = {
         BackboneRef("tiny", str(TINY_FOLDER)),
         BackboneRef("random-tiny", ""),
         BackboneRef("random-clip", "", architecture="clip"),
+        BackboneRef("random-siglip", "", architecture="siglip"),
         # The first commit with weights, config and fixed tokenizer; later ones change the README and a length we set ourselves.
-        BackboneRef("vilt-b32-mlm", "dandelin/vilt-b32-mlm", "6acc83f152113edb2d3b503e2ea4b107ed592a49"),
+        BackboneRef("vilt-b32-mlm", "dandelin/vilt-b32-mlm", "6acc83f152113edb2d3b503e2ea4b107ed592a49", usual_pictures=True),
         BackboneRef(
-            "clip-vit-b32", "openai/clip-vit-base-patch32", "3d74acf9a28c67741b2f4f2ea7635f0aaf6f0268", architecture="clip"
+            "clip-vit-b32",
+            "openai/clip-vit-base-patch32",
+            "3d74acf9a28c67741b2f4f2ea7635f0aaf6f0268",
+            architecture="clip",
+            usual_pictures=True,
+        ),
+        BackboneRef(
+            "siglip2-b16", "google/siglip2-base-patch16-224", "75de2d55ec2d0b4efc50b3e9ad70dba96a7b2fa2", architecture="siglip"
         ),
     )
 }
@@ -80,10 +102,11 @@ class Backbone:
     Attributes:
         name: the name it was loaded by.
         model: in evaluation mode, float32, no dropout, nothing requires a gradient; accelerated (see ``backbones/``).
-        tokenizer: fast tokenizer with a padding token, special tokens at both ends of a text.
-        digest: sha256 (hex) of weights, tokenizer and configuration: equal digests compute equal results,
+        tokenizer: fast tokenizer with a padding token, special tokens at one or both ends of a text.
+        digest: sha256 (hex) of weights, tokenizer, configuration and the form of pictures: equal digests compute equal results,
             to the last bit where the weights also come from the same file (products depend on where it puts them in memory).
         architecture: what is known of its kind.
+        own_pictures: how its checkpoint wants pictures, where that is not its architecture's usual form.
     """
 
     name: str
@@ -91,16 +114,22 @@ class Backbone:
     tokenizer: PreTrainedTokenizerFast
     digest: str
     architecture: Architecture
+    own_pictures: PictureForm | None = None
+
+    @property
+    def pictures(self) -> PictureForm:
+        """How pictures become its pixels."""
+        return self.own_pictures or usual_form(self.architecture)
 
     @property
     def pixel_mean(self) -> tuple[float, float, float]:
         """Per channel, for pixels in [0, 1]."""
-        return self.architecture.pixel_mean
+        return self.pictures.mean
 
     @property
     def pixel_std(self) -> tuple[float, float, float]:
         """Per channel, for pixels in [0, 1]."""
-        return self.architecture.pixel_std
+        return self.pictures.std
 
     @property
     def image_size(self) -> int:
@@ -116,6 +145,10 @@ class Backbone:
     def max_text_tokens(self) -> int:
         """Most text tokens a sample may have, those at its ends included."""
         return self.architecture.limits(self.model).text_tokens
+
+    def text_length(self, most: int) -> int:
+        """Tokens that a text is padded to before the model gets it, where a task's texts have `most` tokens at most."""
+        return self.architecture.limits(self.model).padded_text or most
 
     @property
     def sites(self) -> tuple[AdapterSite, ...]:
@@ -157,23 +190,27 @@ def load_backbone(which: str | BackboneRef, *, seed: int = 0) -> Backbone:
     Raises:
         ConfigError: an unknown name or architecture, or a checkpoint of another architecture.
         DataError: the checkpoint cannot be reached, a file of it is damaged or missing, its keys or shapes are not exactly those
-            of the model, a value is not finite, or its tokenizer is another model's.
+            of the model, a value is not finite, its tokenizer is another model's, or it wants pictures in a form that we do not
+            make.
     """
     ref = which if isinstance(which, BackboneRef) else _look_up(which)
     architecture = architecture_named(ref.architecture)
     with torch.random.fork_rng(devices=[]), _no_progress_bar():
         model = _load_weights(ref, architecture) if ref.source else _random_model(architecture, seed)
         architecture.prepare(model)
-    tokenizer = _load_tokenizer(ref if ref.source else BACKBONES["tiny"])
+    tokenizer = _load_tokenizer(ref, architecture) if ref.source else _tiny_tokenizer()
+    architecture.prepare_tokenizer(tokenizer)
     _check_tokenizer(ref, tokenizer, architecture.limits(model).vocabulary)
+    pictures = _own_pictures(ref, architecture, model)
     _freeze(model)
-    digest = backbone_digest(model, tokenizer)
+    digest = backbone_digest(model, tokenizer, pictures)
     architecture.accelerate(model)
-    return Backbone(ref.name, model, tokenizer, digest, architecture)
+    return Backbone(ref.name, model, tokenizer, digest, architecture, pictures)
 
 
-def backbone_digest(model: Any, tokenizer: PreTrainedTokenizerFast) -> str:
-    """sha256 (hex) over every weight (name, dtype, shape, bytes), the tokenizer's rules and the configuration."""
+def backbone_digest(model: Any, tokenizer: PreTrainedTokenizerFast, pictures: PictureForm | None = None) -> str:
+    """sha256 (hex) over every weight (name, dtype, shape, bytes), the tokenizer's rules, the configuration and the form of
+    pictures, where that is not the architecture's."""
     digest = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
@@ -182,7 +219,7 @@ def backbone_digest(model: Any, tokenizer: PreTrainedTokenizerFast) -> str:
     rules = json.loads(tokenizer.backend_tokenizer.to_str())
     for remembered in ("truncation", "padding"):  # left over from the last call, not part of what the tokenizer is
         rules.pop(remembered, None)
-    for part in (rules, _lasting_config(model.config)):
+    for part in (rules, _lasting_config(model.config), *([asdict(pictures)] if pictures else [])):
         digest.update(json.dumps(part, sort_keys=True).encode())
     return digest.hexdigest()
 
@@ -239,9 +276,10 @@ def _check_model_type(ref: BackboneRef, architecture: Architecture) -> None:
     if found in (architecture.name, ""):  # an empty folder has no type; its weights are missing next
         return
     known = ", ".join(sorted(ARCHITECTURES))
+    fix = f"Set backbone.architecture={found}." if found in ARCHITECTURES else relative_of(found)
     raise ConfigError(
         f"Backbone {ref.name!r} from {ref.source!r} is a model of type {found!r}; {architecture.name!r} was asked for.",
-        fix=f"Set backbone.architecture={found}." if found in ARCHITECTURES else f"Use a checkpoint of one of: {known}.",
+        fix=fix or f"Use a checkpoint of one of: {known}.",
     )
 
 
@@ -274,9 +312,27 @@ def _check_finite(ref: BackboneRef, model: nn.Module) -> None:
         )
 
 
-def _load_tokenizer(ref: BackboneRef) -> PreTrainedTokenizerFast:
+def _own_pictures(ref: BackboneRef, architecture: Architecture, model: nn.Module) -> PictureForm | None:
+    """How a checkpoint wants pictures; None = as usual."""
+    if not ref.source or ref.usual_pictures:
+        return None
     try:
-        tokenizer = AutoTokenizer.from_pretrained(ref.source, revision=ref.revision or "main", use_fast=True)
+        said = read_settings(ref.source, ref.revision)
+    except OSError as error:
+        raise _unreachable(ref, error) from error
+    form = form_of(said, architecture, architecture.limits(model).image_size, ref.name)
+    return None if form == usual_form(architecture) else form
+
+
+def _tiny_tokenizer() -> PreTrainedTokenizerFast:
+    tiny = BACKBONES["tiny"]
+    return _load_tokenizer(tiny, architecture_named(tiny.architecture))
+
+
+def _load_tokenizer(ref: BackboneRef, architecture: Architecture) -> PreTrainedTokenizerFast:
+    kind = PreTrainedTokenizerFast if architecture.plain_tokenizer else AutoTokenizer
+    try:
+        tokenizer = kind.from_pretrained(ref.source, revision=ref.revision or "main", use_fast=True)
     except OSError as error:
         raise _unreachable(ref, error) from error
     except Exception as error:  # the Rust library raises bare Exceptions for what it can't read
@@ -344,7 +400,7 @@ def _unreachable(ref: BackboneRef, error: OSError) -> DataError:
 
 def _random_model(architecture: Architecture, seed: int) -> nn.Module:
     torch.manual_seed(seed)
-    tokenizer = _load_tokenizer(BACKBONES["tiny"])
+    tokenizer = _tiny_tokenizer()
     special = {"pad": tokenizer.pad_token_id, "bos": tokenizer.cls_token_id, "eos": tokenizer.sep_token_id}
     return architecture.random(len(tokenizer), special)
 

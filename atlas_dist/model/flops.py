@@ -100,9 +100,10 @@ def _tower_flops(model: AdaptedModel, tower: Tower, text: int) -> StepFlops:
     layers = stack(model.backbone, tower)
     tokens = tower.own_tokens + text * tower.reads_text
     patches = model.backbone.get_submodule(tower.patches) if tower.patches else None
-    # One of the picture's tokens is its class token.
-    embedding = 2.0 * (tower.own_tokens - 1) * cast(Tensor, patches.weight).numel() if patches is not None else 0.0
+    of_patches = tower.own_tokens - tower.class_tokens
+    embedding = 2.0 * of_patches * cast(Tensor, patches.weight).numel() if patches is not None else 0.0
     frozen = _Backbone(tokens, tower.width, tower.inner, len(layers), embedding, 2.0 * tower.width * tower.pooled)
+    pooling = _pooling_flops(model, tower, tokens)
     parts = [part for name, part in model.named_sites() if name.startswith((tower.letter, f"{tower.layers}."))]
     groups = [g for site in parts for g in site.modules() if isinstance(g, AdapterGroup | ResidualGroup | LoraGroup)]
     fusions = [m for site in parts for name, m in site.named_modules() if name == "fusion"]
@@ -110,12 +111,29 @@ def _tower_flops(model: AdaptedModel, tower: Tower, text: int) -> StepFlops:
     trained = sum(p.numel() for p in layers.parameters() if p.requires_grad and p.dim() == 2)
     deep = trained > 0 or any(p.requires_grad for site in parts for p in site.parameters())
     fused = 2.0 * tokens * sum(p.numel() for m in fusions for p in m.parameters() if p.dim() == 2)
-    forward = frozen.forward() + sum(s.forward for s in sites) + fused
+    forward = frozen.forward() + sum(s.forward for s in sites) + fused + pooling.forward
     backward = (frozen.backward(whole=trained > 0) + sum(s.backward for s in sites) + 2 * fused) if deep else 0.0
+    backward += pooling.backward if deep else 0.0
     backward += 2.0 * tokens * trained
     if patches is not None and cast(Tensor, patches.weight).requires_grad:
         backward += embedding
     return StepFlops(forward, backward)
+
+
+def _pooling_flops(model: AdaptedModel, tower: Tower, tokens: int) -> StepFlops:
+    """One learnt query that attends over all tokens, and the MLP behind it; nothing where a tower has none."""
+    if not tower.attention_pooling:
+        return StepFlops(0.0, 0.0)
+    width = tower.width
+    asks, keys_and_values = 2.0 * width**2, 4.0 * tokens * width**2
+    scores = sums = 2.0 * tokens * width
+    behind = 2.0 * width**2 + 4.0 * width * tower.inner
+    # To the tokens: scores to the keys only, sums to both of their factors. What comes before the query is learnt and no input.
+    to_tokens = keys_and_values + scores + 2 * sums + behind
+    pooling = model.backbone.get_submodule(tower.attention_pooling)
+    trains = any(p.requires_grad for p in pooling.parameters())
+    to_weights = 2 * asks + scores + keys_and_values + behind if trains else 0.0
+    return StepFlops(asks + keys_and_values + scores + sums + behind, to_tokens + to_weights)
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,14 @@ WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.b
 _TOKENIZERS = (("tokenizer.json",), ("vocab.txt",), ("vocab.json", "merges.txt"), ("spiece.model",), ("sentencepiece.bpe.model",))
 _CONFIG = "config.json"
 _LFS = b"version https://git-lfs"
-_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
-"""Read beside a tokenizer where they are there."""
+_SETTINGS = (
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+)
+"""Of texts and pictures: read where they are there."""
 _BOMS = (codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _HEADER_CAP = 100_000_000
 """Bytes of a safetensors header at most, as the library has it."""

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from atlas_dist.core.signature import Parts
-from atlas_dist.core.types import TaskKind, TaskSpec
+from atlas_dist.core.types import Resample, TaskKind, TaskSpec
 from atlas_dist.data.decode import MEAN_COLOUR, decode_into
 from atlas_dist.data.images import rgb_of, stored_form
 from atlas_dist.data.leftout import shown, writable
@@ -128,7 +128,7 @@ def _why_no_file(path: Path) -> str:
     return "it is no plain file" if path.exists() else "there is no such file"
 
 
-def pixels_of(task: TaskSpec, pictures: Sequence[Picture], side: int) -> NDArray[np.uint8]:
+def pixels_of(task: TaskSpec, pictures: Sequence[Picture], side: int, resample: Resample = Resample.BICUBIC) -> NDArray[np.uint8]:
     """uint8 [I, side, side, 3]: the sample's pictures, or the mean colour for a task that was learnt without any.
 
     Raises:
@@ -140,8 +140,8 @@ def pixels_of(task: TaskSpec, pictures: Sequence[Picture], side: int) -> NDArray
     for slot, picture in zip(out, pictures, strict=False):
         named = f" {picture}" if isinstance(picture, str | Path | Held) else ""
         try:
-            _, stored = stored_form(_compressed(picture), side)
-            decode_into(memoryview(stored), slot)
+            _, stored = stored_form(_compressed(picture), side, resample)
+            decode_into(memoryview(stored), slot, resample)
         except (OSError, DataError) as error:
             why = error.strerror if isinstance(error, OSError) else error.message
             what = f"Cannot read the picture{named}" if named else "Cannot read a picture"

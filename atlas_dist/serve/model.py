@@ -248,10 +248,12 @@ class AtlasModel:
     def _prepare(self, task: LearntWeights, request: Request, pixels: Tensor | None) -> TaskBatch:
         """A batch of one. `pixels`: what an earlier call made of the same pictures, for as many of them a sample."""
         spec = task.learnt.task
-        encoder = self._encoders.setdefault(spec.max_text, TextEncoder(self.backbone.tokenizer, spec.max_text))
+        padded = self.backbone.text_length(spec.max_text)
+        encoder = self._encoders.setdefault(spec.max_text, TextEncoder(self.backbone.tokenizer, spec.max_text, padded))
         encoded = encoder(texts_of(spec, request.text, request.choices))
         if pixels is None:
-            raw = torch.from_numpy(pixels_of(spec, pictures_in(request.image), self.backbone.image_size))
+            side, resample = self.backbone.image_size, self.backbone.pictures.resample
+            raw = torch.from_numpy(pixels_of(spec, pictures_in(request.image), side, resample))
             pixels = self._normalise(raw.to(self.device))[None]
         ids, mask, types = (torch.from_numpy(part)[None].to(self.device) for part in encoded)
         return TaskBatch(task.learnt.key, ids, mask, types, pixels)

@@ -165,6 +165,8 @@ class RankContext:
             world=self.world,
             global_batch=global_batch,
             start_step=start_step,
+            padded_text=backbone.text_length(task.max_text),
+            resample=backbone.pictures.resample,
             limits=stream_limits(self.config),
             **options,
         )

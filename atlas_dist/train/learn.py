@@ -149,7 +149,7 @@ class StageTrainer:
                 if self.chooses_start:
                     begun.started_from = choose_start(context, module, job, self.inputs, self.looked_back.sees)
                 fit_head(context, module, job)
-            settings = self._loop_settings(mixture, sample_flops(model, job.task.max_text))
+            settings = self._loop_settings(mixture, sample_flops(model, context.backbone().text_length(job.task.max_text)))
             engine = build_engine(module, self._groups(module, len(mixture)), self._engine_settings(settings))
             inside = (
                 *(f"model.{name}" for name in names),

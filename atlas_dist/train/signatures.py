@@ -79,7 +79,8 @@ def observe(context: RankContext, task: TaskSpec, batches: Iterable[RankBatch]) 
     """Ordinals and features of a task's samples, as the frozen backbone sees them. Raises DataError as the stream does."""
     head, backbone = HeadSpec(task.kind, task.classes), context.backbone()
     model = AdaptedModel(backbone.model, head, MixingSpec(weighting=Weighting.EXPERIENCE), visible=0, grows=False, seed=0)
-    prompt = torch.from_numpy(TextEncoder(backbone.tokenizer, task.max_text)([(IMAGE_PROMPT,)])[0])
+    encode = TextEncoder(backbone.tokenizer, task.max_text, backbone.text_length(task.max_text))
+    prompt = torch.from_numpy(encode([(IMAGE_PROMPT,)])[0])
     mean_colour = torch.tensor(MEAN_COLOUR, dtype=torch.uint8)
     ordinals: list[int] = []
     collected: dict[str, list[Tensor]] = {}

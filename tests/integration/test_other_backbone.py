@@ -1,5 +1,5 @@
-"""A backbone of another architecture, through the real path of a worker: CLIP's two towers learn, forget nothing, travel,
-answer."""
+"""Backbones of other architectures, through the real path of a worker: the two towers of CLIP and SigLIP learn, forget nothing,
+travel, answer."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ TWO = ("sequence.upstream=[toy_kin,toy_pair]", "sequence.downstream=[]")
 PICTURE = Image.fromarray(np.random.default_rng(3).integers(0, 256, (50, 70, 3), np.uint8))
 
 
-@pytest.fixture(scope="module")
-def learnt() -> Toys:
-    return toys("backbone=random_clip", *TWO)
+@pytest.fixture(scope="module", params=["clip", "siglip"])
+def learnt(request: pytest.FixtureRequest) -> Toys:
+    return toys(f"backbone=random_{request.param}", *TWO)
 
 
 def test_an_old_task_stays_equal_to_the_last_bit(learnt: Toys) -> None:
@@ -43,13 +43,14 @@ def test_the_bank_says_its_architecture_travels_and_answers(learnt: Toys, tmp_pa
     weights = load_weights(learnt.store, learnt.bank, shards=open_shards(learnt.config))
     export_bank(learnt.store, learnt.bank, weights, tmp_path / "bank")
     read = read_package(tmp_path / "bank")
-    assert (read.base.name, read.base.architecture) == ("random-clip", "clip")
-    assert "(clip)" in (tmp_path / "bank" / "README.md").read_text()
+    kind = learnt.config.backbone.name.removeprefix("random-")
+    assert (read.base.name, read.base.architecture) == (f"random-{kind}", kind)
+    assert f"({kind})" in (tmp_path / "bank" / "README.md").read_text()
 
     model = AtlasModel.from_pretrained(tmp_path / "bank", device="cpu")
     kin = Request("toy_kin", None, "red is to rose", ("as blue", "as one is to two", "as left"))
     pair = Request("toy_pair", [PICTURE, PICTURE.rotate(90)], "the left one is bigger")
-    # The shorter texts are padded to the longer ones: left out at the text tower's sites, unknown to the picture tower's.
+    # CLIP's shorter texts are padded to the longer ones: left out at the text tower's sites, unknown to the picture tower's.
     for answer, request in zip(model.predict_batch([kin, pair], output_adapter_coefficients=True), (kin, pair), strict=True):
         alone = model.predict_batch([request], output_adapter_coefficients=True)[0]
         assert answer.scores == pytest.approx(alone.scores, abs=1e-5)
@@ -62,15 +63,16 @@ def test_the_bank_says_its_architecture_travels_and_answers(learnt: Toys, tmp_pa
     import_bank(store, tmp_path / "bank", read, "taken")
     bank = read_bank(store, "taken")
     context = rescoring_context(learnt.config, learnt.bank, learnt.bank.find("toy_kin"))
-    assert [e.base.architecture for e in bank.learnt.values()] == ["clip", "clip"]
+    assert [e.base.architecture for e in bank.learnt.values()] == [kind, kind]
     for e in learnt.bank.learnt.values():
         assert rescore(learnt.config, learnt.bank, e, context).bitwise
 
 
+@pytest.mark.parametrize("kind", ["clip", "siglip"])
 @pytest.mark.parametrize("method", ["sequential_finetune", "freeze_bottom_k method.settings.layers=1"])
-def test_methods_that_train_the_backbone_train_both_towers(method: str, tmp_path: Path) -> None:
+def test_methods_that_train_the_backbone_train_both_towers(method: str, kind: str, tmp_path: Path) -> None:
     short = ("train.budget.max_steps=2", "train.budget.validations=1")
-    config = toy_config(tmp_path, "backbone=random_clip", *TWO, *f"method={method}".split(), *short)
+    config = toy_config(tmp_path, f"backbone=random_{kind}", *TWO, *f"method={method}".split(), *short)
     pack_toys(config, samples=64)
     bench = Bench(config)
     for job in bench.plan.jobs.values():
@@ -78,11 +80,13 @@ def test_methods_that_train_the_backbone_train_both_towers(method: str, tmp_path
     left = read_if_there(bench.context.store, bench.done[bench.job("2 toy_pair stage2").key], BACKBONE_FILE)
     before = bench.context.own_backbone({}).state_dict()
     moved = {name for name, value in left.items() if not torch.equal(value, before[name])}
-    assert {name.split(".")[0] for name in moved} == {"text_model", "vision_model", "text_projection", "visual_projection"}
-    assert "logit_scale" not in left
+    towers = {"text_model", "vision_model"} | ({"text_projection", "visual_projection"} if kind == "clip" else set())
+    assert {name.split(".")[0] for name in moved} == towers
+    assert not {"logit_scale", "logit_bias"} & left.keys()
     assert any(".layers.0." in name for name in left) is (method == "sequential_finetune")
 
 
 def test_a_type_for_second_pictures_is_refused_where_the_backbone_has_none(learnt: Toys) -> None:
-    with pytest.raises(ConfigError, match=r"second_image_type is 2, but clip backbones know 1"):
-        Bench(toy_config(learnt.folder, "backbone=random_clip", *TWO, "method.settings.second_image_type=2"))
+    with pytest.raises(ConfigError, match=r"second_image_type is 2, but (clip|siglip) backbones know 1"):
+        named = f"backbone={learnt.config.backbone.name.replace('-', '_')}"
+        Bench(toy_config(learnt.folder, named, *TWO, "method.settings.second_image_type=2"))

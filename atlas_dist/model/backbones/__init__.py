@@ -8,6 +8,7 @@ from torch import nn
 from atlas_dist.errors import ConfigError
 from atlas_dist.model.backbones.base import AdapterSite, Architecture, BackboneInput, Encoded, Limits, Tower, stack
 from atlas_dist.model.backbones.clip import CLIP
+from atlas_dist.model.backbones.siglip import SIGLIP
 from atlas_dist.model.backbones.vilt import VILT
 
 __all__ = [
@@ -20,19 +21,24 @@ __all__ = [
     "Tower",
     "architecture_named",
     "architecture_of",
+    "relative_of",
     "stack",
 ]
 
-ARCHITECTURES: dict[str, Architecture] = {row.name: row for row in (VILT, CLIP)}
+ARCHITECTURES: dict[str, Architecture] = {row.name: row for row in (VILT, CLIP, SIGLIP)}
 
 
 def architecture_named(name: str) -> Architecture:
     """By what `backbone.architecture` says. Raises ConfigError listing the valid ones."""
     if name not in ARCHITECTURES:
-        raise ConfigError(
-            f"Unknown architecture {name!r}.", fix=f"Set backbone.architecture to one of: {', '.join(sorted(ARCHITECTURES))}."
-        )
+        fix = f"Set backbone.architecture to one of: {', '.join(sorted(ARCHITECTURES))}."
+        raise ConfigError(f"Unknown architecture {name!r}.", fix=f"{hint} {fix}" if (hint := relative_of(name)) else fix)
     return ARCHITECTURES[name]
+
+
+def relative_of(model_type: str) -> str:
+    """What to do about a checkpoint of a type that is easily taken for one of ours; "" = nothing is known of it."""
+    return next((row.relatives[model_type] for row in ARCHITECTURES.values() if model_type in row.relatives), "")
 
 
 def architecture_of(model: nn.Module) -> Architecture:

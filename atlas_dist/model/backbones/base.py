@@ -8,7 +8,7 @@ asks here and knows no architecture by name.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple, cast
 
 from torch import Tensor, nn
@@ -65,13 +65,21 @@ class Encoded(NamedTuple):
 
 @dataclass(frozen=True)
 class Limits:
-    """What a model of an architecture takes and gives: P of its pooled output, side in pixels of its square pictures, most text
-    tokens with the special ones, different tokens."""
+    """What a model of an architecture takes and gives.
+
+    Attributes:
+        pooled: P of its pooled output.
+        image_size: side in pixels of its square pictures.
+        text_tokens: most text tokens, with the special ones.
+        vocabulary: different tokens.
+        padded_text: tokens that every text is padded to, whatever its task has at most; 0 = to that.
+    """
 
     pooled: int
     image_size: int
     text_tokens: int
     vocabulary: int
+    padded_text: int = 0
 
 
 @dataclass(frozen=True)
@@ -84,8 +92,11 @@ class Tower:
         width, inner, heads: D, the width inside its MLPs, H.
         reads_text: its tokens begin with the text's.
         own_tokens: how many tokens it has besides.
-        pooled: width of the product that its pooled token goes through.
+        pooled: width of the product that its pooled token goes through; 0 = none.
         patches: path of the convolution that makes its tokens of patches; "" = it sees no picture.
+        class_tokens: how many of the tokens that it has besides the text's are no patches; 0 where it sees no picture.
+        attention_pooling: path of an `nn.MultiheadAttention` with one learnt query, over all tokens, and of an MLP as wide as
+            the layers' behind it; "" = its pooled token is one of its own.
     """
 
     letter: str
@@ -97,6 +108,8 @@ class Tower:
     own_tokens: int
     pooled: int
     patches: str = ""
+    class_tokens: int = 1
+    attention_pooling: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,12 +126,16 @@ class Architecture:
         site_kinds: what sites are called -> path of their linear layer below a transformer layer, in the order data flows.
         embeddings: what the names of the parameters below the lowest layers begin with.
         encode: one pass; gradients flow.
-        pixel_mean, pixel_std: per channel, for pixels in [0, 1].
+        pixel_mean, pixel_std: per channel, for pixels in [0, 1], of checkpoints that do not say otherwise.
         prepare: gives a loaded model what its checkpoint lacks; what it does is part of the digest.
         accelerate: makes a model faster in place and changes no result but by rounding.
         leftovers: keys that checkpoints of any model of this kind may bring and we do not load.
         heads: what the names of parameters begin with that models for a task put on top of this one, and we do not load.
         image_types: how many pictures of a sample it can tell apart.
+        plain_tokenizer: tokenizer.json is the tokenizer, whichever class of transformers a checkpoint names besides.
+        prepare_tokenizer: gives a loaded tokenizer what its checkpoint lacks; what it does is part of the digest.
+        squashes: its own preprocessing makes squares of whole pictures, as ours does; elsewhere ours differs from it.
+        relatives: `model_type` of models that are easily taken for this one -> what to do instead.
     """
 
     name: str
@@ -136,6 +153,10 @@ class Architecture:
     leftovers: tuple[str, ...] = ()
     heads: tuple[str, ...] = ()
     image_types: int = 1
+    plain_tokenizer: bool = False
+    prepare_tokenizer: Callable[[Any], None] = lambda _: None
+    squashes: bool = False
+    relatives: Mapping[str, str] = field(default_factory=dict)
 
     def layers(self, model: nn.Module) -> list[nn.Module]:
         """All transformer layers, tower by tower."""

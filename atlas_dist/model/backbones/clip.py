@@ -1,12 +1,5 @@
-"""CLIP (Radford et al. 2021, arXiv 2103.00020): a text tower and a picture tower that meet only in a shared space.
-
-A task here needs one vector for a text *and* a picture, so the two embeddings t and v [P] are joined without any parameter:
-
-    pooled = [t, v, t ∘ v],   t, v of length √P each     [B, 3P]
-
-Length √P makes a feature's mean square 1, whatever adapters did to the scale, and CLIP gives meaning to directions only. The sum
-over t ∘ v is P times the cosine that CLIP was trained to raise for texts and pictures which belong together: with it a linear
-layer can ask whether they agree, which no linear layer can tell from t and v side by side.
+"""CLIP (Radford et al. 2021, arXiv 2103.00020): a text tower and a picture tower that meet only in a
+shared space, joined as `joined.py` says.
 
 t is read at the text's last token, as in CLIP, but found by the attention mask. transformers looks for the first end token
 instead: the same for one segment; of two it would not see the second.
@@ -14,18 +7,16 @@ instead: the same for one segment; of two it would not see the second.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 from transformers import CLIPConfig, CLIPModel
 from transformers.models.clip.modeling_clip import CLIPAttention
 
 from atlas_dist.errors import DataError
 from atlas_dist.model.backbones.base import Architecture, BackboneInput, Encoded, Limits, Tower
+from atlas_dist.model.backbones.joined import joined, tower_of
 
 
 def _random(vocabulary: int, special: Mapping[str, int]) -> CLIPModel:
@@ -79,8 +70,8 @@ def _towers(model: CLIPModel) -> tuple[Tower, ...]:
     """The sites are T0.aftattn, T0.aftmlp, T1.aftattn, … of the text and then V0.aftattn, … of the picture."""
     text, picture, shared = model.config.text_config, model.config.vision_config, model.config.projection_dim
     return (
-        _tower("T", "text_model.encoder.layers", text, reads_text=True, own_tokens=0, pooled=shared),
-        _tower(
+        tower_of("T", "text_model.encoder.layers", text, reads_text=True, own_tokens=0, pooled=shared),
+        tower_of(
             "V",
             "vision_model.encoder.layers",
             picture,
@@ -92,18 +83,14 @@ def _towers(model: CLIPModel) -> tuple[Tower, ...]:
     )
 
 
-def _tower(letter: str, layers: str, config: Any, **rest: Any) -> Tower:
-    return Tower(letter, layers, config.hidden_size, config.intermediate_size, config.num_attention_heads, **rest)
-
-
 def _encode(model: CLIPModel, given: BackboneInput) -> Encoded:
     if given.pixel_mask is not None:
         raise DataError("CLIP has no pixel mask: it sees whole pictures.", fix="Resize pictures instead of padding them.")
     text = model.text_model(input_ids=given.input_ids, attention_mask=_text_mask(given.attention_mask)).last_hidden_state
     picture = model.vision_model(pixel_values=given.pixel_values)
-    t = _unit(model.text_projection(_last_token(text, given.attention_mask)))
-    v = _unit(model.visual_projection(picture.pooler_output))
-    return Encoded((text, picture.last_hidden_state), torch.cat([t, v, t * v], dim=-1))
+    t = model.text_projection(_last_token(text, given.attention_mask))
+    v = model.visual_projection(picture.pooler_output)
+    return Encoded((text, picture.last_hidden_state), joined(t, v))
 
 
 def _text_mask(attention_mask: Tensor) -> Tensor:
@@ -127,12 +114,6 @@ def _last_token(hidden: Tensor, attention_mask: Tensor) -> Tensor:
     places = torch.arange(hidden.shape[1], device=hidden.device)
     last = (attention_mask * places).argmax(dim=1)
     return hidden[torch.arange(len(hidden), device=hidden.device), last]
-
-
-def _unit(embedding: Tensor) -> Tensor:
-    """[B, P] scaled to mean square 1, in float32 at least."""
-    wide = embedding.to(torch.promote_types(embedding.dtype, torch.float32))
-    return functional.normalize(wide, dim=-1) * math.sqrt(wide.shape[-1])
 
 
 CLIP = Architecture(

@@ -40,8 +40,8 @@ def in_place(_: object, a: list[int], b: list[int], **__: object) -> int:
 IN_PLACE = {torch.ops.aten.addmm_: in_place}
 
 
-def batch_of(spec: HeadSpec, side: int) -> Mapping[str, Tensor]:
-    ids = torch.randint(5, 50, (BATCH, spec.texts, TEXT))
+def batch_of(spec: HeadSpec, side: int, text: int = TEXT) -> Mapping[str, Tensor]:
+    ids = torch.randint(5, 50, (BATCH, spec.texts, text))
     pixels = torch.randn(BATCH, spec.images, 3, side, side)
     return {"input_ids": ids, "attention_mask": ids.new_ones(ids.shape), "token_type_ids": ids * 0, "pixel_values": pixels}
 
@@ -55,7 +55,7 @@ def counted(model: AdaptedModel, batch: Mapping[str, Tensor]) -> tuple[float, fl
     return forward.get_total_flops(), backward.get_total_flops()
 
 
-@pytest.mark.parametrize("name", ["random-tiny", "random-clip"])
+@pytest.mark.parametrize("name", ["random-tiny", "random-clip", "random-siglip"])
 @pytest.mark.parametrize("case", CASES)
 def test_the_sums_are_what_torch_counts(case: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     kind, visible, grows, weighting, roles = CASES[case]
@@ -68,8 +68,9 @@ def test_the_sums_are_what_torch_counts(case: str, name: str, monkeypatch: pytes
                 torch.nn.init.normal_(group.down, std=0.02)
                 torch.nn.init.normal_(group.up, std=0.02)
         freeze_to(model, model.trainable_names(roles))
-        forward, backward = counted(model, batch_of(spec, backbone.image_size))
-        ours = sample_flops(model, TEXT)
+        text = backbone.text_length(TEXT)
+        forward, backward = counted(model, batch_of(spec, backbone.image_size, text))
+        ours = sample_flops(model, text)
     assert ours is not None
     assert forward / BATCH == pytest.approx(ours.forward, rel=0.02), "up to products of a few numbers a sample"
     # torch also counts what the sites compute again on their way back (their bottleneck's attention): work, not progress.

@@ -136,16 +136,16 @@ def test_a_name_that_fits_nothing_is_refused(targets: tuple[str, ...] | str) -> 
     assert caught.value.fix
 
 
-def batch(side: int) -> dict[str, Tensor]:
-    ids = torch.randint(5, 50, (2, 1, 6), generator=torch.Generator().manual_seed(3))
+def batch(side: int, text: int = 6) -> dict[str, Tensor]:
+    ids = torch.randint(5, 50, (2, 1, text), generator=torch.Generator().manual_seed(3))
     pixels = torch.randn(2, 1, 3, side, side, generator=torch.Generator().manual_seed(4))
     return {"input_ids": ids, "attention_mask": ids * 0 + 1, "token_type_ids": ids * 0, "pixel_values": pixels}
 
 
-@pytest.mark.parametrize("name", ["random-tiny", "random-clip"])
+@pytest.mark.parametrize("name", ["random-tiny", "random-clip", "random-siglip"])
 def test_a_grown_adapter_is_seen_by_the_next_model_as_it_was(name: str) -> None:
     backbone = load_backbone(name)
-    inputs = batch(backbone.image_size)
+    inputs = batch(backbone.image_size, backbone.text_length(6))
     targets = ("query", "value") if name == "random-tiny" else ("q_proj", "v_proj")
     alone = MixingSpec(rank=4, weighting=Weighting.PLAIN, lora=LoraSpec(targets, alpha=8))
     with AdaptedModel(backbone.model, HEAD, alone, visible=0, grows=True, seed=1) as model:
