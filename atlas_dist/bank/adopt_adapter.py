@@ -31,7 +31,8 @@ from atlas_dist.core.results import ImportResult
 from atlas_dist.core.state import RunState
 from atlas_dist.core.types import TaskSpec
 from atlas_dist.errors import ConfigError, DataError
-from atlas_dist.model.backbone import BACKBONES, Backbone
+from atlas_dist.model.backbone import Backbone
+from atlas_dist.model.backbone_refs import BACKBONES
 from atlas_dist.model.lora import ranks_in
 from atlas_dist.runs import layout
 from atlas_dist.runs.results import Pointer, point_to, verified_fact

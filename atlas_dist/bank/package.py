@@ -44,7 +44,7 @@ from atlas_dist.core.result_files import (
 )
 from atlas_dist.core.results import without_hosts
 from atlas_dist.errors import DataError, StoreError
-from atlas_dist.model.backbone import BACKBONES
+from atlas_dist.model.backbone_refs import BACKBONES
 from atlas_dist.store import artifacts
 from atlas_dist.store.objects import ObjectStore
 from atlas_dist.store.safetensors_check import check_safetensors

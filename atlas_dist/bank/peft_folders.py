@@ -31,7 +31,7 @@ from atlas_dist.core.imported import CARD, Provenance
 from atlas_dist.core.keys import check_name
 from atlas_dist.core.result_files import PROVENANCE_FILE
 from atlas_dist.errors import ConfigError, StoreError
-from atlas_dist.model.backbone import BACKBONES
+from atlas_dist.model.backbone_refs import BACKBONES
 from atlas_dist.model.lora import ranks_in
 from atlas_dist.train.inputs import pack_tensors
 

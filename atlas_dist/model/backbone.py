@@ -1,17 +1,4 @@
-"""The frozen vision-language transformer everything else is hung on: names, strict loading, identity.
-
-A backbone is chosen by name:
-
-    tiny            our own small ViLT, weights committed in ``assets/tiny_vilt``: the demo and the tests learn with it
-    random-tiny     a few thousand random ViLT weights from a seed: tests of plumbing, never of learning
-    random-clip     the same of CLIP, whose two towers differ in depth and width
-    random-siglip   the same of SigLIP
-    vilt-b32-mlm    dandelin/vilt-b32-mlm from the Hugging Face hub, at a pinned revision: the paper's
-    clip-vit-b32    openai/clip-vit-base-patch32 from the hub, at a pinned revision
-    siglip2-b16     google/siglip2-base-patch16-224 from the hub, at a pinned revision
-
-Any other folder or hub checkpoint is reached with a ``BackboneRef`` of one's own that says its architecture (``backbones/``).
-"""
+"""The frozen vision-language transformer everything else is hung on: strict loading, identity. Names: backbone_refs.py."""
 
 from __future__ import annotations
 
@@ -29,6 +16,7 @@ from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerFas
 from transformers.utils import logging as transformers_logging
 
 from atlas_dist.errors import AtlasError, ConfigError, DataError
+from atlas_dist.model.backbone_refs import BackboneRef, named_backbone
 from atlas_dist.model.backbones import (
     ARCHITECTURES,
     AdapterSite,
@@ -41,58 +29,6 @@ from atlas_dist.model.backbones import (
 from atlas_dist.model.load_errors import listed, shortened, unloadable
 from atlas_dist.model.preprocessor import PictureForm, form_of, read_settings, usual_form
 from atlas_dist.model.weight_files import WRAPPERS, check_folder, unwrapped
-
-TINY_FOLDER = Path(__file__).parent / "assets" / "tiny_vilt"
-
-DEFAULT_ARCHITECTURE = "vilt"
-"""Of a folder or repository that is given without one. It is said rather than read from the checkpoint, so that what a command
-means does not hang on a file; the file is asked whether it agrees."""
-
-
-@dataclass(frozen=True)
-class BackboneRef:
-    """Where weights come from.
-
-    Attributes:
-        name: what reports and errors call it.
-        source: a folder, or a repository id on the hub; "" for random weights.
-        revision: the hub commit (full hash); None for folders.
-        leftovers: checkpoint keys that we knowingly do not load, besides the heads and leftovers that its architecture knows. Any
-            other surplus or missing key is an error.
-        architecture: a key of `backbones.ARCHITECTURES`.
-        usual_pictures: its preprocessor_config.json is known to say what its architecture has anyway: it is not asked for, so
-            that what was downloaded before it was read still loads without a network.
-    """
-
-    name: str
-    source: str
-    revision: str | None = None
-    leftovers: tuple[str, ...] = ()
-    architecture: str = DEFAULT_ARCHITECTURE
-    usual_pictures: bool = False
-
-
-BACKBONES: dict[str, BackboneRef] = {
-    ref.name: ref
-    for ref in (
-        BackboneRef("tiny", str(TINY_FOLDER)),
-        BackboneRef("random-tiny", ""),
-        BackboneRef("random-clip", "", architecture="clip"),
-        BackboneRef("random-siglip", "", architecture="siglip"),
-        # The first commit with weights, config and fixed tokenizer; later ones change the README and a length we set ourselves.
-        BackboneRef("vilt-b32-mlm", "dandelin/vilt-b32-mlm", "6acc83f152113edb2d3b503e2ea4b107ed592a49", usual_pictures=True),
-        BackboneRef(
-            "clip-vit-b32",
-            "openai/clip-vit-base-patch32",
-            "3d74acf9a28c67741b2f4f2ea7635f0aaf6f0268",
-            architecture="clip",
-            usual_pictures=True,
-        ),
-        BackboneRef(
-            "siglip2-b16", "google/siglip2-base-patch16-224", "75de2d55ec2d0b4efc50b3e9ad70dba96a7b2fa2", architecture="siglip"
-        ),
-    )
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,24 +100,6 @@ class Backbone:
         return self.architecture.encode(self.model, BackboneInput(**given))
 
 
-def backbone_ref(name: str, source: str = "", revision: str = "", architecture: str = "") -> BackboneRef:
-    """What the settings `backbone.*` name: a row of ``BACKBONES``, or with a `source` a checkpoint of one's own.
-
-    Raises:
-        ConfigError: an unknown name or architecture, or an architecture that is not the named backbone's.
-    """
-    if source:
-        place = str(Path(source).expanduser()) if source.startswith("~/") else source
-        return BackboneRef(name, place, revision or None, architecture=architecture or DEFAULT_ARCHITECTURE)
-    ref = _look_up(name)
-    if architecture and architecture_named(architecture).name != ref.architecture:
-        raise ConfigError(
-            f"Backbone {name!r} is of the architecture {ref.architecture!r}, not {architecture!r}.",
-            fix="Leave backbone.architecture out, or name a checkpoint of that architecture with backbone.source.",
-        )
-    return ref
-
-
 def load_backbone(which: str | BackboneRef, *, seed: int = 0) -> Backbone:
     """Load a backbone by name (a key of ``BACKBONES``) or by reference.
 
@@ -193,7 +111,7 @@ def load_backbone(which: str | BackboneRef, *, seed: int = 0) -> Backbone:
             of the model, a value is not finite, its tokenizer is another model's, or it wants pictures in a form that we do not
             make.
     """
-    ref = which if isinstance(which, BackboneRef) else _look_up(which)
+    ref = which if isinstance(which, BackboneRef) else named_backbone(which)
     architecture = architecture_named(ref.architecture)
     with torch.random.fork_rng(devices=[]), _no_progress_bar():
         model = _load_weights(ref, architecture) if ref.source else _random_model(architecture, seed)
@@ -241,12 +159,6 @@ def _no_progress_bar() -> Iterator[None]:
     finally:
         if shown:
             transformers_logging.enable_progress_bar()
-
-
-def _look_up(name: str) -> BackboneRef:
-    if name not in BACKBONES:
-        raise ConfigError(f"Unknown backbone {name!r}.", fix=f"Use one of: {', '.join(sorted(BACKBONES))}.")
-    return BACKBONES[name]
 
 
 def _load_weights(ref: BackboneRef, architecture: Architecture) -> nn.Module:
@@ -325,7 +237,7 @@ def _own_pictures(ref: BackboneRef, architecture: Architecture, model: nn.Module
 
 
 def _tiny_tokenizer() -> PreTrainedTokenizerFast:
-    tiny = BACKBONES["tiny"]
+    tiny = named_backbone("tiny")
     return _load_tokenizer(tiny, architecture_named(tiny.architecture))
 
 

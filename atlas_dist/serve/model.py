@@ -31,7 +31,8 @@ from atlas_dist.core.types import TaskKind
 from atlas_dist.data.decode import TextEncoder
 from atlas_dist.device import device as where_to_compute
 from atlas_dist.errors import ConfigError, DataError
-from atlas_dist.model.backbone import Backbone, backbone_ref, load_backbone, store_products_in_bf16
+from atlas_dist.model.backbone import Backbone, load_backbone, store_products_in_bf16
+from atlas_dist.model.backbone_refs import backbone_ref
 from atlas_dist.model.pixels import Normalise
 from atlas_dist.serve.choosing import accepted, choose_tasks
 from atlas_dist.serve.inputs import Picture, Text, check_asked, check_pictures, parts_of, pictures_in, pixels_of, texts_of

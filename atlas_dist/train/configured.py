@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from atlas_dist.config import RunConfig
 from atlas_dist.data.batch import StreamLimits
-from atlas_dist.model.backbone import Backbone, backbone_ref, load_backbone
+from atlas_dist.model.backbone import Backbone, load_backbone
+from atlas_dist.model.backbone_refs import backbone_ref
 
 
 def stream_limits(config: RunConfig) -> StreamLimits:

@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 from transformers import ViltModel
 
-from atlas_dist.model.backbone import TINY_FOLDER, load_backbone
+from atlas_dist.model.backbone import load_backbone
+from atlas_dist.model.backbone_refs import TINY_FOLDER
 from scripts.pretrain_tiny_vilt.backbone import tiny_config
 
 MOST_BYTES = 8_000_000

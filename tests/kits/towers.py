@@ -9,7 +9,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from atlas_dist.data.decode import TextEncoder
-from atlas_dist.model.backbone import Backbone, BackboneRef
+from atlas_dist.model.backbone import Backbone
+from atlas_dist.model.backbone_refs import BackboneRef
 from atlas_dist.model.heads import HeadSpec
 
 TEXT, PICTURE = 32, 48

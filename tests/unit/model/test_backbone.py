@@ -12,14 +12,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, ViltConfig, ViltForMaskedLM, ViltModel
 
 from atlas_dist.errors import ConfigError, DataError
-from atlas_dist.model.backbone import (
-    BACKBONES,
-    TINY_FOLDER,
-    Backbone,
-    BackboneRef,
-    backbone_digest,
-    load_backbone,
-)
+from atlas_dist.model.backbone import Backbone, backbone_digest, load_backbone
+from atlas_dist.model.backbone_refs import BACKBONES, TINY_FOLDER, BackboneRef
 
 
 @pytest.fixture(scope="module")

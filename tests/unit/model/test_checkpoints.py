@@ -25,7 +25,8 @@ from transformers import (
 )
 
 from atlas_dist.errors import DataError
-from atlas_dist.model.backbone import TINY_FOLDER, Backbone, BackboneRef, backbone_ref, load_backbone
+from atlas_dist.model.backbone import Backbone, load_backbone
+from atlas_dist.model.backbone_refs import TINY_FOLDER, BackboneRef, backbone_ref
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,8 @@ from torch import nn
 from transformers import CLIPModel, CLIPTokenizer
 
 from atlas_dist.errors import ConfigError, DataError
-from atlas_dist.model.backbone import Backbone, backbone_ref, load_backbone
+from atlas_dist.model.backbone import Backbone, load_backbone
+from atlas_dist.model.backbone_refs import backbone_ref
 from atlas_dist.model.backbones import architecture_of
 from tests.kits.towers import edit_weights, pixels, saved, texts
 from tests.kits.waits import no_host_sync

@@ -18,7 +18,8 @@ from atlas_dist.core.types import Resample, TaskKind, TaskSpec
 from atlas_dist.data.decode import decode_into
 from atlas_dist.data.images import stored_form
 from atlas_dist.errors import DataError
-from atlas_dist.model.backbone import BACKBONES, Backbone, load_backbone
+from atlas_dist.model.backbone import Backbone, load_backbone
+from atlas_dist.model.backbone_refs import BACKBONES
 from atlas_dist.model.backbones import ARCHITECTURES
 from atlas_dist.model.pixels import Normalise
 from atlas_dist.model.preprocessor import PictureForm, form_of, usual_form

@@ -18,7 +18,8 @@ from atlas_dist.core.types import TaskKind
 from atlas_dist.data.decode import TextEncoder
 from atlas_dist.errors import ConfigError, DataError
 from atlas_dist.model.atlas import AdaptedModel
-from atlas_dist.model.backbone import BACKBONES, Backbone, BackboneRef, backbone_ref, load_backbone
+from atlas_dist.model.backbone import Backbone, load_backbone
+from atlas_dist.model.backbone_refs import BACKBONES, BackboneRef, backbone_ref
 from atlas_dist.model.backbones import ARCHITECTURES
 from atlas_dist.model.backbones.joined import joined
 from atlas_dist.model.heads import HeadSpec

@@ -8,7 +8,8 @@ import torch
 
 from atlas_dist.core.types import Role, TaskKind
 from atlas_dist.model.atlas import AdaptedModel
-from atlas_dist.model.backbone import BACKBONES, Backbone, backbone_digest, load_backbone
+from atlas_dist.model.backbone import Backbone, backbone_digest, load_backbone
+from atlas_dist.model.backbone_refs import BACKBONES
 from atlas_dist.model.backbones import ARCHITECTURES, architecture_of
 from atlas_dist.model.heads import HeadSpec
 from atlas_dist.model.mixing import MixingSpec, Weighting
