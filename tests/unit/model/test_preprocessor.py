@@ -183,10 +183,10 @@ def test_pixels_are_those_of_transformers_to_one_grey_level(kind: str, width: in
     normalise, wanted = Normalise(form.mean, form.std, torch.device("cpu")), greys(stock(data, said), form)
     streamed = np.empty((SIDE, SIDE, 3), np.uint8)
     decode_into(memoryview(data), streamed, form.resample)
-    # A JPEG of twice the size or more is not decoded whole (DCT scaling): a look at the mean, then.
+    # A JPEG that is larger both ways is decoded at a smaller scale, which is no filter of Pillow's: a look at the mean, then.
     difference = (greys(normalise(torch.from_numpy(streamed)), form) - wanted).abs()
-    scaled = kind == "JPEG" and min(width, height) >= 2 * SIDE
-    assert float(difference.mean()) <= 3 if scaled else float(difference.max()) <= 1.001
+    scaled = kind == "JPEG" and min(width, height) > SIDE
+    assert float(difference.mean()) <= 6 if scaled else float(difference.max()) <= 1.001
     task = TaskSpec("t", TaskKind.SINGLE, 2, 8, "t", "train", "val", "", "")
     packed = torch.from_numpy(pixels_of(task, [data], SIDE, form.resample))[0]
     difference = (greys(normalise(packed), form) - wanted).abs()
