@@ -17,7 +17,7 @@ from atlas_dist.pulse import pulse
 from atlas_dist.train.context import RankContext
 from atlas_dist.train.module import StageModule
 
-SAMPLES, CHOOSING = 2048, 512
+SAMPLES, CHOOSING = 2048, 256
 """So many of the training samples at most, the first of the stage's first epoch; more for tasks of many classes: 4 a class. A fit
 that only helps to choose does with fewer."""
 
