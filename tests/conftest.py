@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 from xdist.scheduler import LoadScopeScheduling
 
@@ -14,6 +15,10 @@ os.environ.setdefault("DS_ACCELERATOR", "cpu")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("AWS_EC2_METADATA_DISABLED", "true")
+
+# A test has to pass beside other work: no example has a deadline.
+hypothesis.settings.register_profile("beside other work", deadline=None)
+hypothesis.settings.load_profile("beside other work")
 
 ROOT = Path(__file__).parents[1]
 
