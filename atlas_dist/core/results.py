@@ -75,6 +75,10 @@ class StageSeconds:
         return self.setup + self.training
 
 
+MEAN, NOTHING = "mean", "nothing"
+"""Where coefficients may start that is no task's: equal shares of every adapter, or none of any (train/starts.py)."""
+
+
 @dataclass(frozen=True)
 class TrainResult(Metrics):
     """The metrics of a training job."""
@@ -104,8 +108,7 @@ class TrainResult(Metrics):
     similarity: Mapping[str, float] = field(default_factory=dict)
     """Key of an earlier task of the bank -> how similar it is to this one (core/signature.py)."""
     started_from: str = ""
-    """Where stage one's coefficients started: the key of an earlier task, `mean` or `nothing` (train/starts.py); "" = it was not
-    chosen."""
+    """Where stage one's coefficients started: the key of an earlier task, MEAN or NOTHING; "" = it was not chosen."""
 
     @property
     def known_score(self) -> float | None:

@@ -8,6 +8,7 @@ from html import escape
 from statistics import fmean
 from typing import Any
 
+from atlas_dist.core.results import MEAN, NOTHING
 from atlas_dist.report.facts import OWN, SequenceFacts, TaskFacts
 from atlas_dist.report.html import folded, table
 from atlas_dist.report.matrices import rank_matrix
@@ -61,7 +62,7 @@ def selections(tasks: Sequence[TaskFacts]) -> list[Selection]:
     return [_selection(task, task.selection, names) for task in tasks if task.selection]
 
 
-_STARTS = {"": "", "mean": "coefficients began as the mean of all", "nothing": "coefficients began at 0"}
+_STARTS = {"": "", MEAN: "coefficients began as the mean of all", NOTHING: "coefficients began at 0"}
 
 
 def _selection(task: TaskFacts, told: Mapping[str, Any], names: Mapping[str, str]) -> Selection:

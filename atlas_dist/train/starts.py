@@ -19,7 +19,7 @@ from torch import Tensor
 
 from atlas_dist.core.attempts import CommittedRef
 from atlas_dist.core.result_files import TASK_FILE
-from atlas_dist.core.results import SelectResult
+from atlas_dist.core.results import MEAN, NOTHING, SelectResult
 from atlas_dist.core.types import StageJob
 from atlas_dist.store.objects import ObjectStore
 from atlas_dist.train.context import RankContext
@@ -27,8 +27,6 @@ from atlas_dist.train.head_start import loss_of_fit
 from atlas_dist.train.inputs import coefficients_of, read_if_there
 from atlas_dist.train.module import StageModule
 
-MEAN, NOTHING = "mean", "nothing"
-"""The starts that are no task's."""
 Coefficients = Mapping[str, Tensor]
 """As a task's file has them: `coefficients/<site>/start` [T], `…/slope` [T, D]."""
 

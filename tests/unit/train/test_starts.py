@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from atlas_dist.core.results import SelectResult, TrainResult
+from atlas_dist.core.results import MEAN, NOTHING, SelectResult, TrainResult
 from atlas_dist.store import artifacts
 from atlas_dist.train import learn, starts
 from atlas_dist.train.inputs import coefficients_of, read_task
-from atlas_dist.train.starts import MEAN, NOTHING, composite
+from atlas_dist.train.starts import composite
 from tests.kits.stage import Bench, pack_toys, toy_config
 
 SITE = "coefficients/L0.aftmlp/start"
