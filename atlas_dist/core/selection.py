@@ -6,8 +6,8 @@ Three forms of a task are trained and scored on the same validation samples:
     own          one adapter of its own, apart from all others
     both         its own adapter on top of the mixed earlier ones
 
-The task commits the best of them, unless the best one with an adapter of its own does not beat experience alone by more than ε:
-then it commits experience, and the bank does not grow. `Rule` says what "better" means.
+The task commits the better one with an adapter of its own, unless experience alone is as good up to ε: then it commits
+experience, and the bank does not grow. `Rule` says what "as good" means.
 """
 
 from __future__ import annotations
@@ -123,34 +123,29 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Rule:
-    """When one form counts as better than another.
+    """When one form of a task is kept though another has more to it.
 
-    The score decides where a paired bootstrap is sure of it. Where it is not, as with the few dozen samples of a low-shot task,
-    the loss decides: it varies less from sample to sample than being right or wrong (docs/experience.md: what that is worth).
+    The score decides where a paired bootstrap is sure of it. Where it is not, as with the few hundred samples of most validation
+    splits, score and loss have to agree: a form that trained for longer is surer of itself, so that its loss alone says little,
+    and the score alone varies by more than what is at stake (docs/experience.md, Fifth round).
     """
 
     confidence: float
     """Share of the bootstrap that counts as sure."""
 
-    def better(self, one: Evidence, other: Evidence, points: float = 0.0, nats: float = 0.0) -> tuple[bool, Difference]:
-        """Whether `one` is better than `other` by more than `points` of the score, or `nats` of the loss; and the bootstrap."""
-        difference = paired_bootstrap(one.scores, other.scores, above=points)
-        if difference.confidence >= self.confidence:
-            return True, difference
-        if difference.confidence <= 1.0 - self.confidence:
-            return False, difference
-        return other.loss - one.loss > nats, difference
+    def as_good(self, one: Evidence, other: Evidence, points: float = 0.0, nats: float = 0.0) -> tuple[bool, Difference]:
+        """Whether `one` is as good as `other`: surely so by the score, or by score and loss alike.
 
-    def own_beats_both(self, own: Evidence, both: Evidence) -> bool:
-        """Whether an adapter apart is better than one on top of experience: surely so by the score, or by score and loss alike.
+        Args:
+            points, nats: by how much of the score and of the loss `other` may be ahead all the same.
 
-        Where they disagree the second one is kept. It trains for longer and is surer of itself, so that its loss alone says
-        little (docs/experience.md, Fifth round), and the next task builds on it.
+        Returns:
+            The answer, and the bootstrap of `other` against `one`.
         """
-        difference = paired_bootstrap(own.scores, both.scores)
-        if difference.confidence >= self.confidence:
-            return True
-        return own.score >= both.score and own.loss <= both.loss
+        ahead = paired_bootstrap(other.scores, one.scores, above=points)
+        if ahead.confidence >= self.confidence or ahead.confidence <= 1.0 - self.confidence:
+            return ahead.confidence <= 1.0 - self.confidence, ahead
+        return ahead.mean <= points and one.loss - other.loss <= nats, ahead
 
 
 def select(
@@ -161,12 +156,12 @@ def select(
     Args:
         forms: every form that was trained: at least one with an adapter of its own, or experience; all of the same samples.
         expand: whether growing needs evidence.
-        epsilon: points of the score by which an own adapter has to be better than experience alone, where the score can tell …
-        epsilon_loss: … and nats of the loss, where it cannot.
+        epsilon: points of the score by which an own adapter may be ahead of experience alone, and still is not worth its place …
+        epsilon_loss: … and nats of the loss.
         confidence: of `Rule`.
 
-    Of the two forms with an adapter of their own the better one stands for both (`Rule.own_beats_both`); where they are equal,
-    `own`, which needs no other adapter to be read.
+    Of the two forms with an adapter of their own `own`, which needs no other adapter to be read, stands for both where it is as
+    good; the next task would build on `both`.
     """
     rule = Rule(confidence)
     means = {form: forms[form].score for form in Form if form in forms}
@@ -175,10 +170,10 @@ def select(
     grown = next((form for form in (Form.OWN, Form.BOTH) if form in forms), None)
     if grown is None:
         return Selection(Form.EXPERIENCE, means, losses, samples)
-    if Form.OWN in forms and Form.BOTH in forms and not rule.own_beats_both(forms[Form.OWN], forms[Form.BOTH]):
+    if Form.OWN in forms and Form.BOTH in forms and not rule.as_good(forms[Form.OWN], forms[Form.BOTH])[0]:
         grown = Form.BOTH
     if Form.EXPERIENCE not in forms:
         return Selection(grown, means, losses, samples)
-    pays, gain = rule.better(forms[grown], forms[Form.EXPERIENCE], epsilon, epsilon_loss)
-    form = grown if pays or expand is Expand.ALWAYS else Form.EXPERIENCE
+    enough, gain = rule.as_good(forms[Form.EXPERIENCE], forms[grown], epsilon, epsilon_loss)
+    form = Form.EXPERIENCE if enough and expand is Expand.EVIDENCE else grown
     return Selection(form, means, losses, samples, gain)

@@ -255,6 +255,8 @@ def _identity(job: StageJob, method: MethodSpec, common: Common) -> dict[str, An
     later: dict[str, Any] = {"trunk_from": job.backbone_from, "guests": auxiliary_tasks, "leaves": job.leaves}
     later |= {"candidates": job.candidates, "signature_from": job.signature_from, "bank_from": job.bank_from}
     later |= {"samples": {view.value: count for view, count in job.samples.items()}, "first_from": job.first_from}
+    # By which rule a form is chosen (core/selection.py); the first one let the loss decide alone.
+    later["rule"] = 2 if job.kind is JobKind.SELECT else 0
     # The low-shot choice once depended on the stage as well; results of that time must not be taken for today's.
     later["low_shot"] = 2 if any(task.shots for task in (job.task, *(auxiliary.task for auxiliary in job.auxiliary_tasks))) else 0
     return {

@@ -42,9 +42,9 @@ class AtlasSettings(AdapterSettings):
     expand: Expand = Expand.EVIDENCE
     """When the bank grows: `evidence`: where an own adapter pays; `always`: with every task."""
     epsilon: float = Field(default=0.5, ge=0)
-    """Points of the validation score by which an own adapter must beat experience alone."""
+    """Points of the validation score by which an own adapter may be ahead of experience alone without being worth its place."""
     epsilon_loss: float = Field(default=0.02, ge=0)
-    """The same of the validation loss in nats, which decides where too few samples leave the score unsure."""
+    """The same of the validation loss in nats, which has to agree where too few samples leave the score unsure."""
     confidence: float = Field(default=0.9, ge=0.5, le=1)
     """Share of a paired bootstrap over the validation samples from which on the score counts as sure."""
     shuffle_bank: bool = False

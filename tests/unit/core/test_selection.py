@@ -72,12 +72,23 @@ def test_always_growing_takes_the_best_form_with_an_adapter() -> None:
     assert select(scores, **{**RULE, "expand": Expand.ALWAYS}).form is Form.BOTH
 
 
-def test_where_scores_cannot_tell_the_loss_decides() -> None:
-    """One sample of forty is no evidence; 0.3 nats are."""
-    close = {Form.EXPERIENCE: hits(20, 40, loss=1.5), Form.OWN: hits(21, 40, loss=1.2)}
-    assert select(close, **RULE).form is Form.OWN
-    assert select({**close, Form.OWN: hits(21, 40, loss=1.8)}, **RULE).form is Form.EXPERIENCE
-    assert select({**close, Form.OWN: hits(21, 40, loss=1.49)}, **RULE).form is Form.EXPERIENCE, "less than epsilon_loss"
+@pytest.mark.parametrize(
+    ("right", "loss", "kept"),
+    [
+        (21, 1.2, Form.OWN),
+        (21, 1.8, Form.OWN),  # more right, and surer of what is wrong: they disagree, and nothing is given up
+        (20, 1.2, Form.OWN),
+        (20, 1.49, Form.EXPERIENCE),  # less than epsilon_loss
+        (20, 1.8, Form.EXPERIENCE),
+        (19, 1.2, Form.OWN),
+        (19, 1.8, Form.EXPERIENCE),
+    ],
+)
+def test_where_the_score_cannot_tell_growth_is_declined_only_if_score_and_loss_agree(right: int, loss: float, kept: Form) -> None:
+    """One sample of forty is no evidence; they are right of other samples."""
+    own = hits(right, 40, loss)
+    forms = {Form.EXPERIENCE: hits(20, 40, 1.5), Form.OWN: Evidence(own.scores[::-1], own.losses)}
+    assert select(forms, **RULE).form is kept
 
 
 def test_where_scores_can_tell_the_loss_is_not_asked() -> None:
