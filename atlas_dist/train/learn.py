@@ -49,7 +49,17 @@ from atlas_dist.train.feed import ModelBatch, micro_batch_for
 from atlas_dist.train.head_start import fit_head, is_fitted, starts_by_ridge
 from atlas_dist.train.inputs import as_auxiliary_head, pack_tensors, read_if_there
 from atlas_dist.train.look_back import look_back
-from atlas_dist.train.loop import NOT_WRITTEN, Callbacks, LoopSettings, LoopState, Scores, StepProgress, evaluate, train
+from atlas_dist.train.loop import (
+    NOT_WRITTEN,
+    Callbacks,
+    LoopSettings,
+    LoopState,
+    Scores,
+    StepProgress,
+    evaluate,
+    mean_scores,
+    train,
+)
 from atlas_dist.train.mixture import OWN, Mixture
 from atlas_dist.train.module import StageModule
 from atlas_dist.train.reuse import ReuseMeter
@@ -58,11 +68,22 @@ from atlas_dist.train.stage_context import TrainingStageContext
 from atlas_dist.train.starts import choose_start
 
 FAREWELL_S = 5.0
-"""Seconds that a checkpoint under way has to be finished when the stage ends by an error; less than the ranks wait for each other
-then."""
+"""Seconds for a checkpoint under way when the stage ends by an error; less than the ranks wait for each other then."""
+
 Report = Callable[[StepProgress], bool]
-Validated = Callable[[int, Scores], None]
+HearValidation = Callable[[int, Scores], None]
 Save = Callable[[int, Mapping[str, bytes]], None]
+
+
+@dataclass(frozen=True)
+class Validated:
+    """One validation of a stage, and what it showed sample by sample."""
+
+    scores: Scores
+    samples: SampleScores
+    """Of the task's own samples, this rank's share."""
+    reuse: ReuseMeter | None
+    """What the model draws on; None where there is nothing to draw on."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +118,7 @@ class StageTrainer:
         context: RankContext,
         assignment: Assignment,
         report: Report,
-        validated: Validated,
+        validated: HearValidation,
         save: Save,
         resume: Mapping[str, bytes],
     ) -> None:
@@ -186,12 +207,15 @@ class StageTrainer:
             if failed:
                 raise written.error or NOT_WRITTEN
 
+        best: dict[int, Validated] = {}
+
         def validate() -> Scores:
-            scores = mean_scores(
-                [evaluate(module, split.validation(), feed, auxiliary=auxiliary) for auxiliary, split in stage.validations]
-            )
-            self.validated(state.step, scores)
-            return scores
+            found = self._validate(module, stage.validations)
+            if found.scores.score > state.best_score:
+                best.clear()
+                best[state.step] = found
+            self.validated(state.step, found.scores)
+            return found.scores
 
         callbacks = Callbacks(
             report=lambda progress: self.report(progress) if context.is_rank_zero else False,
@@ -209,9 +233,10 @@ class StageTrainer:
         finally:
             written.close(FAREWELL_S)
         _put_back(engine, module, state.best_tensors)
-        samples = SampleScores()
-        final, alpha = self._measure(module, stage.validations, samples)
-        by_sample = samples.merged(context.gather(samples.rows))
+        module.eval()
+        # The best state may be of before the checkpoint that the stage went on from: then it is looked at again.
+        final = best.get(state.best_step) or self._validate(module, stage.validations)
+        by_sample, alpha = final.samples.merged(context.gather(final.samples.rows)), final.reuse.summary() if final.reuse else {}
         left = self.method.build_memory(stage.context) if self.method.build_memory is not None and self.job.leaves else {}
         with gathered(engine, list(module.parameters())):
             files = self._files(module, left, stage.context) if context.is_rank_zero else {}
@@ -219,18 +244,16 @@ class StageTrainer:
             files[VALIDATION_FILE] = pack_tensors(by_sample)
             files[DETAILS_FILE] = Details(tuple(state.curve), tuple(state.validation), alpha).to_json()
         seconds = StageSeconds(setup, stopwatch.lap(), **asdict(timing))
-        return files, self._result(stage, final, seconds, state, resumed_at)
+        return files, self._result(stage, final.scores, seconds, state, resumed_at)
 
     def _vary(self, passes: float, auxiliary: int, step: int, part: ModelBatch) -> ModelBatch:
         """Pictures of a training batch as its task's budget asks for; the stage sees its own samples `passes` times."""
         budget = self.job.budget if auxiliary == OWN else self.job.auxiliary_tasks[auxiliary].budget
         return augmented(part, resolved(budget.augment, passes), seed_of(self.job, "augment"), step)
 
-    def _measure(
-        self, module: StageModule, validations: list[tuple[int, Stream]], samples: SampleScores
-    ) -> tuple[Scores, dict[str, Any]]:
-        """Score the best state once more, sample by sample of the task's own, and see what it draws on."""
-        feed = self.context.feeder()
+    def _validate(self, module: StageModule, validations: list[tuple[int, Stream]]) -> Validated:
+        """One pass over every split that judges the stage."""
+        feed, samples = self.context.feeder(), SampleScores()
         weighs = self.method.mixing.weighs or self.method.fuses
         meter = ReuseMeter(module.model, feed.device) if self.looked_back.sees and weighs else None
         observe = meter.observe if meter is not None else None
@@ -239,8 +262,7 @@ class StageTrainer:
             record = samples.record if auxiliary == OWN else None
             return evaluate(module, split.validation(), feed, observe, record=record, auxiliary=auxiliary)
 
-        scores = mean_scores([scored(auxiliary, split) for auxiliary, split in validations])
-        return scores, meter.summary() if meter is not None else {}
+        return Validated(mean_scores([scored(auxiliary, split) for auxiliary, split in validations]), samples, meter)
 
     def _files(self, module: StageModule, left: Mapping[str, Tensor], stage_context: TrainingStageContext) -> dict[str, bytes]:
         """What later tasks see, what only this task needs, and what the method hands on, each in a file of its own."""
@@ -362,18 +384,6 @@ class StageTrainer:
                 [{"name": f"auxiliary task {name}", "params": params, "lr": budget.lr, "weight_decay": decay}] if params else []
             )
         return groups
-
-
-def mean_scores(scores: list[Scores]) -> Scores:
-    """One task's scores as they are; several tasks' averaged over tasks, their samples added up."""
-    if len(scores) == 1:
-        return scores[0]
-    count = len(scores)
-    return Scores(
-        score=math.fsum(s.score for s in scores) / count,
-        loss=math.fsum(s.loss for s in scores) / count,
-        samples=sum(s.samples for s in scores),
-    )
 
 
 def _put_back(engine: Any, module: StageModule, tensors: Mapping[str, Tensor]) -> None:

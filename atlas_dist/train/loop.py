@@ -325,6 +325,18 @@ def evaluate(
     return Scores(score=100 * score / max(1, count), loss=loss / max(1, count), samples=int(count))
 
 
+def mean_scores(scores: list[Scores]) -> Scores:
+    """One task's scores as they are; several tasks' averaged over tasks, their samples added up."""
+    if len(scores) == 1:
+        return scores[0]
+    count = len(scores)
+    return Scores(
+        score=math.fsum(s.score for s in scores) / count,
+        loss=math.fsum(s.loss for s in scores) / count,
+        samples=sum(s.samples for s in scores),
+    )
+
+
 def _agreed(stop: bool, trouble: Exception | None, device: torch.device) -> bool:
     """Whether rank 0 was asked to stop; the same answer on every rank. Rank 0's trouble is raised on every rank, so that the
     group stays in step."""

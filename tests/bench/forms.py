@@ -131,7 +131,7 @@ def main() -> None:
     prepare_process()
     join_alone()
     context = RankContext(composed.config, 0, 1)
-    jobs = [job for job in composed.plan().jobs if job.kind is JobKind.SELECT]
+    jobs = [job for job in composed.plan().jobs.values() if job.kind is JobKind.SELECT]
     print("Validation score % (loss in nats) / score % of the split that scores")
     print("| task | samples | " + " | ".join(form.value for form in Form) + " |\n|---|---|---|---|---|")
     found = choices(context, jobs)
