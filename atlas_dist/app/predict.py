@@ -67,13 +67,13 @@ def _images(record: Record, folder: Path, pictures: Pictures) -> list[str | Path
     given = record.values.get("image")
     if given in (None, "", []):
         return None
-    if isinstance(given, Embedded):
-        return [pictures.of(given)]
     if not isinstance(given, list):
-        given = [record.name("image")]
-    if not all(isinstance(name, str) and name for name in given):
+        given = [given if isinstance(given, Embedded) else record.name("image")]
+    if not all(isinstance(item, Embedded) or (isinstance(item, str) and item) for item in given):
         record.refuse(f"'image' is {shown(repr(given)[:80])}; the name of a file is wanted, or two of them")
-    return [name if is_url(name) else found_file(folder, name) for name in given]
+    return [
+        pictures.of(item) if isinstance(item, Embedded) else item if is_url(item) else found_file(folder, item) for item in given
+    ]
 
 
 def _text(record: Record) -> Text | None:

@@ -1,17 +1,19 @@
 """Parquet: its rows as plain values, and the pictures that columns of it hold. The only file that knows pyarrow.
 
-A column of bytes, or of {bytes, path} as Hugging Face data sets have them, is one of pictures. They are no part of the rows: a
-row says where its picture is, and who wants it reads it. So a table is listed without a picture in memory.
+A column of bytes, or of {bytes, path} as Hugging Face data sets have them, is one of pictures; one of lists of these is one of
+several pictures a row. They are no part of the rows: a row says where its picture is, and who wants it reads it. So a table is
+listed without a picture in memory.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, BinaryIO
 
@@ -34,19 +36,21 @@ class Embedded:
     row: int
     """From 0."""
     column: str
+    item: int = -1
+    """From 0, where the column holds lists."""
 
     def __str__(self) -> str:
-        return f"{self.file}/{self.row}/{self.column}"
+        return f"{self.file}/{self.row}{f'.{self.item}' if self.item >= 0 else ''}/{self.column}"
 
 
 def read_rows(data: bytes, name: str) -> Iterator[dict[str, Any]]:
-    """The rows of a table; in the place of a picture an `Embedded`, or its path where only that is there; in that of a class's
+    """The rows of a table; in the place of each picture an `Embedded`, or its path where only that is there; in that of a class's
     number its name, where the table knows it as those of the Hub do (`ClassLabel`; -1 is no class). Raises DataError: it is no
     Parquet, or a number has no name."""
     row = 0
     classes: dict[str, list[str]] | None = None
     for batch, pictures in _batches(data, name, _ROWS):
-        held = {column: _held(_decoded(batch.column(column))) for column in pictures}
+        held = {column: _pictures_of(batch.column(column), Embedded(name, row, column)) for column in pictures}
         others = [column for column in batch.schema.names if column not in held]
         plain = {column: _values(batch.column(column), name, column, row) for column in others}
         classes = _class_names(batch.schema.metadata) if classes is None else classes
@@ -56,10 +60,7 @@ def read_rows(data: bytes, name: str) -> Iterator[dict[str, Any]]:
                 for at, value in enumerate(plain[column])
             ]
         for at in range(batch.num_rows):
-            values: dict[str, Any] = {column: known[at] for column, known in plain.items()}
-            for column, (there, paths) in held.items():
-                values[column] = Embedded(name, row, column) if there[at] else paths[at]
-            yield values
+            yield {column: known[at] for column, known in (*plain.items(), *held.items())}
             row += 1
 
 
@@ -71,20 +72,23 @@ class Pictures:
         self._load, self._name = load, name
         self._lock = threading.Lock()
         self._file: BinaryIO | None = None
-        self._places: dict[tuple[int, str], tuple[int, int]] = {}
+        self._places: dict[Embedded, tuple[int, int]] = {}
 
-    def read(self, row: int, column: str) -> bytes:
+    def read(self, place: Embedded) -> bytes:
         """The bytes of a picture. Raises DataError: there is none, or it is larger than `PICTURE_CAP`."""
         with self._lock:
             if self._file is None:
                 with temporary_disk(f"the pictures of {self._name}"):
                     self._file = self._laid_out()
-        begin, size = self._places.get((row, column), (0, -1))
+        begin, size = self._places.get(place, (0, -1))
         if size < 0:
-            raise UnusableError(f"{self._name} has no picture in row {row + 1} of {column!r}.", reason="missing picture")
+            raise UnusableError(
+                f"{self._name} has no picture in row {place.row + 1} of {place.column!r}.", reason="missing picture"
+            )
         if size > PICTURE_CAP:
             raise UnusableError(
-                f"{self._name}, row {row + 1}: the picture has {size} bytes, more than {PICTURE_CAP}.", reason="too large a file"
+                f"{self._name}, row {place.row + 1}: the picture has {size} bytes, more than {PICTURE_CAP}.",
+                reason="too large a file",
             )
         return os.pread(self._file.fileno(), size, begin)
 
@@ -97,12 +101,12 @@ class Pictures:
         end = row = 0
         for batch, pictures in _batches(self._load(), self._name, _PICTURES, only_pictures=True):
             for column in pictures:
-                cells = _decoded(batch.column(column))
+                cells, places = _one_by_one(batch.column(column), Embedded(self._name, row, column))
                 there, _ = _held(cells)
                 contents = cells.field("bytes") if _is_struct(cells.type) else cells
                 for at in (at for at, known in enumerate(there) if known):
                     content = contents[at].as_buffer()
-                    self._places[row + at, column] = (end, content.size)
+                    self._places[places[at]] = (end, content.size)
                     if content.size <= PICTURE_CAP:
                         file.write(content)
                         end += content.size
@@ -120,7 +124,7 @@ class Held:
 
     def read_bytes(self) -> bytes:
         """Raises DataError as `Pictures.read`."""
-        return self.pictures.read(self.place.row, self.place.column)
+        return self.pictures.read(self.place)
 
     def __str__(self) -> str:
         return str(self.place)
@@ -136,25 +140,27 @@ class WithEmbedded:
         return WithEmbedded, (self._source, *self._tables)
 
     def read(self, name: str) -> bytes:
-        table, row, column = self._place(name)
-        return self._tables[table].read(row, column) if table else self._source.read(name)
+        place = self._place(name)
+        return self._tables[place.file].read(place) if place is not None else self._source.read(name)
 
     def has(self, name: str) -> bool:
-        return bool(self._place(name)[0]) or self._source.has(name)
+        return self._place(name) is not None or self._source.has(name)
 
     def names(self, under: str = "") -> Iterator[str]:
         return self._source.names(under)
 
     def stamp(self, name: str) -> str:
-        return self._source.stamp(self._place(name)[0] or name)
+        place = self._place(name)
+        return self._source.stamp(name if place is None else place.file)
 
-    def _place(self, name: str) -> tuple[str, int, str]:
-        """(table, row, column); the table "" of what is no picture of one."""
+    def _place(self, name: str) -> Embedded | None:
+        """Where the picture of a table is; None of what is none."""
         for table in self._tables:
             row, _, column = name.removeprefix(f"{table}/").partition("/")
-            if name.startswith(f"{table}/") and row.isdecimal() and column:
-                return table, int(row), column
-        return "", 0, ""
+            row, dot, item = row.partition(".")
+            if name.startswith(f"{table}/") and row.isdecimal() and column and (item.isdecimal() or not dot):
+                return Embedded(table, int(row), column, int(item) if dot else -1)
+        return None
 
 
 def _class_names(metadata: Mapping[bytes, bytes] | None) -> dict[str, list[str]]:
@@ -190,7 +196,7 @@ def _batches(data: bytes, name: str, rows: int, *, only_pictures: bool = False) 
         schema = file.schema_arrow
         if len(set(schema.names)) != len(schema.names):
             raise DataError(f"{name}: two columns have one name: {', '.join(schema.names)[:200]}.")
-        pictures = [column.name for column in schema if _holds_pictures(column.type)]
+        pictures = [column.name for column in schema if _holds_pictures(_item_type(column.type))]
         for batch in file.iter_batches(rows, columns=pictures if only_pictures else None):
             yield batch, pictures
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
@@ -250,6 +256,34 @@ def _holds_pictures(kind: Any) -> bool:
         return kind.get_field_index("bytes") >= 0 and _holds_pictures(kind.field("bytes").type)
     types = pyarrow.types
     return bool(types.is_binary(kind) or types.is_large_binary(kind) or types.is_fixed_size_binary(kind))
+
+
+def _item_type(kind: Any) -> Any:
+    """What lists of this type hold; the type itself where it is none of lists."""
+    import pyarrow
+
+    types = pyarrow.types
+    lists = types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
+    return kind.value_type if lists else kind
+
+
+def _one_by_one(cells: Any, first: Embedded) -> tuple[Any, list[Embedded]]:
+    """The pictures of a column's cells one after the other, and the place of each; `first` is that of the first cell."""
+    if _item_type(cells.type) is cells.type:
+        return _decoded(cells), [replace(first, row=first.row + at) for at in range(len(cells))]
+    counts = cells.value_lengths().to_pylist()
+    places = [replace(first, row=first.row + at, item=item) for at, count in enumerate(counts) for item in range(count or 0)]
+    return _decoded(cells.flatten()), places
+
+
+def _pictures_of(cells: Any, first: Embedded) -> list[Any]:
+    """For each cell its picture's place, or its path where only that is there; of a cell with a list, a list of these."""
+    single, places = _one_by_one(cells, first)
+    found = [place if there else path for place, there, path in zip(places, *_held(single), strict=True)]
+    if _item_type(cells.type) is cells.type:
+        return found
+    rest = iter(found)
+    return [None if count is None else list(itertools.islice(rest, count)) for count in cells.value_lengths().to_pylist()]
 
 
 def _held(cells: Any) -> tuple[list[bool], list[str | None]]:

@@ -154,15 +154,15 @@ def _records(name: str, folder: Path, where: dict[str, Any]) -> FoundTask:
         where_from = f"{file} and {len(more)} more" if more else file
         note = f"{rest} of the {len(records) + rest} records of {where_from} are held out for validation"
     first, some = (records[0].values if records else {}), records[:200]
-    held = sorted({field for record in some for field, value in record.values.items() if isinstance(value, Embedded)})
-    image = "image" if "image" in first else held[0] if len(held) == 1 else ""
+    held = sorted({field for record in some for field, value in record.values.items() if _is_picture(value)})
+    image = next((field for field in ("image", "images") if field in first), held[0] if len(held) == 1 else "")
     columns = [c for c in ("choices", "choice_a,choice_b", "a,b") if set(c.split(",")) <= set(first)]
     if {"question", "answer"} <= set(first) and columns:
         choices = _columns(first, columns[0])
         options = where | ({"image": image} if image else {}) | ({"choices": choices} if choices != "choices" else {})
         count = len(records[0].texts(choices)[0])
         texts = [f"{r.text('question')} {choice}" for r in some for choice in r.texts(choices)[0]]
-        return _checked(name, folder, TaskKind.CHOICE, "choice_jsonl", {**options, "count": count}, texts, note)
+        return _checked(name, folder, "choice_jsonl", {**options, "count": count}, texts, note)
     if "label" in first and (image or "text" in first or {"left", "right"} <= set(first)):
         pair = {"left", "right"} <= set(first)
         options = where | {
@@ -170,11 +170,10 @@ def _records(name: str, folder: Path, where: dict[str, Any]) -> FoundTask:
             "image": "left,right" if pair else image,
         }
         texts = [r.text("text") for r in some] if "text" in first else []
-        kind = TaskKind.PAIR if pair else TaskKind.SINGLE
-        return _checked(name, folder, kind, "classify_jsonl", options, texts, note)
+        return _checked(name, folder, "classify_jsonl", options, texts, note)
     raise DataError(
         f"{folder / file}: a record has the fields {', '.join(sorted(first)) or 'none'}.",
-        fix="Use image and/or text with label; left, right, text and label; or question, choices and answer.",
+        fix="Use image (a name or two) and/or text with label; left, right, text and label; or question, choices and answer.",
     )
 
 
@@ -187,13 +186,16 @@ def _columns(first: Mapping[str, Any], choices: str) -> str:
     return ",".join(f"{prefix}{letter}" for letter in letters)
 
 
-def _checked(
-    name: str, folder: Path, kind: TaskKind, converter: str, options: dict[str, Any], texts: Sequence[str], note: str
-) -> FoundTask:
+def _is_picture(value: Any) -> bool:
+    """Whether a table holds a picture here, or a list of them."""
+    return isinstance(value, Embedded) or (isinstance(value, list) and any(isinstance(item, Embedded) for item in value))
+
+
+def _checked(name: str, folder: Path, converter: str, options: dict[str, Any], texts: Sequence[str], note: str) -> FoundTask:
     """The task, once its converter has read every record of both splits: what is wrong with one is said here, not when
     packing."""
-    samples = [len(CONVERTERS[converter].run(folder, split, options).samples) for split in ("train", "val")]
-    return FoundTask(name, folder, kind, converter, options, samples[0], _tokens(texts), note)
+    train, _ = (CONVERTERS[converter].run(folder, split, options) for split in ("train", "val"))
+    return FoundTask(name, folder, train.kind, converter, options, len(train.samples), _tokens(texts), note)
 
 
 def _tokens(texts: Sequence[str]) -> int:

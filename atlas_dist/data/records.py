@@ -90,12 +90,15 @@ class Record:
         value = self.get(field)
         if isinstance(value, Mapping):
             self.refuse(f"{field!r} holds a picture itself", "Write the pictures to files and their names into the field.")
-        return self._whole(field, self._checked(field, _NAME, "the name of a file"))
+        return self._file(field, value)
 
-    def picture(self, field: str, folder: str = "") -> str:
-        """The member of the source that is the picture: a file below `folder`, or one that the table itself holds."""
+    def pictures(self, field: str, folder: str = "") -> tuple[str, ...]:
+        """The members of the source that are the field's picture, or its list of pictures: files below `folder`, or what the
+        table itself holds."""
         value = self.get(field)
-        return str(value) if isinstance(value, Embedded) else folder + self.name(field)
+        if not isinstance(value, list):
+            return (str(value) if isinstance(value, Embedded) else folder + self.name(field),)
+        return tuple(str(item) if isinstance(item, Embedded) else folder + self._file(field, item) for item in value)
 
     def get(self, field: str) -> Any:
         """The value as it was written. Raises DataError: there is no such field."""
@@ -115,6 +118,9 @@ class Record:
     def refuse(self, what: str, fix: str = "") -> NoReturn:
         """Raises DataError at this record's line."""
         raise DataError(f"{self.where}: {what}.", fix=fix)
+
+    def _file(self, field: str, value: Any) -> str:
+        return self._whole(field, self._checked(field, _NAME, "the name of a file", value))
 
     def _list(self, field: str) -> list[Any]:
         value = self.get(field)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections import Counter
@@ -169,7 +170,7 @@ class ClassifyOptions(RecordOptions):
     text_b: str = ""
     """Field of a second text segment; "" = none."""
     image: str = "image"
-    """Field of the picture's name; "" = no picture. Two fields, "left,right", make a pair."""
+    """Field of the picture's name; "" = no picture. Two fields, "left,right", or a list of two in one field make a pair."""
     label: str = "label"
     classes: tuple[str, ...] = ()
     """Class names in order; () = the labels of train and val, sorted."""
@@ -194,18 +195,24 @@ def classify(path: Path | None, split: str, options: ClassifyOptions) -> RawSet:
     image_fields = [f.strip() for f in options.image.split(",") if f.strip()]
     if len(image_fields) > 2:
         raise DataError(f"image names {len(image_fields)} fields; a sample has at most two pictures.")
+    images: int | None = None
     samples: list[RawSample] = []
     for number, (record, value) in enumerate(given):
         if named[spelt(value)] not in label:
             record.refuse(f"label {spelt(value)!r} is none of {list(classes)[:20]}")
         text = record.text(options.text) if options.text else options.prompt
         segments = (text, record.text(options.text_b)) if options.text_b else (text,)
-        pictures = tuple(record.picture(f, options.folder) for f in image_fields)
+        pictures = tuple(itertools.chain.from_iterable(record.pictures(f, options.folder) for f in image_fields))
+        images = len(pictures) if images is None else images
+        if len(pictures) != images or images > 2:
+            wanted = "one or two are wanted" if images > 2 else f"the first record has {images}"
+            record.refuse(f"{options.image!r} has {len(pictures)} pictures; {wanted}")
         identifier = record.identifier(f"{split}-{number}")
         samples.append(RawSample(identifier, (segments,), pictures, label[named[spelt(value)]]))
-    kind = TaskKind.PAIR if len(image_fields) == 2 else TaskKind.SINGLE
+    images = len(image_fields) if images is None else images
+    kind = TaskKind.PAIR if images == 2 else TaskKind.SINGLE
     notes = (*_notes(files[0], samples), *_alike(classes), *_like_nothing(classes, given))
-    return RawSet(kind, len(image_fields), classes, samples, source, notes=notes)
+    return RawSet(kind, images, classes, samples, source, notes=notes)
 
 
 class ChoiceOptions(RecordOptions):
@@ -238,7 +245,9 @@ def choose(path: Path | None, split: str, options: ChoiceOptions) -> RawSet:
             answer = record.get(options.answer)
             record.refuse(f"{len(choices)} choices, answer {answer!r}; expected {count} and one of them")
         question = record.text(options.question)
-        pictures = (record.picture(options.image, options.folder),) if options.image else ()
+        pictures = record.pictures(options.image, options.folder) if options.image else ()
+        if options.image and len(pictures) != 1:
+            record.refuse(f"{options.image!r} has {len(pictures)} pictures; a question has one")
         texts = tuple((question, c) for c in choices)
         samples.append(RawSample(record.identifier(f"{split}-{number}"), texts, pictures, right))
     letters = tuple(chr(65 + k) if count <= 26 else str(k) for k in range(count))

@@ -13,6 +13,7 @@ import pyarrow.parquet
 import pytest
 from PIL import Image
 
+from atlas_dist.core.types import TaskKind
 from atlas_dist.data import parquet
 from atlas_dist.data.images import decode_picture, open_rgb
 from atlas_dist.data.pack import PackReport, run_pack
@@ -114,6 +115,57 @@ def test_listing_holds_no_picture_and_pairs_are_two_columns(tmp_path: Path) -> N
         assert isinstance(row["left"], Embedded) and isinstance(row["right"], Embedded)
     report = packed(root, image="left,right")
     assert report.manifest.samples == 6 and report.manifest.images == 2
+
+
+def in_lists(counts: list[int | None], kind: str = "list") -> pyarrow.Table:
+    """A table whose column `images` has so many pictures a row; None = a null in place of the list."""
+    picture = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
+    types = {"list": pyarrow.list_(picture), "large": pyarrow.large_list(picture), "fixed": pyarrow.list_(picture, 2)}
+    number = iter(range(1000))
+    cells = [None if n is None else [{"bytes": png(next(number)), "path": "x"} for _ in range(n)] for n in counts]
+    labels = pyarrow.array([f"c{at % 2}" for at in range(len(counts))])
+    return pyarrow.table({"images": pyarrow.array(cells, types[kind]), "label": labels})
+
+
+@pytest.mark.parametrize("kind", ["list", "large", "fixed"])
+def test_lists_of_two_pictures_are_pairs_in_their_order(tmp_path: Path, kind: str) -> None:
+    """As the Hub has several pictures a row; the row groups are smaller than the table."""
+    root = written(tmp_path / "train.parquet", in_lists([2] * 20, kind), row_group_size=7)
+    raw = CONVERTERS["classify_jsonl"].run(root, "train", {"image": "images", "text": ""})
+    assert (raw.kind, raw.images, len(raw.samples)) == (TaskKind.PAIR, 2, 20)
+    read = [raw.source.read(name) for sample in raw.samples for name in sample.images]
+    assert read == [png(number) for number in range(40)]
+    assert packed(root, image="images", text="").manifest.samples == 20
+
+
+def test_a_list_of_one_picture_is_that_picture(tmp_path: Path) -> None:
+    root = written(tmp_path / "train.parquet", in_lists([1] * 5))
+    raw = CONVERTERS["classify_jsonl"].run(root, "train", {"image": "images", "text": ""})
+    assert (raw.kind, raw.images) == (TaskKind.SINGLE, 1)
+    assert [raw.source.read(*sample.images) for sample in raw.samples] == [png(number) for number in range(5)]
+
+
+@pytest.mark.parametrize(
+    ("counts", "said"),
+    [
+        ([2, 2, 1], r"row 3: 'images' has 1 pictures; the first record has 2"),
+        ([3, 3], r"row 1: 'images' has 3 pictures; one or two are wanted"),
+        ([1, None], r"row 2: 'images' is null"),
+        ([2, 0], r"row 2: 'images' has 0 pictures; the first record has 2"),
+    ],
+)
+def test_other_numbers_of_pictures_are_refused_with_their_row(tmp_path: Path, counts: list[int | None], said: str) -> None:
+    root = written(tmp_path / "train.parquet", in_lists(counts))
+    with pytest.raises(DataError, match=said):
+        CONVERTERS["classify_jsonl"].run(root, "train", {"image": "images", "text": ""})
+
+
+def test_a_list_of_names_is_a_pair_as_well(tmp_path: Path) -> None:
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).write_bytes(png(ord(name[0])))
+    (tmp_path / "train.jsonl").write_text('{"image": ["a.png", "b.png"], "text": "t", "label": "x"}\n')
+    raw = CONVERTERS["classify_jsonl"].run(tmp_path, "train", {})
+    assert (raw.kind, [sample.images for sample in raw.samples]) == (TaskKind.PAIR, [("a.png", "b.png")])
 
 
 def test_pictures_that_changed_within_the_table_are_noticed(tmp_path: Path) -> None:
