@@ -16,9 +16,8 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
 from atlas_dist.config import Precision
-from atlas_dist.device import HIDDEN, device
+from atlas_dist.device import HIDDEN, cpu_multiplies_bf16, device
 from atlas_dist.errors import ConfigError
-from atlas_dist.model.flops import cpu_multiplies_bf16
 
 BUDGET_S = 0.5
 MARGIN = 1.2

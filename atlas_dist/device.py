@@ -47,6 +47,19 @@ def visible_gpus() -> int:
     return int(torch.cuda.device_count())
 
 
+def cpu_multiplies_bf16() -> bool | None:
+    """Whether this machine's CPU multiplies matrices in bfloat16 at speed (AVX-512 or better); None where torch does not say.
+
+    torch tells it by a private operator only; should that go away, nobody is warned and nothing breaks.
+    """
+    import torch
+
+    try:
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    except (AttributeError, RuntimeError):
+        return None
+
+
 def set_arithmetic(*, tf32: bool = False, deterministic: bool = False) -> None:
     """How exactly products are computed on a GPU. Called before the first of them.
 

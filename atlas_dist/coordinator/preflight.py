@@ -14,8 +14,8 @@ from atlas_dist.core.plan import Plan
 from atlas_dist.core.sampling import WINDOW_BYTES
 from atlas_dist.core.types import Work
 from atlas_dist.data.manifest import read_manifest
+from atlas_dist.device import cpu_multiplies_bf16
 from atlas_dist.errors import AuthError, ConfigError, DataError, StoreError
-from atlas_dist.model.flops import cpu_multiplies_bf16
 from atlas_dist.packages import compiler
 from atlas_dist.runs.stores import open_run_store, open_shards
 from atlas_dist.store import ObjectStore

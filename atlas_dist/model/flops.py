@@ -53,17 +53,6 @@ def _peak(name: str, *, bf16: bool) -> float | None:
     return figures[0 if bf16 else 1] * 1e12 or None
 
 
-def cpu_multiplies_bf16() -> bool | None:
-    """Whether this machine's CPU multiplies matrices in bfloat16 at speed (AVX-512 or better); None where torch does not say.
-
-    torch tells it by a private operator only; should that go away, nobody is warned and nothing breaks.
-    """
-    try:
-        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    except (AttributeError, RuntimeError):
-        return None
-
-
 @dataclass(frozen=True)
 class StepFlops:
     """Of one sample. `total` is what a training step needs."""

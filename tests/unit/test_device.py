@@ -153,3 +153,9 @@ def test_results_of_tf32_are_facts_of_their_own() -> None:
     assert numerics_of(plain) != numerics_of(fast)
     assert "tf32" not in numerics_of(plain)
     assert numerics_of(plain) == numerics_of(config_of("experiment=toy", "train.deterministic=true").train)
+
+
+def test_whether_a_cpu_multiplies_in_bfloat16_is_never_guessed(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert device.cpu_multiplies_bf16() in (True, False), "the torch that is pinned says it"
+    monkeypatch.setattr(torch, "ops", object())
+    assert device.cpu_multiplies_bf16() is None, "one that says nothing is no reason to stop"
