@@ -18,9 +18,11 @@ from statistics import mean
 from atlas_dist.app.composed import compose_run
 from atlas_dist.app.precision import decided_by_nodes
 from atlas_dist.core.attempts import CommittedRef
+from atlas_dist.core.plan import Plan
 from atlas_dist.core.results import SelectResult, TrainResult
 from atlas_dist.core.selection import Evidence, Form, Rule, paired_bootstrap
 from atlas_dist.core.types import JobKind, StageJob
+from atlas_dist.model.atlas import AdaptedModel
 from atlas_dist.runs.results import read_pointers
 from atlas_dist.train.build import visible_adapters
 from atlas_dist.train.context import RankContext
@@ -77,8 +79,8 @@ WAYS: Mapping[str, Callable[[Chosen, Rule], Form]] = {
 }
 
 
-def test_score(context: RankContext, job: StageJob, form: Form, refs: Mapping[str, CommittedRef]) -> tuple[float, int]:
-    """Percent, and samples, of one form on the split that scores."""
+def model_of(context: RankContext, job: StageJob, form: Form, refs: Mapping[str, CommittedRef]) -> AdaptedModel:
+    """One form of a task, from what its training left; close it after use. `job` is the one that chose."""
     key = job.candidates[form]
     weighed = TrainResult.of(refs[key]).sees if form is not Form.OWN else ()
     own = key if form.grows else ""
@@ -91,27 +93,37 @@ def test_score(context: RankContext, job: StageJob, form: Form, refs: Mapping[st
         lambda keys: visible_adapters(context, job, refs, keys),
         lambda: read_adapters(context.store, refs, [own])[0],
     )
-    with reading_model(context, job, parts) as model, context.scoring_stream(job, 0) as stream:
+    return reading_model(context, job, parts)
+
+
+def learnt_choices(context: RankContext, plan: Plan) -> list[tuple[StageJob, dict[str, CommittedRef]]]:
+    """The jobs that chose and are done, in the plan's order, each with all that it and its forms read."""
+    found = []
+    for job in plan.jobs.values():
+        if job.kind is not JobKind.SELECT:
+            continue
+        pointers = read_pointers(context.store, {job.key, *job.candidates.values(), *job.bank})
+        if {job.key, *job.candidates.values()} <= pointers.keys():
+            found.append((job, {key: pointer.ref for key, pointer in pointers.items()}))
+    if not found:
+        raise SystemExit("No task of this run is learnt yet: python -m tests.bench.learn_here with the same words.")
+    return found
+
+
+def test_score(context: RankContext, job: StageJob, form: Form, refs: Mapping[str, CommittedRef]) -> tuple[float, int]:
+    """Percent, and samples, of one form on the split that scores."""
+    with model_of(context, job, form, refs) as model, context.scoring_stream(job, 0) as stream:
         found = score_model(context, job, model, stream)
     return found.score, found.samples
 
 
-def choices(context: RankContext, jobs: list[StageJob]) -> list[Chosen]:
-    """Every choice that was made, in the plan's order; prints each when it is scored."""
-    found = []
-    for job in jobs:
-        pointers = read_pointers(context.store, {job.key, *job.candidates.values(), *job.bank})
-        refs = {key: pointer.ref for key, pointer in pointers.items()}
-        if not {job.key, *job.candidates.values()} <= refs.keys():
-            continue
-        forms = {Form(form) for form in job.candidates}
-        scored = {form: test_score(context, job, form, refs) for form in Form if form in forms}
-        said = evidence(context.store, {form: refs[job.candidates[form]] for form in forms})
-        committed = Form(SelectResult.of(refs[job.key]).form)
-        chosen = Chosen(job.label, committed, said, {form: score for form, (score, _) in scored.items()}, scored[Form.OWN][1])
-        print(_line(chosen), flush=True)
-        found.append(chosen)
-    return found
+def scored(context: RankContext, job: StageJob, refs: Mapping[str, CommittedRef]) -> Chosen:
+    """One choice, with the scores of all its forms."""
+    scores = {form: test_score(context, job, form, refs) for form in Form if form in job.candidates}
+    said = evidence(context.store, {form: refs[job.candidates[form]] for form in scores})
+    committed = Form(SelectResult.of(refs[job.key]).form)
+    samples = scores[Form.OWN][1]
+    return Chosen(job.label, committed, said, {form: score for form, (score, _) in scores.items()}, samples)
 
 
 def _line(chosen: Chosen) -> str:
@@ -131,21 +143,20 @@ def main() -> None:
     prepare_process()
     join_alone()
     context = RankContext(composed.config, 0, 1)
-    jobs = [job for job in composed.plan().jobs.values() if job.kind is JobKind.SELECT]
+    learnt = learnt_choices(context, composed.plan())
     print("Validation score % (loss in nats) / score % of the split that scores")
     print("| task | samples | " + " | ".join(form.value for form in Form) + " |\n|---|---|---|---|---|")
-    found = choices(context, jobs)
-    if not found:
-        raise SystemExit("No task of this run is learnt yet: python -m tests.bench.learn_here with the same words.")
+    found = []
+    for job, refs in learnt:
+        found.append(scored(context, job, refs))
+        print(_line(found[-1]), flush=True)
+    selecting = context.method_of(learnt[0][0]).selecting
+    assert selecting is not None
     print("\n| chosen by | mean score % | declined to grow |\n|---|---|---|")
     for name, way in WAYS.items():
-        forms = {}
-        for chosen in found:
-            selecting = context.method_of(next(job for job in jobs if job.label == chosen.label)).selecting
-            assert selecting is not None
-            forms[chosen.label] = way(chosen, Rule(selecting.confidence))
-        scores = mean(chosen.scores[forms[chosen.label]] for chosen in found)
-        print(f"| {name} | {scores:.1f} | {sum(not form.grows for form in forms.values())} of {len(found)} |")
+        forms = [way(chosen, Rule(selecting.confidence)) for chosen in found]
+        mean_score = mean(chosen.scores[form] for chosen, form in zip(found, forms, strict=True))
+        print(f"| {name} | {mean_score:.1f} | {sum(not form.grows for form in forms)} of {len(found)} |")
 
 
 if __name__ == "__main__":
