@@ -16,18 +16,7 @@ from torch import Tensor
 from atlas_dist.clock import Stopwatch
 from atlas_dist.config import Precision
 from atlas_dist.core.attempts import Assignment
-from atlas_dist.core.result_files import (
-    ADAPTER_FILE,
-    BACKBONE_FILE,
-    CONFIG_FILE,
-    DETAILS_FILE,
-    MEMORY_FILE,
-    SAMPLES_FILE,
-    TASK_FILE,
-    VALIDATION_FILE,
-    AdapterConfig,
-    Details,
-)
+from atlas_dist.core.result_files import DETAILS_FILE, MEMORY_FILE, VALIDATION_FILE, Details
 from atlas_dist.core.results import StageSeconds, TrainResult
 from atlas_dist.core.sampling import slots
 from atlas_dist.core.seeds import seed_of
@@ -46,8 +35,9 @@ from atlas_dist.train.build import build_auxiliary_heads, build_mixture, build_m
 from atlas_dist.train.context import RankContext
 from atlas_dist.train.engine import EngineSettings, build_engine, gathered
 from atlas_dist.train.feed import ModelBatch, micro_batch_for
+from atlas_dist.train.files import trained_files
 from atlas_dist.train.head_start import fit_head, is_fitted, starts_by_ridge
-from atlas_dist.train.inputs import as_auxiliary_head, pack_tensors, read_if_there
+from atlas_dist.train.inputs import pack_tensors, read_if_there
 from atlas_dist.train.look_back import look_back
 from atlas_dist.train.loop import (
     NOT_WRITTEN,
@@ -239,7 +229,7 @@ class StageTrainer:
         by_sample, alpha = final.samples.merged(context.gather(final.samples.rows)), final.reuse.summary() if final.reuse else {}
         left = self.method.build_memory(stage.context) if self.method.build_memory is not None and self.job.leaves else {}
         with gathered(engine, list(module.parameters())):
-            files = self._files(module, left, stage.context) if context.is_rank_zero else {}
+            files = trained_files(context, self.job, module, stage.context.samples, left) if context.is_rank_zero else {}
         if context.is_rank_zero:
             files[VALIDATION_FILE] = pack_tensors(by_sample)
             files[DETAILS_FILE] = Details(tuple(state.curve), tuple(state.validation), alpha).to_json()
@@ -263,48 +253,6 @@ class StageTrainer:
             return evaluate(module, split.validation(), feed, observe, record=record, auxiliary=auxiliary)
 
         return Validated(mean_scores([scored(auxiliary, split) for auxiliary, split in validations]), samples, meter)
-
-    def _files(self, module: StageModule, left: Mapping[str, Tensor], stage_context: TrainingStageContext) -> dict[str, bytes]:
-        """What later tasks see, what only this task needs, and what the method hands on, each in a file of its own."""
-        model = module.model
-        auxiliary_tasks = {
-            name: value
-            for task, head in module.named_auxiliary_heads()
-            for name, value in as_auxiliary_head(
-                task.name, {f"head/{n}": p.detach().cpu() for n, p in head.named_parameters()}
-            ).items()
-        }
-        files = {
-            TASK_FILE: pack_tensors(
-                {
-                    **model.export_queries(),
-                    **model.export_coefficients(),
-                    **model.export_fusion(),
-                    **model.export_head(),
-                    **auxiliary_tasks,
-                }
-            )
-        }
-        if self.job.task.shots:
-            files[SAMPLES_FILE] = pack_tensors({"train": torch.from_numpy(stage_context.samples)})
-        if self.stage.grows:
-            backbone = self.context.backbone()
-            files[ADAPTER_FILE] = pack_tensors(model.export_adapter())
-        # Of several forms the one that is committed is described, by the job that commits it.
-        if self.stage.grows and self.method.selecting is None:
-            files[CONFIG_FILE] = AdapterConfig(
-                base_model=self.context.config.backbone.model_dump() | {"architecture": backbone.architecture.name},
-                base_model_digest=backbone.digest,
-                task=self.job.task,
-                method=self.job.method,
-                settings=self.method.spec.settings,
-                sees=self.job.bank,
-            ).to_json()
-        if Role.BACKBONE in self.stage.trains:
-            files[BACKBONE_FILE] = pack_tensors(model.export_backbone())
-        if left:
-            files[MEMORY_FILE] = pack_tensors(left)
-        return files
 
     def _result(
         self, stage: PreparedStage, final: Scores, seconds: StageSeconds, state: LoopState, resumed_at: int

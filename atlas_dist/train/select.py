@@ -22,7 +22,6 @@ from atlas_dist.core.result_files import (
     SIGNATURES_FILE,
     TASK_FILE,
     VALIDATION_FILE,
-    AdapterConfig,
 )
 from atlas_dist.core.results import SelectResult, StageSeconds, TrainResult
 from atlas_dist.core.selection import Evidence, Form, Selection, select
@@ -30,6 +29,7 @@ from atlas_dist.errors import DataError
 from atlas_dist.store import artifacts
 from atlas_dist.store.objects import ObjectStore
 from atlas_dist.train.context import RankContext
+from atlas_dist.train.files import adapter_config
 from atlas_dist.train.inputs import pack_tensors, read_if_there
 from atlas_dist.train.signatures import POOLED, site_keys
 
@@ -114,14 +114,6 @@ def _files(
         files[ADAPTER_FILE] = pack_tensors({**adapter, **keys})
         signatures |= {f"{job.key}/{part}": signature[f"{POOLED}/{part}"] for part in ("mean", "spread")}
     files[SIGNATURES_FILE] = pack_tensors(signatures)
-    backbone = context.backbone()
-    files[CONFIG_FILE] = AdapterConfig(
-        base_model=context.config.backbone.model_dump() | {"architecture": backbone.architecture.name},
-        base_model_digest=backbone.digest,
-        task=job.task,
-        method=job.method,
-        settings=job.settings,
-        sees=tuple(key for key in sees if key != job.key),
-        form=form.value,
-    ).to_json()
+    others = tuple(key for key in sees if key != job.key)
+    files[CONFIG_FILE] = adapter_config(context, job, others, form.value).to_json()
     return files

@@ -3,9 +3,9 @@
     python -m tests.bench.learn_here experiment=related_real seeds=[2] run=seed2 only=[atlas] train.threads=1
     python -m tests.bench.representation experiment=related_real seeds=[2] run=seed2 only=[atlas] train.threads=1 [--plot x.png]
 
-The set is a fixed choice of validation samples of every upstream task, at most 100 of each, the same at every point. After each task it is read by the
-frozen backbone, by the task's adapter apart (as individual adapters have it), and by what the task committed: what each one's
-head would read. It trains nothing and needs no Ray. Effective rank as in train/effective_rank.py.
+The set is a fixed choice of validation samples of every upstream task, at most 100 of each, the same at every point. After each
+task it is read by the frozen backbone, by the task's adapter apart (as individual adapters have it), and by what the task
+committed: what each one's head would read. It trains nothing and needs no Ray. Effective rank as in train/effective_rank.py.
 """
 
 from __future__ import annotations
