@@ -5,13 +5,13 @@
 
 Reads what stage one, an adapter apart and stage two on top of experience left in the store, and scores each on the split that
 evaluations score. It stores nothing and needs no Ray; tasks that are not learnt yet are left out. `*` marks what was committed.
-The second table says what each way of choosing would have given on these samples: see `WAYS`.
+The tables below it say what each way of choosing would have given on these samples: see `WAYS`.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean
 
@@ -152,9 +152,20 @@ def main() -> None:
         print(_line(found[-1]), flush=True)
     selecting = context.method_of(learnt[0][0]).selecting
     assert selecting is not None
-    print("\n| chosen by | mean score % | declined to grow |\n|---|---|---|")
+    upstream = set(composed.config.sequence.upstream)
+    parts = {
+        "upstream": [chosen for chosen, (job, _) in zip(found, learnt, strict=True) if job.task.name in upstream],
+        "transfers": [chosen for chosen, (job, _) in zip(found, learnt, strict=True) if job.task.name not in upstream],
+    }
+    for part, chosen in parts.items():
+        if chosen:
+            _summarise(part, chosen, Rule(selecting.confidence))
+
+
+def _summarise(part: str, found: Sequence[Chosen], rule: Rule) -> None:
+    print(f"\n| {part}, chosen by | mean score % | declined to grow |\n|---|---|---|")
     for name, way in WAYS.items():
-        forms = [way(chosen, Rule(selecting.confidence)) for chosen in found]
+        forms = [way(chosen, rule) for chosen in found]
         mean_score = mean(chosen.scores[form] for chosen, form in zip(found, forms, strict=True))
         print(f"| {name} | {mean_score:.1f} | {sum(not form.grows for form in forms)} of {len(found)} |")
 
