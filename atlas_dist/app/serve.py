@@ -78,6 +78,8 @@ def serve_bank(
         try:
             names = tuple(task.learnt.name for task in read_package(folder).tasks.values())
             before_ray(cluster)
+            # Ray's workers yield to every other process of the machine (nice 15) unless told otherwise: fine for training.
+            os.environ.setdefault("RAY_worker_niceness", "0")
             from atlas_dist.serve.app import check, serving
 
             with serving(settings, digest, cluster, host=host, port=port, metrics_port=metrics_port):

@@ -25,6 +25,8 @@ from atlas_dist.train.signatures import always_has_text, profile_of
 from atlas_dist.validation import faults
 
 _MOST_FAULTS = 5
+LONGEST_TEXT = 1 << 16
+"""Characters of a sample's texts together: no task reads so many tokens, and a tokenizer reads them all."""
 _HOW = "Send the picture itself: its bytes in base64 as `image`, or as a file of multipart/form-data."
 
 
@@ -197,12 +199,15 @@ def request_of(ask: Ask, limits: PictureLimits, files: Sequence[bytes] = ()) -> 
         files: pictures that came beside the fields, as they are.
 
     Raises:
-        DataError: a picture is a URL, no base64, of no kind that is read, or larger than the limits.
+        DataError: a picture is a URL, no base64, of no kind that is read, or larger than the limits; texts are too long.
     """
     images = [ask.image] if isinstance(ask.image, str) else ask.image or []
     pictures = [*map(_bytes_of, images), *files]
     for picture in pictures:
         _check(picture, limits)
+    length = sum(map(len, [*ask.choices, *([ask.text] if isinstance(ask.text, str) else ask.text or [])]))
+    if length > LONGEST_TEXT:
+        raise DataError(f"The texts have {length} characters; the limit is {LONGEST_TEXT}.", fix="Send shorter ones.")
     text = cast(Text | None, tuple(ask.text) if isinstance(ask.text, list) else ask.text)
     return Asked(Request(ask.task, pictures or None, text, tuple(ask.choices)), ask.coefficients)
 

@@ -87,7 +87,7 @@ def serve_one_task(folder: str, port: int) -> None:
             pass
 
     api = make_api(Alone(), ServeSettings(bank=folder, open=True), "")
-    uvicorn.run(api, host="127.0.0.1", port=port, log_level="error", access_log=False)
+    uvicorn.run(api, host="127.0.0.1", port=port, log_level="error", access_log=False, timeout_keep_alive=90)
 
 
 # --------------------------------------------------------------------------------------------------------------- both systems
@@ -246,7 +246,7 @@ def banks(folder: Path, backbone: str) -> dict[str, Path]:
 
     if kept := {path.name: path for path in folder.iterdir()}:
         return {"": kept.pop("all"), **kept}
-    learnt = toys("method=atlas", f"backbone={backbone}")
+    learnt = toys("method=atlas", f"backbone={backbone}", "train.budget.max_steps=2")  # speed does not depend on what was learnt
     names = [found.name for found in learnt.bank.learnt.values()]
     out = {}
     for name in ("", *names):
@@ -266,6 +266,7 @@ def main() -> None:
     parser.add_argument("--replicas", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--keep", type=Path, help="folder for the banks, so that they are learnt once")
     args = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that what was started is ended
     if args.one:
         serve_one_task(args.one[0], int(args.one[1]))
         return

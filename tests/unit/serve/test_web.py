@@ -175,6 +175,7 @@ def test_one_wrong_sample_of_a_list_leaves_the_others_their_answers(client: Test
         ({"task": 3}, "task"),
         ({"text": ["a", "b", "c"], "task": "toy_shape"}, "3 segments"),
         ({"text": "a", "choices": ["b", "c"]}, "no task with such samples"),
+        ({"task": "toy_shape", "text": ["a" * 40_000, "b" * 40_000]}, "80000 characters; the limit is 65536"),
         ([], "The body is a list"),
         ({"requests": []}, "requests"),
         ({"requests": [{}] * 5}, "5 samples; the limit is 4"),
