@@ -3,8 +3,8 @@
     serve deploy / RayService:   import_path: atlas_dist.serve.app:app, args: {bank: /bank, max_batch: 16}
     atlas-dist serve:            with serving(...): ...
 
-A replica holds the model. Samples of all HTTP requests that are under way are put into batches (`serve.batch`), whatever their
-tasks, and go through the backbone together.
+A replica holds the model. Samples of all HTTP requests under way are put into batches (serve/batching.py), whatever their tasks,
+and go through the backbone together.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from atlas_dist.config import ClusterConfig
 from atlas_dist.coordinator.ray_cluster import cluster
 from atlas_dist.errors import AtlasError, ConfigError
 from atlas_dist.serve.apart import answer_apart
+from atlas_dist.serve.batching import Batcher
 from atlas_dist.serve.guard import TOKEN, token_digest
 from atlas_dist.serve.model import AtlasModel, Prediction, Request
 from atlas_dist.serve.settings import ServeSettings, read_settings
@@ -53,8 +54,8 @@ class Replica:
         self._settings, self._digest = read_settings(settings), digest
         self._model = AtlasModel.from_pretrained(Path(self._settings.bank))
         self.tasks = [task_about(task) for task in self._model.weights.tasks.values()]
-        batched = serve.batch(max_batch_size=self._settings.max_batch, batch_wait_timeout_s=self._settings.wait_ms / 1e3)
-        self._together = batched(self._answer_batch)
+        most, wait_s = self._settings.max_batch, self._settings.wait_ms / 1e3
+        self._together: Batcher[Asked, Outcome] = Batcher(self._answer_batch, most=most, wait_s=wait_s)
         self._requests = Counter(REQUESTS, description="samples asked, by task and outcome", tag_keys=("task", "outcome"))
         self._seconds = Histogram(
             SECONDS, "seconds from arrival to answer", boundaries=_boundaries(0.005, 14), tag_keys=("task",)
@@ -66,8 +67,7 @@ class Replica:
 
     async def answer(self, asked: Asked) -> Outcome:
         """One sample, with those that come at the same time."""
-        outcome: Outcome = await self._together(asked)
-        return outcome
+        return await self._together.ask(asked)
 
     def observe(self, task: str, outcome: str, seconds: float) -> None:
         """To Ray's metrics."""

@@ -52,6 +52,7 @@ def serve_one_task(folder: str, port: int) -> None:
 
     from atlas_dist import AtlasModel
     from atlas_dist.serve.apart import answer_apart
+    from atlas_dist.serve.batching import Batcher
     from atlas_dist.serve.settings import ServeSettings
     from atlas_dist.serve.web import Outcome, make_api
     from atlas_dist.serve.wire import Asked, Batch, task_about
@@ -60,28 +61,14 @@ def serve_one_task(folder: str, port: int) -> None:
         def __init__(self) -> None:
             self.model = AtlasModel.from_pretrained(folder, device="cpu")
             self.tasks = [task_about(task) for task in self.model.weights.tasks.values()]
-            self.queue: asyncio.Queue[tuple[Asked, asyncio.Future[Outcome]]] = asyncio.Queue()
-            self.worker: asyncio.Task[None] | None = None
+            self.batcher: Batcher[Asked, Outcome] = Batcher(self.work, most=MAX_BATCH, wait_s=WAIT_MS / 1e3)
 
         async def answer(self, asked: Asked) -> Outcome:
-            self.worker = self.worker or asyncio.create_task(self.work())
-            future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-            await self.queue.put((asked, future))
-            return await future
+            return await self.batcher.ask(asked)
 
-        async def work(self) -> None:
-            while True:
-                batch = [await self.queue.get()]
-                until = time.monotonic() + WAIT_MS / 1e3
-                while len(batch) < MAX_BATCH and (left := until - time.monotonic()) > 0:
-                    try:
-                        batch.append(await asyncio.wait_for(self.queue.get(), left))
-                    except TimeoutError:
-                        break
-                requests = [asked.request for asked, _ in batch]
-                results = await asyncio.to_thread(answer_apart, self.model.predict_batch, requests)
-                for (_, future), result in zip(batch, results, strict=True):
-                    future.set_result(Outcome(result, Batch(samples=len(batch), tasks=1)))
+        async def work(self, batch: list[Asked]) -> list[Outcome]:
+            results = await asyncio.to_thread(answer_apart, self.model.predict_batch, [asked.request for asked in batch])
+            return [Outcome(result, Batch(samples=len(batch), tasks=1)) for result in results]
 
         def observe(self, task: str, outcome: str, seconds: float) -> None:
             pass

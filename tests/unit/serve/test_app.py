@@ -5,13 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
-from ray import serve
 
 from atlas_dist import AtlasModel
 from atlas_dist.bank.package import export_bank
@@ -42,15 +40,8 @@ def bank(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(autouse=True)
-def within_serve(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`serve.batch` asks its surroundings how many requests a replica takes."""
-    surroundings = SimpleNamespace(_deployment_config=SimpleNamespace(max_ongoing_requests=256))
-    monkeypatch.setattr(serve, "get_replica_context", lambda: surroundings)
-
-
 def together(bank: Path, asked: Sequence[Asked], **settings: Any) -> list[Outcome]:
-    """All at once, through Ray Serve's own batching, in this process."""
+    """All at once, in this process."""
 
     async def all_at_once() -> list[Outcome]:
         served = Replica({"bank": str(bank), "open": True, "wait_ms": 500.0, **settings}, "")
