@@ -1,7 +1,7 @@
 """Samples that come one by one, answered in batches: whoever waits when the model is free goes together.
 
 Ray Serve's own `serve.batch` closes the next batch while the one before is still at work, after its few milliseconds of waiting;
-on a busy model its batches stay small (16 clients: 2 samples, where this has 11). Here a batch is closed when it can start.
+on a busy model its batches stay small (16 clients: 2 samples, where this has 12). Here a batch is closed when it can start.
 """
 
 from __future__ import annotations
