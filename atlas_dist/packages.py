@@ -8,6 +8,7 @@ import platform
 import re
 import shutil
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -51,6 +52,13 @@ def need_extra(name: str, asked: str, instead: str) -> None:
         raise ConfigError(
             f"{asked} needs {name}, which is not installed.", fix=f"pip install 'atlas-dist[{name}]', or {instead}."
         )
+
+
+def need_modules(modules: Sequence[str], extra: str, asked: str) -> None:
+    """The modules that `asked` needs, which our extra `extra` brings, are all here. Raises ConfigError."""
+    lacking = [module for module in modules if find_spec(module) is None]
+    if lacking:
+        raise ConfigError(f"{asked} needs {', '.join(lacking)}, not installed here.", fix=f"pip install 'atlas-dist[{extra}]'.")
 
 
 def versions() -> dict[str, str]:

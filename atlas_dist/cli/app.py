@@ -153,6 +153,29 @@ def predict(
 
 
 @app.command()
+def serve(
+    folder: Annotated[Path, typer.Option("--from", help="Exported bank (`bank export`).", show_default=False)],
+    host: Annotated[str, typer.Option(help="Others reach any but loopback: they need ATLAS_SERVE_TOKEN.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="0 = one that is free.", min=0, max=65535)] = 8000,
+    metrics_port: Annotated[int, typer.Option(help="Of the metrics for Prometheus; 0 = one that is free.", min=0, max=65535)] = 0,
+    replicas: Annotated[int, typer.Option(help="Processes that each hold the bank.", min=1)] = 1,
+    cpus: Annotated[float, typer.Option(help="Cores a replica.")] = 1.0,
+    gpus: Annotated[float, typer.Option(help="GPUs a replica; 0.5 = two replicas share one.", min=0)] = 0.0,
+    max_batch: Annotated[int, typer.Option(help="Samples in one batch at most, of any tasks.")] = 16,
+    wait_ms: Annotated[float, typer.Option(help="How long a sample waits for others.")] = 5.0,
+    max_body_mb: Annotated[float, typer.Option(help="Of a request's body.")] = 32.0,
+    max_megapixels: Annotated[float, typer.Option(help="Of a picture.")] = 64.0,
+    cluster: Annotated[str, typer.Option(help="local = a Ray of its own; auto = RAY_ADDRESS or the one here.")] = "local",
+) -> None:
+    """Answer over HTTP with an exported bank: JSON or forms, samples of any tasks in one forward pass. Ctrl-C stops it."""
+    from atlas_dist.cli.serve import serve_folder
+
+    given = {"replicas": replicas, "cpus_per_replica": cpus, "gpus_per_replica": gpus, "max_batch": max_batch}
+    given |= {"wait_ms": wait_ms, "max_body_mb": max_body_mb, "max_megapixels": max_megapixels}
+    serve_folder(folder, given, host=host, port=port, metrics_port=metrics_port, address=cluster)
+
+
+@app.command()
 def init(
     experiment: Annotated[str, typer.Argument(help="Name of the experiment", show_default=False)],
     data: Annotated[list[Path], typer.Argument(help="Folders of data, one a task, in the order of learning", show_default=False)],

@@ -31,8 +31,11 @@ _WORKER_ENV = {
 
 
 @contextmanager
-def cluster(config: ClusterConfig, worker_groups: Sequence[WorkerGroupSpec]) -> Iterator[None]:
+def cluster(config: ClusterConfig, worker_groups: Sequence[WorkerGroupSpec], *, metrics_port: int = 0) -> Iterator[None]:
     """Join the configured Ray, or start one of our own and end it afterwards.
+
+    Args:
+        metrics_port: of the Prometheus exporter of a Ray of our own; 0 = Ray chooses one.
 
     Raises:
         ConfigError: this process has a Ray already; the cluster cannot be reached, or can never hold the workers.
@@ -55,6 +58,7 @@ def cluster(config: ClusterConfig, worker_groups: Sequence[WorkerGroupSpec]) -> 
         options |= {"address": "local", "include_dashboard": config.dashboard, "num_cpus": max(needed, os.cpu_count() or 1)}
         home = ray_home(os.environ)
         options |= {"_temp_dir": home} if home else {}
+        options |= {"_metrics_export_port": metrics_port} if metrics_port else {}
         if not config.gpus:
             options["num_gpus"] = 0
         _read_token_again()

@@ -239,6 +239,18 @@ def _check_size(width: int, height: int, limits: PictureLimits) -> None:
         )
 
 
+def check_pixels(data: bytes, limits: PictureLimits) -> None:
+    """Look at the header alone. Raises PictureError: no picture that is read, or one that is larger than the limits."""
+    kind = sniff(data)
+    try:
+        width, height = Image.open(io.BytesIO(data), formats=_PILLOW[kind]).size
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        width, height = limits.pixels + 1, 1
+    except Exception:  # damaged: the decoder says how, and mends some
+        return
+    _check_size(width, height, limits)
+
+
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,

@@ -66,11 +66,20 @@ def choose_tasks(weights: BankWeights, requests: Mapping[int, Parts], prepare: P
     return out
 
 
+class Unlike(DataError):
+    """A sample is unlike everything learnt. `nearest`: the tasks that come closest, with distance and limit."""
+
+    def __init__(self, message: str, *, fix: str = "", retry: bool | None = None, nearest: Sequence[Candidate] = ()) -> None:
+        super().__init__(message, fix=fix, retry=retry)
+        self.nearest = tuple(nearest)
+
+
 def accepted(choice: TaskChoice, parts: Parts) -> Candidate:
     """The chosen task.
 
     Raises:
-        DataError: the sample is unlike everything learnt; it names the nearest tasks with their numbers.
+        DataError: no task has such samples. Unlike: it is unlike everything learnt; it names the nearest tasks with their
+            numbers.
     """
     best = choice.best
     if best is None:
@@ -79,10 +88,12 @@ def accepted(choice: TaskChoice, parts: Parts) -> Candidate:
             fix="Give what a task was learnt from, or name the task.",
         )
     if choice.refused:
-        near = "; ".join(f"{c.task} {c.distance:.2f} (limit {c.limit:.2f})" for c in choice.candidates[:SHOWN])
-        raise DataError(
+        nearest = choice.candidates[:SHOWN]
+        near = "; ".join(f"{c.task} {c.distance:.2f} (limit {c.limit:.2f})" for c in nearest)
+        raise Unlike(
             f"The sample is unlike everything learnt. Distances from the nearest tasks, 1 is ordinary: {near}.",
             fix="If it does belong to one of them, name the task.",
+            nearest=nearest,
         )
     return best
 

@@ -43,10 +43,16 @@ def of_kind(docs: Docs, kind: str) -> Docs:
     return [d for d in docs if d["kind"] == kind]
 
 
+def clusters(docs: Docs) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """Every RayJob and RayService, with the Ray cluster that it brings about."""
+    for kind, at in (("RayJob", "rayClusterSpec"), ("RayService", "rayClusterConfig")):
+        for owner in of_kind(docs, kind):
+            yield owner, owner["spec"][at]
+
+
 def pods(docs: Docs) -> Iterator[Pod]:
-    """Every pod that a RayJob brings about."""
-    for job in of_kind(docs, "RayJob"):
-        cluster = job["spec"]["rayClusterSpec"]
+    """Every pod that these bring about."""
+    for job, cluster in clusters(docs):
         templates = [("head", cluster["headGroupSpec"]["template"], True)]
         templates += [(g["groupName"], g["template"], True) for g in cluster["workerGroupSpecs"]]
         if "submitterPodTemplate" in job["spec"]:
@@ -60,8 +66,8 @@ def containers(docs: Docs) -> Iterator[tuple[str, dict[str, Any]]]:
     for pod in pods(docs):
         for container in pod.containers:
             yield f"{pod.where}/{container['name']}", container
-    for job in of_kind(docs, "RayJob"):
-        options = job["spec"]["rayClusterSpec"].get("autoscalerOptions")
+    for job, cluster in clusters(docs):
+        options = cluster.get("autoscalerOptions")
         if options:
             yield f"{job['metadata']['name']}/autoscaler", options
 
@@ -148,8 +154,7 @@ def identities_are_ours(docs: Docs) -> list[str]:
     known = {d["metadata"]["name"] for d in of_kind(docs, "ServiceAccount")}
     bad = [p.where for p in pods(docs) if p.spec.get("serviceAccountName") not in known]
     bad += [d["metadata"]["name"] for d in of_kind(docs, "ServiceAccount") if d.get("automountServiceAccountToken") is not False]
-    for job in of_kind(docs, "RayJob"):
-        cluster = job["spec"]["rayClusterSpec"]
+    for _, cluster in clusters(docs):
         head = cluster["headGroupSpec"]["template"]["spec"]
         scales = bool(cluster.get("enableInTreeAutoscaling"))
         if bool(head.get("automountServiceAccountToken", True)) != scales:
@@ -165,8 +170,7 @@ def identities_are_ours(docs: Docs) -> list[str]:
 
 def ray_asks_for_a_token(docs: Docs) -> list[str]:
     """whoever reaches an open Ray may run anything"""
-    jobs = of_kind(docs, "RayJob")
-    return [j["metadata"]["name"] for j in jobs if j["spec"]["rayClusterSpec"].get("authOptions", {}).get("mode") != "token"]
+    return [j["metadata"]["name"] for j, cluster in clusters(docs) if cluster.get("authOptions", {}).get("mode") != "token"]
 
 
 def the_network_is_closed(docs: Docs) -> list[str]:
@@ -316,19 +320,17 @@ def nothing_secret_is_written_down(docs: Docs) -> list[str]:
 
 def the_head_runs_no_worker(docs: Docs) -> list[str]:
     """it must be there when everything else is gone"""
-    jobs = of_kind(docs, "RayJob")
     return [
         j["metadata"]["name"]
-        for j in jobs
-        if j["spec"]["rayClusterSpec"]["headGroupSpec"]["rayStartParams"].get("num-cpus") != "0"
+        for j, cluster in clusters(docs)
+        if cluster["headGroupSpec"]["rayStartParams"].get("num-cpus") != "0"
     ]
 
 
 def groups_scale_as_they_say(docs: Docs) -> list[str]:
     """without an autoscaler a fixed size; with one: version 2, restartPolicy Never, and a run that waits for nodes"""
     bad = []
-    for job in of_kind(docs, "RayJob"):
-        cluster = job["spec"]["rayClusterSpec"]
+    for _, cluster in clusters(docs):
         scales = bool(cluster.get("enableInTreeAutoscaling"))
         templates = [cluster["headGroupSpec"]["template"], *(g["template"] for g in cluster["workerGroupSpecs"])]
         if scales and (cluster.get("autoscalerOptions", {}).get("version") != "v2"):

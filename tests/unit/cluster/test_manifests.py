@@ -24,7 +24,8 @@ from tests.unit.cluster.schema import crd_schema
 
 ROOT = Path(__file__).parents[3]
 KUBERAY = ROOT / "cluster/kuberay"
-OVERLAYS = sorted(p.parent for p in (KUBERAY / "overlays").glob("*/kustomization.yaml"))
+OVERLAYS = sorted(p.parent for p in (KUBERAY / "overlays").glob("*/kustomization.yaml") if p.parent.name != "serve")
+"""Those that have a RayJob; the RayService of `serve` is in test_rayservice.py."""
 COMPONENTS = sorted(p.parent.name for p in (KUBERAY / "components").glob("*/kustomization.yaml"))
 CRDS = ROOT.parent / "shared/kuberay"
 names = pytest.mark.parametrize("overlay", [p.name for p in OVERLAYS])
