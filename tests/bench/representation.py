@@ -97,7 +97,7 @@ def draw(found: Sequence[Point], path: Path) -> None:
     axes.plot(places, [point.frozen for point in found], ":", color="#666666", label="frozen backbone")
     axes.set_xticks(list(places), [point.label for point in found], rotation=30, ha="right", fontsize=8)
     axes.set_ylabel("effective rank")
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, 1.1 * max(max(point.own, point.committed, point.frozen) for point in found))
     axes.grid(axis="y", alpha=0.3)
     axes.legend(frameon=False, fontsize=8)
     figure.savefig(path, dpi=120)
