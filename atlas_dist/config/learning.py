@@ -37,15 +37,15 @@ class BackboneConfig(Section):
     """The frozen backbone."""
 
     name: str = "tiny"
-    """`tiny` (ships with the package), `random-tiny`, `random-clip` and `random-siglip` (tests), `vilt-b32-mlm` (the paper's),
-    `clip-vit-b32` and `siglip2-b16` (these three from the hub); with `source`, any name."""
+    """`tiny` (ships with the package), `random-tiny`, `random-clip`, `random-siglip` and `random-smolvlm` (tests), `vilt-b32-mlm`
+    (the paper's), `clip-vit-b32`, `siglip2-b16` and `smolvlm-256m` (these four from the hub); with `source`, any name."""
     source: str = ""
     """Hub repository or folder of another checkpoint; "" = the one that belongs to `name`."""
     revision: str = ""
     """Full commit hash of a hub `source`."""
     architecture: str = ""
-    """What a `source` is: `vilt`, `clip` or `siglip` (SigLIP 2 of fixed resolution too); "" = `vilt`. A checkpoint of another
-    kind is refused. A name without a `source` brings its own."""
+    """What a `source` is: `vilt`, `clip`, `siglip` (SigLIP 2 of fixed resolution too), `idefics3` (SmolVLM) or `smolvlm` (SmolVLM
+    2); "" = `vilt`. A checkpoint of another kind is refused. A name without a `source` brings its own."""
 
 
 class BudgetConfig(Section):

@@ -102,7 +102,9 @@ def _tower_flops(model: AdaptedModel, tower: Tower, text: int) -> StepFlops:
     patches = model.backbone.get_submodule(tower.patches) if tower.patches else None
     of_patches = tower.own_tokens - tower.class_tokens
     embedding = 2.0 * of_patches * cast(Tensor, patches.weight).numel() if patches is not None else 0.0
-    frozen = _Backbone(tokens, tower.width, tower.inner, len(layers), embedding, 2.0 * tower.width * tower.pooled)
+    shared = (tower.key_value_heads or tower.heads) / tower.heads
+    pooler = 2.0 * tower.width * tower.pooled
+    frozen = _Backbone(tokens, tower.width, tower.inner, len(layers), embedding, pooler, shared, 3 if tower.gated else 2)
     pooling = _pooling_flops(model, tower, tokens)
     parts = [part for name, part in model.named_sites() if name.startswith((tower.letter, f"{tower.layers}."))]
     groups = [g for site in parts for g in site.modules() if isinstance(g, AdapterGroup | ResidualGroup | LoraGroup)]
@@ -112,7 +114,7 @@ def _tower_flops(model: AdaptedModel, tower: Tower, text: int) -> StepFlops:
     deep = trained > 0 or any(p.requires_grad for site in parts for p in site.parameters())
     fused = 2.0 * tokens * sum(p.numel() for m in fusions for p in m.parameters() if p.dim() == 2)
     forward = frozen.forward() + sum(s.forward for s in sites) + fused + pooling.forward
-    backward = (frozen.backward(whole=trained > 0) + sum(s.backward for s in sites) + 2 * fused) if deep else 0.0
+    backward = (frozen.backward(whole=trained > 0 or tower.fed) + sum(s.backward for s in sites) + 2 * fused) if deep else 0.0
     backward += pooling.backward if deep else 0.0
     backward += 2.0 * tokens * trained
     if patches is not None and cast(Tensor, patches.weight).requires_grad:
@@ -138,7 +140,8 @@ def _pooling_flops(model: AdaptedModel, tower: Tower, tokens: int) -> StepFlops:
 
 @dataclass(frozen=True)
 class _Backbone:
-    """One pass of one sample through frozen layers. FLOPs of the patches' projection (`embedding`) and of the pooled token's."""
+    """One pass of one sample through frozen layers. FLOPs of the patches' projection (`embedding`) and of the pooled token's.
+    `shared`: heads of keys and values, as a share of the heads of queries; `mlp_layers`: linear layers of an MLP."""
 
     tokens: int
     width: int
@@ -146,6 +149,8 @@ class _Backbone:
     layers: int
     embedding: float
     pooler: float
+    shared: float = 1.0
+    mlp_layers: int = 2
 
     @property
     def _attention(self) -> float:
@@ -155,11 +160,11 @@ class _Backbone:
     @property
     def _projections(self) -> float:
         """Query, key, value and output of one layer."""
-        return 8.0 * self.tokens * self.width**2
+        return 4.0 * (1.0 + self.shared) * self.tokens * self.width**2
 
     @property
     def _mlp(self) -> float:
-        return 4.0 * self.tokens * self.width * self.inner
+        return 2.0 * self.mlp_layers * self.tokens * self.width * self.inner
 
     def forward(self) -> float:
         return self.embedding + self.layers * (self._projections + self._attention + self._mlp) + self.pooler

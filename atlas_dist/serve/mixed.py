@@ -247,8 +247,8 @@ class _Site:
         self.batches = [(batch.key, batch.rows, batch.length) for batch in batches]
 
     def __call__(self, _: nn.Module, __: tuple[Any, ...], output: Tensor) -> Tensor:
-        """Forward hook: the dense layer's output [rows, L, D], every task's slice through its own view. Of its L tokens the first
-        `longest` are the text's where the place has `text_first`, and none is otherwise."""
+        """Forward hook: the dense layer's output [rows, L, D], every task's slice through its own view. Of its L tokens `longest`
+        are the text's where the place has `text_first`, behind the `before_text` first ones, and none is otherwise."""
         parts = torch.split(output, [rows for _, rows, _ in self.batches])
         return torch.cat([self._mixed(key, part, length) for (key, _, length), part in zip(self.batches, parts, strict=True)])
 
@@ -258,10 +258,11 @@ class _Site:
             self.alphas.append(rows.new_zeros(len(rows), 0))
             return rows
         padded = self.place.text_first and length < self.longest
-        x = torch.cat([rows[:, :length], rows[:, self.longest :]], dim=1) if padded else rows
+        end, padding_end = self.place.before_text + length, self.place.before_text + self.longest
+        x = torch.cat([rows[:, :end], rows[:, padding_end:]], dim=1) if padded else rows
         mixed, alpha = view(x)
         self.alphas.append(alpha)
-        return torch.cat([mixed[:, :length], rows[:, length : self.longest], mixed[:, length:]], dim=1) if padded else mixed
+        return torch.cat([mixed[:, :end], rows[:, end:padding_end], mixed[:, end:]], dim=1) if padded else mixed
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,7 @@ def counted(model: AdaptedModel, batch: Mapping[str, Tensor]) -> tuple[float, fl
     return forward.get_total_flops(), backward.get_total_flops()
 
 
-@pytest.mark.parametrize("name", ["random-tiny", "random-clip", "random-siglip"])
+@pytest.mark.parametrize("name", ["random-tiny", "random-clip", "random-siglip", "random-smolvlm"])
 @pytest.mark.parametrize("case", CASES)
 def test_the_sums_are_what_torch_counts(case: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     kind, visible, grows, weighting, roles = CASES[case]
