@@ -221,7 +221,9 @@ def _threads(workers: int) -> MapFn:
 def _recipe(raw: RawSet, image_size: int, resample: Resample, shard_samples: int, seed: int, part_bytes: int) -> str:
     """Digest of all that the shards' bytes depend on, except the pixels."""
     records = [
-        (writable(s.id), s.texts, [writable(name) for name in s.images], s.label, sorted(s.targets.items())) for s in raw.samples
+        (writable(s.id), s.texts, [writable(name) for name in s.images], s.label, sorted(s.targets.items()))
+        + ((s.answer,) if s.answer else ())
+        for s in raw.samples
     ]
     size = image_size if resample is Resample.BICUBIC else [image_size, resample]  # what was packed before keeps its digest
     return digest_of([FORM, raw.kind, raw.images, raw.classes, size, shard_samples, seed, part_bytes, records])

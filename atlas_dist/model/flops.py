@@ -77,22 +77,27 @@ class StepFlops:
         return self.forward + self.backward
 
 
-def sample_flops(model: AdaptedModel, text: int) -> StepFlops:
+def sample_flops(model: AdaptedModel, text: int, answer: int = 0) -> StepFlops:
     """What one sample of the model's task costs, with whatever requires gradients now.
 
     Args:
         text: tokens of one text, padding included.
+        answer: M, tokens of an answer that is written; 0 = the task has classes.
 
     Passes that a sample takes (texts, images) are counted; under ZeRO-3, call it before the parameters are taken apart.
     """
     spec, backbone = model.head_spec, model.backbone
     passes = spec.texts * spec.images
-    towers = [_tower_flops(model, tower, text) for tower in architecture_of(backbone).towers(backbone)]
+    architecture = architecture_of(backbone)
+    limits = architecture.limits(backbone)
+    towers = [_tower_flops(model, tower, text + max(0, answer - 1)) for tower in architecture.towers(backbone)]
     head = 2.0 * sum(p.numel() for p in model.head.parameters() if p.dim() == 2)
+    written = 2.0 * answer * limits.pooled * limits.vocabulary  # frozen: its input alone gets a gradient
     deep = any(p.requires_grad for part in (backbone, model.sites) for p in part.parameters())
     forward, backward = (sum(getattr(t, way) for t in towers) for way in ("forward", "backward"))
     # The head reads all images of a text at once. Its weights get gradients, and its input where anything below it does.
-    return StepFlops(passes * forward + spec.texts * head, passes * backward + spec.texts * head * (2 if deep else 1))
+    heads = spec.texts * head
+    return StepFlops(passes * forward + heads + written, passes * backward + heads * (2 if deep else 1) + written)
 
 
 def _tower_flops(model: AdaptedModel, tower: Tower, text: int) -> StepFlops:

@@ -20,7 +20,7 @@ from torch.utils.hooks import RemovableHandle
 from atlas_dist.bank.weights import BankWeights
 from atlas_dist.errors import DataError
 from atlas_dist.model import tensors as named
-from atlas_dist.model.backbones import AdapterSite, BackboneInput, architecture_of
+from atlas_dist.model.backbones import AdapterSite, BackboneInput, Written, architecture_of
 from atlas_dist.model.experience import ExperienceSite
 from atlas_dist.model.heads import Head, HeadSpec
 from atlas_dist.model.mixing import MixingSpec, Weighting
@@ -59,10 +59,12 @@ class TaskBatch:
 
 @dataclass(frozen=True)
 class TaskOutput:
-    """`logits` [B, C], float32 at least; `alpha`: {site: [B, T]} ([B, T, D] for `dimension`), a sample's passes averaged."""
+    """`logits` [B, C], float32 at least; `alpha`: {site: [B, T]} ([B, T, D] for `dimension`), a sample's passes averaged.
+    `written`: answers that are texts; then there are no logits, [B, 0]."""
 
     logits: Tensor
     alpha: Mapping[str, Tensor]
+    written: Written | None = None
 
 
 class MixedModel:
@@ -83,6 +85,7 @@ class MixedModel:
         self.architecture = architecture_of(backbone)
         width = self.architecture.limits(backbone).pooled
         self.specs = {key: HeadSpec(t.learnt.task.kind, t.learnt.task.classes) for key, t in weights.tasks.items()}
+        self.most = {key: t.learnt.task.max_new_tokens for key, t in weights.tasks.items()}
         self.heads = {key: _load_head(spec, width, weights.tasks[key].own, device) for key, spec in self.specs.items()}
         self.sites = self._make_sites(weights, mixing, device)
         self._check_names(weights)
@@ -96,7 +99,27 @@ class MixedModel:
 
     @torch.inference_mode()
     def __call__(self, batches: Sequence[TaskBatch]) -> list[TaskOutput]:
-        """One forward pass over all rows of all tasks; outputs in the order of `batches`."""
+        """One forward pass over all rows of all tasks, and one after the other for those that write their answers; outputs in the
+        order of `batches`."""
+        writes = [self.specs[batch.key].kind.generates for batch in batches]
+        read = [batch for batch, generates in zip(batches, writes, strict=True) if not generates]
+        outputs = iter(self._read(read) if read else ())
+        return [self._write(batch) if generates else next(outputs) for batch, generates in zip(batches, writes, strict=True)]
+
+    def _write(self, batch: TaskBatch) -> TaskOutput:
+        """Answers by greedy decoding, of samples of one task."""
+        assert self.architecture.decoder is not None, "a task is learnt by a backbone that writes"
+        rows = _rows(batch, batch.length)
+        text = {name: rows[name] for name in ("input_ids", "attention_mask", "token_type_ids")}
+        for site in self.sites.values():
+            site.plan([batch], batch.length)
+        with self._hooked():
+            given = BackboneInput(**text, pixel_values=rows["pixels"])
+            written = self.architecture.decoder.greedy(self.backbone, given, self.most[batch.key])
+        alpha = {name: site.alphas[0].detach() for name, site in self.sites.items() if site.alphas}
+        return TaskOutput(written.log_probs[:, :0], alpha, written)
+
+    def _read(self, batches: Sequence[TaskBatch]) -> list[TaskOutput]:
         longest = max(batch.length for batch in batches)
         for site in self.sites.values():
             site.plan(batches, longest)

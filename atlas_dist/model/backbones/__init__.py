@@ -11,9 +11,11 @@ from atlas_dist.model.backbones.base import (
     Architecture,
     BackboneInput,
     Chat,
+    Decoder,
     Encoded,
     Limits,
     Tower,
+    Written,
     stack,
 )
 from atlas_dist.model.backbones.clip import CLIP
@@ -27,9 +29,11 @@ __all__ = [
     "Architecture",
     "BackboneInput",
     "Chat",
+    "Decoder",
     "Encoded",
     "Limits",
     "Tower",
+    "Written",
     "architecture_named",
     "architecture_of",
     "relative_of",

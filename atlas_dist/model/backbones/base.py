@@ -144,6 +144,29 @@ class Chat:
     end: int
 
 
+class Written(NamedTuple):
+    """B answers of at most M tokens. `tokens` int64 [B, M]: the last one of each ends it, where it was ended, and what is behind
+    that is `NO_TOKEN`; `log_probs` [B, M] in nats, 0 there, float32 at least."""
+
+    tokens: Tensor
+    log_probs: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Decoder:
+    """How a model of an architecture writes. `given` is a `BackboneInput`, without the answer.
+
+    Attributes:
+        teacher_forced: model, given, answers int64 [B, M] (`NO_TOKEN` behind their ends) -> logits [B, M, V] of each token of an
+            answer, the right ones before it being known, and the pooled output [B, P] as `Architecture.encode` has it. Gradients
+            flow.
+        greedy: model, given, M -> what it writes, the likeliest token after the other. Every row's numbers are its own.
+    """
+
+    teacher_forced: Callable[[Any, BackboneInput, Tensor], tuple[Tensor, Tensor]]
+    greedy: Callable[[Any, BackboneInput, int], Written]
+
+
 @dataclass(frozen=True, eq=False)
 class Architecture:
     """One architecture. Functions take a model of its own kind, `model_class`.
@@ -169,8 +192,8 @@ class Architecture:
         squashes: its own preprocessing makes squares of whole pictures, as ours does; elsewhere ours differs from it.
         relatives: `model_type` of models that are easily taken for this one -> what to do instead.
         special_tokens: what its tokenizer must know; the random model's is given them.
-        chat: puts into a loaded model how it is asked, by its tokenizer, and says it: it is part of the digest. None = the model
-            does not write.
+        chat: puts into a loaded model how it is asked, by its tokenizer, and says it: it is part of the digest.
+        decoder: how it writes; None = it does not.
     """
 
     name: str
@@ -194,6 +217,7 @@ class Architecture:
     relatives: Mapping[str, str] = field(default_factory=dict)
     special_tokens: tuple[str, ...] = ()
     chat: Callable[[Any, PreTrainedTokenizerFast], Chat] | None = None
+    decoder: Decoder | None = None
 
     def layers(self, model: nn.Module) -> list[nn.Module]:
         """All transformer layers, tower by tower."""

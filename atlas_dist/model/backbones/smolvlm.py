@@ -22,6 +22,7 @@ import torch
 from tokenizers import processors
 from torch import Tensor, nn
 from transformers import (
+    DynamicCache,
     Idefics3Config,
     Idefics3ForConditionalGeneration,
     PreTrainedTokenizerFast,
@@ -29,8 +30,18 @@ from transformers import (
     SmolVLMForConditionalGeneration,
 )
 
+from atlas_dist.core.types import NO_TOKEN
 from atlas_dist.errors import ConfigError, DataError
-from atlas_dist.model.backbones.base import Architecture, BackboneInput, Chat, Encoded, Limits, Tower
+from atlas_dist.model.backbones.base import (
+    Architecture,
+    BackboneInput,
+    Chat,
+    Decoder,
+    Encoded,
+    Limits,
+    Tower,
+    Written,
+)
 from atlas_dist.model.backbones.joined import tower_of
 
 _START, _AROUND, _WHOLE, _END = "<|im_start|>", "<fake_token_around_image>", "<global-img>", "<end_of_utterance>"
@@ -49,6 +60,7 @@ def _random(kind: Any, config_class: Any, vocabulary: int, special: Mapping[str,
         "intermediate_size": 64,
         "num_hidden_layers": 2,
         "num_attention_heads": 4,
+        "initializer_range": 0.4,
         "num_key_value_heads": 2,
         **ids,
     }
@@ -139,6 +151,7 @@ def _chat(model: Any, tokenizer: PreTrainedTokenizerFast) -> Chat:
     chat = Chat(before, ids(_AROUND), ids(f"{_END}\nAssistant:"), " ", tokenizer.get_vocab()[_END])
     for name in ("before", "after_picture", "after_text"):
         model.register_buffer(f"chat_{name}", torch.tensor([getattr(chat, name)], dtype=torch.int64), persistent=False)
+    model.chat_end = chat.end
     return chat
 
 
@@ -221,21 +234,54 @@ def _see(model: Any, pixels: Tensor) -> Tensor:
 
 def _read(model: Any, embedded: Tensor, mask: Tensor) -> Tensor:
     """Hidden states [B, S, D] of a sequence, each token seeing the real ones up to itself."""
-    length = mask.shape[1]
-    earlier = torch.ones(length, length, dtype=torch.bool, device=mask.device).tril()
     out = model.model.text_model(
-        inputs_embeds=embedded,
-        attention_mask=earlier & mask.bool()[:, None, None, :],
-        position_ids=_positions(mask),
-        use_cache=False,
+        inputs_embeds=embedded, attention_mask=_pairs(mask), position_ids=_positions(mask), use_cache=False
     )
     hidden: Tensor = out.last_hidden_state
     return hidden
 
 
+def _pairs(mask: Tensor) -> Tensor:
+    """Which token sees which, bool [B, 1, S, S]: itself and the real ones before it."""
+    length = mask.shape[1]
+    return torch.ones(length, length, dtype=torch.bool, device=mask.device).tril() & mask.bool()[:, None, None, :]
+
+
 def _positions(mask: Tensor) -> Tensor:
     """[B, S]: how many real tokens come before each."""
     return (mask.cumsum(dim=1) - 1).clamp(min=0)
+
+
+def _teacher_forced(model: Any, given: BackboneInput, answers: Tensor) -> tuple[Tensor, Tensor]:
+    """See `Decoder`."""
+    _, embedded, mask = _prompt(model, given)
+    known = answers[:, :-1]
+    embedded = torch.cat([embedded, model.model.text_model.embed_tokens(known.clamp(min=0))], dim=1)
+    hidden = _read(model, embedded, torch.cat([mask, (known != NO_TOKEN).to(mask.dtype)], dim=1))[:, mask.shape[1] - 1 :]
+    return model.lm_head(hidden), hidden[:, 0]
+
+
+def _greedy(model: Any, given: BackboneInput, most: int) -> Written:
+    """See `Decoder`. What was read is remembered; a row that has ended goes on as padding until all have."""
+    _, embedded, mask = _prompt(model, given)
+    text, end = model.model.text_model, int(model.chat_end)
+    remembered = DynamicCache(config=text.config)
+    seen, places = _pairs(mask), _positions(mask)
+    tokens = torch.full((len(mask), most), NO_TOKEN, device=mask.device)
+    log_probs = torch.zeros(tokens.shape, device=mask.device)
+    going = torch.ones(len(mask), dtype=torch.bool, device=mask.device)
+    for step in range(most):
+        out = text(inputs_embeds=embedded, attention_mask=seen, position_ids=places, past_key_values=remembered, use_cache=True)
+        likeliest = model.lm_head(out.last_hidden_state[:, -1]).float().log_softmax(dim=-1).max(dim=-1)
+        tokens[:, step] = torch.where(going, likeliest.indices, NO_TOKEN)
+        log_probs[:, step] = torch.where(going, likeliest.values, 0.0)
+        going = going & (likeliest.indices != end)
+        if not bool(going.any()):
+            break
+        mask = torch.cat([mask, going[:, None].to(mask.dtype)], dim=1)
+        embedded = text.embed_tokens(likeliest.indices)[:, None]
+        seen, places = mask.bool()[:, None, None, :], places[:, -1:] + 1
+    return Written(tokens, log_probs)
 
 
 def _architecture(name: str, kind: Any, config_class: Any) -> Architecture:
@@ -257,6 +303,7 @@ def _architecture(name: str, kind: Any, config_class: Any) -> Architecture:
         prepare_tokenizer=_separate_segments,
         special_tokens=(_START, _AROUND, _WHOLE, _END, _PICTURE),
         chat=_chat,
+        decoder=Decoder(_teacher_forced, _greedy),
     )
 
 

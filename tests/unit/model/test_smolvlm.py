@@ -14,15 +14,15 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 from transformers import Idefics3Config, LlamaConfig, SmolVLMConfig, SmolVLMForConditionalGeneration
 
-from atlas_dist.core.types import Role, TaskKind
+from atlas_dist.core.types import NO_TOKEN, Role, TaskKind
 from atlas_dist.data.decode import TextEncoder
-from atlas_dist.errors import ConfigError, DataError
+from atlas_dist.errors import ConfigError, DataError, TrainingError
 from atlas_dist.model.atlas import AdaptedModel
 from atlas_dist.model.backbone import Backbone, backbone_digest, load_backbone
 from atlas_dist.model.backbone_refs import BACKBONES, BackboneRef, backbone_ref
-from atlas_dist.model.backbones import ARCHITECTURES
-from atlas_dist.model.heads import HeadSpec
-from atlas_dist.model.mixing import MixingSpec
+from atlas_dist.model.backbones import ARCHITECTURES, BackboneInput
+from atlas_dist.model.heads import HeadSpec, answer_loss
+from atlas_dist.model.mixing import MixingSpec, Weighting
 from atlas_dist.model.targets import target_paths
 from atlas_dist.model.trained import freeze_to
 from tests.kits.towers import batch, edit_weights, pixels, saved, texts
@@ -112,6 +112,85 @@ def test_without_adapters_a_model_of_a_task_reads_the_same(smolvlm: Backbone) ->
         features = model.eval().features(task, head)
     given = {name: task[name][:, 0] for name in ("input_ids", "attention_mask", "token_type_ids")}
     assert torch.equal(features, smolvlm.encode(**given, pixel_values=task["pixel_values"][:, 0]))
+
+
+# ---------------------------------------------------------------------------------------------------------------- answers
+
+
+@torch.no_grad()
+def test_it_writes_what_the_stock_model_generates_greedily_row_by_row(smolvlm: Backbone) -> None:
+    given, stock = texts(smolvlm, TWO), stock_of(smolvlm)
+    decoder, chat = smolvlm.architecture.decoder, smolvlm.chat
+    assert decoder is not None and chat is not None
+    written = decoder.greedy(smolvlm.model, BackboneInput(**given, pixel_values=pixels(2)), 6)
+    assert written.tokens.shape == written.log_probs.shape == (2, 6)
+    for row in range(2):
+        ids = asked(smolvlm, given, row)
+        wanted = stock.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            pixel_values=pixels(2)[row][None, None],
+            max_new_tokens=6,
+            do_sample=False,
+            eos_token_id=chat.end,
+            pad_token_id=0,
+        )
+        assert written.tokens[row].tolist() == wanted[0, ids.shape[1] :].tolist()
+
+
+@torch.no_grad()
+def test_a_row_that_has_ended_changes_nothing_for_the_others(smolvlm: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    given, decoder = texts(smolvlm, TWO), smolvlm.architecture.decoder
+    assert decoder is not None
+    both = BackboneInput(**given, pixel_values=pixels(2))
+    free = decoder.greedy(smolvlm.model, both, 6)
+    monkeypatch.setattr(smolvlm.model, "chat_end", int(free.tokens[0, 1]))  # the first row ends after two tokens
+    assert not (free.tokens[1] == free.tokens[0, 1]).any()
+    ended = decoder.greedy(smolvlm.model, both, 6)
+    assert ended.tokens[0].tolist() == [*free.tokens[0, :2].tolist(), *[NO_TOKEN] * 4]
+    assert ended.log_probs[0, 2:].tolist() == [0.0] * 4
+    assert torch.equal(ended.tokens[1], free.tokens[1]) and torch.equal(ended.log_probs[1], free.log_probs[1])
+
+
+@torch.no_grad()
+def test_logits_of_a_known_answer_are_the_stock_models_and_agree_with_what_is_written(smolvlm: Backbone) -> None:
+    given, stock, decoder = texts(smolvlm, TWO), stock_of(smolvlm), smolvlm.architecture.decoder
+    assert decoder is not None
+    both = BackboneInput(**given, pixel_values=pixels(2))
+    answers = torch.tensor([[50, 60, 70, 80], [90, 100, NO_TOKEN, NO_TOKEN]])
+    logits, pooled = decoder.teacher_forced(smolvlm.model, both, answers)
+    torch.testing.assert_close(pooled, smolvlm.encode(**given, pixel_values=pixels(2)), rtol=0, atol=1e-5)
+    for row in range(2):
+        known = answers[row][answers[row] != NO_TOKEN]
+        ids = torch.cat([asked(smolvlm, given, row), known[None]], dim=1)
+        wanted = stock(input_ids=ids, pixel_values=pixels(2)[row][None, None]).logits[0, -len(known) - 1 : -1]
+        torch.testing.assert_close(logits[row, : len(known)], wanted, rtol=0, atol=1e-4)
+    written = decoder.greedy(smolvlm.model, both, 4)
+    logits, _ = decoder.teacher_forced(smolvlm.model, both, written.tokens)
+    assert torch.equal(logits.argmax(-1), written.tokens)
+    torch.testing.assert_close(logits.log_softmax(-1).amax(-1), written.log_probs, rtol=0, atol=1e-4)
+
+
+def test_a_task_that_is_written_trains_adapters_alone_and_has_no_head(smolvlm: Backbone) -> None:
+    head = HeadSpec(TaskKind.GENERATE, 0)
+    given = batch(smolvlm, head) | {"answers": torch.tensor([[50, 60], [70, NO_TOKEN], [80, 90]])}
+    spec = MixingSpec(rank=4, weighting=Weighting.PLAIN)
+    with AdaptedModel(smolvlm.model, head, spec, visible=0, grows=True, seed=0) as model:
+        names = model.trainable_names({Role.ADAPTER, Role.HEAD})
+        freeze_to(model, names)
+        logits, _ = model.train()(given)
+        assert logits.shape == (3, 2, smolvlm.architecture.limits(smolvlm.model).vocabulary)
+        answer_loss(logits, given["answers"]).sum().backward()
+        assert not [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
+        assert all(".grown." in name for name in names) and model.export_head() == {} == dict(model.head.named_parameters())
+        assert model.write(given, 3).tokens.shape == (3, 3)
+        assert all(alpha.shape == (3, 1) for alpha in model.alpha_report().values())
+    tiny = load_backbone("random-tiny")
+    with (
+        AdaptedModel(tiny.model, head, spec, visible=0, grows=True, seed=0) as model,
+        pytest.raises(TrainingError, match="vilt backbones do not write"),
+    ):
+        model.write(given, 3)
 
 
 # ----------------------------------------------------------------------------------------------------------------- sites
