@@ -92,6 +92,13 @@ class AnswerEncoder:
         self._tokenizer.no_padding()
         self._before, self._end, self._most = before, end, most
 
+    def longer(self, answers: Sequence[str]) -> list[int]:
+        """Numbers of those that are cut."""
+        encoded = self._tokenizer.encode_batch_fast(
+            [self._before + answer.strip() for answer in answers], add_special_tokens=False
+        )
+        return [number for number, answer in enumerate(encoded) if len(answer.ids) >= self._most]
+
     def __call__(self, answers: Sequence[str | None]) -> NDArray[np.int64]:
         """int64 [len(answers), M], `NO_TOKEN` behind the ends and where there is no answer."""
         encoded = self._tokenizer.encode_batch_fast(
