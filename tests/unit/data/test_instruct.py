@@ -11,11 +11,14 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from atlas_dist.app.init import init
+from atlas_dist.compose import compose_config
 from atlas_dist.core.types import TaskKind
 from atlas_dist.data.decode import AnswerEncoder
 from atlas_dist.data.leftout import by_reason
 from atlas_dist.data.manifest import read_manifest
 from atlas_dist.data.pack import PackReport, run_pack
+from atlas_dist.data.recognise import recognise
 from atlas_dist.errors import DataError
 from atlas_dist.store.objects import MemoryStore
 from tests.kits.data import letter_tokenizer, memory_store
@@ -127,3 +130,21 @@ def test_answers_that_training_would_cut_are_said(tmp_path: Path) -> None:
         == [1]
         == [n for n, row in enumerate(encode(["four", "fiveo", "red"])) if 3 not in row]
     )
+
+
+def test_init_finds_instructions_and_chooses_a_decoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "asked"
+    folder.mkdir()
+    records = [{"messages": turns(f"What is number {n}?", "red"), "images": ["a.png"]} for n in range(20)]
+    packed(folder, records, memory_store())
+    found = recognise(folder, 0.2)
+    assert (found.kind, found.converter) == (TaskKind.GENERATE, "instruct_jsonl") and 10 < found.samples < 20
+    assert found.options["pictures"] == 1
+    (folder / "train.jsonl").write_text("\n".join(json.dumps({"messages": turns(f"{n}?", "yes")}) for n in range(20)))
+    assert recognise(folder, 0.2).options["pictures"] == 0
+    monkeypatch.chdir(tmp_path)
+    written = init("asking", [folder])
+    assert "override /backbone: smolvlm_256m" in (tmp_path / "configs/experiment/asking.yaml").read_text()
+    assert "kind: generate" in (tmp_path / "configs/task/asked.yaml").read_text() and len(written.files) == 3
+    config = compose_config(["experiment=asking", "train.precision=fp32"])
+    assert config.backbone.name == "smolvlm-256m" and config.tasks["asked"].new_tokens == 16
