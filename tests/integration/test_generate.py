@@ -7,16 +7,22 @@ from pathlib import Path
 
 import pytest
 import torch
+from peft import PeftModel
+from transformers import SmolVLMForConditionalGeneration
 
 from atlas_dist import AtlasModel, Request
 from atlas_dist.bank.package import export_bank, read_package
+from atlas_dist.bank.peft_folders import PeftContent, export_peft
 from atlas_dist.bank.verify import rescore, rescoring_context
 from atlas_dist.bank.weights import load_weights
 from atlas_dist.core.result_files import DETAILS_FILE, VALIDATION_FILE
 from atlas_dist.core.results import EvalResult, SelectResult
 from atlas_dist.core.types import View
 from atlas_dist.data.tasks.toy import ToySource
+from atlas_dist.model.backbone import load_backbone
+from atlas_dist.model.pixels import Normalise
 from atlas_dist.runs.stores import open_shards
+from atlas_dist.serve.inputs import pixels_of
 from atlas_dist.train.inputs import read_if_there
 from tests.kits.bank import Toys, toys
 from tests.kits.stage import Bench, pack_toys, toy_config
@@ -68,6 +74,37 @@ def test_the_bank_travels_and_answers_in_words(learnt: Toys, tmp_path: Path) -> 
     for entry in learnt.bank.learnt.values():
         context = rescoring_context(learnt.config, learnt.bank, entry)
         assert rescore(learnt.config, learnt.bank, entry, context).bitwise
+
+
+def test_transformers_and_peft_write_the_same_with_an_exported_adapter(tmp_path: Path) -> None:
+    """What a task is, outside of this package: the stock model, LoRA as PEFT loads it, the chat template, greedy decoding."""
+    learnt = toys(*DECODER, "method=individual_adapters", "sequence.upstream=[toy_say]", "method.settings.adapter=lora")
+    weights = load_weights(learnt.store, learnt.bank, shards=open_shards(learnt.config))
+    folder = export_peft(weights, tmp_path / "peft", PeftContent.ADAPTER)["toy_say"]
+    assert not (folder / "head.safetensors").exists() and "there is no head" in (folder / "README.md").read_text()
+
+    own, ours = load_backbone("random-smolvlm"), AtlasModel.from_weights(weights, device="cpu")
+    stock = SmolVLMForConditionalGeneration(own.model.config)
+    stock.load_state_dict(own.model.state_dict())
+    theirs = PeftModel.from_pretrained(stock.eval(), str(folder)).eval()
+    chat = own.chat
+    assert chat is not None
+    for name, question in (("red-circle-17.png", "What colour is it?"), ("blue-square-4.png", "What is it?")):
+        picture = ToySource(64).read(name)
+        pixels = torch.from_numpy(pixels_of(weights.first.task, [picture], own.image_size))
+        text = own.tokenizer(question)["input_ids"]
+        ids = torch.tensor([[*chat.before, *[own.model.config.image_token_id] * 4, *chat.after_picture, *text, *chat.after_text]])
+        written = theirs.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            pixel_values=Normalise(own.pixel_mean, own.pixel_std, torch.device("cpu"))(pixels)[None],
+            max_new_tokens=8,
+            do_sample=False,
+            eos_token_id=chat.end,
+            pad_token_id=0,
+        )[0, ids.shape[1] :]
+        said = own.tokenizer.decode(written, skip_special_tokens=True).strip()
+        assert ours.predict("toy_say", picture, question).answer == said != ""
 
 
 def test_a_decoder_with_random_weights_learns_to_say_what_it_sees(tmp_path: Path) -> None:
