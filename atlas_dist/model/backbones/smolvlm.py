@@ -300,6 +300,7 @@ def _architecture(name: str, kind: Any, config_class: Any) -> Architecture:
         encode=_encode,
         pixel_mean=(0.5, 0.5, 0.5),
         pixel_std=(0.5, 0.5, 0.5),
+        plain_tokenizer=True,  # rules of its own, such as digits one by one, must not hang on how a class rebuilds them
         prepare_tokenizer=_separate_segments,
         special_tokens=(_START, _AROUND, _WHOLE, _END, _PICTURE),
         chat=_chat,

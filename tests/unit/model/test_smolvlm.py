@@ -350,10 +350,11 @@ SPECIAL = (
 
 
 def write_tokenizer(folder: Path) -> None:
-    """A tokenizer.json such as SmolVLM's, byte by byte: nothing at the ends of a text, and nothing between two segments."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE({word: n for n, word in enumerate((*SPECIAL, *alphabet))}, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    """A tokenizer.json such as SmolVLM's: nothing at the ends of a text, nothing between two segments, digits one by one."""
+    words = (*SPECIAL, *sorted(pre_tokenizers.ByteLevel.alphabet()), "12", "do")
+    tokenizer = Tokenizer(models.BPE({word: n for n, word in enumerate(words)}, [("1", "2"), ("d", "o")]))
+    digits, letters = pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, letters])
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken(word, normalized=False, special=True) for word in SPECIAL])
     tokenizer.save(str(folder / "tokenizer.json"))
@@ -379,5 +380,6 @@ def test_texts_stand_in_the_chat_template_and_two_segments_in_lines_of_their_own
     ids, mask, _ = encode([("What is it?",), ("Is it", "a dog"), ("",)])
     told = [tokenizer.decode(row[real.astype(bool)].tolist()) for row, real in zip(ids, mask, strict=True)]
     assert told == ["What is it?", "Is it\na dog", ""]
+    assert tokenizer.tokenize("a dog 12") == ["a", "Ġ", "do", "g", "Ġ", "1", "2"]
     again = load_backbone(saved(tmp_path / "again", loaded))
     assert again.digest == loaded.digest != smolvlm.digest
