@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from atlas_dist.core.manifest import NO_LABEL
+from atlas_dist.data.leftout import writable
 from atlas_dist.data.records import decode_text
 from atlas_dist.errors import DataError
 
@@ -108,8 +109,8 @@ def parse_sample(files: Mapping[str, memoryview]) -> Sample:
             texts = ((decode_text(bytes(raw), "its .txt").strip(),),)
         elif isinstance(body.get("caption"), str):
             texts = ((body["caption"],),)
-        if isinstance(body.get("answer"), str):
-            answer = body["answer"]
+        if isinstance(said := body.get("answer"), str) and writable(said) == said:
+            answer = said  # half a character is no answer; other kinds of samples may have what they like there
         _can_be_written(texts)
         if (raw := files.get("cls")) is not None:
             label = _label(_whole_number(decode_text(bytes(raw), "its .cls")))
