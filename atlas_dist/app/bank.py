@@ -14,7 +14,6 @@ from atlas_dist.app.process import restored_process
 from atlas_dist.bank.contents import Bank, read_bank
 from atlas_dist.bank.difference import TaskDifference, compare_banks
 from atlas_dist.core.keys import SHORT, digest_of
-from atlas_dist.core.types import TaskKind
 from atlas_dist.data.manifest import read_manifest
 from atlas_dist.errors import ConfigError
 from atlas_dist.runs.stores import open_shards, shards_if_there
@@ -118,7 +117,7 @@ def export(folder: Path, *settings: Settings, tasks: Sequence[str] = ()) -> Expo
     learnt = weights.tasks.values()
     return Exported(
         tasks=tuple(t.learnt.name for t in learnt),
-        unnamed=tuple(t.learnt.name for t in learnt if not t.labels and t.learnt.task.kind is not TaskKind.CHOICE),
+        unnamed=tuple(t.learnt.name for t in learnt if not t.labels and t.learnt.task.kind.named),
         shards=composed_run.config.shards.url,
         files=tuple(files),
         size=sum(f.stat().st_size for f in files),

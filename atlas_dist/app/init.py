@@ -92,12 +92,14 @@ def _sequence_yaml(names: Sequence[str]) -> str:
 
 
 def _experiment_yaml(experiment: str, found: Sequence[FoundTask]) -> str:
+    decoder = "  - override /backbone: smolvlm_256m      # answers are written: it needs a decoder\n"
+    backbone = decoder if any(task.kind.generates for task in found) else ""
     batch = max(1, min(32, *(2 ** (max(1, task.samples // 4).bit_length() - 1) for task in found), 32))
     return f"""# @package _global_
 # Written by `atlas-dist init`. What any key means: atlas-dist config --explain train.budget.lr experiment={experiment}
 defaults:
   - override /sequence: {_as_text(experiment)}
-run: {_as_text(experiment)}              # a run is known by this name: with other settings it needs another one
+{backbone}run: {_as_text(experiment)}              # a run is known by this name: with other settings it needs another one
 store: {{url: {experiment}-run/store}}
 shards: {{url: {experiment}-run/shards}}
 raw_root: .                 # where the `source` of each task is looked for

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,7 @@ from atlas_dist.app.process import restored_process
 from atlas_dist.config import PackOn, RunConfig, TaskConfig
 from atlas_dist.coordinator.ray_env import before_ray
 from atlas_dist.core.types import TaskKind
-from atlas_dist.data.decode import longer_than
+from atlas_dist.data.decode import AnswerEncoder, longer_than
 from atlas_dist.data.leftout import shown
 from atlas_dist.data.manifest import read_manifest
 from atlas_dist.data.pack import MapFn, PackReport, run_pack
@@ -115,7 +115,15 @@ def _pack_split(
         progress=progress,
         map_fn=map_fn,
         long_texts=partial(longer_than, backbone.tokenizer, task.max_text),
+        long_answers=_long_answers(task, backbone),
     )
+
+
+def _long_answers(task: TaskConfig, backbone: Backbone) -> Callable[[Sequence[str]], list[int]] | None:
+    """Finds answers that training would cut; None where none are written, or the backbone is no decoder (which a run refuses)."""
+    if not task.kind.generates or backbone.chat is None:
+        return None
+    return AnswerEncoder(backbone.tokenizer, backbone.chat.before_answer, backbone.chat.end, task.new_tokens).longer
 
 
 def _unlearnt(store: ObjectStore, task: TaskConfig) -> str:

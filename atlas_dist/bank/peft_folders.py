@@ -89,9 +89,10 @@ def export_peft(weights: BankWeights, folder: Path, content: PeftContent) -> dic
         files = {
             "adapter_config.json": json.dumps(_config(weights, layers), indent=2).encode(),
             "adapter_model.safetensors": pack_tensors(_tensors(layers)),
-            "head.safetensors": pack_tensors({n: t for n, t in task.own.items() if n.startswith("head/")}),
             "README.md": _card(weights, key, layers, content).encode(),
         }
+        if head := {n: t for n, t in task.own.items() if n.startswith("head/")}:
+            files["head.safetensors"] = pack_tensors(head)
         for seen in weights.view(key):
             if seen in weights.imported:
                 provenance = weights.imported[seen].entry.provenance
@@ -217,9 +218,15 @@ tags: [atlas-dist, lora]
 # {task.name}
 
 LoRA at {len(layers)} linear layers of `{base.name}` (digest `{base.digest}`): {what}. Written by atlas-dist from run
-`{weights.run}`, job `{key}`; validation score there {task.score:.2f} %. The task's head is in `head.safetensors`; PEFT does not
-read it. The licences of the backbone and of the data sets apply{_licences(told)}.
+`{weights.run}`, job `{key}`; validation score there {task.score:.2f} %. {_ABOUT_HEAD[task.task.kind.generates]}
+The licences of the backbone and of the data sets apply{_licences(told)}.
 """
+
+
+_ABOUT_HEAD = {
+    False: "The task's head is in `head.safetensors`; PEFT does not\nread it.",
+    True: "Its answers are written by the backbone: there is no head.",
+}
 
 
 def _licences(told: list[Provenance]) -> str:

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from atlas_dist.bank.contents import Bank, Base, ImportedEntry, Learnt
 from atlas_dist.core.result_files import SIGNATURE_FILE
-from atlas_dist.core.types import TaskKind
 from atlas_dist.data.manifest import read_manifest
 from atlas_dist.errors import AtlasError, DataError
 from atlas_dist.methods import Method, stored_method
@@ -177,8 +176,9 @@ def load_weights(store: ObjectStore, bank: Bank, wanted: Sequence[str] = (), *, 
 
 
 def _labels(shards: ObjectStore | None, learnt: Learnt) -> tuple[str, ...]:
-    """Names of the classes from the very split that the task was validated on. Choices have none: they come with the question."""
-    if shards is None or learnt.task.kind is TaskKind.CHOICE:
+    """Names of the classes from the very split that the task was validated on. Choices have none, which come with the
+    question, nor have answers that are written."""
+    if shards is None or not learnt.task.kind.named:
         return ()
     try:
         return read_manifest(shards, learnt.task.dataset, learnt.task.val, digest=learnt.task.val_digest).classes

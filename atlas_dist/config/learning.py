@@ -8,10 +8,13 @@ from dataclasses import fields, replace
 from enum import StrEnum
 from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from atlas_dist.core.types import Augment, Budget, HeadStart, Stage, TaskKind
 from atlas_dist.validation import Name, Section
+
+NEW_TOKENS = 16
+"""Tokens of a written answer at most, where nobody names a number."""
 
 BASE = Budget()
 """What a budget is where nobody names anything."""
@@ -37,15 +40,15 @@ class BackboneConfig(Section):
     """The frozen backbone."""
 
     name: str = "tiny"
-    """`tiny` (ships with the package), `random-tiny`, `random-clip` and `random-siglip` (tests), `vilt-b32-mlm` (the paper's),
-    `clip-vit-b32` and `siglip2-b16` (these three from the hub); with `source`, any name."""
+    """`tiny` (ships with the package), `random-tiny`, `random-clip`, `random-siglip` and `random-smolvlm` (tests), `vilt-b32-mlm`
+    (the paper's), `clip-vit-b32`, `siglip2-b16` and `smolvlm-256m` (these four from the hub); with `source`, any name."""
     source: str = ""
     """Hub repository or folder of another checkpoint; "" = the one that belongs to `name`."""
     revision: str = ""
     """Full commit hash of a hub `source`."""
     architecture: str = ""
-    """What a `source` is: `vilt`, `clip` or `siglip` (SigLIP 2 of fixed resolution too); "" = `vilt`. A checkpoint of another
-    kind is refused. A name without a `source` brings its own."""
+    """What a `source` is: `vilt`, `clip`, `siglip` (SigLIP 2 of fixed resolution too), `idefics3` (SmolVLM) or `smolvlm` (SmolVLM
+    2); "" = `vilt`. A checkpoint of another kind is refused. A name without a `source` brings its own."""
 
 
 class BudgetConfig(Section):
@@ -163,7 +166,8 @@ class TaskConfig(Section):
     """One task: what its samples are and where they lie."""
 
     kind: TaskKind
-    """How a sample becomes logits: `single` and `answers` take a picture and a text, `pair` two pictures, `choice` K texts."""
+    """How a sample becomes logits: `single` and `answers` take a picture and a text, `pair` two pictures, `choice` K texts;
+    `generate` takes a picture and a text and writes a text."""
     data: DataRef
     """Which shard set it reads."""
     raw: RawConfig | None = None
@@ -172,6 +176,9 @@ class TaskConfig(Section):
     """Classes (choices for `choice`); left out = what the manifest says."""
     max_text: int = Field(default=40, ge=3, le=512)
     """Text tokens a pass, [CLS] and [SEP] included; longer texts are cut."""
+    max_new_tokens: int | None = Field(default=None, ge=1, le=512)
+    """Tokens of an answer of a `generate` task, with the one that ends it: longer right answers are cut, and no more are written;
+    left out = 16. Other kinds have none."""
     shots: float = Field(default=0.0, ge=0)
     """0 = everything; n >= 1 = n samples a class; below 1 = that share."""
     budget: BudgetConfig = BudgetConfig()
@@ -182,6 +189,19 @@ class TaskConfig(Section):
     """Of its stage two, over everything else."""
     both: BudgetConfig = BudgetConfig()
     """Of a stage two that goes on from stage one, where a method trains an adapter apart as well; over `stage2`."""
+
+    @model_validator(mode="after")
+    def _writes(self) -> TaskConfig:
+        if self.max_new_tokens is not None and not self.kind.generates:
+            raise ValueError(
+                f"max_new_tokens is {self.max_new_tokens}, but a {self.kind.value} task writes nothing; leave it out"
+            )
+        return self
+
+    @property
+    def new_tokens(self) -> int:
+        """`max_new_tokens`, or what it is where it is left out; 0 where nothing is written."""
+        return (self.max_new_tokens or NEW_TOKENS) if self.kind.generates else 0
 
     def budgets(self, train: TrainConfig, method: MethodConfig | None = None, base: Budget = BASE) -> dict[Stage, Budget]:
         """The budget of each stage: defaults, then `train.*`, then the task's own, then the method's; a stage's wins over the

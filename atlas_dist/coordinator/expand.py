@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from atlas_dist.config import MethodConfig, Precision, RunConfig, TaskConfig, TrainConfig
+from atlas_dist.coordinator.generating import check_generating
 from atlas_dist.coordinator.imported import check_experience, look_up
 from atlas_dist.core.imported import ImportedAdapter
 from atlas_dist.core.manifest import ShardManifest
@@ -55,6 +56,7 @@ def expand_rows(rows: Mapping[str, RunConfig]) -> Plan:
         _check_texts(config, backbone.max_text_tokens)
         _check_image_types(config, backbone.architecture)
         _check_targets(config, backbone.model)
+        check_generating(config, used_tasks(config), backbone.architecture)
         check_experience(config)
     specs = {row: {name: packed_task(config, name, read) for name in used_tasks(config)} for row, config in rows.items()}
     scored = [(task.dataset, task.scored) for known in specs.values() for task in known.values()]
@@ -176,6 +178,8 @@ def specification(
     lasting["train"] |= {name: True for name in ("compile", "tf32") if tree["train"][name]}
     for task in lasting["tasks"].values():
         task.pop("raw")
+        if task["max_new_tokens"] is None:
+            task.pop("max_new_tokens")
         _without_unset(task, "both")
         if not task["data"]["test"]:
             task["data"].pop("test")
@@ -292,6 +296,7 @@ def packed_task(config: RunConfig, name: str, read: Read) -> TaskSpec:
         shots=task.shots,
         test=task.data.test,
         test_digest=test.digest if task.data.test else "",
+        max_new_tokens=task.new_tokens,
     )
 
 
@@ -328,8 +333,9 @@ def _classes(name: str, task: TaskConfig, train: ShardManifest, *others: ShardMa
 
 def _check_texts(config: RunConfig, limit: int) -> None:
     for name, task in config.tasks.items():
-        if task.max_text > limit:
+        if task.max_text + task.new_tokens > limit:
+            written = f", and {task.new_tokens} are written" if task.new_tokens else ""
             raise ConfigError(
-                f"tasks.{name}.max_text is {task.max_text}; {config.backbone.name} reads at most {limit} text tokens.",
-                fix=f"Set tasks.{name}.max_text={limit} or less.",
+                f"tasks.{name}.max_text is {task.max_text}{written}; {config.backbone.name} reads at most {limit} text tokens.",
+                fix=f"Set tasks.{name}.max_text={max(3, limit - task.new_tokens)} or less.",
             )

@@ -145,10 +145,12 @@ class ViewResult:
     """Samples of the split, where only some were read; 0 = it was read whole."""
     differing: int | None = None
     """Samples that were read and not answered as in the task's first full pass, to the last bit; None = not compared so."""
+    token_f1: float | None = None
+    """Percent, of answers that are written; None of others."""
 
     def to_json(self) -> dict[str, Any]:
         """As it is stored: what came after 0.1 only where it says something."""
-        unsaid = {"of": self.of == 0, "differing": self.differing is None}
+        unsaid = {"of": self.of == 0, "differing": self.differing is None, "token_f1": self.token_f1 is None}
         return {f.name: getattr(self, f.name) for f in fields(self) if not unsaid.get(f.name)}
 
 

@@ -143,7 +143,9 @@ class Rule:
             The answer, and the bootstrap of `other` against `one`.
         """
         ahead = paired_bootstrap(other.scores, one.scores, above=points)
-        if ahead.confidence >= self.confidence or ahead.confidence <= 1.0 - self.confidence:
+        # Scores that are alike sample by sample, as where no form is ever right, make nobody sure.
+        sure = not ahead.low == ahead.high == 0.0 and not 1.0 - self.confidence < ahead.confidence < self.confidence
+        if sure:
             return ahead.confidence <= 1.0 - self.confidence, ahead
         return ahead.mean <= points and one.loss - other.loss <= nats, ahead
 

@@ -11,6 +11,9 @@ from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from typing import Any
 
+NO_TOKEN = -100
+"""Where an answer that is written has no token; what the losses of torch leave out."""
+
 
 class Resample(StrEnum):
     """The filter that pictures are resized with, of Pillow's."""
@@ -31,6 +34,23 @@ class TaskKind(StrEnum):
     """Two images and one text, one pass an image, pooled outputs concatenated (d = 2D)."""
     ANSWERS = "answers"
     """Soft targets over C answers (mean BCE x C; score = target of the arg-max answer), as VQAv2."""
+    GENERATE = "generate"
+    """One image and one text, to which a decoder writes an answer (cross-entropy of its tokens, exact match)."""
+
+    @property
+    def generates(self) -> bool:
+        """Answers are texts that the backbone writes: there is no head."""
+        return self is TaskKind.GENERATE
+
+    @property
+    def labelled(self) -> bool:
+        """Each sample has one class, by its number."""
+        return self in (TaskKind.SINGLE, TaskKind.CHOICE, TaskKind.PAIR)
+
+    @property
+    def named(self) -> bool:
+        """Answers have names that all samples share."""
+        return self in (TaskKind.SINGLE, TaskKind.PAIR, TaskKind.ANSWERS)
 
 
 class JobKind(StrEnum):
@@ -128,7 +148,7 @@ class TaskSpec:
     name: str
     kind: TaskKind
     classes: int
-    """C for `single`, `pair`, `answers`; the number K of choices for `choice`."""
+    """C for `single`, `pair`, `answers`; the number K of choices for `choice`; 0 for `generate`."""
     max_text: int
     """Text tokens a pass, [CLS] and [SEP] included; longer texts are cut, shorter ones padded."""
     dataset: str
@@ -143,6 +163,8 @@ class TaskSpec:
     test: str = ""
     """The split that evaluations score, which chooses nothing; "" = `val`."""
     test_digest: str = ""
+    max_new_tokens: int = 0
+    """M, tokens of an answer with the one that ends it (`generate` only): longer ones are cut, and no more are written."""
 
     @property
     def scored(self) -> str:
@@ -160,9 +182,9 @@ class TaskSpec:
         return {self.train: self.train_digest, self.val: self.val_digest, self.scored: self.scored_digest}
 
     def as_stored(self) -> dict[str, Any]:
-        """As keys and results name it: a test split only where it has one, since it came later."""
+        """As keys and results name it: what came later only where it has it."""
         every = {f.name: getattr(self, f.name) for f in fields(self)}
-        return {name: part for name, part in every.items() if part or name not in ("test", "test_digest")}
+        return {name: part for name, part in every.items() if part or name not in ("test", "test_digest", "max_new_tokens")}
 
     @property
     def images(self) -> int:
@@ -171,8 +193,8 @@ class TaskSpec:
 
     @property
     def random_score(self) -> float:
-        """Score of guessing in percent, S_R of docs/method.md, Evaluation (VQA 0, else 100/C)."""
-        return 0.0 if self.kind is TaskKind.ANSWERS else 100.0 / self.classes
+        """Score of guessing in percent, S_R of docs/method.md, Evaluation (100/C; VQA and answers that are written 0)."""
+        return 100.0 / self.classes if self.kind.labelled else 0.0
 
 
 class HeadStart(StrEnum):

@@ -9,7 +9,8 @@ import torch
 
 @dataclass(frozen=True)
 class RankBatch:
-    """One rank's slice of one global batch. b slots, K texts and I images a sample, L text tokens, H x W pixels, C answers.
+    """One rank's slice of one global batch. b slots, K texts and I images a sample, L text tokens, H x W pixels, C answers;
+    M tokens of an answer that is written.
 
     `pixels` is a view of a reused buffer: it stays intact while the *next* batch is drawn, and may be overwritten once the one
     after that is. Everything else belongs to the batch.
@@ -36,6 +37,8 @@ class RankBatch:
     step: int
     """Absolute optimizer step; in a validation, the number of the batch."""
     epoch: int
+    answers: torch.Tensor | None = None
+    """int64 [b, M] for `generate`: tokens of the right answers, -100 behind their ends (everywhere where masked)."""
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import torch
 from atlas_dist.core.sampling import Ordinals
 from atlas_dist.core.types import Resample, TaskKind, TaskSpec
 from atlas_dist.data.batch import BadSample, RankBatch, StreamLimits
-from atlas_dist.data.decode import MEAN_COLOUR, TextEncoder, decode_into
+from atlas_dist.data.decode import MEAN_COLOUR, AnswerEncoder, TextEncoder, decode_into
 from atlas_dist.data.images import Pixels
 from atlas_dist.data.leftout import shown
 from atlas_dist.data.sample import Sample, parse_sample
@@ -70,9 +70,11 @@ class Collator:
         size: int,
         limits: StreamLimits,
         resample: Resample = Resample.BICUBIC,
+        encode_answers: AnswerEncoder | None = None,
     ) -> None:
         self._task = task
         self._encode = encode
+        self._encode_answers = encode_answers
         self._images = images
         self._choices = task.classes if task.kind is TaskKind.CHOICE else 1
         self._limits = limits
@@ -143,19 +145,21 @@ class Collator:
             self.report(BadSample(shard, shown(key), reason))
         good = np.array([sample is not None for sample in samples])
         self.delivered += int(good.sum())
-        soft = self._task.kind is TaskKind.ANSWERS
+        kind = self._task.kind
+        answers = [sample.answer if sample is not None else None for sample in samples]
         return RankBatch(
             input_ids=begun.ids,
             attention_mask=begun.attention,
             token_type_ids=begun.types,
             pixels=begun.pixels,
-            labels=None if soft else torch.tensor([(sample or _EMPTY).label for sample in samples], dtype=torch.int64),
-            targets=self._targets(samples) if soft else None,
+            labels=torch.tensor([(sample or _EMPTY).label for sample in samples], dtype=torch.int64) if kind.labelled else None,
+            targets=self._targets(samples) if kind is TaskKind.ANSWERS else None,
             mask=torch.from_numpy(good),
             index=torch.from_numpy(np.where(good, plan.ordinals, -1)),
             valid=plan.valid,
             step=plan.step,
             epoch=plan.epoch,
+            answers=torch.from_numpy(self._encode_answers(answers)) if self._encode_answers is not None else None,
         )
 
     def _parsed(self, files: dict[str, memoryview] | None, name: tuple[str, str]) -> Sample | None:
@@ -181,6 +185,9 @@ class Collator:
         elif self._task.kind is TaskKind.ANSWERS:
             if any(not 0 <= answer < classes for answer in sample.targets):
                 reason = f"it names an answer outside 0 … {classes - 1}"
+        elif self._task.kind.generates:
+            if not sample.answer.strip():
+                reason = "it has no answer; a text is wanted"
         elif not 0 <= sample.label < classes:
             reason = f"its label {sample.label} is outside 0 … {classes - 1}"
         if reason:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from atlas_dist.core.types import Resample
+from atlas_dist.core.types import NO_TOKEN, Resample
 from atlas_dist.data.images import Pixels, decode_picture, decode_plain_jpeg, resized, sniff
 from atlas_dist.errors import ConfigError
 
@@ -74,3 +74,38 @@ class TextEncoder:
         encoded = self._tokenizer.encode_batch_fast([t if len(t) == 2 else t[0] for t in texts])
         ids, mask, types = [e.ids for e in encoded], [e.attention_mask for e in encoded], [e.type_ids for e in encoded]
         return np.array(ids, np.int64), np.array(mask, np.int64), np.array(types, np.int64)
+
+
+class AnswerEncoder:
+    """Answers as the tokens that a decoder writes. It owns a copy of the tokenizer, as `TextEncoder` does.
+
+    Args:
+        tokenizer: as of `TextEncoder`.
+        before: what an answer is written behind, such as a space.
+        end: id of the token that ends one.
+        most: M, tokens of an answer with its end; of a longer one, the first so many, without an end.
+    """
+
+    def __init__(self, tokenizer: Any, before: str, end: int, most: int) -> None:
+        self._tokenizer = Tokenizer.from_str(getattr(tokenizer, "backend_tokenizer", tokenizer).to_str())
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        self._before, self._end, self._most = before, end, most
+
+    def longer(self, answers: Sequence[str]) -> list[int]:
+        """Numbers of those that are cut."""
+        encoded = self._tokenizer.encode_batch_fast(
+            [self._before + answer.strip() for answer in answers], add_special_tokens=False
+        )
+        return [number for number, answer in enumerate(encoded) if len(answer.ids) >= self._most]
+
+    def __call__(self, answers: Sequence[str | None]) -> NDArray[np.int64]:
+        """int64 [len(answers), M], `NO_TOKEN` behind the ends and where there is no answer."""
+        encoded = self._tokenizer.encode_batch_fast(
+            [self._before + (answer or "").strip() for answer in answers], add_special_tokens=False
+        )
+        out = np.full((len(answers), self._most), NO_TOKEN, np.int64)
+        for row, answer, tokens in zip(out, answers, encoded, strict=True):
+            ids = [*tokens.ids, self._end][: self._most] if answer is not None else []
+            row[: len(ids)] = ids
+        return out

@@ -151,13 +151,13 @@ def _refuse_another_kind(kind: TaskKind, images: int, texts: dict[int, str]) -> 
 def unlabelled(manifest: ShardManifest) -> int:
     """Samples without the label that the manifest's kind needs: training masks them. 0 where none is needed."""
     labels = manifest.labels()
-    return 0 if manifest.kind is TaskKind.ANSWERS or labels is None else int((labels < 0).sum())
+    return int((labels < 0).sum()) if manifest.kind.labelled and labels is not None else 0
 
 
 def _notes(manifest: ShardManifest, shards: list[_ShardFound]) -> tuple[str, ...]:
     notes = []
     without = [key for shard in shards for key in shard.unlabelled]
-    if without and manifest.kind is not TaskKind.ANSWERS:
+    if without and manifest.kind.labelled:
         notes.append(
             f"{len(without)} of {manifest.samples} samples have no label (first: {shown(without[0])}); training masks them"
         )

@@ -114,6 +114,7 @@ def run_pack(
     progress: Callable[[int, int], None] | None = None,
     map_fn: MapFn | None = None,
     long_texts: Callable[[Sequence[tuple[str, ...]]], list[int]] | None = None,
+    long_answers: Callable[[Sequence[str]], list[int]] | None = None,
     part_bytes: int = PART_BYTES,
 ) -> PackReport:
     """Pack one split of a raw data set into `<dataset>/<split>/` of `store`. Packing the same again does nothing.
@@ -132,6 +133,7 @@ def run_pack(
         progress: called with (shards done, shards in all).
         map_fn: how jobs run in parallel; None = `workers` threads.
         long_texts: numbers of those of some texts that training would cut; None = not counted.
+        long_answers: the same of answers that are written.
 
     Raises:
         ConfigError: converter, split or options do not exist.
@@ -146,6 +148,7 @@ def run_pack(
     if not raw.samples:
         raise DataError(f"{converter_name} found no usable record for {split!r} ({len(by_rule) + len(raw.bad)} left out).")
     notes = raw.notes + (_cut(raw.samples, long_texts) if long_texts is not None else ())
+    notes += _cut_answers(raw.samples, long_answers) if long_answers is not None else ()
     if (existing := _existing(store, dataset, split, recipe, raw, overwrite)) is not None:
         return PackReport(existing, by_rule + raw.bad, notes, len(existing.shards))
     stamps = stamps_of(raw.source, raw.samples) if raw.images else ""
@@ -221,7 +224,9 @@ def _threads(workers: int) -> MapFn:
 def _recipe(raw: RawSet, image_size: int, resample: Resample, shard_samples: int, seed: int, part_bytes: int) -> str:
     """Digest of all that the shards' bytes depend on, except the pixels."""
     records = [
-        (writable(s.id), s.texts, [writable(name) for name in s.images], s.label, sorted(s.targets.items())) for s in raw.samples
+        (writable(s.id), s.texts, [writable(name) for name in s.images], s.label, sorted(s.targets.items()))
+        + ((s.answer,) if s.answer else ())
+        for s in raw.samples
     ]
     size = image_size if resample is Resample.BICUBIC else [image_size, resample]  # what was packed before keeps its digest
     return digest_of([FORM, raw.kind, raw.images, raw.classes, size, shard_samples, seed, part_bytes, records])
@@ -297,6 +302,18 @@ def _cut(samples: Sequence[RawSample], long_texts: Callable[[Sequence[tuple[str,
         return ()
     count = f"{len(records)} of {len(samples)} records"
     return (f"{count} have a text of more tokens than max_text: they will be cut (first: {records[0]})",)
+
+
+def _cut_answers(samples: Sequence[RawSample], long_answers: Callable[[Sequence[str]], list[int]]) -> tuple[str, ...]:
+    """A sentence about the records whose answers training would cut, if there are any."""
+    found: list[str] = []
+    for at in range(0, len(samples), 10_000):
+        part = samples[at : at + 10_000]
+        found += [part[number].id for number in long_answers([sample.answer for sample in part])]
+    if not found:
+        return ()
+    count = f"{len(found)} of {len(samples)} records"
+    return (f"{count} have an answer of more tokens than max_new_tokens: they will be cut (first: {found[0]})",)
 
 
 def _note_key(target: ShardTarget, job: ShardJob) -> str:

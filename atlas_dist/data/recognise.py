@@ -171,9 +171,15 @@ def _records(name: str, folder: Path, where: dict[str, Any]) -> FoundTask:
         }
         texts = [r.text("text") for r in some] if "text" in first else []
         return _checked(name, folder, "classify_jsonl", options, texts, note)
+    if {"messages", "conversations"} & set(first):
+        options = where | {"pictures": int(any({"images", "image"} & set(record.values) for record in some))}
+        asked = CONVERTERS["instruct_jsonl"].run(folder, "train", options).samples[:200]
+        texts = [text for sample in asked for text in sample.texts[0]]
+        return _checked(name, folder, "instruct_jsonl", options, texts, note)
     raise DataError(
         f"{folder / file}: a record has the fields {', '.join(sorted(first)) or 'none'}.",
-        fix="Use image (a name or two) and/or text with label; left, right, text and label; or question, choices and answer.",
+        fix="Use image (a name or two) and/or text with label; left, right, text and label; question, choices and answer; or "
+        "messages.",
     )
 
 

@@ -3,6 +3,7 @@
 In a tar, a sample of key K is `K.jpg` or `K.png` (pairs: `K.0.*` left, `K.1.*` right; text-only data: no image) and `K.json`:
     {"id": "train/airplane/0000.jpg", "texts": [["This is an image."]], "label": 0}
     {"id": "458752000", "texts": [["What is this?"]], "targets": {"17": 0.9}}
+    {"id": "coco/000000139", "texts": [["What is this?"]], "answer": "a living room"}
 `texts` has one entry a choice; an entry is one text, or a pair that is tokenised as two segments. Ordinary WebDataset tars are
 read too: `K.txt` is the text, `K.cls` the label.
 """
@@ -16,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from atlas_dist.core.manifest import NO_LABEL
+from atlas_dist.data.leftout import writable
 from atlas_dist.data.records import decode_text
 from atlas_dist.errors import DataError
 
@@ -46,6 +48,8 @@ class RawSample:
     label: int = NO_LABEL
     targets: Mapping[int, float] = field(default_factory=dict)
     """Soft score by answer (`answers` only)."""
+    answer: str = ""
+    """The text that is the answer (`generate` only)."""
 
     @property
     def index_label(self) -> int:
@@ -61,6 +65,7 @@ class Sample:
     images: tuple[memoryview, ...]
     label: int
     targets: Mapping[int, float]
+    answer: str = ""
 
 
 def index_label(label: int, targets: Mapping[int, float]) -> int:
@@ -73,7 +78,9 @@ def index_label(label: int, targets: Mapping[int, float]) -> int:
 def dump_json(raw: RawSample) -> bytes:
     """The `.json` member of a sample, deterministic."""
     body: dict[str, Any] = {"id": raw.id, "texts": raw.texts}
-    if raw.targets or raw.label == NO_LABEL:
+    if raw.answer:
+        body["answer"] = raw.answer
+    elif raw.targets or raw.label == NO_LABEL:
         body["targets"] = {str(answer): raw.targets[answer] for answer in sorted(raw.targets)}
     else:
         body["label"] = raw.label
@@ -93,7 +100,7 @@ def parse_sample(files: Mapping[str, memoryview]) -> Sample:
     if not images and not (files.keys() & {"json", "txt"}):
         raise DataError("it has neither an image nor a text")
     texts: Texts = ((IMAGE_PROMPT,),)
-    label, targets = NO_LABEL, {}
+    label, targets, answer = NO_LABEL, {}, ""
     try:
         body = _about(files["json"]) if "json" in files else {}
         if "texts" in body:
@@ -102,6 +109,8 @@ def parse_sample(files: Mapping[str, memoryview]) -> Sample:
             texts = ((decode_text(bytes(raw), "its .txt").strip(),),)
         elif isinstance(body.get("caption"), str):
             texts = ((body["caption"],),)
+        if isinstance(said := body.get("answer"), str) and writable(said) == said:
+            answer = said  # half a character is no answer; other kinds of samples may have what they like there
         _can_be_written(texts)
         if (raw := files.get("cls")) is not None:
             label = _label(_whole_number(decode_text(bytes(raw), "its .cls")))
@@ -112,7 +121,7 @@ def parse_sample(files: Mapping[str, memoryview]) -> Sample:
             raise ValueError("targets are numbers of answers with finite scores")
     except (ValueError, TypeError, AttributeError, RecursionError, DataError) as error:
         raise DataError(f"its text or label cannot be read ({str(error)[:120]})") from error
-    return Sample(texts, images, label, targets)
+    return Sample(texts, images, label, targets, answer)
 
 
 def _about(raw: memoryview) -> dict[str, Any]:

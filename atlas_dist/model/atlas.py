@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from types import TracebackType
-from typing import Any, NamedTuple, Self, cast
+from typing import NamedTuple, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -32,23 +32,23 @@ from torch.utils.hooks import RemovableHandle
 from atlas_dist.core.types import Role
 from atlas_dist.errors import DataError, TrainingError
 from atlas_dist.model import tensors as named
-from atlas_dist.model.backbones import BackboneInput, architecture_of
+from atlas_dist.model.backbones import BackboneInput, Decoder, Written, architecture_of
 from atlas_dist.model.experience import ExperienceSite
 from atlas_dist.model.fusion import FusionSite
 from atlas_dist.model.heads import Head, HeadSpec
 from atlas_dist.model.layers import AS_THEY_ARE, LayerRuns, run_layers
 from atlas_dist.model.lora import LoraGroup, LoraSite, Ranks, lora_paths
-from atlas_dist.model.mixing import MixingSite, MixingSpec, SiteOutput, Weighting
+from atlas_dist.model.mixing import MixingSite, MixingSpec, Weighting
 from atlas_dist.model.site_files import Group, adapter_slots, coefficient_slots
+from atlas_dist.model.site_hook import Site, SiteHook, attribute_of
 from atlas_dist.model.targets import target_paths
-
-Site = MixingSite | ExperienceSite | FusionSite | LoraSite
 
 
 class AtlasOutput(NamedTuple):
     """What a forward pass gives.
 
-    `logits` [B, C] (C = K for `choice`). `penalty`: the unweighted orthogonality penalty of this step, a scalar, summed over
+    `logits` [B, C] (C = K for `choice`); [B, M, V] of the tokens of answers that are written.
+    `penalty`: the unweighted orthogonality penalty of this step, a scalar, summed over
     sites (queries, and keys while an adapter grows), once however many passes a sample takes; 0 when evaluating or with fewer
     than two adapters. Loss = task loss + 0.1 x penalty.
     """
@@ -106,7 +106,7 @@ class AdaptedModel(nn.Module):
         self._architecture = architecture_of(backbone)
         self.head = Head(head.images * self._architecture.limits(backbone).pooled, head.outputs, generator)
         self.sites = nn.ModuleDict()
-        self._hooks: dict[str, _SiteHook] = {}
+        self._hooks: dict[str, SiteHook] = {}
         self._handles: list[RemovableHandle] = []
         self._undo_runs: Callable[[], None] = lambda: None
         if mixing.lora is not None:
@@ -138,22 +138,41 @@ class AdaptedModel(nn.Module):
 
         Args:
             batch: `input_ids`, `attention_mask`, `token_type_ids` [B, K, L] int64 (K texts a sample); `pixel_values`
-                [B, I, 3, H, W] normalised (I images a sample); optional `pixel_mask` [B, I, H, W]. Other entries are ignored.
+                [B, I, 3, H, W] normalised (I images a sample); optional `pixel_mask` [B, I, H, W]; of a task whose answers are
+                written, `answers` [B, M], the tokens of the right ones. Other entries are ignored.
 
         Raises:
             DataError: K or I are not what the task's kind asks for.
             TrainingError: the model was closed.
         """
-        logits: Tensor = self.head(self.features(batch, self.head_spec)).view(len(batch["input_ids"]), -1)
+        if self.head_spec.kind.generates:
+            self._begin(batch, self.head_spec)
+            logits, pooled = self._decoder.teacher_forced(self.backbone, self._given(batch, 0), batch["answers"])
+            self.head(pooled)  # which has no layers; whoever listens to what heads read hears it
+        else:
+            logits = self.head(self.features(batch, self.head_spec)).view(len(batch["input_ids"]), -1)
         return AtlasOutput(logits, self.penalty(like=logits))
+
+    def write(self, batch: Mapping[str, Tensor], most: int) -> Written:
+        """Answers of at most `most` tokens, by greedy decoding; the samples' `answers` are not looked at. Errors as `forward`."""
+        self._begin(batch, self.head_spec)
+        return self._decoder.greedy(self.backbone, self._given(batch, 0), most)
+
+    @property
+    def _decoder(self) -> Decoder:
+        if self._architecture.decoder is None:
+            raise TrainingError(f"{self._architecture.name} backbones do not write.", fix="Use a decoder (docs/method.md).")
+        return self._architecture.decoder
 
     def features(self, batch: Mapping[str, Tensor], spec: HeadSpec) -> Tensor:
         """What a head of kind `spec` reads, [B·K, I·P]: the pooled output of each text; of a sample's images, side by side.
+        Errors as `forward`."""
+        self._begin(batch, spec)
+        passes = (self._given(batch, image) for image in range(spec.images))
+        return torch.cat([self._architecture.encode(self.backbone, given).pooled for given in passes], dim=-1)
 
-        Raises:
-            DataError: K or I are not what the kind asks for.
-            TrainingError: the model was closed.
-        """
+    def _begin(self, batch: Mapping[str, Tensor], spec: HeadSpec) -> None:
+        """Check a batch, and forget what the sites said of the last one."""
         if not self._handles and len(self.sites):
             raise TrainingError("This model was closed: its adapters are no longer part of the backbone.")
         texts, images = batch["input_ids"].shape[1], batch["pixel_values"].shape[1]
@@ -164,13 +183,12 @@ class AdaptedModel(nn.Module):
             )
         for hook in self._hooks.values():
             hook.outputs.clear()
-        return torch.cat([self._pooled(batch, image) for image in range(images)], dim=-1)
 
-    def _pooled(self, batch: Mapping[str, Tensor], image: int) -> Tensor:
-        """One pass over every text of every sample with its `image`: [B·K, P]. Choices are folded into the batch."""
+    def _given(self, batch: Mapping[str, Tensor], image: int) -> BackboneInput:
+        """One pass over every text of every sample with its `image`, B·K rows. Choices are folded into the batch."""
         texts = batch["input_ids"].shape[1]
         pixels = batch["pixel_values"][:, image]
-        given = BackboneInput(
+        return BackboneInput(
             input_ids=batch["input_ids"].flatten(0, 1),
             attention_mask=batch["attention_mask"].flatten(0, 1),
             token_type_ids=batch["token_type_ids"].flatten(0, 1),
@@ -178,7 +196,6 @@ class AdaptedModel(nn.Module):
             pixel_mask=_repeat(batch["pixel_mask"][:, image], texts) if "pixel_mask" in batch else None,
             image_type=self.image_types[image],
         )
-        return self._architecture.encode(self.backbone, given).pooled
 
     def penalty(self, like: Tensor) -> Tensor:
         """Of one pass: a second pass has the same queries, and the released code's counting per pass is a known fault."""
@@ -201,7 +218,7 @@ class AdaptedModel(nn.Module):
         them. Raises ConfigError when it has no more than that.
         """
         kept = self._architecture.kept(self.backbone, frozen_layers)
-        sites = [f"sites.{_attribute(name)}" for name in self._hooks]
+        sites = [f"sites.{attribute_of(name)}" for name in self._hooks]
         names = {
             Role.QUERIES: [f"{site}.frozen.query" for site in sites if self._has_queries and self.visible],
             Role.COEFFICIENTS: [name for name, _ in self.named_parameters() if ".coefficients." in name],
@@ -360,36 +377,14 @@ class AdaptedModel(nn.Module):
     def _add(self, name: str, path: str, site: Site) -> None:
         """Hang a site on the linear layer at `path`."""
         dense = self.backbone.get_submodule(path)
-        if any(isinstance(hook, _SiteHook) for hook in dense._forward_hooks.values()):
+        if any(isinstance(hook, SiteHook) for hook in dense._forward_hooks.values()):
             self.close()
             raise TrainingError(
                 f"The backbone is in use: {name} carries another model's adapters.", fix="Close that model first."
             )
-        self.sites[_attribute(name)] = site
-        self._hooks[name] = _SiteHook(site)
+        self.sites[attribute_of(name)] = site
+        self._hooks[name] = SiteHook(site)
         self._handles.append(dense.register_forward_hook(self._hooks[name]))
-
-
-class _SiteHook:
-    """Passes a dense layer's output through a site, and keeps what else the site says until the next forward."""
-
-    def __init__(self, site: Site) -> None:
-        self.site = site
-        self.outputs: list[SiteOutput] = []
-        self.listens = True
-
-    def __call__(self, _: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
-        # LoRA reads the layer's own input; the others its output alone.
-        result: SiteOutput = self.site(inputs[0], output) if isinstance(self.site, LoraSite) else self.site(output)
-        if self.listens:
-            # Without the mixture: keeping it would hold a [B, L, D] tensor a site until the next step.
-            self.outputs.append(SiteOutput(mixed=output.new_empty(0), alpha=result.alpha, penalty=result.penalty))
-        return result.mixed
-
-
-def _attribute(site_name: str) -> str:
-    """A site's name where dots are not allowed: L0.aftattn -> L0_aftattn; a path's own underlines are doubled."""
-    return site_name.replace("_", "__").replace(".", "_")
 
 
 def _repeat(images: Tensor, texts: int) -> Tensor:

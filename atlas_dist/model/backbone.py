@@ -22,6 +22,7 @@ from atlas_dist.model.backbones import (
     AdapterSite,
     Architecture,
     BackboneInput,
+    Chat,
     Encoded,
     architecture_named,
     relative_of,
@@ -43,6 +44,7 @@ class Backbone:
             to the last bit where the weights also come from the same file (products depend on where it puts them in memory).
         architecture: what is known of its kind.
         own_pictures: how its checkpoint wants pictures, where that is not its architecture's usual form.
+        chat: how it is asked, where it writes answers; None = it does not.
     """
 
     name: str
@@ -51,6 +53,7 @@ class Backbone:
     digest: str
     architecture: Architecture
     own_pictures: PictureForm | None = None
+    chat: Chat | None = None
 
     @property
     def pictures(self) -> PictureForm:
@@ -116,19 +119,23 @@ def load_backbone(which: str | BackboneRef, *, seed: int = 0) -> Backbone:
     with torch.random.fork_rng(devices=[]), _no_progress_bar():
         model = _load_weights(ref, architecture) if ref.source else _random_model(architecture, seed)
         architecture.prepare(model)
-    tokenizer = _load_tokenizer(ref, architecture) if ref.source else _tiny_tokenizer()
+    tokenizer = _load_tokenizer(ref, architecture) if ref.source else _tiny_tokenizer(architecture)
     architecture.prepare_tokenizer(tokenizer)
     _check_tokenizer(ref, tokenizer, architecture.limits(model).vocabulary)
+    _check_special_tokens(ref, architecture, tokenizer)
+    chat = architecture.chat(model, tokenizer) if architecture.chat is not None else None
     pictures = _own_pictures(ref, architecture, model)
     _freeze(model)
-    digest = backbone_digest(model, tokenizer, pictures)
+    digest = backbone_digest(model, tokenizer, pictures, chat)
     architecture.accelerate(model)
-    return Backbone(ref.name, model, tokenizer, digest, architecture, pictures)
+    return Backbone(ref.name, model, tokenizer, digest, architecture, pictures, chat)
 
 
-def backbone_digest(model: Any, tokenizer: PreTrainedTokenizerFast, pictures: PictureForm | None = None) -> str:
-    """sha256 (hex) over every weight (name, dtype, shape, bytes), the tokenizer's rules, the configuration and the form of
-    pictures, where that is not the architecture's."""
+def backbone_digest(
+    model: Any, tokenizer: PreTrainedTokenizerFast, pictures: PictureForm | None = None, chat: Chat | None = None
+) -> str:
+    """sha256 (hex) over every weight (name, dtype, shape, bytes), the tokenizer's rules, the configuration, the form of pictures,
+    where that is not the architecture's, and how the model is asked, where it writes."""
     digest = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
@@ -137,7 +144,7 @@ def backbone_digest(model: Any, tokenizer: PreTrainedTokenizerFast, pictures: Pi
     rules = json.loads(tokenizer.backend_tokenizer.to_str())
     for remembered in ("truncation", "padding"):  # left over from the last call, not part of what the tokenizer is
         rules.pop(remembered, None)
-    for part in (rules, _lasting_config(model.config), *([asdict(pictures)] if pictures else [])):
+    for part in (rules, _lasting_config(model.config), *(asdict(form) for form in (pictures, chat) if form)):
         digest.update(json.dumps(part, sort_keys=True).encode())
     return digest.hexdigest()
 
@@ -236,9 +243,11 @@ def _own_pictures(ref: BackboneRef, architecture: Architecture, model: nn.Module
     return None if form == usual_form(architecture) else form
 
 
-def _tiny_tokenizer() -> PreTrainedTokenizerFast:
+def _tiny_tokenizer(architecture: Architecture) -> PreTrainedTokenizerFast:
     tiny = named_backbone("tiny")
-    return _load_tokenizer(tiny, architecture_named(tiny.architecture))
+    tokenizer = _load_tokenizer(tiny, architecture_named(tiny.architecture))
+    tokenizer.add_tokens(list(architecture.special_tokens), special_tokens=True)
+    return tokenizer
 
 
 def _load_tokenizer(ref: BackboneRef, architecture: Architecture) -> PreTrainedTokenizerFast:
@@ -290,6 +299,17 @@ def _check_tokenizer(ref: BackboneRef, tokenizer: PreTrainedTokenizerFast, vocab
         )
 
 
+def _check_special_tokens(ref: BackboneRef, architecture: Architecture, tokenizer: PreTrainedTokenizerFast) -> None:
+    known = tokenizer.get_vocab()
+    missing = [token for token in architecture.special_tokens if token not in known]
+    if missing:
+        raise DataError(
+            f"The tokenizer of backbone {ref.name!r} from {ref.source!r} does not know {', '.join(missing)}: it is of another "
+            f"family than the {architecture.name} models that are read here.",
+            fix="Use the tokenizer that the model was trained with, or another checkpoint (docs/method.md, Another backbone).",
+        )
+
+
 def _unreachable(ref: BackboneRef, error: OSError) -> DataError:
     if ref.revision is None and not Path(ref.source).exists():
         return DataError(
@@ -312,7 +332,7 @@ def _unreachable(ref: BackboneRef, error: OSError) -> DataError:
 
 def _random_model(architecture: Architecture, seed: int) -> nn.Module:
     torch.manual_seed(seed)
-    tokenizer = _tiny_tokenizer()
+    tokenizer = _tiny_tokenizer(architecture)
     special = {"pad": tokenizer.pad_token_id, "bos": tokenizer.cls_token_id, "eos": tokenizer.sep_token_id}
     return architecture.random(len(tokenizer), special)
 

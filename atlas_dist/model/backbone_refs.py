@@ -6,9 +6,11 @@ A backbone is chosen by name:
     random-tiny     a few thousand random ViLT weights from a seed: tests of plumbing, never of learning
     random-clip     the same of CLIP, whose two towers differ in depth and width
     random-siglip   the same of SigLIP
+    random-smolvlm  the same of SmolVLM, a decoder
     vilt-b32-mlm    dandelin/vilt-b32-mlm from the Hugging Face hub, at a pinned revision: the paper's
     clip-vit-b32    openai/clip-vit-base-patch32 from the hub, at a pinned revision
     siglip2-b16     google/siglip2-base-patch16-224 from the hub, at a pinned revision
+    smolvlm-256m    HuggingFaceTB/SmolVLM-256M-Instruct from the hub, at a pinned revision
 
 Any other folder or hub checkpoint is reached with a ``BackboneRef`` of one's own that says its architecture (``backbones/``).
 """
@@ -58,6 +60,7 @@ BACKBONES: dict[str, BackboneRef] = {
         BackboneRef("random-tiny", ""),
         BackboneRef("random-clip", "", architecture="clip"),
         BackboneRef("random-siglip", "", architecture="siglip"),
+        BackboneRef("random-smolvlm", "", architecture="smolvlm"),
         # The first commit with weights, config and fixed tokenizer; later ones change the README and a length we set ourselves.
         BackboneRef("vilt-b32-mlm", "dandelin/vilt-b32-mlm", "6acc83f152113edb2d3b503e2ea4b107ed592a49", usual_pictures=True),
         BackboneRef(
@@ -69,6 +72,13 @@ BACKBONES: dict[str, BackboneRef] = {
         ),
         BackboneRef(
             "siglip2-b16", "google/siglip2-base-patch16-224", "75de2d55ec2d0b4efc50b3e9ad70dba96a7b2fa2", architecture="siglip"
+        ),
+        # Of SmolVLM's first generation, whose checkpoints call themselves Idefics3.
+        BackboneRef(
+            "smolvlm-256m",
+            "HuggingFaceTB/SmolVLM-256M-Instruct",
+            "7e3e67edbbed1bf9888184d9df282b700a323964",
+            architecture="idefics3",
         ),
     )
 }

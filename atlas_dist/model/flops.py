@@ -66,22 +66,27 @@ class StepFlops:
         return self.forward + self.backward
 
 
-def sample_flops(model: AdaptedModel, text: int) -> StepFlops:
+def sample_flops(model: AdaptedModel, text: int, answer: int = 0) -> StepFlops:
     """What one sample of the model's task costs, with whatever requires gradients now.
 
     Args:
         text: tokens of one text, padding included.
+        answer: M, tokens of an answer that is written; 0 = the task has classes.
 
     Passes that a sample takes (texts, images) are counted; under ZeRO-3, call it before the parameters are taken apart.
     """
     spec, backbone = model.head_spec, model.backbone
     passes = spec.texts * spec.images
-    towers = [_tower_flops(model, tower, text) for tower in architecture_of(backbone).towers(backbone)]
+    architecture = architecture_of(backbone)
+    limits = architecture.limits(backbone)
+    towers = [_tower_flops(model, tower, text + max(0, answer - 1)) for tower in architecture.towers(backbone)]
     head = 2.0 * sum(p.numel() for p in model.head.parameters() if p.dim() == 2)
+    written = 2.0 * answer * limits.pooled * limits.vocabulary  # frozen: its input alone gets a gradient
     deep = any(p.requires_grad for part in (backbone, model.sites) for p in part.parameters())
     forward, backward = (sum(getattr(t, way) for t in towers) for way in ("forward", "backward"))
     # The head reads all images of a text at once. Its weights get gradients, and its input where anything below it does.
-    return StepFlops(passes * forward + spec.texts * head, passes * backward + spec.texts * head * (2 if deep else 1))
+    heads = spec.texts * head
+    return StepFlops(passes * forward + heads + written, passes * backward + heads * (2 if deep else 1) + written)
 
 
 def _tower_flops(model: AdaptedModel, tower: Tower, text: int) -> StepFlops:
@@ -91,7 +96,9 @@ def _tower_flops(model: AdaptedModel, tower: Tower, text: int) -> StepFlops:
     patches = model.backbone.get_submodule(tower.patches) if tower.patches else None
     of_patches = tower.own_tokens - tower.class_tokens
     embedding = 2.0 * of_patches * cast(Tensor, patches.weight).numel() if patches is not None else 0.0
-    frozen = _Backbone(tokens, tower.width, tower.inner, len(layers), embedding, 2.0 * tower.width * tower.pooled)
+    shared = (tower.key_value_heads or tower.heads) / tower.heads
+    pooler = 2.0 * tower.width * tower.pooled
+    frozen = _Backbone(tokens, tower.width, tower.inner, len(layers), embedding, pooler, shared, 3 if tower.gated else 2)
     pooling = _pooling_flops(model, tower, tokens)
     parts = [part for name, part in model.named_sites() if name.startswith((tower.letter, f"{tower.layers}."))]
     groups = [g for site in parts for g in site.modules() if isinstance(g, AdapterGroup | ResidualGroup | LoraGroup)]
@@ -101,7 +108,7 @@ def _tower_flops(model: AdaptedModel, tower: Tower, text: int) -> StepFlops:
     deep = trained > 0 or any(p.requires_grad for site in parts for p in site.parameters())
     fused = 2.0 * tokens * sum(p.numel() for m in fusions for p in m.parameters() if p.dim() == 2)
     forward = frozen.forward() + sum(s.forward for s in sites) + fused + pooling.forward
-    backward = (frozen.backward(whole=trained > 0) + sum(s.backward for s in sites) + 2 * fused) if deep else 0.0
+    backward = (frozen.backward(whole=trained > 0 or tower.fed) + sum(s.backward for s in sites) + 2 * fused) if deep else 0.0
     backward += pooling.backward if deep else 0.0
     backward += 2.0 * tokens * trained
     if patches is not None and cast(Tensor, patches.weight).requires_grad:
@@ -127,7 +134,8 @@ def _pooling_flops(model: AdaptedModel, tower: Tower, tokens: int) -> StepFlops:
 
 @dataclass(frozen=True)
 class _Backbone:
-    """One pass of one sample through frozen layers. FLOPs of the patches' projection (`embedding`) and of the pooled token's."""
+    """One pass of one sample through frozen layers. FLOPs of the patches' projection (`embedding`) and of the pooled token's.
+    `shared`: heads of keys and values, as a share of the heads of queries; `mlp_layers`: linear layers of an MLP."""
 
     tokens: int
     width: int
@@ -135,6 +143,8 @@ class _Backbone:
     layers: int
     embedding: float
     pooler: float
+    shared: float = 1.0
+    mlp_layers: int = 2
 
     @property
     def _attention(self) -> float:
@@ -144,11 +154,11 @@ class _Backbone:
     @property
     def _projections(self) -> float:
         """Query, key, value and output of one layer."""
-        return 8.0 * self.tokens * self.width**2
+        return 4.0 * (1.0 + self.shared) * self.tokens * self.width**2
 
     @property
     def _mlp(self) -> float:
-        return 4.0 * self.tokens * self.width * self.inner
+        return 2.0 * self.mlp_layers * self.tokens * self.width * self.inner
 
     def forward(self) -> float:
         return self.embedding + self.layers * (self._projections + self._attention + self._mlp) + self.pooler

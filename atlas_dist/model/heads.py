@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
-from atlas_dist.core.types import TaskKind
+from atlas_dist.core.types import NO_TOKEN, TaskKind
 from atlas_dist.errors import ConfigError
 
 HEAD_LAYER_NORM_EPS = 1e-5
@@ -24,14 +24,15 @@ HEAD_LAYER_NORM_EPS = 1e-5
 class HeadSpec:
     """What a task asks of its head.
 
-    `classes` is C for `single`, `pair` and `answers`, and the number K of choices for `choice` (as in `core.types.TaskSpec`).
+    `classes` is C for `single`, `pair` and `answers`, the number K of choices for `choice`, and 0 for `generate` (as in
+    `core.types.TaskSpec`).
     """
 
     kind: TaskKind
     classes: int
 
     def __post_init__(self) -> None:
-        if self.classes < 1:
+        if self.classes < 1 and not self.kind.generates:
             raise ConfigError(f"a head needs at least 1 class, got {self.classes}.", fix="Set the task's `classes`.")
 
     @property
@@ -46,14 +47,16 @@ class HeadSpec:
 
     @property
     def outputs(self) -> int:
-        """Width of the last Linear: the choices share one scalar head, every other kind has one output a class."""
+        """Width of the last Linear: the choices share one scalar head, answers that are written have no head (0), every other
+        kind has one output a class."""
         return 1 if self.kind is TaskKind.CHOICE else self.classes
 
 
 class Head(nn.Sequential):
     """Linear(d -> 2d), LayerNorm, GELU, Linear(2d -> C) on the pooled output (docs/method.md, Tasks).
 
-    Parameter names are `0.weight`, `0.bias`, `1.weight`, `1.bias`, `3.weight`, `3.bias`, as in the released classifiers.
+    Parameter names are `0.weight`, `0.bias`, `1.weight`, `1.bias`, `3.weight`, `3.bias`, as in the released classifiers. Without
+    outputs it has no layers: what it reads comes out again.
 
     Args:
         width: d, the width of what the head reads.
@@ -62,6 +65,9 @@ class Head(nn.Sequential):
     """
 
     def __init__(self, width: int, outputs: int, generator: torch.Generator) -> None:
+        if not outputs:
+            super().__init__()
+            return
         # Without nn.Linear's own initial values: they would draw from the global generator.
         first: nn.Linear = skip_init(nn.Linear, width, 2 * width)  # type: ignore[no-untyped-call]
         last: nn.Linear = skip_init(nn.Linear, 2 * width, outputs)  # type: ignore[no-untyped-call]
@@ -101,9 +107,22 @@ def answer_score(logits: Tensor, target: Tensor) -> Tensor:
     return target.gather(-1, logits.argmax(dim=-1, keepdim=True)).squeeze(-1).to(torch.float32)
 
 
+def answer_loss(logits: Tensor, target: Tensor) -> Tensor:
+    """Mean cross-entropy of each answer's tokens, [B], from logits [B, M, V] and tokens [B, M] (`NO_TOKEN` behind their ends)."""
+    losses = F.cross_entropy(_at_least_float32(logits).transpose(1, 2), target, ignore_index=NO_TOKEN, reduction="none")
+    return losses.sum(dim=1) / (target != NO_TOKEN).sum(dim=1).clamp(min=1)
+
+
+def all_tokens_right(logits: Tensor, target: Tensor) -> Tensor:
+    """1.0 where every token of the answer is the likeliest behind the right ones before it, which is where greedy decoding writes
+    just that answer; [B] from [B, M, V] and [B, M]."""
+    return ((logits.argmax(dim=-1) == target) | (target == NO_TOKEN)).all(dim=1).to(torch.float32)
+
+
 @dataclass(frozen=True)
 class Objective:
-    """How a task kind turns logits [B, C] and a target into a per-sample loss [B] and a per-sample score [B] in [0, 1]."""
+    """How a task kind turns logits [B, C] and a target into a per-sample loss [B] and a per-sample score [B] in [0, 1]; of
+    `generate`, logits [B, M, V]."""
 
     loss: Callable[[Tensor, Tensor], Tensor]
     score: Callable[[Tensor, Tensor], Tensor]
@@ -117,8 +136,10 @@ OBJECTIVES: dict[TaskKind, Objective] = {
     TaskKind.CHOICE: _CLASSIFY,
     TaskKind.PAIR: replace(_CLASSIFY, ridge=True),
     TaskKind.ANSWERS: Objective(loss=soft_answers, score=answer_score),
+    TaskKind.GENERATE: Objective(loss=answer_loss, score=all_tokens_right),
 }
-"""Targets: class indices [B] (int64) for `single`, `choice`, `pair`; soft scores [B, C] for `answers`."""
+"""Targets: class indices [B] (int64) for `single`, `choice`, `pair`; soft scores [B, C] for `answers`; tokens [B, M] (int64) for
+`generate`."""
 
 
 def _at_least_float32(logits: Tensor) -> Tensor:

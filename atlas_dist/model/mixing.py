@@ -88,6 +88,11 @@ class MixingSpec:
                 fix="Set method.settings.per_sample=false.",
             )
 
+    @property
+    def causal(self) -> bool:
+        """What an adapter does to a token depends on no token behind it: a decoder that writes token by token needs that."""
+        return self.weighting is Weighting.PLAIN or (self.weighting is Weighting.EXPERIENCE and not self.per_sample)
+
     def query_shape(self, hidden: int) -> tuple[int, ...]:
         """Shape of one adapter's query and key: [D], [N, D], or () when the weighting has none."""
         shapes: dict[Weighting, tuple[int, ...]] = {

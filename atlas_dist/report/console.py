@@ -10,6 +10,7 @@ from rich.table import Table
 from atlas_dist.core.results import SelectResult
 from atlas_dist.core.selection import Form
 from atlas_dist.report.facts import Cell, RunFacts, SequenceFacts
+from atlas_dist.report.later import written_sentence
 from atlas_dist.report.masked import masked_sentence
 
 NOT_MEASURED = "·"
@@ -46,6 +47,8 @@ def _show_sequence(sequence: SequenceFacts, console: Console, *, titled: bool) -
         console.print(told, markup=False, soft_wrap=True)
     if any(task.tested for task in (*sequence.upstream, *sequence.downstream)):
         console.print(sequence.scored_on, markup=False, soft_wrap=True)
+    if told := written_sentence(sequence.token_f1):
+        console.print(told, markup=False, soft_wrap=True)
     _show_committed(sequence, console)
     _show_reuse(sequence, console)
     for task in (*sequence.upstream, *sequence.downstream):

@@ -25,7 +25,7 @@ from atlas_dist.core.types import StageJob, View
 from atlas_dist.errors import DataError
 from atlas_dist.packages import environment
 from atlas_dist.report.forecast import Compared
-from atlas_dist.report.later import effective_ranks, fingerprint, read_again
+from atlas_dist.report.later import effective_ranks, fingerprint, read_again, token_f1s
 from atlas_dist.report.timeline import Timeline, timeline
 from atlas_dist.store import artifacts
 from atlas_dist.store.curves import CurveReader, Point
@@ -142,6 +142,8 @@ class SequenceFacts:
     effective_rank: tuple[tuple[Cell, ...], ...] = ()
     """Effective rank of the pooled outputs on task j's validation split after task i, latest view: does what the bank can tell
     apart grow?"""
+    token_f1: Mapping[str, float] = field(default_factory=dict)
+    """task -> token F1 in percent, right after it was learnt, of those whose answers are written (scores are exact match)."""
     skipped: tuple[tuple[int, int], ...] = ()
     """(i, j) that the run does not measure (`sequence.evaluate_every`)."""
     before: Mapping[str, tuple[tuple[Cell, ...], ...]] = field(default_factory=dict)
@@ -298,6 +300,7 @@ def _sequence(plan: Plan, state: RunState, jobs: SequenceJobs, reader: CurveRead
         transfers={task: _score(_evaluated(state, key), View.TASK) for task, key in jobs.transfers.items()},
         without=_without(state, jobs),
         effective_rank=effective_ranks(cells, count),
+        token_f1=token_f1s(cells, [task.task for task in jobs.upstream]),
         skipped=tuple(at for at in every if at not in jobs.evaluations),
         before={view.value: triangle(before_in, view) for view in (View.TASK, View.LATEST)},
         rechecked={

@@ -22,6 +22,8 @@ def write_tables(facts: RunFacts, folder: Path) -> None:
     tree = asdict(facts)
     for sequence in tree["sequences"]:
         sequence["breadth"] = sequence.pop("effective_rank")  # as 0.1 called it: programs read this file
+        if not sequence["token_f1"]:
+            sequence.pop("token_f1")
     (folder / "run.json").write_text(json.dumps(tree, indent=1, sort_keys=True), encoding="utf-8")
     for sequence in facts.sequences:
         for view, rows in sequence.matrix.items():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from atlas_dist.core.recheck import proves
 from atlas_dist.core.results import EvalResult
@@ -35,3 +35,17 @@ def effective_ranks(cells: Mapping[tuple[int, int], EvalResult], count: int) -> 
 def _effective_rank(evaluation: EvalResult, view: View) -> float | None:
     found = evaluation.view(view)
     return found.effective_rank if found else None
+
+
+def token_f1s(cells: Mapping[tuple[int, int], EvalResult], tasks: Sequence[str]) -> dict[str, float]:
+    """Task -> token F1 in percent right after it was learnt, of those whose answers are written."""
+    learnt = {task: cells[at, at].views.get(View.TASK) for at, task in enumerate(tasks)}
+    return {task: view.token_f1 for task, view in learnt.items() if view is not None and view.token_f1 is not None}
+
+
+def written_sentence(token_f1: Mapping[str, float]) -> str:
+    """How written answers are scored, and their token F1; "" where none are written."""
+    if not token_f1:
+        return ""
+    shown = ", ".join(f"{task} {value:.1f} %" for task, value in token_f1.items())
+    return f"Written answers are scored by exact match; token F1 right after learning: {shown}."

@@ -16,6 +16,7 @@ from atlas_dist.report.facts import OWN, Cell, RunFacts, SequenceFacts
 from atlas_dist.report.forecast import Compared
 from atlas_dist.report.growth import FORMS, bank_sizes, selections
 from atlas_dist.report.heatmap import thinned
+from atlas_dist.report.later import written_sentence
 from atlas_dist.report.measures import FORGETTING, SequenceMeasures
 from atlas_dist.report.outlook import Pace
 from atlas_dist.report.plot import PlotRow, plot
@@ -266,6 +267,7 @@ def _of_tasks(method: MethodScores) -> str:
     )
     notes += [f"{len(rows)} of {len(method.tasks)} tasks are drawn."] if len(rows) < len(method.tasks) else []
     notes += list(dict.fromkeys(sequence.scored_on for sequence in method.sequences))
+    notes += [told for sequence in method.sequences if (told := written_sentence(sequence.token_f1))]
     return plot("Score of each task at the end, in %", rows, 0, 100, " ".join(notes))
 
 

@@ -38,7 +38,7 @@ def texts_of(task: TaskSpec, text: Text | None, choices: Sequence[str]) -> list[
             given is no text.
     """
     given = _given(text, choices)
-    if task.kind is TaskKind.ANSWERS and not any(part.strip() for part in given):
+    if (task.kind is TaskKind.ANSWERS or task.kind.generates) and not any(part.strip() for part in given):
         raise DataError(f"{task.name} answers questions; no text was given.", fix="Give the question as `text`.")
     if task.kind is not TaskKind.CHOICE:
         if choices:

@@ -20,7 +20,7 @@ from torch.utils.hooks import RemovableHandle
 from atlas_dist.bank.weights import BankWeights
 from atlas_dist.errors import DataError
 from atlas_dist.model import tensors as named
-from atlas_dist.model.backbones import AdapterSite, BackboneInput, architecture_of
+from atlas_dist.model.backbones import AdapterSite, BackboneInput, Written, architecture_of
 from atlas_dist.model.experience import ExperienceSite
 from atlas_dist.model.heads import Head, HeadSpec
 from atlas_dist.model.mixing import MixingSpec, Weighting
@@ -59,10 +59,12 @@ class TaskBatch:
 
 @dataclass(frozen=True)
 class TaskOutput:
-    """`logits` [B, C], float32 at least; `alpha`: {site: [B, T]} ([B, T, D] for `dimension`), a sample's passes averaged."""
+    """`logits` [B, C], float32 at least; `alpha`: {site: [B, T]} ([B, T, D] for `dimension`), a sample's passes averaged.
+    `written`: answers that are texts; then there are no logits, [B, 0]."""
 
     logits: Tensor
     alpha: Mapping[str, Tensor]
+    written: Written | None = None
 
 
 class MixedModel:
@@ -83,6 +85,7 @@ class MixedModel:
         self.architecture = architecture_of(backbone)
         width = self.architecture.limits(backbone).pooled
         self.specs = {key: HeadSpec(t.learnt.task.kind, t.learnt.task.classes) for key, t in weights.tasks.items()}
+        self.most = {key: t.learnt.task.max_new_tokens for key, t in weights.tasks.items()}
         self.heads = {key: _load_head(spec, width, weights.tasks[key].own, device) for key, spec in self.specs.items()}
         self.sites = self._make_sites(weights, mixing, device)
         self._check_names(weights)
@@ -96,7 +99,27 @@ class MixedModel:
 
     @torch.inference_mode()
     def __call__(self, batches: Sequence[TaskBatch]) -> list[TaskOutput]:
-        """One forward pass over all rows of all tasks; outputs in the order of `batches`."""
+        """One forward pass over all rows of all tasks, and one after the other for those that write their answers; outputs in the
+        order of `batches`."""
+        writes = [self.specs[batch.key].kind.generates for batch in batches]
+        read = [batch for batch, generates in zip(batches, writes, strict=True) if not generates]
+        outputs = iter(self._read(read) if read else ())
+        return [self._write(batch) if generates else next(outputs) for batch, generates in zip(batches, writes, strict=True)]
+
+    def _write(self, batch: TaskBatch) -> TaskOutput:
+        """Answers by greedy decoding, of samples of one task."""
+        assert self.architecture.decoder is not None, "a task is learnt by a backbone that writes"
+        rows = _rows(batch, batch.length)
+        text = {name: rows[name] for name in ("input_ids", "attention_mask", "token_type_ids")}
+        for site in self.sites.values():
+            site.plan([batch], batch.length)
+        with self._hooked():
+            given = BackboneInput(**text, pixel_values=rows["pixels"])
+            written = self.architecture.decoder.greedy(self.backbone, given, self.most[batch.key])
+        alpha = {name: site.alphas[0].detach() for name, site in self.sites.items() if site.alphas}
+        return TaskOutput(written.log_probs[:, :0], alpha, written)
+
+    def _read(self, batches: Sequence[TaskBatch]) -> list[TaskOutput]:
         longest = max(batch.length for batch in batches)
         for site in self.sites.values():
             site.plan(batches, longest)
@@ -247,8 +270,8 @@ class _Site:
         self.batches = [(batch.key, batch.rows, batch.length) for batch in batches]
 
     def __call__(self, _: nn.Module, __: tuple[Any, ...], output: Tensor) -> Tensor:
-        """Forward hook: the dense layer's output [rows, L, D], every task's slice through its own view. Of its L tokens the first
-        `longest` are the text's where the place has `text_first`, and none is otherwise."""
+        """Forward hook: the dense layer's output [rows, L, D], every task's slice through its own view. Of its L tokens `longest`
+        are the text's where the place has `text_first`, behind the `before_text` first ones, and none is otherwise."""
         parts = torch.split(output, [rows for _, rows, _ in self.batches])
         return torch.cat([self._mixed(key, part, length) for (key, _, length), part in zip(self.batches, parts, strict=True)])
 
@@ -258,10 +281,11 @@ class _Site:
             self.alphas.append(rows.new_zeros(len(rows), 0))
             return rows
         padded = self.place.text_first and length < self.longest
-        x = torch.cat([rows[:, :length], rows[:, self.longest :]], dim=1) if padded else rows
+        end, padding_end = self.place.before_text + length, self.place.before_text + self.longest
+        x = torch.cat([rows[:, :end], rows[:, padding_end:]], dim=1) if padded else rows
         mixed, alpha = view(x)
         self.alphas.append(alpha)
-        return torch.cat([mixed[:, :length], rows[:, length : self.longest], mixed[:, length:]], dim=1) if padded else mixed
+        return torch.cat([mixed[:, :end], rows[:, end:padding_end], mixed[:, end:]], dim=1) if padded else mixed
 
 
 @dataclass(frozen=True)

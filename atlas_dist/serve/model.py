@@ -37,6 +37,7 @@ from atlas_dist.model.pixels import Normalise
 from atlas_dist.serve.choosing import accepted, choose_tasks
 from atlas_dist.serve.inputs import Picture, Text, check_asked, check_pictures, parts_of, pictures_in, pixels_of, texts_of
 from atlas_dist.serve.mixed import MixedModel, TaskBatch, TaskOutput
+from atlas_dist.train.answers import text_of
 from atlas_dist.train.signatures import always_has_text
 
 Coefficients = Mapping[str, Mapping[str, float]]
@@ -64,13 +65,14 @@ class Prediction:
 
     task: str
     index: int
-    """Number of the class, answer or choice."""
+    """Number of the class, answer or choice; 0 of an answer that was written."""
     answer: str
-    """Its name, or the text of the choice."""
+    """Its name, the text of the choice, or what was written."""
     confidence: float
-    """In [0, 1]: its softmax probability; of `answers` its own sigmoid. Not calibrated."""
+    """In [0, 1]: its softmax probability; of `answers` its own sigmoid; of a written one the product over its tokens. Not
+    calibrated."""
     scores: tuple[float, ...]
-    """The same for every class."""
+    """The same for every class; of a written answer its own alone."""
     chosen: TaskChoice | None = None
     """How the task was found; None where the request named it."""
     adapter_coefficients: Coefficients | None = None
@@ -181,7 +183,7 @@ class AtlasModel:
             out: dict[int, Prediction] = {}
             for (key, numbers), output in zip(by_task.items(), outputs, strict=True):
                 for row, number in enumerate(numbers):
-                    shown = output if output_adapter_coefficients else TaskOutput(output.logits, {})
+                    shown = output if output_adapter_coefficients else replace(output, alpha={})
                     answer = self._answer(self.weights.tasks[key], listed[number], shown, row)
                     out[number] = replace(answer, chosen=choices.get(number))
             yield from (out[number] for number in chunk)
@@ -279,22 +281,30 @@ class AtlasModel:
         return torch.autocast(self.device.type, dtype=torch.bfloat16) if self._bf16 else nullcontext()
 
     def _answer(self, task: LearntWeights, request: Request, output: TaskOutput, row: int) -> Prediction:
-        logits = output.logits[row].double().cpu()
-        scores = logits.sigmoid() if task.learnt.task.kind is TaskKind.ANSWERS else logits.softmax(0)
-        index = int(logits.argmax())
+        index, answer, scores = self._said(task, request, output, row)
         names = [self.weights.name_of(key) for key in self.weights.view(task.learnt.key)]
         # A layer at which none of the task's adapters acts has no coefficients.
         alpha = {site: _per_adapter(values[row]) for site, values in output.alpha.items() if values.shape[1] == len(names)}
         return Prediction(
             task=task.learnt.name,
             index=index,
-            answer=request.choices[index] if task.learnt.task.kind is TaskKind.CHOICE else task.label(index),
-            confidence=float(scores[index]),
-            scores=tuple(scores.tolist()),
+            answer=answer,
+            confidence=scores[index],
+            scores=scores,
             adapter_coefficients={name: {site: v[i] for site, v in alpha.items()} for i, name in enumerate(names)}
             if alpha
             else None,
         )
+
+    def _said(self, task: LearntWeights, request: Request, output: TaskOutput, row: int) -> tuple[int, str, tuple[float, ...]]:
+        """Number and text of an answer, and the scores of all."""
+        if output.written is not None:
+            sure = float(output.written.log_probs[row].double().sum().exp())
+            return 0, text_of(self.backbone.tokenizer, output.written.tokens[row].cpu()), (sure,)
+        logits, kind = output.logits[row].double().cpu(), task.learnt.task.kind
+        scores = logits.sigmoid() if kind is TaskKind.ANSWERS else logits.softmax(0)
+        index = int(logits.argmax())
+        return index, request.choices[index] if kind is TaskKind.CHOICE else task.label(index), tuple(scores.tolist())
 
 
 @contextmanager

@@ -47,8 +47,8 @@ class Feeder:
             self._copied.synchronize()
         slots = len(batch.mask)
         size = micro_batch or slots
-        target = batch.labels if batch.labels is not None else batch.targets
-        assert target is not None, "a batch carries labels or targets"
+        target = next((part for part in (batch.labels, batch.targets, batch.answers) if part is not None), None)
+        assert target is not None, "a batch carries labels, targets or answers"
         for start in range(0, slots, size):
             part = slice(start, start + size)
             pixels = batch.pixels[part]
@@ -68,6 +68,8 @@ class Feeder:
                 "token_type_ids": types,
                 "pixel_values": values.expand(len(pixels), -1, -1, -1, -1) if shared else values,
             }
+            if batch.answers is not None:
+                inputs["answers"] = wanted  # each of its tokens is known when the next is asked for
             yield ModelBatch(inputs, wanted, mask, batch.index[part])
 
     def _move(self, *tensors: Tensor) -> list[Tensor]:

@@ -29,6 +29,7 @@ from atlas_dist.model.trained import freeze_to, optimizer_groups
 from atlas_dist.packages import environment
 from atlas_dist.pulse import Doing, pulse
 from atlas_dist.train import checkpoint
+from atlas_dist.train.answers import judge_of
 from atlas_dist.train.augment import augmented, resolved
 from atlas_dist.train.background import BackgroundCheckpoints
 from atlas_dist.train.build import build_auxiliary_heads, build_mixture, build_model, build_teacher
@@ -149,6 +150,7 @@ class StageTrainer:
                 HeadSpec(job.task.kind, job.task.classes),
                 bf16=context.config.train.precision is Precision.BF16,
                 auxiliary_heads=build_auxiliary_heads(context, job, self.inputs),
+                judge=judge_of(context.backbone(), job.task),
             )
             module.to(device())
             remembers = method.regularizer is not None and bool(job.auxiliary_tasks)
@@ -160,7 +162,9 @@ class StageTrainer:
                 if self.chooses_start:
                     begun.started_from = choose_start(context, module, job, self.inputs, self.looked_back.sees)
                 fit_head(context, module, job)
-            settings = self._loop_settings(mixture, sample_flops(model, context.backbone().text_length(job.task.max_text)))
+            settings = self._loop_settings(
+                mixture, sample_flops(model, context.backbone().text_length(job.task.max_text), job.task.max_new_tokens)
+            )
             engine = build_engine(module, self._groups(module, len(mixture)), self._engine_settings(settings))
             inside = (
                 *(f"model.{name}" for name in names),

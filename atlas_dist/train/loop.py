@@ -10,7 +10,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -68,6 +68,8 @@ class Scores:
     """Percent."""
     loss: float
     samples: int
+    token_f1: float | None = None
+    """Percent, of answers that are written; None of others."""
 
 
 @dataclass
@@ -302,27 +304,32 @@ def evaluate(
     """Score a split; every rank calls it, every rank gets the whole.
 
     `auxiliary`: whose split it is. `observe(index, logits)` sees each batch of this rank: ordinals [b] (-1 where masked) and
-    logits [b, C], on the CPU. `record(index, losses, scores)` likewise: loss [b] and score [b], 0 to 1.
+    logits [b, C] (what stands for them where answers are written), on the CPU. `record(index, losses, scores)` likewise: loss [b]
+    and score [b], 0 to 1.
     """
     module.eval()
     pulse.prepare()
     sums = torch.zeros(3, dtype=torch.float64, device=feed.device)
+    near = torch.zeros(1, dtype=torch.float64, device=feed.device)
     head = () if auxiliary == OWN else (auxiliary,)
     for batch in batches:
         with torch.no_grad(), _memory_is_asked_for("An evaluation", len(batch.mask), smaller=False):
             for part in feed(batch):
-                losses, scores, logits, _ = module(part.inputs, part.target, *head)
+                losses, scores, logits, _, *f1 = module(part.inputs, part.target, *head)
                 kept = torch.stack((losses.double(), scores.double(), torch.ones_like(losses, dtype=torch.float64)))
                 sums += torch.where(part.mask, kept, torch.zeros_like(kept)).sum(dim=1)
+                near += sum(torch.where(part.mask, each.double(), torch.zeros_like(each.double())).sum() for each in f1)
                 if observe is not None:
                     observe(part.index, logits.cpu())
                 if record is not None:
                     record(part.index, losses.cpu(), scores.cpu())
         pulse.passed(Doing.SCORING)
+    sums = torch.cat((sums, near))
     dist.all_reduce(sums)
-    loss, score, count = sums.tolist()
+    loss, score, count, shared = sums.tolist()
     pulse.prepare()
-    return Scores(score=100 * score / max(1, count), loss=loss / max(1, count), samples=int(count))
+    found = Scores(score=100 * score / max(1, count), loss=loss / max(1, count), samples=int(count))
+    return found if module.judge is None else replace(found, token_f1=100 * shared / max(1, count))
 
 
 def mean_scores(scores: list[Scores]) -> Scores:

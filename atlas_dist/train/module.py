@@ -15,6 +15,7 @@ from atlas_dist.model.heads import OBJECTIVES, Head, HeadSpec
 
 if TYPE_CHECKING:
     from atlas_dist.methods.base import Regularizer
+    from atlas_dist.train.answers import Judge
 
 
 @dataclass(frozen=True)
@@ -31,15 +32,25 @@ class StageModule(nn.Module):
 
     Matrix products run in bfloat16 when asked to, here inside the module so that DeepSpeed keeps its hands off the dtypes;
     parameters, optimizer state and the statistics of the mixing sites stay float32.
+
+    Answers that are written are written (`judge`) when nothing trains; while something does, their score is whether each token is
+    the likeliest behind the right ones before it.
     """
 
     def __init__(
-        self, model: AdaptedModel, head: HeadSpec, *, bf16: bool, auxiliary_heads: Sequence[tuple[AuxiliaryHead, Head]] = ()
+        self,
+        model: AdaptedModel,
+        head: HeadSpec,
+        *,
+        bf16: bool,
+        auxiliary_heads: Sequence[tuple[AuxiliaryHead, Head]] = (),
+        judge: Judge | None = None,
     ) -> None:
         super().__init__()
         self.model = model
         self.objective = OBJECTIVES[head.kind]
         self.bf16 = bf16
+        self.judge = judge
         self.auxiliary_specs = tuple(task for task, _ in auxiliary_heads)
         self.auxiliary_heads = nn.ModuleList(head for _, head in auxiliary_heads)
         self.regularizer: Regularizer | None = None
@@ -52,7 +63,8 @@ class StageModule(nn.Module):
 
     def forward(self, batch: Mapping[str, Tensor], target: Tensor, auxiliary: int | None = None) -> tuple[Tensor, ...]:
         """Per-sample loss [b], per-sample score [b], logits [b, C] (all float32 at least) and the penalty, a scalar; then, while
-        training with a regularizer, what the regularizer gives.
+        training with a regularizer, what the regularizer gives. Of answers that were written: instead of logits what the judge
+        says of them [b, 2M], and last their token F1 [b].
 
         `auxiliary`: whose samples these are; None = the job's own task.
         """
@@ -71,8 +83,16 @@ class StageModule(nn.Module):
                 added = (self.regularizer(batch, features),)
             else:
                 logits, penalty = self.model(batch)
+            judged = self.judge(self.model, batch, target) if self.judge is not None and not self.training else None
         logits = logits if logits.dtype is torch.float64 else logits.float()
+        if judged is not None:
+            return objective.loss(logits, target), judged.score, judged.answers, penalty, judged.f1
         return objective.loss(logits, target), objective.score(logits, target), logits, penalty, *added
+
+    def look(self, batch: Mapping[str, Tensor]) -> None:
+        """A pass up to what the head makes of it, for those who listen; right answers are not shown."""
+        with self._precision(batch["input_ids"].device.type):
+            self.model.head(self.model.features(batch, self.model.head_spec))
 
     def _precision(self, device: str) -> AbstractContextManager[Any]:
         return torch.autocast(device, dtype=torch.bfloat16) if self.bf16 else nullcontext()

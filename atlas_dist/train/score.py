@@ -17,6 +17,7 @@ from atlas_dist.core.types import StageJob, View
 from atlas_dist.data.stream import Stream
 from atlas_dist.device import device
 from atlas_dist.model.atlas import AdaptedModel
+from atlas_dist.train.answers import judge_of
 from atlas_dist.train.context import RankContext
 from atlas_dist.train.effective_rank import EffectiveRankMeter
 from atlas_dist.train.inputs import pack_tensors
@@ -75,7 +76,7 @@ def _read(context: RankContext, assignment: Assignment, view: View, stream: Stre
     parts = context.gather(predictions.rows)
     rank = round(effective_rank.effective_rank(), 6)
     tensors, digest = predictions.merged(parts) if context.is_rank_zero else ({}, "")
-    return tensors, ViewResult(scores.score, scores.loss, scores.samples, digest, rank)
+    return tensors, ViewResult(scores.score, scores.loss, scores.samples, digest, rank, token_f1=scores.token_f1)
 
 
 def _without_each(context: RankContext, assignment: Assignment, stream: Stream) -> tuple[float, ...]:
@@ -104,4 +105,5 @@ def score_model(
 
 
 def _module(context: RankContext, job: StageJob, model: AdaptedModel) -> StageModule:
-    return StageModule(model, head_spec(job), bf16=context.config.train.precision is Precision.BF16).to(device())
+    bf16, judge = context.config.train.precision is Precision.BF16, judge_of(context.backbone(), job.task)
+    return StageModule(model, head_spec(job), bf16=bf16, judge=judge).to(device())

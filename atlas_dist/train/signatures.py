@@ -98,7 +98,7 @@ def observe(context: RankContext, task: TaskSpec, batches: Iterable[RankBatch]) 
             collected.setdefault(FORM, []).append(form[batch.index >= 0].float())
             for part in context.feeder()(batch):
                 seen.clear()
-                module(part.inputs, part.target)
+                module.look(part.inputs)
                 kept = part.index >= 0
                 ordinals += part.index[kept].tolist()
                 for name, passes in seen.items():

@@ -1,5 +1,5 @@
-"""Backbones of other architectures, through the real path of a worker: the two towers of CLIP and SigLIP learn, forget nothing,
-travel, answer."""
+"""Backbones of other architectures, through the real path of a worker: the two towers of CLIP and SigLIP and SmolVLM's decoder
+learn, forget nothing, travel, answer."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ TWO = ("sequence.upstream=[toy_kin,toy_pair]", "sequence.downstream=[]")
 PICTURE = Image.fromarray(np.random.default_rng(3).integers(0, 256, (50, 70, 3), np.uint8))
 
 
-@pytest.fixture(scope="module", params=["clip", "siglip"])
+@pytest.fixture(scope="module", params=["clip", "siglip", "smolvlm"])
 def learnt(request: pytest.FixtureRequest) -> Toys:
     return toys(f"backbone=random_{request.param}", *TWO)
 
@@ -50,7 +50,7 @@ def test_the_bank_says_its_architecture_travels_and_answers(learnt: Toys, tmp_pa
     model = AtlasModel.from_pretrained(tmp_path / "bank", device="cpu")
     kin = Request("toy_kin", None, "red is to rose", ("as blue", "as one is to two", "as left"))
     pair = Request("toy_pair", [PICTURE, PICTURE.rotate(90)], "the left one is bigger")
-    # CLIP's shorter texts are padded to the longer ones: left out at the text tower's sites, unknown to the picture tower's.
+    # Shorter texts are padded to the longer ones: left out at the text tower's sites, unknown to the picture tower's.
     for answer, request in zip(model.predict_batch([kin, pair], output_adapter_coefficients=True), (kin, pair), strict=True):
         alone = model.predict_batch([request], output_adapter_coefficients=True)[0]
         assert answer.scores == pytest.approx(alone.scores, abs=1e-5)
@@ -68,7 +68,7 @@ def test_the_bank_says_its_architecture_travels_and_answers(learnt: Toys, tmp_pa
         assert rescore(learnt.config, learnt.bank, e, context).bitwise
 
 
-@pytest.mark.parametrize("kind", ["clip", "siglip"])
+@pytest.mark.parametrize("kind", ["clip", "siglip", "smolvlm"])
 @pytest.mark.parametrize("method", ["sequential_finetune", "freeze_bottom_k method.settings.layers=1"])
 def test_methods_that_train_the_backbone_train_both_towers(method: str, kind: str, tmp_path: Path) -> None:
     short = ("train.budget.max_steps=2", "train.budget.validations=1")
@@ -81,12 +81,13 @@ def test_methods_that_train_the_backbone_train_both_towers(method: str, kind: st
     before = bench.context.own_backbone({}).state_dict()
     moved = {name for name, value in left.items() if not torch.equal(value, before[name])}
     towers = {"text_model", "vision_model"} | ({"text_projection", "visual_projection"} if kind == "clip" else set())
-    assert {name.split(".")[0] for name in moved} == towers
-    assert not {"logit_scale", "logit_bias"} & left.keys()
+    towers |= {"connector"} if (kind, method) == ("smolvlm", "sequential_finetune") else set()
+    assert {name.removeprefix("model.").split(".")[0] for name in moved} == towers
+    assert not {"logit_scale", "logit_bias", "lm_head.weight"} & left.keys()
     assert any(".layers.0." in name for name in left) is (method == "sequential_finetune")
 
 
 def test_a_type_for_second_pictures_is_refused_where_the_backbone_has_none(learnt: Toys) -> None:
-    with pytest.raises(ConfigError, match=r"second_image_type is 2, but (clip|siglip) backbones know 1"):
+    with pytest.raises(ConfigError, match=r"second_image_type is 2, but (clip|siglip|smolvlm) backbones know 1"):
         named = f"backbone={learnt.config.backbone.name.replace('-', '_')}"
         Bench(toy_config(learnt.folder, named, *TWO, "method.settings.second_image_type=2"))

@@ -47,7 +47,7 @@ def test_every_choice_of_a_group_composes(group: str) -> None:
         ("pack.on=slurm", r"pack.on.*'here' or 'ray'"),
         ("train.workers=300", r"too few for 300 workers: a worker without a sample only costs"),
         ("sequence.upstream=[digits,zap]", r"sequence names zap; the tasks of this configuration are digit_parity, digits"),
-        ("tasks.digits.kind=film", r"'single', 'choice', 'pair' or 'answers'"),
+        ("tasks.digits.kind=film", r"'single', 'choice', 'pair', 'answers' or 'generate'"),
         ("seeds=[1,1]", r"seeds must differ"),
         ("cluster.pools=0", r"cluster.pools: give a number of equal pools, at least 1, or pools by name"),
         ("cluster.pools={big:{takes:[upstream]}}", r"no pool takes evaluation or transfer; add it to the `takes`"),

@@ -10,6 +10,7 @@ from atlas_dist.data.tasks.digits import DIGITS
 from atlas_dist.data.tasks.easyvqa import EASYVQA
 from atlas_dist.data.tasks.generic import CHOICE_JSONL, CLASSIFY_JSONL, IMAGE_FOLDER
 from atlas_dist.data.tasks.inaturalist import INATURALIST
+from atlas_dist.data.tasks.instruct import INSTRUCT_JSONL
 from atlas_dist.data.tasks.nlvr import NLVR
 from atlas_dist.data.tasks.nlvr2 import NLVR2
 from atlas_dist.data.tasks.piqa import PIQA
@@ -36,6 +37,7 @@ _ALL: tuple[Converter[Any], ...] = (
     IMAGE_FOLDER,
     CLASSIFY_JSONL,
     CHOICE_JSONL,
+    INSTRUCT_JSONL,
     TOY,
 )
 

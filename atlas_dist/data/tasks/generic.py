@@ -181,7 +181,7 @@ def classify(path: Path | None, split: str, options: ClassifyOptions) -> RawSet:
     """Picture(s) and text -> class; labels are names (or numbers, whose names they are)."""
     source = open_source(need(path, "classify_jsonl"))
     files, records = options.read(source, split)
-    source = _with_pictures(source, files)
+    source = with_pictures(source, files)
     given = [(r, r.label(options.label)) for r in records]
     every = list(given)
     for other in options.all_splits(split):
@@ -234,7 +234,7 @@ def choose(path: Path | None, split: str, options: ChoiceOptions) -> RawSet:
     """Question (and picture) -> one of K choices."""
     source = open_source(need(path, "choice_jsonl"))
     files, records = options.read(source, split)
-    source = _with_pictures(source, files)
+    source = with_pictures(source, files)
     count = options.count
     samples: list[RawSample] = []
     for number, record in enumerate(records):
@@ -282,7 +282,7 @@ def _right(record: Record, choices: Sequence[str], written: Sequence[str | int |
     return by_text if may_be_text and by_text >= 0 else by_number
 
 
-def _with_pictures(source: Source, files: Sequence[str]) -> Source:
+def with_pictures(source: Source, files: Sequence[str]) -> Source:
     """The source with the pictures that the files of records may hold themselves."""
     tables = [file for file in files if file.lower().endswith(".parquet")]
     return WithEmbedded(source, *tables) if tables else source

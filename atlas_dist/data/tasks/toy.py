@@ -2,7 +2,7 @@
 
 `shape` (single): a picture of one coloured shape -> its shape and colour.   `truth` (single): picture + sentence -> false / true.
 `kin` (choice): text only, which of K words is the colour (or shape) named?   `pair`: two pictures + sentence -> false / true.
-`ask` (answers): picture + question -> soft scores over words.
+`ask` (answers): picture + question -> soft scores over words.   `say` (generate): picture + question -> a word or two.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ VERDICTS = ("false", "true")
 class ToyOptions(Options):
     """Which toy, how many samples, how large the pictures are."""
 
-    task: Literal["shape", "truth", "kin", "pair", "ask"] = "shape"
+    task: Literal["shape", "truth", "kin", "pair", "ask", "say"] = "shape"
     samples: int = Field(default=256, ge=1)
     seed: int = 0
     side: int = Field(default=32, ge=8, le=1024)
@@ -131,12 +131,19 @@ def _ask(draw: Random, name: str, options: ToyOptions) -> RawSample:
     return RawSample(name, ((f"what {about} is it",),), (image,), targets={WORDS.index(answer): 1.0, WORDS.index(doubt): 0.3})
 
 
+def _say(draw: Random, name: str, options: ToyOptions) -> RawSample:
+    colour, shape, image = _picture(draw, options)
+    question, answer = draw.choice((("What colour is it?", colour), ("What is it?", f"a {colour} {shape}")))
+    return RawSample(name, ((question,),), (image,), answer=answer)
+
+
 _TASKS = {
     "shape": (_shape, TaskKind.SINGLE, 1, tuple(f"{c} {s}" for c in COLOURS for s in SHAPES)),
     "truth": (_truth, TaskKind.SINGLE, 1, VERDICTS),
     "kin": (_kin, TaskKind.CHOICE, 0, ()),
     "pair": (_pair, TaskKind.PAIR, 2, VERDICTS),
     "ask": (_ask, TaskKind.ANSWERS, 1, WORDS),
+    "say": (_say, TaskKind.GENERATE, 1, ()),
 }
 
-TOY = Converter("toy", ToyOptions, convert, (), "drawn shapes: shape, truth, kin, pair, ask (any split name)")
+TOY = Converter("toy", ToyOptions, convert, (), "drawn shapes: shape, truth, kin, pair, ask, say (any split name)")

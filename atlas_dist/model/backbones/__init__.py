@@ -6,9 +6,21 @@ from __future__ import annotations
 from torch import nn
 
 from atlas_dist.errors import ConfigError
-from atlas_dist.model.backbones.base import AdapterSite, Architecture, BackboneInput, Encoded, Limits, Tower, stack
+from atlas_dist.model.backbones.base import (
+    AdapterSite,
+    Architecture,
+    BackboneInput,
+    Chat,
+    Decoder,
+    Encoded,
+    Limits,
+    Tower,
+    Written,
+    stack,
+)
 from atlas_dist.model.backbones.clip import CLIP
 from atlas_dist.model.backbones.siglip import SIGLIP
+from atlas_dist.model.backbones.smolvlm import IDEFICS3, SMOLVLM
 from atlas_dist.model.backbones.vilt import VILT
 
 __all__ = [
@@ -16,16 +28,19 @@ __all__ = [
     "AdapterSite",
     "Architecture",
     "BackboneInput",
+    "Chat",
+    "Decoder",
     "Encoded",
     "Limits",
     "Tower",
+    "Written",
     "architecture_named",
     "architecture_of",
     "relative_of",
     "stack",
 ]
 
-ARCHITECTURES: dict[str, Architecture] = {row.name: row for row in (VILT, CLIP, SIGLIP)}
+ARCHITECTURES: dict[str, Architecture] = {row.name: row for row in (VILT, CLIP, SIGLIP, IDEFICS3, SMOLVLM)}
 
 
 def architecture_named(name: str) -> Architecture:

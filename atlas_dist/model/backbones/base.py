@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, cast
 
 from torch import Tensor, nn
+from transformers import PreTrainedTokenizerFast
 
 from atlas_dist.errors import ConfigError
 
@@ -26,7 +27,8 @@ class AdapterSite:
         path: the module's path in the model.
         width: D of this site: its output features, of its adapters, queries and keys. Towers may differ.
         heads: H of this site, into which its queries' attention is cut.
-        text_first: the tokens at this site begin with the text's; False where it sees none of them.
+        text_first: the tokens at this site begin with the text's, behind `before_text` others; False where it sees none of them.
+        before_text: how many tokens of a fixed number come first.
     """
 
     name: str
@@ -34,6 +36,7 @@ class AdapterSite:
     width: int
     heads: int
     text_first: bool = True
+    before_text: int = 0
 
 
 @dataclass(frozen=True)
@@ -97,6 +100,11 @@ class Tower:
         class_tokens: how many of the tokens that it has besides the text's are no patches; 0 where it sees no picture.
         attention_pooling: path of an `nn.MultiheadAttention` with one learnt query, over all tokens, and of an MLP as wide as
             the layers' behind it; "" = its pooled token is one of its own.
+        before_text: how many of its own tokens come before the text's.
+        site_kinds: as `Architecture.site_kinds`, of a tower whose layers have other names; {} = those.
+        key_value_heads: heads of its keys and values, where several heads of queries share one; 0 = `heads`.
+        gated: its MLPs have a third linear layer, whose output gates the first one's.
+        fed: what it reads comes out of a tower before it, so that gradients go on to that one.
     """
 
     letter: str
@@ -110,6 +118,53 @@ class Tower:
     patches: str = ""
     class_tokens: int = 1
     attention_pooling: str = ""
+    before_text: int = 0
+    site_kinds: Mapping[str, str] = field(default_factory=dict)
+    key_value_heads: int = 0
+    gated: bool = False
+    fed: bool = False
+
+
+@dataclass(frozen=True)
+class Chat:
+    """How a decoder is asked: token ids around a picture and a text, as its chat template puts them. The answer follows.
+
+    Attributes:
+        before: what comes before the picture.
+        after_picture: between picture and text.
+        after_text: between text and answer; at least one token.
+        before_answer: what an answer's text is written behind, such as a space.
+        end: id of the token that ends an answer.
+    """
+
+    before: tuple[int, ...]
+    after_picture: tuple[int, ...]
+    after_text: tuple[int, ...]
+    before_answer: str
+    end: int
+
+
+class Written(NamedTuple):
+    """B answers of at most M tokens. `tokens` int64 [B, M]: the last one of each ends it, where it was ended, and what is behind
+    that is `NO_TOKEN`; `log_probs` [B, M] in nats, 0 there, float32 at least."""
+
+    tokens: Tensor
+    log_probs: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Decoder:
+    """How a model of an architecture writes. `given` is a `BackboneInput`, without the answer.
+
+    Attributes:
+        teacher_forced: model, given, answers int64 [B, M] (`NO_TOKEN` behind their ends) -> logits [B, M, V] of each token of an
+            answer, the right ones before it being known, and the pooled output [B, P] as `Architecture.encode` has it. Gradients
+            flow.
+        greedy: model, given, M -> what it writes, the likeliest token after the other. Every row's numbers are its own.
+    """
+
+    teacher_forced: Callable[[Any, BackboneInput, Tensor], tuple[Tensor, Tensor]]
+    greedy: Callable[[Any, BackboneInput, int], Written]
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,6 +191,9 @@ class Architecture:
         prepare_tokenizer: gives a loaded tokenizer what its checkpoint lacks; what it does is part of the digest.
         squashes: its own preprocessing makes squares of whole pictures, as ours does; elsewhere ours differs from it.
         relatives: `model_type` of models that are easily taken for this one -> what to do instead.
+        special_tokens: what its tokenizer must know; the random model's is given them.
+        chat: puts into a loaded model how it is asked, by its tokenizer, and says it: it is part of the digest.
+        decoder: how it writes; None = it does not.
     """
 
     name: str
@@ -157,6 +215,9 @@ class Architecture:
     prepare_tokenizer: Callable[[Any], None] = lambda _: None
     squashes: bool = False
     relatives: Mapping[str, str] = field(default_factory=dict)
+    special_tokens: tuple[str, ...] = ()
+    chat: Callable[[Any, PreTrainedTokenizerFast], Chat] | None = None
+    decoder: Decoder | None = None
 
     def layers(self, model: nn.Module) -> list[nn.Module]:
         """All transformer layers, tower by tower."""
@@ -165,10 +226,10 @@ class Architecture:
     def sites(self, model: nn.Module) -> tuple[AdapterSite, ...]:
         """All adapter sites in the order data flows."""
         return tuple(
-            AdapterSite(f"{t.letter}{n}.{kind}", f"{t.layers}.{n}.{below}", t.width, t.heads, t.reads_text)
+            AdapterSite(f"{t.letter}{n}.{kind}", f"{t.layers}.{n}.{below}", t.width, t.heads, t.reads_text, t.before_text)
             for t in self.towers(model)
             for n in range(len(stack(model, t)))
-            for kind, below in self.site_kinds.items()
+            for kind, below in (t.site_kinds or self.site_kinds).items()
         )
 
     def kept(self, model: nn.Module, layers: int) -> frozenset[str]:

@@ -91,6 +91,13 @@ def test_where_the_score_cannot_tell_growth_is_declined_only_if_score_and_loss_a
     assert select(forms, **RULE).form is kept
 
 
+@pytest.mark.parametrize(("loss", "kept"), [(1.0, Form.BOTH), (1.49, Form.EXPERIENCE), (2.0, Form.EXPERIENCE)])
+@pytest.mark.parametrize("right", [0, 25, 40])
+def test_scores_that_are_alike_sample_by_sample_leave_it_to_the_loss(right: int, loss: float, kept: Form) -> None:
+    """As of answers that are never right to the letter yet, and of tasks that every form has learnt."""
+    assert select({Form.EXPERIENCE: hits(right, 40, 1.5), Form.BOTH: hits(right, 40, loss)}, **RULE).form is kept
+
+
 def test_where_scores_can_tell_the_loss_is_not_asked() -> None:
     apart = {Form.EXPERIENCE: hits(400, 1000, loss=1.0), Form.OWN: hits(700, 1000, loss=2.0)}
     assert select(apart, **RULE).form is Form.OWN

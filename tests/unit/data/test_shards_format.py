@@ -132,6 +132,16 @@ class TestSample:
         assert parse_sample({"json": memoryview(dump_json(raw))}).targets == {2: 0.9, 7: 0.3}
         assert raw.index_label == 2
 
+    def test_a_written_answer(self):
+        raw = RawSample("1", (("q",),), ("p.jpg",), answer="ein roter Kreis, groß")
+        sample = parse_sample({"json": memoryview(dump_json(raw))})
+        assert sample.answer == raw.answer and sample.label == raw.index_label == -1 and sample.targets == {}
+
+    @pytest.mark.parametrize("said", [b"5", b"null", b'["a"]', b'"\\ud800"'])
+    def test_what_is_no_text_is_no_answer_and_no_fault_of_a_sample_with_a_label(self, said):
+        sample = parse_sample({"json": memoryview(b'{"texts": [["q"]], "label": 1, "answer": ' + said + b"}")})
+        assert (sample.answer, sample.label) == ("", 1)
+
     def test_ordinary_tars(self):
         sample = parse_sample({"jpg": memoryview(b"J"), "txt": memoryview(b" a cat \n"), "cls": memoryview(b"4")})
         assert sample.texts == (("a cat",),) and sample.label == 4

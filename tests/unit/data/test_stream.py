@@ -14,10 +14,10 @@ import torch
 from atlas_dist.core import sampling
 from atlas_dist.core.manifest import ShardManifest
 from atlas_dist.core.sampling import select_shots
-from atlas_dist.core.types import TaskKind
+from atlas_dist.core.types import NO_TOKEN, TaskKind
 from atlas_dist.data import collate
 from atlas_dist.data.batch import RankBatch, StreamLimits
-from atlas_dist.data.decode import MEAN_COLOUR, decode_into
+from atlas_dist.data.decode import MEAN_COLOUR, AnswerEncoder, decode_into
 from atlas_dist.data.inspect import run_index
 from atlas_dist.data.stream import Stream, open_stream
 from atlas_dist.errors import AuthError, ConfigError, DataError, MissingObject, PreconditionFailed
@@ -64,6 +64,33 @@ def test_every_kind_has_its_shapes(task, texts, images, soft):
             assert batch["labels"].shape == (8,) and batch["labels"].dtype == torch.int64
     assert batches[-1]["mask"].tolist() == [True] * 4 + [False] * 4
     assert sorted(slots(batches)) == list(range(12))
+
+
+def test_answers_that_are_written_come_as_tokens_with_an_end_and_nothing_where_masked():
+    store, tokenizer = memory_store(), letter_tokenizer()
+    manifest = pack_toy(store, "say", 12)
+    encode = AnswerEncoder(tokenizer, " ", end=3, most=7)
+    with opened(store, manifest, encode_answers=encode) as stream:
+        batches = [copied(b) for b in stream.epochs_from(0, stream.steps_per_epoch)]
+    assert all(b["answers"].shape == (8, 7) and "labels" not in b and "targets" not in b for b in batches)
+    assert (batches[-1]["answers"][~batches[-1]["mask"]] == NO_TOKEN).all()
+    rows = [row.tolist() for b in batches for row in b["answers"][b["mask"]]]
+    told = {" ".join(tokenizer.id_to_token(t) for t in row if t != NO_TOKEN) for row in rows}
+    assert "r ##e ##d [SEP]" in told, "with its end, and without the [CLS] of a text"
+    assert "a r ##e ##d c ##i ##r" in told, "cut where there is no more room, and then without an end"
+
+
+def test_a_sample_without_an_answer_is_masked_and_named():
+    store = memory_store()
+    manifest = pack_toy(store, "ask", 12)
+    task = replace(task_of(manifest), kind=TaskKind.GENERATE, classes=0, max_new_tokens=4)
+    manifest = replace(manifest, kind=TaskKind.GENERATE, classes=())
+    encode = AnswerEncoder(letter_tokenizer(), " ", end=3, most=4)
+    with open_stream(
+        store, manifest, task, letter_tokenizer(), 16, seed=0, rank=0, world=1, global_batch=8, encode_answers=encode
+    ) as stream:
+        batch = copied(next(iter(stream.epochs_from(0, 1))))
+        assert not batch["mask"].any() and "it has no answer; a text is wanted" in stream.stats().bad[0].reason
 
 
 def test_text_only_data_shares_one_mean_image():

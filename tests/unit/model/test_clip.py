@@ -123,16 +123,16 @@ def test_a_checkpoint_of_another_architecture_is_refused_with_what_to_set(tmp_pa
         load_backbone(backbone_ref("mine", str(tmp_path)))
     assert load_backbone(backbone_ref("mine", str(tmp_path), architecture="clip")).digest == clip.digest
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
-    with pytest.raises(ConfigError, match=r"type 'bert'.*one of: clip, siglip, vilt"):
+    with pytest.raises(ConfigError, match=r"type 'bert'.*one of: clip, idefics3, siglip, smolvlm, vilt"):
         load_backbone(backbone_ref("mine", str(tmp_path)))
 
 
 def test_names_that_do_not_fit_are_refused_with_the_valid_ones() -> None:
-    with pytest.raises(ConfigError, match=r"Unknown architecture 'blip'.*clip, siglip, vilt"):
+    with pytest.raises(ConfigError, match=r"Unknown architecture 'blip'.*clip, idefics3, siglip, smolvlm, vilt"):
         load_backbone(backbone_ref("mine", "somewhere", architecture="blip"))
     with pytest.raises(ConfigError, match=r"'tiny' is of the architecture 'vilt', not 'clip'"):
         backbone_ref("tiny", architecture="clip")
-    with pytest.raises(ConfigError, match="A Linear is no backbone: there are clip, siglip, vilt"):
+    with pytest.raises(ConfigError, match="A Linear is no backbone: there are clip, idefics3, siglip, smolvlm, vilt"):
         architecture_of(nn.Linear(2, 2))
 
 

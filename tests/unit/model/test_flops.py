@@ -55,7 +55,7 @@ def counted(model: AdaptedModel, batch: Mapping[str, Tensor]) -> tuple[float, fl
     return forward.get_total_flops(), backward.get_total_flops()
 
 
-@pytest.mark.parametrize("name", ["random-tiny", "random-clip", "random-siglip"])
+@pytest.mark.parametrize("name", ["random-tiny", "random-clip", "random-siglip", "random-smolvlm"])
 @pytest.mark.parametrize("case", CASES)
 def test_the_sums_are_what_torch_counts(case: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     kind, visible, grows, weighting, roles = CASES[case]
@@ -75,6 +75,22 @@ def test_the_sums_are_what_torch_counts(case: str, name: str, monkeypatch: pytes
     assert forward / BATCH == pytest.approx(ours.forward, rel=0.02), "up to products of a few numbers a sample"
     # torch also counts what the sites compute again on their way back (their bottleneck's attention): work, not progress.
     assert 0.98 <= backward / BATCH / ours.backward <= 1.12
+
+
+@pytest.mark.parametrize("roles", [{Role.ADAPTER}, {Role.BACKBONE}])
+def test_the_tokens_of_an_answer_are_counted_with_the_layer_that_names_them(
+    roles: set[Role], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("atlas_dist.model.vilt.functional.scaled_dot_product_attention", by_the_book)
+    backbone, spec, most = load_backbone("random-smolvlm"), HeadSpec(TaskKind.GENERATE, 0), 5
+    batch = batch_of(spec, backbone.image_size) | {"answers": torch.randint(5, 50, (BATCH, most))}
+    mixing = MixingSpec(rank=8, weighting=Weighting.PLAIN)
+    with AdaptedModel(backbone.model, spec, mixing, visible=0, grows=True, seed=0) as model:
+        freeze_to(model, model.trainable_names(roles))
+        forward, backward = counted(model, batch)
+        ours = sample_flops(model, TEXT, most)
+    assert forward / BATCH == pytest.approx(ours.forward, rel=0.02)
+    assert backward / BATCH == pytest.approx(ours.backward, rel=0.05)
 
 
 @pytest.mark.parametrize("grows", [False, True])

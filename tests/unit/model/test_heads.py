@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from atlas_dist.core.types import TaskKind
+from atlas_dist.core.types import NO_TOKEN, TaskKind
 from atlas_dist.errors import ConfigError
 from atlas_dist.model.heads import OBJECTIVES, Head, HeadSpec
 
@@ -86,10 +86,28 @@ def test_answers() -> None:
     torch.testing.assert_close(objective.score(logits, target), chosen, rtol=0, atol=0)
 
 
+def test_written_answers() -> None:
+    """Mean cross-entropy of an answer's own tokens; right where each is the likeliest."""
+    logits = rand(3, 4, 5)
+    target = logits.argmax(-1)
+    target[1, 2:], target[2] = NO_TOKEN, NO_TOKEN
+    objective = OBJECTIVES[TaskKind.GENERATE]
+    log_p = logits.log_softmax(-1).amax(-1)
+    expected = torch.stack([-log_p[0].mean(), -log_p[1, :2].mean(), log_p.new_zeros(())])
+    torch.testing.assert_close(objective.loss(logits, target), expected, **EXACT)
+    assert objective.score(logits, target).tolist() == [1.0, 1.0, 1.0], "an answer without a token is a masked slot"
+    target[0, 3] = (target[0, 3] + 1) % 5
+    assert objective.score(logits, target).tolist() == [0.0, 1.0, 1.0]
+    assert not objective.ridge and HeadSpec(TaskKind.GENERATE, 0).outputs == 0
+    with pytest.raises(ConfigError, match="at least 1 class"):
+        HeadSpec(TaskKind.SINGLE, 0)
+
+
 @pytest.mark.parametrize("kind", TaskKind)
 def test_half_precision_logits_are_judged_in_float32(kind: TaskKind) -> None:
-    logits = rand(4, 3).bfloat16()
-    target = torch.full((4, 3), 0.3) if kind is TaskKind.ANSWERS else torch.zeros(4, dtype=torch.long)
+    logits = rand(*((4, 1, 3) if kind is TaskKind.GENERATE else (4, 3))).bfloat16()
+    target = torch.zeros((4, 1) if kind is TaskKind.GENERATE else 4, dtype=torch.long)
+    target = torch.full((4, 3), 0.3) if kind is TaskKind.ANSWERS else target
     objective = OBJECTIVES[kind]
     assert objective.loss(logits, target).dtype is torch.float32
     assert objective.loss(logits, target).shape == objective.score(logits, target).shape == (4,)

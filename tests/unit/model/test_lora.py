@@ -142,7 +142,7 @@ def batch(side: int, text: int = 6) -> dict[str, Tensor]:
     return {"input_ids": ids, "attention_mask": ids * 0 + 1, "token_type_ids": ids * 0, "pixel_values": pixels}
 
 
-@pytest.mark.parametrize("name", ["random-tiny", "random-clip", "random-siglip"])
+@pytest.mark.parametrize("name", ["random-tiny", "random-clip", "random-siglip", "random-smolvlm"])
 def test_a_grown_adapter_is_seen_by_the_next_model_as_it_was(name: str) -> None:
     backbone = load_backbone(name)
     inputs = batch(backbone.image_size, backbone.text_length(6))

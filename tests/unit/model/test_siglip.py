@@ -162,10 +162,10 @@ def test_a_checkpoint_of_another_kind_is_refused_with_which_are_meant(tmp_path: 
     which = r"\(NaFlex\), which is not read: use a checkpoint of fixed resolution, such as google/siglip2-base-patch16-224"
     with pytest.raises(ConfigError, match=f"type 'siglip2'; 'siglip' was asked for.*{which}"):
         load_backbone(ref)
-    with pytest.raises(ConfigError, match=f"Unknown architecture 'siglip2'.*{which}.*clip, siglip, vilt"):
+    with pytest.raises(ConfigError, match=f"Unknown architecture 'siglip2'.*{which}.*clip, idefics3, siglip, smolvlm, vilt"):
         load_backbone(backbone_ref("mine", str(tmp_path), architecture="siglip2"))
     SiglipVisionModel(siglip.model.config.vision_config).save_pretrained(tmp_path)
-    with pytest.raises(ConfigError, match=r"type 'siglip_vision_model'.*one of: clip, siglip, vilt"):
+    with pytest.raises(ConfigError, match=r"type 'siglip_vision_model'.*one of: clip, idefics3, siglip, smolvlm, vilt"):
         load_backbone(ref)
 
 

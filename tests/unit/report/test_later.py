@@ -10,9 +10,12 @@ from rich.console import Console
 
 from atlas_dist.core.attempts import CommittedRef
 from atlas_dist.core.plan import Plan, make_plan
+from atlas_dist.core.results import EvalResult, ViewResult
 from atlas_dist.core.state import JobState, RunState
+from atlas_dist.core.types import View
 from atlas_dist.report.console import show
 from atlas_dist.report.facts import gather
+from atlas_dist.report.later import token_f1s, written_sentence
 from atlas_dist.report.measures import BACKWARD, FORGETTING, measure
 from atlas_dist.report.page import render
 from tests.unit.core.test_plan import COMMON, sequence
@@ -71,3 +74,17 @@ def test_one_sample_that_changed_is_an_alarm(plan: Plan) -> None:
     assert facts.sequences[0].changed_predictions() == ["a"]
     assert 'role="alert"' in render(facts)
     assert facts.sequences[0].matrix["task"][1][0] == 75.0, "no fact is claimed any more"
+
+
+def test_written_answers_are_said_with_their_token_f1_and_others_are_not() -> None:
+    classes = EvalResult(views={View.TASK: ViewResult(80.0, 0.5, 10)})
+    written = EvalResult(views={View.TASK: ViewResult(10.0, 2.0, 10, token_f1=43.21)})
+    later = EvalResult(views={View.TASK: ViewResult(9.0, 2.0, 10, token_f1=1.0)})
+    cells = {(0, 0): classes, (1, 0): classes, (1, 1): written, (2, 0): classes, (2, 1): later, (2, 2): EvalResult()}
+    found = token_f1s(cells, ["shape", "say", "next"])
+    assert found == {"say": 43.21}
+    assert written_sentence(found).endswith("token F1 right after learning: say 43.2 %.")
+    assert written_sentence(token_f1s({(0, 0): classes}, ["shape"])) == ""
+    stored = written.to_json()["views"]["task"]
+    assert stored["token_f1"] == 43.21 and "token_f1" not in classes.to_json()["views"]["task"]
+    assert EvalResult.from_json(written.to_json()).views[View.TASK].token_f1 == 43.21

@@ -1,0 +1,70 @@
+"""Right answers become tokens, written ones texts, and the two are compared as a person would."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from atlas_dist.core.types import NO_TOKEN, TaskKind, TaskSpec
+from atlas_dist.errors import ConfigError
+from atlas_dist.model.atlas import AdaptedModel
+from atlas_dist.model.backbone import Backbone, load_backbone
+from atlas_dist.model.heads import HeadSpec
+from atlas_dist.model.mixing import MixingSpec, Weighting
+from atlas_dist.train.answers import answer_encoder, judge_of, text_of
+from atlas_dist.train.module import StageModule
+from tests.kits.towers import batch
+
+HEAD = HeadSpec(TaskKind.GENERATE, 0)
+SAY = TaskSpec("say", TaskKind.GENERATE, 0, 12, "say", "train", "val", "", "", max_new_tokens=6)
+
+
+@pytest.fixture(scope="module")
+def decoder() -> Backbone:
+    return load_backbone("random-smolvlm")
+
+
+def tokens(decoder: Backbone, *answers: str | None) -> torch.Tensor:
+    encode = answer_encoder(decoder, SAY)
+    assert encode is not None
+    return torch.from_numpy(encode(answers))
+
+
+def test_an_answer_is_its_text_again_without_its_end(decoder: Backbone) -> None:
+    rows = tokens(decoder, "a red square", "Red ", None)
+    assert decoder.chat is not None and (rows == decoder.chat.end).sum(1).tolist() == [1, 1, 0]
+    assert [text_of(decoder.tokenizer, row) for row in rows] == ["a red square", "red", ""]
+    assert (rows[2] == NO_TOKEN).all()
+
+
+def test_what_is_written_is_judged_when_nothing_trains_and_a_masked_slot_scores_nothing(
+    decoder: Backbone, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = tokens(decoder, "a red square", "blue", "red")
+    right = tokens(decoder, "A red  square", "a blue square", None)
+    given = batch(decoder, HEAD) | {"answers": right}
+    with AdaptedModel(decoder.model, HEAD, MixingSpec(weighting=Weighting.PLAIN), visible=0, grows=False, seed=0) as model:
+        monkeypatch.setattr(model, "write", lambda _batch, most: type("Written", (tuple,), {})((said, -torch.rand(3, most))))
+        module = StageModule(model, HEAD, bf16=False, judge=judge_of(decoder, SAY)).eval()
+        with torch.no_grad():
+            loss, score, answers, _, f1 = module(given, right)
+        assert score.tolist() == [1.0, 0.0, 0.0] and f1.tolist() == pytest.approx([1.0, 0.5, 0.0])
+        assert loss[2] == 0 and answers.shape == (3, 12) and torch.equal(answers[:, :6].long(), said)
+        assert len(module.train()(given, right)) == 4, "no decoding while something trains"
+
+
+def test_only_tasks_that_are_written_have_them_and_only_decoders_can(decoder: Backbone) -> None:
+    shape = TaskSpec("shape", TaskKind.SINGLE, 3, 12, "shape", "train", "val", "", "")
+    assert answer_encoder(decoder, shape) is None and judge_of(decoder, shape) is None
+    with pytest.raises(ConfigError, match="say has answers to write; random-clip does not write"):
+        answer_encoder(load_backbone("random-clip"), SAY)
+
+
+def test_a_signature_is_made_without_the_answer(decoder: Backbone) -> None:
+    given = batch(decoder, HEAD)
+    seen = []
+    with AdaptedModel(decoder.model, HEAD, MixingSpec(weighting=Weighting.PLAIN), visible=0, grows=False, seed=0) as model:
+        model.head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+        StageModule(model, HEAD, bf16=False).look(given)  # there is none, and none is missed
+        features = model.features(given, HEAD)
+    assert torch.equal(seen[0], features)
