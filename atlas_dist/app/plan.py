@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from atlas_dist.app.composed import Settings, compose_run
 from atlas_dist.app.process import restored_process
@@ -11,12 +12,16 @@ from atlas_dist.coordinator.preflight import slow_products
 from atlas_dist.core.attempts import CommittedRef
 from atlas_dist.core.plan import Plan
 from atlas_dist.core.state import RunState
+from atlas_dist.core.types import Work
 from atlas_dist.data.manifest import read_manifest
 from atlas_dist.report.outlook import Outlook, Pace, foresee, like_of
 from atlas_dist.runs.results import known_results, read_pointers
 from atlas_dist.runs.status import load_run
 from atlas_dist.runs.stores import open_shards
 from atlas_dist.store.objects import ObjectStore
+
+if TYPE_CHECKING:
+    from atlas_dist.train.step_memory import StepMemory
 
 ALIKE = 64
 """Results of other runs, at most, that time is judged by; their keys are digests, so the first ones are a fair draw."""
@@ -34,6 +39,8 @@ class PlannedRun:
     """What a worker costs an hour (`cluster.worker_hour`); 0 = not said."""
     advice: str
     """A sentence for those whose workers would crawl here; "" for everybody else."""
+    memory: tuple[StepMemory, ...] = ()
+    """What a training step needs of a rank's memory, the most first; () = not asked for."""
 
     @property
     def cost(self) -> Pace | None:
@@ -42,11 +49,12 @@ class PlannedRun:
         return (hours[0] * self.worker_hour, hours[1] * self.worker_hour) if hours and self.worker_hour else None
 
 
-def plan(*settings: Settings, many: bool = False) -> PlannedRun:
+def plan(*settings: Settings, many: bool = False, memory: bool = False) -> PlannedRun:
     """What a run with these settings would do; nothing is started or written.
 
     Args:
         settings: as for `run`.
+        memory: also say what a training step needs of a rank's memory: a pass of two samples for each shape of task, on the CPU.
 
     Raises:
         ConfigError, DataError, StoreError: whatever a run would trip over.
@@ -59,7 +67,17 @@ def plan(*settings: Settings, many: bool = False) -> PlannedRun:
         state, _ = load_run(store, config.run)
         outlook = forecast_run(config, jobs, state, store)
         advice = slow_products(config) if outlook.left else ""
-        return PlannedRun(config.run, jobs, outlook, config.cluster.worker_hour, advice)
+        steps = memory_of(config, jobs) if memory else ()
+        return PlannedRun(config.run, jobs, outlook, config.cluster.worker_hour, advice, steps)
+
+
+def memory_of(config: RunConfig, plan: Plan) -> tuple[StepMemory, ...]:
+    """What the training steps of a plan need of a rank's memory, the most first. Raises ConfigError, DataError: the backbone."""
+    from atlas_dist.train.configured import configured_backbone
+    from atlas_dist.train.step_memory import steps_of
+
+    ranks = min((group.workers for group in config.worker_groups if group.takes - {Work.EVALUATION}), default=1)
+    return tuple(steps_of(config, plan, configured_backbone(config), ranks))
 
 
 def forecast_run(config: RunConfig, plan: Plan, state: RunState, store: ObjectStore) -> Outlook:

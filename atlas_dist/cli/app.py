@@ -69,12 +69,13 @@ def demo(overrides: Overrides = None) -> None:
 def plan(
     overrides: Overrides = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document instead of a tree.")] = False,
+    memory: Annotated[bool, typer.Option("--memory", help="Also what a step needs of a worker's memory.")] = False,
     many: Many = False,
 ) -> None:
     """Show which jobs a run would do, which are already facts, and about what the rest costs; start nothing."""
     from atlas_dist.cli.plan import show_plan
 
-    show_plan(overrides, as_json=as_json, many=many)
+    show_plan(overrides, as_json=as_json, many=many, memory=memory)
 
 
 @app.command()

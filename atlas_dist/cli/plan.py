@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 import typer
 from rich.text import Text
@@ -15,10 +16,13 @@ from atlas_dist.core.plan import SequenceJobs
 from atlas_dist.core.types import StageJob
 from atlas_dist.report.outlook import JobOutlook, Outlook
 
+if TYPE_CHECKING:
+    from atlas_dist.train.step_memory import StepMemory
 
-def show_plan(overrides: list[str] | None, *, as_json: bool, many: bool = False) -> None:
+
+def show_plan(overrides: list[str] | None, *, as_json: bool, many: bool = False, memory: bool = False) -> None:
     """Print the tree and the sums. Raises ConfigError, DataError, StoreError: whatever a run would trip over."""
-    planned = plan(*(overrides or ()), many=many)
+    planned = plan(*(overrides or ()), many=many, memory=memory)
     if as_json:
         typer.echo(json.dumps(as_document(planned)))
         return
@@ -26,6 +30,8 @@ def show_plan(overrides: list[str] | None, *, as_json: bool, many: bool = False)
     for sequence in planned.plan.sequences:
         out.print(_tree(sequence, planned.outlook), soft_wrap=True)
     out.print(_sum(planned), markup=False, soft_wrap=True)
+    if planned.memory:
+        out.print(_memory(planned.memory[0]), markup=False, soft_wrap=True)
     if planned.advice:
         out.print(planned.advice, markup=False, soft_wrap=True)
 
@@ -46,7 +52,8 @@ def as_document(planned: PlannedRun) -> dict[str, Any]:
         for key, job in outlook.jobs.items()
     ]
     sums = {"left": len(outlook.left), "seconds": outlook.seconds, "worker_hours": outlook.worker_hours, "cost": planned.cost}
-    return {"run": planned.run, "jobs": jobs, **sums}
+    memory = {"memory": [asdict(step) | {"total": step.total} for step in planned.memory]} if planned.memory else {}
+    return {"run": planned.run, "jobs": jobs, **sums, **memory}
 
 
 def _tree(sequence: SequenceJobs, outlook: Outlook) -> Tree:
@@ -106,6 +113,20 @@ def _sum(planned: PlannedRun) -> str:
     if cost := planned.cost:
         text += f", {cost[0]:,.2f} to {cost[1]:,.2f} at {planned.worker_hour:g} a worker-hour"
     return text
+
+
+def _memory(step: StepMemory) -> str:
+    """The step that needs the most."""
+    parts = {"weights": step.weights, "optimizer": step.optimizer, "activations": step.activations}
+    named = ", ".join(f"{name} {_amount(size)}" for name, size in parts.items())
+    return (
+        f"memory of a worker: {_amount(step.total)} in {step.label} ({named}; {step.micro_batch} samples a pass,"
+        f" {step.visible} adapters seen); a device needs about a fifth more"
+    )
+
+
+def _amount(size: int) -> str:
+    return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
 
 
 def _span(least: float, most: float) -> str:

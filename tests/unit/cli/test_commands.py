@@ -84,6 +84,9 @@ def test_plan_tells_facts_from_work_and_what_the_work_costs(shell: Shell) -> Non
     anew = shell("plan", "run=third", "seeds=[7]", *words)
     assert f"{count} to do" in anew
     assert "at the pace of this store's finished jobs" in anew, "of another run, on the same backbone"
+    assert "memory of a worker: " in shell("plan", "--memory", *words) and "memory of a worker" not in anew
+    steps = json.loads(shell("plan", "--memory", "--json", *words))["memory"]
+    assert steps and all(step["total"] == step["weights"] + step["optimizer"] + step["activations"] > 0 for step in steps)
     bf16 = shell("plan", "run=third", "seeds=[7]", *words, "train.precision=bf16")
     assert "no finished job in this store" in bf16
     half = json.loads(shell("plan", "--json", "run=fourth", "seeds=[0,7]", *words))
