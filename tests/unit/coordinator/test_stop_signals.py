@@ -27,8 +27,8 @@ with StopSignals() as signals:
         child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(120)"])
     signals.hear()
     (here / "child").write_text(str(child.pid))
-    (here / "ready").touch()
     try:
+        (here / "ready").touch()  # as soon as it is there a signal may come
         while True:
             time.sleep(0.02)
     except KeyboardInterrupt:
