@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -103,6 +104,7 @@ class RunSession:
         composed_run, self.precision = decided_by_nodes(composed_run)
         self.composed_run, self.config, self.store = composed_run, composed_run.config, composed_run.store
         self.plan = composed_run.plan()
+        self.known: frozenset[str] = frozenset()  # jobs that were done before this start
 
     def check_report_folder(self) -> None:
         """Say before hours of learning that its report will have no place."""
@@ -117,6 +119,7 @@ class RunSession:
         if self._finished(state):
             self.observer(NothingToDo(self.config.run))
             return False
+        self.known = frozenset(key for key in self.plan.jobs if state.job(key).committed is not None)
         self.config, placed = placed_here(self.config, found_here())
         tracker_sync = make_tracker_sync(self.composed_run, lambda text: self.observer(Advice(text)))
         check_before_cluster(self.config, self.plan)
@@ -133,7 +136,7 @@ class RunSession:
         self.observer(ReportWritten(report))
         report.check_written()
         if learnt:
-            self.observer(_where_time_went(report, seconds))
+            self.observer(_where_time_went(report, seconds, self.known))
         return RunResult(report.facts.run, learnt, seconds, report)
 
     def _finished(self, state: RunState) -> bool:
@@ -194,8 +197,10 @@ class RunSession:
             self.observer(Idle(self.config.run))
 
 
-def _where_time_went(report: Report, wall: float) -> RunEnded:
-    spent = [s.result.seconds for q in report.facts.sequences for t in (*q.upstream, *q.downstream) for s in t.stages]
+def _where_time_went(report: Report, wall: float, known: Collection[str]) -> RunEnded:
+    """Of what this start has trained: not what was `known` before, nor what another run had learnt."""
+    stages = [s for q in report.facts.sequences for t in (*q.upstream, *q.downstream) for s in t.stages]
+    spent = [s.result.seconds for s in {s.key: s for s in stages}.values() if s.key not in known and s.attempt]
     later = sorted(took.setup for took in spent)[:-1]
     return RunEnded(
         run=report.facts.run,

@@ -87,6 +87,7 @@ def test_another_run_takes_over_what_is_known(folder: Path, undisturbed: Left) -
     other = words(folder, "undisturbed", "run=other")
     run = Running(other, folder / "other.txt")
     run.ends_with(0)
+    assert " 0% of it training steps" in run.text(), "what another run has trained is not this one's time"
     left = left_by(other)
     assert not [e for e in left.entries if isinstance(e.record, Dispatch)], "every result was there: nothing is trained"
     assert left.hashes() == undisturbed.hashes()
