@@ -55,6 +55,15 @@ def always(chosen: Chosen, rule: Rule) -> Form:
     return chosen.grown(rule)
 
 
+def by_rule(chosen: Chosen, rule: Rule) -> Form:
+    """As this version would choose, with the method's default bounds."""
+    grown = chosen.grown(rule)
+    if Form.EXPERIENCE not in chosen.scores:
+        return grown
+    enough, _ = rule.as_good(chosen.validation[Form.EXPERIENCE], chosen.validation[grown], 0.5, 0.02)
+    return Form.EXPERIENCE if enough else grown
+
+
 def by_loss(chosen: Chosen, rule: Rule) -> Form:
     """Where the score is not sure, whichever has the smaller loss: the rule before this one."""
     grown = chosen.grown(rule)
@@ -72,6 +81,7 @@ def by_loss(chosen: Chosen, rule: Rule) -> Form:
 WAYS: Mapping[str, Callable[[Chosen, Rule], Form]] = {
     "own adapter apart": lambda _, __: Form.OWN,
     "committed": lambda chosen, _: chosen.committed,
+    "by today's rule": by_rule,
     "both wherever there is one": lambda chosen, _: Form.BOTH if Form.BOTH in chosen.scores else Form.OWN,
     "expand=always": always,
     "the loss alone, where the score is not sure": by_loss,
