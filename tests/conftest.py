@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from functools import cache
+import shutil
+import tempfile
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +43,14 @@ def starts_ray(file: str) -> bool:
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
     """With `-n 2`."""
     return ByFile(config, log)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Nothing that a user's cache remembers may decide a test. Workers have the environment of the process that started them."""
+    if not hasattr(config, "workerinput"):
+        folder = tempfile.mkdtemp(prefix="atlas-tests-")
+        os.environ["XDG_CACHE_HOME"] = folder
+        config.add_cleanup(partial(shutil.rmtree, folder, ignore_errors=True))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -8,8 +8,6 @@ from dataclasses import replace
 from functools import cache, partial
 from typing import Any
 
-from torch import nn
-
 from atlas_dist.config import MethodConfig, Precision, RunConfig, TaskConfig, TrainConfig
 from atlas_dist.coordinator.generating import check_generating
 from atlas_dist.coordinator.imported import check_experience, look_up
@@ -22,10 +20,9 @@ from atlas_dist.data.manifest import read_manifest
 from atlas_dist.errors import ConfigError, DataError
 from atlas_dist.methods import make_method, stored_name
 from atlas_dist.methods.adapters import AdapterSettings
-from atlas_dist.model.backbones import Architecture
-from atlas_dist.model.targets import target_paths
+from atlas_dist.model.backbone_facts import BackboneFacts
 from atlas_dist.runs.stores import open_run_store, open_shards
-from atlas_dist.train.configured import configured_backbone
+from atlas_dist.train.configured import configured_backbone, configured_facts
 
 NUMERICS_VERSION = 1
 """Raised whenever equal settings may give another result than before: results of older versions are then not reused."""
@@ -51,12 +48,12 @@ def expand_rows(rows: Mapping[str, RunConfig]) -> Plan:
         As `expand`.
     """
     base = next(iter(rows.values()))
-    backbone, read = configured_backbone(base), cache(partial(read_manifest, open_shards(base)))
+    backbone, read = configured_facts(base), cache(partial(read_manifest, open_shards(base)))
     for config in rows.values():
-        _check_texts(config, backbone.max_text_tokens)
-        _check_image_types(config, backbone.architecture)
-        _check_targets(config, backbone.model)
-        check_generating(config, used_tasks(config), backbone.architecture)
+        _check_texts(config, backbone.text_tokens)
+        _check_image_types(config, backbone)
+        _check_targets(config)
+        check_generating(config, used_tasks(config), backbone)
         check_experience(config)
     specs = {row: {name: packed_task(config, name, read) for name in used_tasks(config)} for row, config in rows.items()}
     scored = [(task.dataset, task.scored) for known in specs.values() for task in known.values()]
@@ -253,24 +250,28 @@ def _method(config: RunConfig, requested: MethodConfig) -> MethodSpec:
     return spec
 
 
-def _check_image_types(config: RunConfig, architecture: Architecture) -> None:
+def _check_image_types(config: RunConfig, backbone: BackboneFacts) -> None:
     """A setting that the backbone cannot follow is refused, not passed over."""
     for requested in filter(None, (*config.variants.values(), config.references.alone, config.references.pretrained)):
         wanted = make_method(requested.name, requested.settings).second_image_type
-        if wanted > architecture.image_types:
+        if wanted > backbone.image_types:
             raise ConfigError(
                 f"{requested.name}: second_image_type is {wanted}, "
-                f"but {architecture.name} backbones know {architecture.image_types}.",
+                f"but {backbone.architecture} backbones know {backbone.image_types}.",
                 fix="Leave method.settings.second_image_type at 1.",
             )
 
 
-def _check_targets(config: RunConfig, model: nn.Module) -> None:
-    """Raises ConfigError where LoRA adapters are meant for layers that the backbone does not have."""
-    for requested in filter(None, (*config.variants.values(), config.references.alone, config.references.pretrained)):
-        lora = make_method(requested.name, requested.settings).mixing.lora
-        if lora is not None:
-            target_paths(model, lora.targets)
+def _check_targets(config: RunConfig) -> None:
+    """Raises ConfigError where LoRA adapters are meant for layers that the backbone does not have. Only they need the model."""
+    named = filter(None, (*config.variants.values(), config.references.alone, config.references.pretrained))
+    wanted = [lora.targets for method in named if (lora := make_method(method.name, method.settings).mixing.lora) is not None]
+    if wanted:
+        from atlas_dist.model.targets import target_paths
+
+        model = configured_backbone(config).model
+        for targets in wanted:
+            target_paths(model, targets)
 
 
 Read = Callable[[str, str], ShardManifest]

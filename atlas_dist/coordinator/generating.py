@@ -8,10 +8,10 @@ from atlas_dist.config import MethodConfig, RunConfig
 from atlas_dist.core.types import Role
 from atlas_dist.errors import ConfigError
 from atlas_dist.methods import Method, make_method
-from atlas_dist.model.backbones import ARCHITECTURES, Architecture
+from atlas_dist.model.backbone_facts import BackboneFacts
 
 
-def check_generating(config: RunConfig, tasks: Sequence[str], architecture: Architecture) -> None:
+def check_generating(config: RunConfig, tasks: Sequence[str], backbone: BackboneFacts) -> None:
     """Look at the tasks of kind `generate` among `tasks`.
 
     Raises:
@@ -20,10 +20,12 @@ def check_generating(config: RunConfig, tasks: Sequence[str], architecture: Arch
     written = [name for name in tasks if config.tasks[name].kind.generates]
     if not written:
         return
-    if architecture.decoder is None:
+    if not backbone.writes:
+        from atlas_dist.model.backbones import ARCHITECTURES  # all of transformers, for an error
+
         decoders = ", ".join(sorted(name for name, row in ARCHITECTURES.items() if row.decoder is not None))
         raise ConfigError(
-            f"tasks.{written[0]}.kind is generate, but {config.backbone.name} ({architecture.name}) does not write.",
+            f"tasks.{written[0]}.kind is generate, but {config.backbone.name} ({backbone.architecture}) does not write.",
             fix=f"Choose a backbone that is a decoder (architecture {decoders}), such as backbone=smolvlm_256m.",
         )
     for requested in _methods(config):

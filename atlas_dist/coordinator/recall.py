@@ -16,7 +16,7 @@ from atlas_dist.data.manifest import read_manifest
 from atlas_dist.errors import AtlasError, ConfigError, DataError
 from atlas_dist.methods import name_of_stored
 from atlas_dist.store.objects import ObjectStore
-from atlas_dist.train.configured import configured_backbone
+from atlas_dist.train.configured import configured_facts
 
 
 def recall(state: RunState, known: Mapping[str, TaskSpec], backbone_digest: str, shards: ObjectStore | None) -> Plan:
@@ -44,7 +44,7 @@ def recall(state: RunState, known: Mapping[str, TaskSpec], backbone_digest: str,
         row: {name: known.get(name) or _looked_up(config, name, shards, state.run) for name in used_tasks(config)}
         for row, config in rows.items()
     }
-    digest = backbone_digest or configured_backbone(next(iter(rows.values()))).digest
+    digest = backbone_digest or configured_facts(next(iter(rows.values()))).digest
     noted = {name: raw for spec in recorded.values() for name, raw in spec.get("experience", {}).items()}
     experience = {name: ImportedAdapter.from_specified(raw) for name, raw in noted.items()}
     plan = lay_out(rows, specs, digest, sizes, experience)

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from atlas_dist.errors import ConfigError
 from atlas_dist.methods.base import Settings
-from atlas_dist.model.targets import LoraSpec
+from atlas_dist.model.mixing_spec import LoraSpec
 
 
 class AdapterForm(StrEnum):

@@ -19,7 +19,7 @@ from atlas_dist.core.types import Role, Stage, StagePlan
 from atlas_dist.methods.adapters import AdapterSettings
 from atlas_dist.methods.base import FITTED, Method, Selecting, checked, spec_of
 from atlas_dist.methods.baselines import individual_adapters
-from atlas_dist.model.mixing import MixingSpec, Weighting
+from atlas_dist.model.mixing_spec import MixingSpec, Weighting
 
 STORED_NAME = "atlas2"
 """Of this form in job keys and stores, where `atlas` is the released form (`methods/atlas_paper.py`)."""

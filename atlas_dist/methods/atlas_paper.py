@@ -13,7 +13,7 @@ from pydantic import Field
 
 from atlas_dist.core.types import Budget, Role, Stage, StagePlan
 from atlas_dist.methods.base import Method, Settings, checked, spec_of
-from atlas_dist.model.mixing import AttendOver, MixingSpec, Weighting
+from atlas_dist.model.mixing_spec import AttendOver, MixingSpec, Weighting
 
 STORED_NAME = "atlas"
 """In job keys and stores, since 0.1."""

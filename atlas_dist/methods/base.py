@@ -14,18 +14,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeAlias, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
-from torch import Tensor
 
 from atlas_dist.core.sampling import Ordinals
 from atlas_dist.core.selection import Expand
 from atlas_dist.core.types import Augment, AuxiliaryTask, Budget, HeadStart, MethodSpec, StagePlan
 from atlas_dist.errors import ConfigError
-from atlas_dist.model.heads import Head, HeadSpec
-from atlas_dist.model.mixing import MixingSpec
+from atlas_dist.model.mixing_spec import MixingSpec
 from atlas_dist.validation import faults
+
+if TYPE_CHECKING:  # plans are made of methods in processes that never import torch
+    from torch import Tensor
+
+    from atlas_dist.model.heads import Head, HeadSpec
 
 
 class Settings(BaseModel):
@@ -85,11 +88,11 @@ class StageContext(Protocol):
         ...
 
 
-Regularizer = Callable[[Mapping[str, Tensor], Tensor], Tensor]
+Regularizer: TypeAlias = "Callable[[Mapping[str, Tensor], Tensor], Tensor]"
 """(batch, the features of its forward pass [b·K, I·D]) -> a scalar that is added once a step, or one number a sample [b]."""
 
 BuildRegularizer = Callable[[StageContext], Regularizer]
-BuildMemory = Callable[[StageContext], dict[str, Tensor]]
+BuildMemory: TypeAlias = "Callable[[StageContext], dict[str, Tensor]]"
 
 
 class Replay(Protocol):

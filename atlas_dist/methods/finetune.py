@@ -3,6 +3,8 @@
 Nothing that was learnt is altered: a stage trains a copy and leaves the whole set of trained weights as a new artifact. An old
 task can be read with the backbone it was learnt with (task view) or, as in practice, where one backbone serves all, with the
 newest (latest view); the latter is where these methods forget, and the one that counts for them.
+
+What computes (`ewc.py`, `lwf.py`, `replay.py`) is imported where such a method is made: it needs torch, and other plans do not.
 """
 
 from __future__ import annotations
@@ -14,10 +16,7 @@ from pydantic import Field
 
 from atlas_dist.core.types import Role, Stage, StagePlan
 from atlas_dist.methods.base import Method, Settings, checked, spec_of
-from atlas_dist.methods.ewc import FisherMemory, PullBack
-from atlas_dist.methods.lwf import Distilled
-from atlas_dist.methods.replay import Everything, Reservoir
-from atlas_dist.model.mixing import MixingSpec, Weighting
+from atlas_dist.model.mixing_spec import MixingSpec, Weighting
 
 
 class BackboneSettings(Settings):
@@ -88,12 +87,16 @@ def freeze_bottom_k(settings: Mapping[str, Any]) -> Method:
 
 def ewc(settings: Mapping[str, Any]) -> Method:
     """Elastic weight consolidation (Kirkpatrick et al. 2017, arXiv 1612.00796)."""
+    from atlas_dist.methods.ewc import FisherMemory, PullBack
+
     own = checked(EwcSettings, "ewc", settings)
     return _method("ewc", own, recalls=True, regularizer=PullBack(own.weight), build_memory=FisherMemory(own.fisher_samples))
 
 
 def experience_replay(settings: Mapping[str, Any]) -> Method:
     """Rehearsal from a reservoir of earlier samples (Chaudhry et al. 2019, arXiv 1902.10486)."""
+    from atlas_dist.methods.replay import Reservoir
+
     own = checked(ReplaySettings, "experience_replay", settings)
     reservoir = Reservoir(own.capacity, own.every)
     return _method("experience_replay", own, recalls=True, build_memory=reservoir, replay=reservoir, trains_auxiliary=True)
@@ -101,11 +104,15 @@ def experience_replay(settings: Mapping[str, Any]) -> Method:
 
 def lwf(settings: Mapping[str, Any]) -> Method:
     """Learning without forgetting (Li & Hoiem 2016, arXiv 1606.09282)."""
+    from atlas_dist.methods.lwf import Distilled
+
     own = checked(LwfSettings, "lwf", settings)
     return _method("lwf", own, recalls=True, regularizer=Distilled(own.weight, own.temperature), trains_auxiliary=True)
 
 
 def multitask(settings: Mapping[str, Any]) -> Method:
     """All tasks at once (Caruana 1997, "Multitask Learning"): what a sequence would reach if nothing had to be remembered."""
+    from atlas_dist.methods.replay import Everything
+
     own = checked(BackboneSettings, "multitask", settings)
     return _method("multitask", own, joint=True, replay=Everything(), trains_auxiliary=True)

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from atlas_dist.core.types import Role, Stage, StagePlan
 from atlas_dist.methods.base import FITTED, Method, Settings, checked, spec_of
-from atlas_dist.model.mixing import MixingSpec, Weighting
+from atlas_dist.model.mixing_spec import MixingSpec, Weighting
 
 
 class FusionSettings(Settings):

@@ -38,7 +38,8 @@ from atlas_dist.model.fusion import FusionSite
 from atlas_dist.model.heads import Head, HeadSpec
 from atlas_dist.model.layers import AS_THEY_ARE, LayerRuns, run_layers
 from atlas_dist.model.lora import LoraGroup, LoraSite, Ranks, lora_paths
-from atlas_dist.model.mixing import MixingSite, MixingSpec, Weighting
+from atlas_dist.model.mixing import MixingSite
+from atlas_dist.model.mixing_spec import MixingSpec, Weighting
 from atlas_dist.model.site_files import Group, adapter_slots, coefficient_slots
 from atlas_dist.model.site_hook import Site, SiteHook, attribute_of
 from atlas_dist.model.targets import target_paths

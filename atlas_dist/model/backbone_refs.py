@@ -21,7 +21,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from atlas_dist.errors import ConfigError
-from atlas_dist.model.backbones import architecture_named
 
 TINY_FOLDER = Path(__file__).parent / "assets" / "tiny_vilt"
 
@@ -94,7 +93,10 @@ def backbone_ref(name: str, source: str = "", revision: str = "", architecture: 
         place = str(Path(source).expanduser()) if source.startswith("~/") else source
         return BackboneRef(name, place, revision or None, architecture=architecture or DEFAULT_ARCHITECTURE)
     ref = named_backbone(name)
-    if architecture and architecture_named(architecture).name != ref.architecture:
+    if architecture not in ("", ref.architecture):
+        from atlas_dist.model.backbones import architecture_named  # all of transformers, for an error
+
+        architecture_named(architecture)
         raise ConfigError(
             f"Backbone {name!r} is of the architecture {ref.architecture!r}, not {architecture!r}.",
             fix="Leave backbone.architecture out, or name a checkpoint of that architecture with backbone.source.",

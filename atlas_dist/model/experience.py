@@ -17,7 +17,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from atlas_dist.model.mixing import INIT_STD, MixingSpec, SiteOutput
+from atlas_dist.model.mixing import SiteOutput
+from atlas_dist.model.mixing_spec import INIT_STD, MixingSpec
 from atlas_dist.model.residual_op import ResidualStack, add_residuals
 
 CLAMP = 3.0

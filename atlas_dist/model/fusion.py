@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from atlas_dist.model.mixing import INIT_STD, AdapterGroup, MixingSpec, SiteOutput
+from atlas_dist.model.mixing import AdapterGroup, SiteOutput
+from atlas_dist.model.mixing_spec import INIT_STD, MixingSpec
 
 
 class Fusion(nn.Module):

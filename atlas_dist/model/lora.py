@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from atlas_dist.errors import DataError
 from atlas_dist.model import tensors as named
 from atlas_dist.model.lora_op import add_lora
-from atlas_dist.model.mixing import INIT_STD, MixingSpec, SiteOutput
+from atlas_dist.model.mixing import SiteOutput
+from atlas_dist.model.mixing_spec import INIT_STD, MixingSpec
 from atlas_dist.model.targets import linear_paths
 
 Ranks = Mapping[str, int]

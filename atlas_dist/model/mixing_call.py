@@ -13,21 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, unflatten
 
-
-@dataclass(frozen=True)
-class MixRule:
-    """What does not vary from call to call.
-
-    Args:
-        heads: H; divides D.
-        per_feature: α is one number a feature (`dimension`) instead of one a sample (`whole`).
-        over_output: the query attends over the adapter's output y_i (the released code) instead of the site's input x (the
-            paper's figure).
-    """
-
-    heads: int
-    per_feature: bool = False
-    over_output: bool = True
+from atlas_dist.model.mixing_spec import MixRule
 
 
 class Stack(NamedTuple):

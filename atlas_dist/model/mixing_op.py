@@ -25,7 +25,8 @@ from torch.autograd import Function
 from torch.nn import functional
 
 from atlas_dist.model.mixing_attend import AttendGrads, attend, attend_backward, coefficient
-from atlas_dist.model.mixing_call import Call, CombineGrads, MixRule, Stack, combine, combine_backward
+from atlas_dist.model.mixing_call import Call, CombineGrads, Stack, combine, combine_backward
+from atlas_dist.model.mixing_spec import MixRule
 
 
 def mix(x: Tensor, stack: Stack, rule: MixRule) -> tuple[Tensor, Tensor]:

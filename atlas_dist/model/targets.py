@@ -1,5 +1,5 @@
-"""What a LoRA adapter is made of, and which linear layers of a backbone it acts on: named as in PEFT, by a list of suffixes of
-module paths, or by a regular expression that a whole path must match.
+"""Which linear layers of a backbone LoRA adapters act on: named as in PEFT, by a list of suffixes of module paths, or by a
+regular expression that a whole path must match.
 
     ()                       where bottleneck adapters sit (docs/method.md, Where adapters sit)
     ("query", "value")       every linear layer whose path ends in `.query` or `.value`
@@ -9,39 +9,16 @@ module paths, or by a regular expression that a whole path must match.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from torch import nn
 
 from atlas_dist.errors import ConfigError
 from atlas_dist.model.backbones import architecture_of
-
-Targets = tuple[str, ...] | str
-"""As `target_modules` of PEFT's LoraConfig."""
+from atlas_dist.model.mixing_spec import Targets
 
 ALL_LINEAR = "all-linear"
-
-
-@dataclass(frozen=True)
-class LoraSpec:
-    """How a new LoRA adapter is made, besides its rank r.
-
-    Args:
-        targets: which linear layers.
-        alpha: `lora_alpha`; 0 = the rank, so that s is 1 (with rsLoRA sqrt(r)).
-        rslora: s = alpha / sqrt(r) instead of alpha / r (Kalajdzievski 2023, arXiv 2312.03732).
-    """
-
-    targets: Targets = ()
-    alpha: float = 0.0
-    rslora: bool = False
-
-    def scale(self, rank: int) -> float:
-        """s, which B A x is multiplied with."""
-        return (self.alpha or rank) / (math.sqrt(rank) if self.rslora else rank)
 
 
 def target_paths(model: nn.Module, targets: Targets) -> tuple[str, ...]:

@@ -23,9 +23,9 @@ from atlas_dist.model import tensors as named
 from atlas_dist.model.backbones import AdapterSite, BackboneInput, Written, architecture_of
 from atlas_dist.model.experience import ExperienceSite
 from atlas_dist.model.heads import Head, HeadSpec
-from atlas_dist.model.mixing import MixingSpec, Weighting
-from atlas_dist.model.mixing_call import MixRule, Stack
+from atlas_dist.model.mixing_call import Stack
 from atlas_dist.model.mixing_op import mix
+from atlas_dist.model.mixing_spec import MixingSpec, MixRule, Weighting
 from atlas_dist.model.site_files import adapter_slots, coefficient_slots
 from atlas_dist.serve.mixed_lora import LoraPlace, load_part, lora_places
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from atlas_dist.bank.weights import BankWeights
 from atlas_dist.model import tensors as named
 from atlas_dist.model.lora import LoraSite, lora_paths, ranks_in, weighed_layers
-from atlas_dist.model.mixing import MixingSpec
+from atlas_dist.model.mixing_spec import MixingSpec
 from atlas_dist.model.site_files import coefficient_slots
 from atlas_dist.model.targets import target_paths
 

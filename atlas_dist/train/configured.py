@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from atlas_dist.config import RunConfig
-from atlas_dist.data.batch import StreamLimits
-from atlas_dist.model.backbone import Backbone, load_backbone
-from atlas_dist.model.backbone_refs import backbone_ref
+from atlas_dist.model.backbone_facts import BackboneFacts, facts_of
+from atlas_dist.model.backbone_refs import BackboneRef, backbone_ref
+
+if TYPE_CHECKING:  # a plan asks for no more than facts, and needs no torch
+    from atlas_dist.data.batch import StreamLimits
+    from atlas_dist.model.backbone import Backbone
 
 
 def stream_limits(config: RunConfig) -> StreamLimits:
     """What `shards.*` allows a stream."""
+    from atlas_dist.data.batch import StreamLimits
+
     shards = config.shards
     return StreamLimits(
         memory_bytes=shards.buffer_mb << 20,
@@ -24,5 +31,16 @@ def stream_limits(config: RunConfig) -> StreamLimits:
 
 def configured_backbone(config: RunConfig) -> Backbone:
     """The backbone that `backbone.*` names. Raises ConfigError or DataError."""
+    from atlas_dist.model.backbone import load_backbone
+
+    return load_backbone(_ref(config))
+
+
+def configured_facts(config: RunConfig) -> BackboneFacts:
+    """What plans need of it, without loading it where it is known. Raises as `configured_backbone`."""
+    return facts_of(_ref(config))
+
+
+def _ref(config: RunConfig) -> BackboneRef:
     named = config.backbone
-    return load_backbone(backbone_ref(named.name, named.source, named.revision, named.architecture))
+    return backbone_ref(named.name, named.source, named.revision, named.architecture)

@@ -23,7 +23,7 @@ from atlas_dist.data.sample import IMAGE_PROMPT
 from atlas_dist.device import device
 from atlas_dist.model.atlas import AdaptedModel
 from atlas_dist.model.heads import HeadSpec
-from atlas_dist.model.mixing import MixingSpec, Weighting
+from atlas_dist.model.mixing_spec import MixingSpec, Weighting
 from atlas_dist.train.context import RankContext
 from atlas_dist.train.inputs import pack_tensors
 from atlas_dist.train.module import StageModule

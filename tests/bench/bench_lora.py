@@ -26,8 +26,7 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from atlas_dist.model.lora import LoraSite
-from atlas_dist.model.mixing import MixingSpec, Weighting
-from atlas_dist.model.targets import LoraSpec
+from atlas_dist.model.mixing_spec import LoraSpec, MixingSpec, Weighting
 from tests.bench.bench_mixing import beside_ours, keep, new_layer, parser_of
 
 SCOPES = ("frozen", "all")

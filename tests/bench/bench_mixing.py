@@ -30,7 +30,8 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import ViltConfig
 from transformers.models.vilt.modeling_vilt import ViltLayer
 
-from atlas_dist.model.mixing import AdapterGroup, MixingSite, MixingSpec, Weighting
+from atlas_dist.model.mixing import AdapterGroup, MixingSite
+from atlas_dist.model.mixing_spec import MixingSpec, Weighting
 from atlas_dist.model.vilt import accelerate_vilt
 from tests.oracle.naive_mixing import NaiveAdapter, naive_site
 

@@ -27,7 +27,7 @@ from atlas_dist.data.manifest import read_manifest
 from atlas_dist.device import device
 from atlas_dist.model.atlas import AdaptedModel
 from atlas_dist.model.heads import HeadSpec
-from atlas_dist.model.mixing import MixingSpec, Weighting
+from atlas_dist.model.mixing_spec import MixingSpec, Weighting
 from atlas_dist.runs.stores import open_shards
 from atlas_dist.train.context import RankContext
 from atlas_dist.train.engine import join_alone

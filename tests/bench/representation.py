@@ -23,7 +23,7 @@ from atlas_dist.core.results import SelectResult
 from atlas_dist.core.selection import Form
 from atlas_dist.core.types import StageJob, TaskKind
 from atlas_dist.model.atlas import AdaptedModel
-from atlas_dist.model.mixing import MixingSpec, Weighting
+from atlas_dist.model.mixing_spec import MixingSpec, Weighting
 from atlas_dist.train.context import RankContext
 from atlas_dist.train.effective_rank import EffectiveRankMeter
 from atlas_dist.train.engine import join_alone, prepare_process

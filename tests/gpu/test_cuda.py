@@ -13,7 +13,8 @@ from atlas_dist import device as owner
 from atlas_dist.core.types import Budget
 from atlas_dist.model.heads import HeadSpec
 from atlas_dist.model.layers import AS_THEY_ARE, LayerRuns
-from atlas_dist.model.mixing import AdapterGroup, MixingSpec, Weighting
+from atlas_dist.model.mixing import AdapterGroup
+from atlas_dist.model.mixing_spec import MixingSpec, Weighting
 from atlas_dist.train.loop import Callbacks, LoopSettings, LoopState, Scores, train, train_step
 from atlas_dist.train.mixture import OWN
 from atlas_dist.train.module import StageModule

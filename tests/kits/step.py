@@ -17,7 +17,8 @@ from atlas_dist.model.atlas import AdaptedModel
 from atlas_dist.model.backbone import store_products_in_bf16
 from atlas_dist.model.heads import HeadSpec
 from atlas_dist.model.layers import AS_THEY_ARE, LayerRuns
-from atlas_dist.model.mixing import AdapterGroup, MixingSpec
+from atlas_dist.model.mixing import AdapterGroup
+from atlas_dist.model.mixing_spec import MixingSpec
 from atlas_dist.model.trained import freeze_to, optimizer_groups
 from atlas_dist.model.vilt import accelerate_vilt
 from atlas_dist.train.engine import build_optimizer, join_alone, learning_rate_factor

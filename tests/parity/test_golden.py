@@ -22,7 +22,7 @@ from transformers import ViltConfig, ViltModel
 from atlas_dist.core.types import Role, TaskKind
 from atlas_dist.model.atlas import AdaptedModel
 from atlas_dist.model.heads import OBJECTIVES, HeadSpec
-from atlas_dist.model.mixing import MixingSpec, Weighting
+from atlas_dist.model.mixing_spec import MixingSpec, Weighting
 from atlas_dist.model.trained import freeze_to, optimizer_groups
 from atlas_dist.model.vilt import accelerate_vilt
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from atlas_dist.model.mixing import AttendOver, MixingSite, MixingSpec, Weighting, ortho_penalty
+from atlas_dist.model.mixing import MixingSite, ortho_penalty
+from atlas_dist.model.mixing_spec import AttendOver, MixingSpec, Weighting
 from tests.parity.make_data import CASES, COUNT, DATA, HEADS, RANK, ROWS, WIDTH, make
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5}

@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from importlib import import_module
+
 from torch import nn
 
 from atlas_dist.errors import ConfigError
@@ -18,10 +21,6 @@ from atlas_dist.model.backbones.base import (
     Written,
     stack,
 )
-from atlas_dist.model.backbones.clip import CLIP
-from atlas_dist.model.backbones.siglip import SIGLIP
-from atlas_dist.model.backbones.smolvlm import IDEFICS3, SMOLVLM
-from atlas_dist.model.backbones.vilt import VILT
 
 __all__ = [
     "ARCHITECTURES",
@@ -40,7 +39,28 @@ __all__ = [
     "stack",
 ]
 
-ARCHITECTURES: dict[str, Architecture] = {row.name: row for row in (VILT, CLIP, SIGLIP, IDEFICS3, SMOLVLM)}
+_FILES = {"clip": "clip", "idefics3": "smolvlm", "siglip": "siglip", "smolvlm": "smolvlm", "vilt": "vilt"}
+"""Name of an architecture -> the file beside this one whose constant of that name, in capitals, is its row."""
+
+
+class _Rows(Mapping[str, Architecture]):
+    """Each row is imported when it is asked for: a run uses one architecture, and transformers' models take long to import."""
+
+    def __getitem__(self, name: str) -> Architecture:
+        row: Architecture = getattr(import_module(f"{__name__}.{_FILES[name]}"), name.upper())
+        return row
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(_FILES)
+
+    def __len__(self) -> int:
+        return len(_FILES)
+
+    def __contains__(self, name: object) -> bool:
+        return name in _FILES
+
+
+ARCHITECTURES: Mapping[str, Architecture] = _Rows()
 
 
 def architecture_named(name: str) -> Architecture:
@@ -57,12 +77,12 @@ def relative_of(model_type: str) -> str:
 
 
 def architecture_of(model: nn.Module) -> Architecture:
-    """Of a model of transformers, by its class.
+    """Of a model of transformers, by its class and the `model_type` of its configuration.
 
     Raises:
         ConfigError: a class that no architecture has.
     """
-    for row in ARCHITECTURES.values():
-        if isinstance(model, row.model_class):
-            return row
+    named = str(getattr(getattr(model, "config", None), "model_type", ""))
+    if named in ARCHITECTURES and isinstance(model, ARCHITECTURES[named].model_class):
+        return ARCHITECTURES[named]
     raise ConfigError(f"A {type(model).__name__} is no backbone: there are {', '.join(sorted(ARCHITECTURES))}.")

@@ -22,8 +22,7 @@ from atlas_dist.model.atlas import AdaptedModel
 from atlas_dist.model.backbone import load_backbone
 from atlas_dist.model.heads import HeadSpec
 from atlas_dist.model.lora import ranks_in
-from atlas_dist.model.mixing import MixingSpec, Weighting
-from atlas_dist.model.targets import LoraSpec
+from atlas_dist.model.mixing_spec import LoraSpec, MixingSpec, Weighting
 from tests.kits.peft_folders import LICENCE, edit, edit_tensors, save_peft
 
 HEAD = HeadSpec(TaskKind.SINGLE, 2)

@@ -7,7 +7,7 @@ import pytest
 from atlas_dist.core.types import Role, View
 from atlas_dist.errors import ConfigError
 from atlas_dist.methods import METHODS, make_method
-from atlas_dist.model.mixing import Weighting
+from atlas_dist.model.mixing_spec import Weighting
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -21,7 +21,7 @@ from atlas_dist.methods.ewc import ANCHOR, IMPORTANCE, FisherMemory, PullBack, p
 from atlas_dist.methods.replay import RESERVOIR, Everything, Reservoir, shared, smallest
 from atlas_dist.model.fusion import FusionSite, adapter_outputs
 from atlas_dist.model.heads import Head, HeadSpec
-from atlas_dist.model.mixing import MixingSpec, Weighting
+from atlas_dist.model.mixing_spec import MixingSpec, Weighting
 
 AUXILIARY = AuxiliaryTask(TaskSpec("old", TaskKind.SINGLE, 3, 8, "old", "train", "val", "t", "v"), Budget())
 

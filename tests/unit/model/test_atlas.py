@@ -14,7 +14,7 @@ from atlas_dist.core.types import Role, TaskKind
 from atlas_dist.errors import DataError, TrainingError
 from atlas_dist.model.atlas import AdaptedModel
 from atlas_dist.model.heads import OBJECTIVES, HeadSpec
-from atlas_dist.model.mixing import MixingSpec, Weighting
+from atlas_dist.model.mixing_spec import MixingSpec, Weighting
 from atlas_dist.model.trained import freeze_to, optimizer_groups
 from atlas_dist.model.vilt import accelerate_vilt
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from atlas_dist.model.experience import CLAMP, Coefficients, ExperienceSite
-from atlas_dist.model.mixing import MixingSpec, Weighting
+from atlas_dist.model.mixing_spec import MixingSpec, Weighting
 
 WIDTH, RANK = 8, 3
 

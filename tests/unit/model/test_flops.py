@@ -16,8 +16,8 @@ from atlas_dist.model.atlas import AdaptedModel
 from atlas_dist.model.backbone import load_backbone
 from atlas_dist.model.flops import peak_flops, sample_flops
 from atlas_dist.model.heads import HeadSpec
-from atlas_dist.model.mixing import AdapterGroup, MixingSpec, Weighting
-from atlas_dist.model.targets import LoraSpec
+from atlas_dist.model.mixing import AdapterGroup
+from atlas_dist.model.mixing_spec import LoraSpec, MixingSpec, Weighting
 from atlas_dist.model.trained import freeze_to
 
 TEXT, BATCH = 12, 3

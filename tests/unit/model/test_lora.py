@@ -19,8 +19,8 @@ from atlas_dist.model.backbone import load_backbone
 from atlas_dist.model.heads import HeadSpec
 from atlas_dist.model.lora import LoraSite, ranks_in
 from atlas_dist.model.lora_op import add_lora
-from atlas_dist.model.mixing import MixingSpec, Weighting
-from atlas_dist.model.targets import LoraSpec, target_paths
+from atlas_dist.model.mixing_spec import LoraSpec, MixingSpec, Weighting
+from atlas_dist.model.targets import target_paths
 from tests.oracle.naive_lora import naive_lora
 
 IN, OUT = 6, 5

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from atlas_dist.errors import ConfigError
-from atlas_dist.model.mixing import AdapterGroup, AttendOver, MixingSite, MixingSpec, Weighting, ortho_penalty
+from atlas_dist.model.mixing import AdapterGroup, MixingSite, ortho_penalty
+from atlas_dist.model.mixing_spec import AttendOver, MixingSpec, Weighting
 from tests.oracle.naive_mixing import NaiveAdapter, naive_penalty, naive_site
 
 EXACT = {"rtol": 0.0, "atol": 1e-11}

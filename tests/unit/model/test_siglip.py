@@ -23,7 +23,7 @@ from atlas_dist.model.backbone_refs import BACKBONES, BackboneRef, backbone_ref
 from atlas_dist.model.backbones import ARCHITECTURES
 from atlas_dist.model.backbones.joined import joined
 from atlas_dist.model.heads import HeadSpec
-from atlas_dist.model.mixing import MixingSpec
+from atlas_dist.model.mixing_spec import MixingSpec
 from atlas_dist.model.targets import target_paths
 from tests.kits.towers import batch, edit_weights, pixels, saved, texts
 from tests.kits.waits import no_host_sync

@@ -22,7 +22,7 @@ from atlas_dist.model.backbone import Backbone, backbone_digest, load_backbone
 from atlas_dist.model.backbone_refs import BACKBONES, BackboneRef, backbone_ref
 from atlas_dist.model.backbones import ARCHITECTURES, BackboneInput
 from atlas_dist.model.heads import HeadSpec, answer_loss
-from atlas_dist.model.mixing import MixingSpec, Weighting
+from atlas_dist.model.mixing_spec import MixingSpec, Weighting
 from atlas_dist.model.targets import target_paths
 from atlas_dist.model.trained import freeze_to
 from tests.kits.towers import batch, edit_weights, pixels, saved, texts

@@ -12,7 +12,7 @@ from atlas_dist.model.backbone import Backbone, backbone_digest, load_backbone
 from atlas_dist.model.backbone_refs import BACKBONES
 from atlas_dist.model.backbones import ARCHITECTURES, architecture_of
 from atlas_dist.model.heads import HeadSpec
-from atlas_dist.model.mixing import MixingSpec, Weighting
+from atlas_dist.model.mixing_spec import MixingSpec, Weighting
 from atlas_dist.model.trained import freeze_to
 from atlas_dist.train.context import store_products_in_bf16
 from tests.kits.towers import PICTURE, TEXT, batch, pixels, texts

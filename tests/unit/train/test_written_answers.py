@@ -10,7 +10,7 @@ from atlas_dist.errors import ConfigError
 from atlas_dist.model.atlas import AdaptedModel
 from atlas_dist.model.backbone import Backbone, load_backbone
 from atlas_dist.model.heads import HeadSpec
-from atlas_dist.model.mixing import MixingSpec, Weighting
+from atlas_dist.model.mixing_spec import MixingSpec, Weighting
 from atlas_dist.train.answers import answer_encoder, judge_of, text_of
 from atlas_dist.train.module import StageModule
 from tests.kits.towers import batch
