@@ -36,6 +36,19 @@ COLLECTIVE_S = 300
 """Seconds that a rank waits for the others in a collective before the group counts as broken."""
 
 
+UNUSED = ("DatasetsCallback", "PlacementGroupCleanerCallback")
+"""Helpers of Ray Train that a pool has no use for, each a process that takes two seconds of a core to start: there are no Ray
+Data sets, and `_remove_placement_groups` frees what a controller left."""
+
+
+class PoolTrainer(TorchTrainer):  # type: ignore[misc]
+    """Ray Train's, without these helpers. It asks its trainers for them by this name from 2.55, the oldest that we take, on;
+    where it no longer does, they are started again."""
+
+    def _create_default_callbacks(self) -> list[Any]:
+        return [callback for callback in super()._create_default_callbacks() if type(callback).__name__ not in UNUSED]
+
+
 @dataclass
 class PoolRunner:
     """Keeps a pool of workers alive until the coordinator sends it home; runs in a thread of the driver."""
@@ -77,13 +90,13 @@ class PoolRunner:
             _remove_placement_groups(taken)
             return False
 
-    def _trainer(self, attempt: int) -> TorchTrainer:
+    def _trainer(self, attempt: int) -> PoolTrainer:
         config, cluster_config, group = self.config, self.config.cluster, self.group
         resources = {"CPU": cluster_config.cpus_per_worker}
         gpus = cluster_config.gpus
         if gpus:
             resources["GPU"] = gpus
-        return TorchTrainer(
+        return PoolTrainer(
             pool_main,
             train_loop_config={"config": config, "actor": self.actor, "pool": group.name},
             scaling_config=ScalingConfig(
