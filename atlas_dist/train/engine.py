@@ -9,13 +9,13 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from atlas_dist.core.types import Budget
 from atlas_dist.device import device
@@ -58,6 +58,29 @@ def build_optimizer(groups: list[dict[str, Any]], budget: Budget) -> torch.optim
     return torch.optim.AdamW(groups, lr=budget.lr, betas=(budget.beta1, budget.beta2), eps=budget.eps, foreach=together)
 
 
+class TrainedPart(nn.Module):
+    """A stage's module with the parameters that train as its only ones.
+
+    DeepSpeed sends every parameter of its module to every rank when an engine is made, and goes over all of them several times a
+    step. Here most belong to a frozen backbone, which all ranks have loaded.
+
+    Args:
+        module: already on its device.
+        parameters: those of it that train.
+    """
+
+    whole: StageModule
+
+    def __init__(self, module: StageModule, parameters: Iterable[nn.Parameter]) -> None:
+        super().__init__()
+        self.trained = nn.ParameterList(parameters)
+        object.__setattr__(self, "whole", module)  # as an attribute of a module it would bring its other parameters along
+
+    def forward(self, *args: Any) -> Any:
+        """As the whole module."""
+        return self.whole(*args)
+
+
 def build_engine(module: StageModule, groups: list[dict[str, Any]], settings: EngineSettings) -> Any:
     """Wrap `module` in a DeepSpeed engine over the process group that already exists.
 
@@ -74,9 +97,11 @@ def build_engine(module: StageModule, groups: list[dict[str, Any]], settings: En
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: learning_rate_factor(step, settings.total_steps, budget.warmup)
     )
+    # ZeRO-3 takes the frozen parameters apart too.
+    seen = module if settings.zero_stage == 3 else TrainedPart(module, (p for group in groups for p in group["params"]))
     try:
         engine, *_ = deepspeed.initialize(
-            model=module, optimizer=optimizer, lr_scheduler=schedule, config=_deepspeed_config(settings), dist_init_required=False
+            model=seen, optimizer=optimizer, lr_scheduler=schedule, config=_deepspeed_config(settings), dist_init_required=False
         )
     except (AssertionError, ValueError) as error:
         raise ConfigError(

@@ -72,6 +72,22 @@ def test_a_job_leaves_nothing_of_itself(folder: Path, monkeypatch: pytest.Monkey
     assert alive == 0
 
 
+def test_the_engine_has_what_trains_alone(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or DeepSpeed sends a frozen backbone to every rank at the start of a job, and goes over it in every step."""
+    seen: list[bool] = []
+
+    def build(module: Any, *args: Any) -> Any:
+        engine = build_engine(module, *args)
+        trained = {id(p) for p in module.parameters() if p.requires_grad}
+        seen.append({id(p) for p in engine.module.parameters()} == trained and 0 < len(trained) < len(list(module.parameters())))
+        return engine
+
+    build_engine = learn.build_engine
+    monkeypatch.setattr(learn, "build_engine", build)
+    assert bench.run(bench.assignment(first(bench))).failure is None
+    assert seen == [True]
+
+
 def test_nothing_waits_for_the_device_in_a_step(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """DeepSpeed's throughput timer did, four times a step."""
     from deepspeed.accelerator import get_accelerator
