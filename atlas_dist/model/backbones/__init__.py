@@ -13,9 +13,11 @@ from atlas_dist.model.backbones.base import (
     Chat,
     Decoder,
     Encoded,
+    GoesOn,
     Limits,
     Tower,
     Written,
+    rows_go_on,
     stack,
 )
 from atlas_dist.model.backbones.clip import CLIP
@@ -31,12 +33,14 @@ __all__ = [
     "Chat",
     "Decoder",
     "Encoded",
+    "GoesOn",
     "Limits",
     "Tower",
     "Written",
     "architecture_named",
     "architecture_of",
     "relative_of",
+    "rows_go_on",
     "stack",
 ]
 

@@ -144,6 +144,15 @@ class Chat:
     end: int
 
 
+GoesOn = Callable[[Tensor], bool]
+"""Which rows of a batch are not at their end, bool [B] -> whether another token is to be written."""
+
+
+def rows_go_on(going: Tensor) -> bool:
+    """A `GoesOn`: until all rows of this batch have ended."""
+    return bool(going.any())
+
+
 class Written(NamedTuple):
     """B answers of at most M tokens. `tokens` int64 [B, M]: the last one of each ends it, where it was ended, and what is behind
     that is `NO_TOKEN`; `log_probs` [B, M] in nats, 0 there, float32 at least."""
@@ -160,11 +169,12 @@ class Decoder:
         teacher_forced: model, given, answers int64 [B, M] (`NO_TOKEN` behind their ends) -> logits [B, M, V] of each token of an
             answer, the right ones before it being known, and the pooled output [B, P] as `Architecture.encode` has it. Gradients
             flow.
-        greedy: model, given, M -> what it writes, the likeliest token after the other. Every row's numbers are its own.
+        greedy: model, given, M, a `GoesOn` that is asked after each token -> what it writes, the likeliest token after the
+            other. Every row's numbers are its own, whatever goes on beside it.
     """
 
     teacher_forced: Callable[[Any, BackboneInput, Tensor], tuple[Tensor, Tensor]]
-    greedy: Callable[[Any, BackboneInput, int], Written]
+    greedy: Callable[[Any, BackboneInput, int, GoesOn], Written]
 
 
 @dataclass(frozen=True, eq=False)

@@ -38,6 +38,7 @@ from atlas_dist.model.backbones.base import (
     Chat,
     Decoder,
     Encoded,
+    GoesOn,
     Limits,
     Tower,
     Written,
@@ -261,7 +262,7 @@ def _teacher_forced(model: Any, given: BackboneInput, answers: Tensor) -> tuple[
     return model.lm_head(hidden), hidden[:, 0]
 
 
-def _greedy(model: Any, given: BackboneInput, most: int) -> Written:
+def _greedy(model: Any, given: BackboneInput, most: int, goes_on: GoesOn) -> Written:
     """See `Decoder`. What was read is remembered; a row that has ended goes on as padding until all have."""
     _, embedded, mask = _prompt(model, given)
     text, end = model.model.text_model, int(model.chat_end)
@@ -276,7 +277,7 @@ def _greedy(model: Any, given: BackboneInput, most: int) -> Written:
         tokens[:, step] = torch.where(going, likeliest.indices, NO_TOKEN)
         log_probs[:, step] = torch.where(going, likeliest.values, 0.0)
         going = going & (likeliest.indices != end)
-        if not bool(going.any()):
+        if step + 1 == most or not goes_on(going):
             break
         mask = torch.cat([mask, going[:, None].to(mask.dtype)], dim=1)
         embedded = text.embed_tokens(likeliest.indices)[:, None]

@@ -44,13 +44,38 @@ def test_what_is_written_is_judged_when_nothing_trains_and_a_masked_slot_scores_
     right = tokens(decoder, "A red  square", "a blue square", None)
     given = batch(decoder, HEAD) | {"answers": right}
     with AdaptedModel(decoder.model, HEAD, MixingSpec(weighting=Weighting.PLAIN), visible=0, grows=False, seed=0) as model:
-        monkeypatch.setattr(model, "write", lambda _batch, most: type("Written", (tuple,), {})((said, -torch.rand(3, most))))
+        monkeypatch.setattr(
+            model, "write", lambda _batch, most, _goes_on: type("Written", (tuple,), {})((said, -torch.rand(3, most)))
+        )
         module = StageModule(model, HEAD, bf16=False, judge=judge_of(decoder, SAY)).eval()
         with torch.no_grad():
             loss, score, answers, _, f1 = module(given, right)
         assert score.tolist() == [1.0, 0.0, 0.0] and f1.tolist() == pytest.approx([1.0, 0.5, 0.0])
         assert loss[2] == 0 and answers.shape == (3, 12) and torch.equal(answers[:, :6].long(), said)
         assert len(module.train()(given, right)) == 4, "no decoding while something trains"
+
+
+def test_writing_goes_on_for_as_long_as_it_is_told_and_changes_nothing(decoder: Backbone) -> None:
+    """As a rank does whose answers have ended while another's have not."""
+    given = batch(decoder, HEAD)
+    with AdaptedModel(decoder.model, HEAD, MixingSpec(weighting=Weighting.PLAIN), visible=0, grows=False, seed=0) as model:
+        asked: list[list[bool]] = []
+
+        def to_the_end(going: torch.Tensor) -> bool:
+            asked.append(going.tolist())
+            return True
+
+        with torch.no_grad():
+            free = model.write(given, 6)
+            decoder.model.chat_end, end = int(free.tokens[0, 0]), decoder.model.chat_end
+            try:
+                one = model.write({name: value[:1] for name, value in given.items()}, 6)
+                longer = model.write({name: value[:1] for name, value in given.items()}, 6, to_the_end)
+            finally:
+                decoder.model.chat_end = end
+    assert asked == [[False]] * 5, "after each token but the last"
+    assert (one.tokens[0, 1:] == NO_TOKEN).all()
+    assert torch.equal(one.tokens, longer.tokens) and torch.equal(one.log_probs, longer.log_probs)
 
 
 def test_only_tasks_that_are_written_have_them_and_only_decoders_can(decoder: Backbone) -> None:
