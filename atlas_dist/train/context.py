@@ -31,7 +31,7 @@ from atlas_dist.model.tensors import load as load_tensors
 from atlas_dist.runs.stores import open_run_store, open_shards
 from atlas_dist.store import ObjectStore
 from atlas_dist.store.noted import NotedStore
-from atlas_dist.train.answers import answer_encoder
+from atlas_dist.train.answers import answer_encoder, asked_of
 from atlas_dist.train.configured import configured_backbone, stream_limits
 from atlas_dist.train.feed import Feeder
 
@@ -175,6 +175,7 @@ class RankContext:
             padded_text=backbone.text_length(task.max_text),
             resample=backbone.pictures.resample,
             encode_answers=answer_encoder(backbone, task),
+            asked=asked_of(backbone, task.max_text) if task.kind.generates else None,
             limits=stream_limits(self.config),
             **options,
         )

@@ -135,6 +135,8 @@ class Chat:
         after_text: between text and answer; at least one token.
         before_answer: what an answer's text is written behind, such as a space.
         end: id of the token that ends an answer.
+        question_end: what stands, as text, between an earlier question of a conversation and its answer.
+        answer_end: between that answer and the next question.
     """
 
     before: tuple[int, ...]
@@ -142,6 +144,8 @@ class Chat:
     after_text: tuple[int, ...]
     before_answer: str
     end: int
+    question_end: str = ""
+    answer_end: str = ""
 
 
 GoesOn = Callable[[Tensor], bool]

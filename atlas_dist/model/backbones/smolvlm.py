@@ -143,13 +143,14 @@ def _separate_segments(tokenizer: PreTrainedTokenizerFast) -> None:
 
 
 def _chat(model: Any, tokenizer: PreTrainedTokenizerFast) -> Chat:
-    """One turn of SmolVLM's template: `<|im_start|>User:` picture text `<end_of_utterance>`, `Assistant:` and the answer."""
+    """A turn of SmolVLM's template: `<|im_start|>User:` picture text `<end_of_utterance>`, `Assistant:` and the answer."""
 
     def ids(text: str) -> tuple[int, ...]:
         return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
 
     before = ids(f"{_START}User:{_AROUND}{_WHOLE}")
-    chat = Chat(before, ids(_AROUND), ids(f"{_END}\nAssistant:"), " ", tokenizer.get_vocab()[_END])
+    end, turn = tokenizer.get_vocab()[_END], (f"{_END}\nAssistant: ", f"{_END}\nUser: ")
+    chat = Chat(before, ids(_AROUND), ids(f"{_END}\nAssistant:"), " ", end, *turn)
     for name in ("before", "after_picture", "after_text"):
         model.register_buffer(f"chat_{name}", torch.tensor([getattr(chat, name)], dtype=torch.int64), persistent=False)
     model.chat_end = chat.end

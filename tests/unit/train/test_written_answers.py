@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 import torch
 
 from atlas_dist.core.types import NO_TOKEN, TaskKind, TaskSpec
+from atlas_dist.data.pack import run_pack
+from atlas_dist.data.stream import open_stream
 from atlas_dist.errors import ConfigError
 from atlas_dist.model.atlas import AdaptedModel
 from atlas_dist.model.backbone import Backbone, load_backbone
 from atlas_dist.model.heads import HeadSpec
 from atlas_dist.model.mixing import MixingSpec, Weighting
-from atlas_dist.train.answers import answer_encoder, judge_of, text_of
+from atlas_dist.train.answers import answer_encoder, asked_of, judge_of, text_of
 from atlas_dist.train.module import StageModule
+from tests.kits.data import memory_store
 from tests.kits.towers import batch
 
 HEAD = HeadSpec(TaskKind.GENERATE, 0)
@@ -35,6 +42,67 @@ def test_an_answer_is_its_text_again_without_its_end(decoder: Backbone) -> None:
     assert decoder.chat is not None and (rows == decoder.chat.end).sum(1).tolist() == [1, 1, 0]
     assert [text_of(decoder.tokenizer, row) for row in rows] == ["a red square", "red", ""]
     assert (rows[2] == NO_TOKEN).all()
+
+
+TEMPLATE = (
+    "<|im_start|>{% for message in messages %}{{message['role'] | capitalize}}"
+    "{% if message['content'][0]['type'] == 'image' %}{{':'}}{% else %}{{': '}}{% endif %}"
+    "{% for line in message['content'] %}{% if line['type'] == 'text' %}{{line['text']}}"
+    "{% elif line['type'] == 'image' %}{{ '<image>' }}{% endif %}{% endfor %}<end_of_utterance>\n"
+    "{% endfor %}{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
+)
+"""SmolVLM's, as its checkpoints have it."""
+
+
+def test_a_conversation_is_asked_as_the_chat_template_puts_it(decoder: Backbone) -> None:
+    turns, question = (("what is it", "a red dog"), ("is it big", "no")), "what colour"
+    said = [("user", turns[0][0]), ("assistant", turns[0][1]), ("user", turns[1][0]), ("assistant", turns[1][1])]
+    messages = [{"role": who, "content": [{"type": "text", "text": text}]} for who, text in [*said, ("user", question)]]
+    messages[0]["content"].insert(0, {"type": "image"})  # type: ignore[attr-defined]
+    templated = decoder.tokenizer.apply_chat_template(
+        messages, chat_template=TEMPLATE, add_generation_prompt=True, tokenize=False
+    )
+    asked, chat = asked_of(decoder, 100), decoder.chat
+    assert asked is not None and chat is not None
+    text = decoder.tokenizer(asked(question, turns), add_special_tokens=False)["input_ids"]  # the tiny one adds [CLS] and [SEP]
+    around = "<fake_token_around_image><global-img>", "<fake_token_around_image>"
+    wanted = decoder.tokenizer(str(templated).replace("<image>", "".join(around)), add_special_tokens=False)["input_ids"]
+    assert [*chat.before, *chat.after_picture, *text, *chat.after_text] == wanted
+    assert text.count(chat.end) == 4, "a turn's end is one token"
+    assert asked_of(load_backbone("random-clip"), 100) is None
+
+
+def test_a_rank_reads_conversations_as_they_are_asked(decoder: Backbone, tmp_path: Path) -> None:
+    """From messages to the ids of a batch, and from there to a loss on the last answer."""
+    messages = [{"role": who, "content": text} for who, text in (("user", "a?"), ("assistant", "b"), ("user", "c?"))]
+    record = {"messages": [*messages, {"role": "assistant", "content": "d"}]}
+    (tmp_path / "train.jsonl").write_text(json.dumps(record))
+    store = memory_store()
+    manifest = run_pack("instruct_jsonl", tmp_path, store, "d", "train", options={"pictures": 0}).manifest
+    task = replace(SAY, max_text=24, dataset="d", train_digest=manifest.digest, val_digest=manifest.digest)
+    with open_stream(
+        store,
+        manifest,
+        task,
+        decoder.tokenizer,
+        decoder.image_size,
+        seed=0,
+        rank=0,
+        world=1,
+        global_batch=2,
+        encode_answers=answer_encoder(decoder, task),
+        asked=asked_of(decoder, task.max_text),
+    ) as stream:
+        (batch,) = list(stream.validation())
+        assert batch.answers is not None
+        read = {
+            text_of(decoder.tokenizer, answer): decoder.tokenizer.decode(ids[mask.bool()])
+            for answer, ids, mask in zip(batch.answers, batch.input_ids[:, 0], batch.attention_mask[:, 0], strict=True)
+        }
+    asked = asked_of(decoder, task.max_text)
+    assert asked is not None
+    shown = decoder.tokenizer.decode(decoder.tokenizer(asked("c?", (("a?", "b"),)))["input_ids"])
+    assert read == {"b": decoder.tokenizer.decode(decoder.tokenizer("a?")["input_ids"]), "d": shown}
 
 
 def test_what_is_written_is_judged_when_nothing_trains_and_a_masked_slot_scores_nothing(
