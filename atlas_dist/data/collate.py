@@ -197,10 +197,7 @@ class Collator:
 
     def _texts(self, sample: Sample) -> Texts:
         """The texts of a sample; of a conversation, behind what was said before."""
-        if self._asked is None or not sample.earlier:
-            return sample.texts
-        (question, *rest), *others = sample.texts
-        return ((self._asked(question, sample.earlier), *rest), *others)
+        return self._asked(sample.texts, sample.earlier) if self._asked is not None and sample.earlier else sample.texts
 
     def _targets(self, samples: list[Sample | None]) -> torch.Tensor:
         targets = np.zeros((len(samples), self._task.classes), np.float32)

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 
 from atlas_dist.core.types import NO_TOKEN, Resample
 from atlas_dist.data.images import Pixels, decode_picture, decode_plain_jpeg, resized, sniff
-from atlas_dist.data.sample import Turns
+from atlas_dist.data.sample import Texts, Turns
 from atlas_dist.errors import ConfigError
 
 MEAN_COLOUR = (120, 114, 104)
@@ -93,9 +93,10 @@ class Asked:
         self._tokenizer.no_padding()
         self._before_answer, self._before_question, self._length = before_answer, before_question, length
 
-    def __call__(self, question: str, earlier: Turns) -> str:
-        """The question behind as many of the turns before it, the latest, as there is room for."""
-        return self._joined(question, self.kept(question, earlier))
+    def __call__(self, texts: Texts, earlier: Turns) -> Texts:
+        """The first text behind as many of the turns before it, the latest, as there is room for; the others as they are."""
+        (question, *rest), *others = texts
+        return ((self._joined(question, self.kept(question, earlier)), *rest), *others)
 
     def kept(self, question: str, earlier: Turns) -> Turns:
         """Those turns. A conversation loses its oldest ones: cut as other texts are, it would lose what is asked."""

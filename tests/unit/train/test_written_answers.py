@@ -64,7 +64,9 @@ def test_a_conversation_is_asked_as_the_chat_template_puts_it(decoder: Backbone)
     )
     asked, chat = asked_of(decoder, 100), decoder.chat
     assert asked is not None and chat is not None
-    text = decoder.tokenizer(asked(question, turns), add_special_tokens=False)["input_ids"]  # the tiny one adds [CLS] and [SEP]
+    text = decoder.tokenizer(asked(((question,),), turns)[0][0], add_special_tokens=False)[
+        "input_ids"
+    ]  # the tiny one adds [CLS] and [SEP]
     around = "<fake_token_around_image><global-img>", "<fake_token_around_image>"
     wanted = decoder.tokenizer(str(templated).replace("<image>", "".join(around)), add_special_tokens=False)["input_ids"]
     assert [*chat.before, *chat.after_picture, *text, *chat.after_text] == wanted
@@ -101,7 +103,7 @@ def test_a_rank_reads_conversations_as_they_are_asked(decoder: Backbone, tmp_pat
         }
     asked = asked_of(decoder, task.max_text)
     assert asked is not None
-    shown = decoder.tokenizer.decode(decoder.tokenizer(asked("c?", (("a?", "b"),)))["input_ids"])
+    shown = decoder.tokenizer.decode(decoder.tokenizer(asked((("c?",),), (("a?", "b"),))[0][0])["input_ids"])
     assert read == {"b": decoder.tokenizer.decode(decoder.tokenizer("a?")["input_ids"]), "d": shown}
 
 
