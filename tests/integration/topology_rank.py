@@ -71,9 +71,10 @@ def with_parents(plan: Plan, jobs: Sequence[StageJob]) -> list[StageJob]:
 
 
 def main() -> None:
-    folder, stages, words = Path(sys.argv[1]), json.loads(sys.argv[2]), sys.argv[3:]
+    folder, stages, apart, words = Path(sys.argv[1]), json.loads(sys.argv[2]), json.loads(sys.argv[3]), sys.argv[4:]
     prepare_process()
-    take_all_apart()
+    if apart:
+        take_all_apart()
     dist.init_process_group("gloo")
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     passes = end_apart(rank)
@@ -97,7 +98,8 @@ def main() -> None:
             if job in stages_of_plan:
                 details = json.loads(artifacts.load(context.store, done[job.key], "details.json"))
                 lines.append([point["loss"] for point in details["curve"]])
-                lines[-1] += [point[what] for point in details["validation"] for what in ("loss", "score")]
+                told = ("loss", "score") if apart else ("loss",)
+                lines[-1] += [point[what] for point in details["validation"] for what in told]
         losses[stage] = lines
         everywhere: list[list[int]] = [[]] * world
         dist.all_gather_object(everywhere, passes)
