@@ -23,6 +23,7 @@ from atlas_dist.errors import ConfigError, DataError
 from atlas_dist.model.backbone import Backbone
 from atlas_dist.runs.stores import open_shards
 from atlas_dist.store import ObjectStore
+from atlas_dist.train.answers import asked_of
 from atlas_dist.train.configured import configured_backbone
 
 
@@ -116,6 +117,7 @@ def _pack_split(
         map_fn=map_fn,
         long_texts=partial(longer_than, backbone.tokenizer, task.max_text),
         long_answers=_long_answers(task, backbone),
+        asked=asked_of(backbone, task.max_text) if task.kind.generates else None,
     )
 
 

@@ -12,12 +12,13 @@ from atlas_dist.app.composed import Settings
 from atlas_dist.data.leftout import shown
 from atlas_dist.data.parquet import Embedded, Held, Pictures
 from atlas_dist.data.records import Record, read_records
+from atlas_dist.data.sample import Turns
 from atlas_dist.data.source import found_file, is_url
 from atlas_dist.errors import DataError
 from atlas_dist.serve import AtlasModel, Request
 from atlas_dist.serve.inputs import Text
 
-_FIELDS = ("task", "image", "text", "choices")
+_FIELDS = ("task", "image", "text", "choices", "earlier")
 
 
 def model_for(requests: Sequence[Request], *settings: Settings, folder: Path | None = None) -> AtlasModel:
@@ -37,7 +38,11 @@ def model_for(requests: Sequence[Request], *settings: Settings, folder: Path | N
 
 def read_requests(path: Path) -> Iterator[Request]:
     """Requests from a file of objects, one a line, with `task` (left out = found by signature), and what they need of `image` (a
-    name or two, beside the file), `text` and `choices`; `-` = stdin. Raises DataError naming file, line and field."""
+    name or two, beside the file), `text`, `choices` and `earlier` ([question, answer] each); `-` = stdin.
+
+    Raises:
+        DataError: naming file, line and field.
+    """
     if is_url(str(path)):
         raise DataError(f"{path} is a URL; requests are read from a file.", fix="Download it and give the file.")
     try:
@@ -59,6 +64,7 @@ def read_requests(path: Path) -> Iterator[Request]:
             image=_images(record, path.parent, pictures),
             text=_text(record),
             choices=tuple(record.texts("choices")[0]) if choices else (),
+            earlier=_earlier(record),
             where=record.where,
         )
 
@@ -74,6 +80,15 @@ def _images(record: Record, folder: Path, pictures: Pictures) -> list[str | Path
     return [
         pictures.of(item) if isinstance(item, Embedded) else item if is_url(item) else found_file(folder, item) for item in given
     ]
+
+
+def _earlier(record: Record) -> Turns:
+    given = record.values.get("earlier")
+    if given in (None, "", []):
+        return ()
+    if not isinstance(given, list) or not all(isinstance(turn, list) and len(turn) == 2 for turn in given):
+        record.refuse(f"'earlier' is {shown(repr(given)[:80])}; a list of [question, answer] is wanted")
+    return tuple((turn[0], turn[1]) for turn in given)
 
 
 def _text(record: Record) -> Text | None:

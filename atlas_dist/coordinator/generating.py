@@ -39,17 +39,6 @@ def check_generating(config: RunConfig, tasks: Sequence[str], backbone: Backbone
                 f"tasks.{name}.shots is {config.tasks[name].shots:g} samples a class; written answers have no classes.",
                 fix=f"Give a share of the samples, such as tasks.{name}.shots=0.1.",
             )
-    if config.train.zero_stage == 3:
-        raise ConfigError(
-            f"train.zero_stage is 3, and {written[0]} writes its answers: workers write answers of different lengths, and each "
-            "token would need all of them.",
-            fix="Set train.zero_stage to 2 or less.",
-        )
-    if config.train.compile:
-        raise ConfigError(
-            f"train.compile is true, and {written[0]} writes its answers: sequences that grow would be compiled each time.",
-            fix="Set train.compile=false.",
-        )
 
 
 def _methods(config: RunConfig) -> Iterator[MethodConfig]:

@@ -12,10 +12,10 @@ import torch
 from atlas_dist.core.sampling import Ordinals
 from atlas_dist.core.types import Resample, TaskKind, TaskSpec
 from atlas_dist.data.batch import BadSample, RankBatch, StreamLimits
-from atlas_dist.data.decode import MEAN_COLOUR, AnswerEncoder, TextEncoder, decode_into
+from atlas_dist.data.decode import MEAN_COLOUR, AnswerEncoder, Asked, TextEncoder, decode_into
 from atlas_dist.data.images import Pixels
 from atlas_dist.data.leftout import shown
-from atlas_dist.data.sample import Sample, parse_sample
+from atlas_dist.data.sample import Sample, Texts, parse_sample
 from atlas_dist.device import device
 from atlas_dist.errors import DataError
 
@@ -71,10 +71,12 @@ class Collator:
         limits: StreamLimits,
         resample: Resample = Resample.BICUBIC,
         encode_answers: AnswerEncoder | None = None,
+        asked: Asked | None = None,
     ) -> None:
         self._task = task
         self._encode = encode
         self._encode_answers = encode_answers
+        self._asked = asked
         self._images = images
         self._choices = task.classes if task.kind is TaskKind.CHOICE else 1
         self._limits = limits
@@ -132,7 +134,7 @@ class Collator:
             pixels = self._next_buffer()
             lanes = [range(lane, len(samples), self._lanes) for lane in range(self._lanes)]
             decoding = [self._threads.submit(_decode_slots, lane, samples, pixels.numpy(), self._resample) for lane in lanes]
-        texts = [text for sample in samples for text in (sample or _EMPTY).texts * (1 if sample else self._choices)]
+        texts = [text for sample in samples for text in self._texts(sample or _EMPTY) * (1 if sample else self._choices)]
         ids, attention, types = (torch.from_numpy(a).view(len(samples), self._choices, -1) for a in self._encode(texts))
         return _Begun(located, samples, pixels, decoding, ids, attention, types)
 
@@ -192,6 +194,10 @@ class Collator:
             reason = f"its label {sample.label} is outside 0 … {classes - 1}"
         if reason:
             raise DataError(reason)
+
+    def _texts(self, sample: Sample) -> Texts:
+        """The texts of a sample; of a conversation, behind what was said before."""
+        return self._asked(sample.texts, sample.earlier) if self._asked is not None and sample.earlier else sample.texts
 
     def _targets(self, samples: list[Sample | None]) -> torch.Tensor:
         targets = np.zeros((len(samples), self._task.classes), np.float32)

@@ -11,6 +11,7 @@ from tokenizers import Tokenizer
 
 from atlas_dist.core.types import NO_TOKEN, Resample
 from atlas_dist.data.images import Pixels, decode_picture, decode_plain_jpeg, resized, sniff
+from atlas_dist.data.sample import Texts, Turns
 from atlas_dist.errors import ConfigError
 
 MEAN_COLOUR = (120, 114, 104)
@@ -74,6 +75,38 @@ class TextEncoder:
         encoded = self._tokenizer.encode_batch_fast([t if len(t) == 2 else t[0] for t in texts])
         ids, mask, types = [e.ids for e in encoded], [e.attention_mask for e in encoded], [e.type_ids for e in encoded]
         return np.array(ids, np.int64), np.array(mask, np.int64), np.array(types, np.int64)
+
+
+class Asked:
+    """How a decoder is asked a question that others were asked before: as one text, in the words of its chat template. It owns a
+    copy of the tokenizer, as `TextEncoder` does.
+
+    Args:
+        tokenizer: as of `TextEncoder`.
+        before_answer, before_question: what stands between a question and its answer, and between that and the next question.
+        length: tokens of a text at most.
+    """
+
+    def __init__(self, tokenizer: Any, before_answer: str, before_question: str, length: int) -> None:
+        self._tokenizer = Tokenizer.from_str(getattr(tokenizer, "backend_tokenizer", tokenizer).to_str())
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        self._before_answer, self._before_question, self._length = before_answer, before_question, length
+
+    def __call__(self, texts: Texts, earlier: Turns) -> Texts:
+        """The first text behind as many of the turns before it, the latest, as there is room for; the others as they are."""
+        (question, *rest), *others = texts
+        return ((self._joined(question, self.kept(question, earlier)), *rest), *others)
+
+    def kept(self, question: str, earlier: Turns) -> Turns:
+        """Those turns. A conversation loses its oldest ones: cut as other texts are, it would lose what is asked."""
+        while earlier and len(self._tokenizer.encode(self._joined(question, earlier)).ids) > self._length:
+            earlier = earlier[1:]
+        return earlier
+
+    def _joined(self, question: str, earlier: Turns) -> str:
+        before = [f"{asked}{self._before_answer}{said}{self._before_question}" for asked, said in earlier]
+        return "".join([*before, question])
 
 
 class AnswerEncoder:

@@ -29,6 +29,7 @@ from atlas_dist.core.keys import digest_of
 from atlas_dist.core.manifest import PART_BYTES, ShardInfo, ShardManifest
 from atlas_dist.core.sampling import shuffled
 from atlas_dist.core.types import Resample
+from atlas_dist.data.decode import Asked
 from atlas_dist.data.images import stored_form
 from atlas_dist.data.leftout import LeftOut, left_out_by, summary, writable
 from atlas_dist.data.manifest import MANIFEST, read_manifest, split_prefix, write_manifest
@@ -115,6 +116,7 @@ def run_pack(
     map_fn: MapFn | None = None,
     long_texts: Callable[[Sequence[tuple[str, ...]]], list[int]] | None = None,
     long_answers: Callable[[Sequence[str]], list[int]] | None = None,
+    asked: Asked | None = None,
     part_bytes: int = PART_BYTES,
 ) -> PackReport:
     """Pack one split of a raw data set into `<dataset>/<split>/` of `store`. Packing the same again does nothing.
@@ -134,6 +136,7 @@ def run_pack(
         map_fn: how jobs run in parallel; None = `workers` threads.
         long_texts: numbers of those of some texts that training would cut; None = not counted.
         long_answers: the same of answers that are written.
+        asked: how training puts a question behind the turns before it; None = not looked at.
 
     Raises:
         ConfigError: converter, split or options do not exist.
@@ -149,6 +152,7 @@ def run_pack(
         raise DataError(f"{converter_name} found no usable record for {split!r} ({len(by_rule) + len(raw.bad)} left out).")
     notes = raw.notes + (_cut(raw.samples, long_texts) if long_texts is not None else ())
     notes += _cut_answers(raw.samples, long_answers) if long_answers is not None else ()
+    notes += _cut_turns(raw.samples, asked) if asked is not None else ()
     if (existing := _existing(store, dataset, split, recipe, raw, overwrite)) is not None:
         return PackReport(existing, by_rule + raw.bad, notes, len(existing.shards))
     stamps = stamps_of(raw.source, raw.samples) if raw.images else ""
@@ -226,6 +230,7 @@ def _recipe(raw: RawSet, image_size: int, resample: Resample, shard_samples: int
     records = [
         (writable(s.id), s.texts, [writable(name) for name in s.images], s.label, sorted(s.targets.items()))
         + ((s.answer,) if s.answer else ())
+        + ((s.earlier,) if s.earlier else ())
         for s in raw.samples
     ]
     size = image_size if resample is Resample.BICUBIC else [image_size, resample]  # what was packed before keeps its digest
@@ -314,6 +319,15 @@ def _cut_answers(samples: Sequence[RawSample], long_answers: Callable[[Sequence[
         return ()
     count = f"{len(found)} of {len(samples)} records"
     return (f"{count} have an answer of more tokens than max_new_tokens: they will be cut (first: {found[0]})",)
+
+
+def _cut_turns(samples: Sequence[RawSample], asked: Asked) -> tuple[str, ...]:
+    """A sentence about the records that training would not show all earlier turns of, if there are any."""
+    found = [s.id for s in samples if len(asked.kept(s.texts[0][0], s.earlier)) < len(s.earlier)]
+    if not found:
+        return ()
+    count = f"{len(found)} of {len(samples)} records"
+    return (f"{count} have earlier turns of more tokens than max_text: the oldest will be left out (first: {found[0]})",)
 
 
 def _note_key(target: ShardTarget, job: ShardJob) -> str:

@@ -4,6 +4,8 @@ In a tar, a sample of key K is `K.jpg` or `K.png` (pairs: `K.0.*` left, `K.1.*` 
     {"id": "train/airplane/0000.jpg", "texts": [["This is an image."]], "label": 0}
     {"id": "458752000", "texts": [["What is this?"]], "targets": {"17": 0.9}}
     {"id": "coco/000000139", "texts": [["What is this?"]], "answer": "a living room"}
+    {"id": "coco/000000139#2", "texts": [["What colour is the sofa?"]], "answer": "red",
+     "earlier": [["What is this?", "a living room"]]}
 `texts` has one entry a choice; an entry is one text, or a pair that is tokenised as two segments. Ordinary WebDataset tars are
 read too: `K.txt` is the text, `K.cls` the label.
 """
@@ -36,6 +38,8 @@ LABEL_CAP = 1_000_000
 """Labels are numbers of classes, from 0: one beyond is something else (an id)."""
 
 Texts = tuple[tuple[str, ...], ...]
+Turns = tuple[tuple[str, str], ...]
+"""What was asked and answered before, the oldest first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +54,8 @@ class RawSample:
     """Soft score by answer (`answers` only)."""
     answer: str = ""
     """The text that is the answer (`generate` only)."""
+    earlier: Turns = ()
+    """Of a conversation (`generate` only)."""
 
     @property
     def index_label(self) -> int:
@@ -66,6 +72,7 @@ class Sample:
     label: int
     targets: Mapping[int, float]
     answer: str = ""
+    earlier: Turns = ()
 
 
 def index_label(label: int, targets: Mapping[int, float]) -> int:
@@ -80,6 +87,8 @@ def dump_json(raw: RawSample) -> bytes:
     body: dict[str, Any] = {"id": raw.id, "texts": raw.texts}
     if raw.answer:
         body["answer"] = raw.answer
+        if raw.earlier:
+            body["earlier"] = raw.earlier
     elif raw.targets or raw.label == NO_LABEL:
         body["targets"] = {str(answer): raw.targets[answer] for answer in sorted(raw.targets)}
     else:
@@ -101,6 +110,7 @@ def parse_sample(files: Mapping[str, memoryview]) -> Sample:
         raise DataError("it has neither an image nor a text")
     texts: Texts = ((IMAGE_PROMPT,),)
     label, targets, answer = NO_LABEL, {}, ""
+    earlier: Turns = ()
     try:
         body = _about(files["json"]) if "json" in files else {}
         if "texts" in body:
@@ -111,6 +121,8 @@ def parse_sample(files: Mapping[str, memoryview]) -> Sample:
             texts = ((body["caption"],),)
         if isinstance(said := body.get("answer"), str) and writable(said) == said:
             answer = said  # half a character is no answer; other kinds of samples may have what they like there
+            earlier = _turns(body.get("earlier", []))
+            _can_be_written(earlier)
         _can_be_written(texts)
         if (raw := files.get("cls")) is not None:
             label = _label(_whole_number(decode_text(bytes(raw), "its .cls")))
@@ -121,7 +133,7 @@ def parse_sample(files: Mapping[str, memoryview]) -> Sample:
             raise ValueError("targets are numbers of answers with finite scores")
     except (ValueError, TypeError, AttributeError, RecursionError, DataError) as error:
         raise DataError(f"its text or label cannot be read ({str(error)[:120]})") from error
-    return Sample(texts, images, label, targets, answer)
+    return Sample(texts, images, label, targets, answer, earlier)
 
 
 def _about(raw: memoryview) -> dict[str, Any]:
@@ -172,6 +184,13 @@ def _texts(value: Any) -> Texts:
     if not entries or not all(0 < len(e) <= 2 and all(isinstance(t, str) for t in e) for e in entries):
         raise ValueError("texts must be a list of [text] or [text, text]")
     return entries
+
+
+def _turns(value: Any) -> Turns:
+    turns = tuple(tuple(turn) if isinstance(turn, list) else () for turn in value)
+    if not all(len(turn) == 2 and all(isinstance(said, str) for said in turn) for turn in turns):
+        raise ValueError("earlier turns must be a list of [question, answer]")
+    return turns
 
 
 def _label(value: Any) -> int:

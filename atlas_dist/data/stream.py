@@ -37,7 +37,7 @@ from atlas_dist.core.types import Resample, TaskSpec
 from atlas_dist.data.batch import RankBatch, StreamLimits, StreamStats
 from atlas_dist.data.cache import NodeCache
 from atlas_dist.data.collate import Collator, Located, StepPlan
-from atlas_dist.data.decode import AnswerEncoder, TextEncoder
+from atlas_dist.data.decode import AnswerEncoder, Asked, TextEncoder
 from atlas_dist.data.fetch import Cancelled, PartFetcher, ShardPool, wanted_shards
 from atlas_dist.errors import ConfigError, DataError
 from atlas_dist.pulse import Doing, pulse
@@ -271,6 +271,7 @@ def open_stream(
     padded_text: int = 0,
     resample: Resample = Resample.BICUBIC,
     encode_answers: AnswerEncoder | None = None,
+    asked: Asked | None = None,
     limits: StreamLimits | None = None,
 ) -> Stream:
     """Open one rank's stream of one split. Nothing is fetched before the first iteration.
@@ -285,6 +286,7 @@ def open_stream(
         padded_text: tokens that texts are padded to; 0 = as many as the task's have at most.
         resample: how pictures of another size become `image_size`.
         encode_answers: of a task whose answers are written.
+        asked: of the same, how questions stand behind the turns before them.
 
     Raises:
         DataError: the manifest does not fit the task, or holds no sample.
@@ -311,6 +313,7 @@ def open_stream(
         limits=limits,
         resample=resample,
         encode_answers=encode_answers,
+        asked=asked,
     )
     samplers = (sampler(), sampler())
     return Stream(fetcher, pool, manifest, samplers, collator, rank=rank, world=world, limits=limits, stop=stop)

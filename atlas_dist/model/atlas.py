@@ -32,7 +32,7 @@ from torch.utils.hooks import RemovableHandle
 from atlas_dist.core.types import Role
 from atlas_dist.errors import DataError, TrainingError
 from atlas_dist.model import tensors as named
-from atlas_dist.model.backbones import BackboneInput, Decoder, Written, architecture_of
+from atlas_dist.model.backbones import BackboneInput, Decoder, GoesOn, Written, architecture_of, rows_go_on
 from atlas_dist.model.experience import ExperienceSite
 from atlas_dist.model.fusion import FusionSite
 from atlas_dist.model.heads import Head, HeadSpec
@@ -154,10 +154,13 @@ class AdaptedModel(nn.Module):
             logits = self.head(self.features(batch, self.head_spec)).view(len(batch["input_ids"]), -1)
         return AtlasOutput(logits, self.penalty(like=logits))
 
-    def write(self, batch: Mapping[str, Tensor], most: int) -> Written:
-        """Answers of at most `most` tokens, by greedy decoding; the samples' `answers` are not looked at. Errors as `forward`."""
+    def write(self, batch: Mapping[str, Tensor], most: int, goes_on: GoesOn = rows_go_on) -> Written:
+        """Answers of at most `most` tokens, by greedy decoding; the samples' `answers` are not looked at. Errors as `forward`.
+
+        `goes_on`: decides after each token whether there is another one.
+        """
         self._begin(batch, self.head_spec)
-        return self._decoder.greedy(self.backbone, self._given(batch, 0), most)
+        return self._decoder.greedy(self.backbone, self._given(batch, 0), most, goes_on)
 
     @property
     def _decoder(self) -> Decoder:

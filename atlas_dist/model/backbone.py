@@ -144,7 +144,11 @@ def backbone_digest(
     rules = json.loads(tokenizer.backend_tokenizer.to_str())
     for remembered in ("truncation", "padding"):  # left over from the last call, not part of what the tokenizer is
         rules.pop(remembered, None)
-    for part in (rules, _lasting_config(model.config), *(asdict(form) for form in (pictures, chat) if form)):
+    forms = [asdict(form) for form in (pictures, chat) if form]
+    for form in forms:
+        for newer in ("question_end", "answer_end"):  # of conversations, which there were not: other tasks keep their keys
+            form.pop(newer, None)
+    for part in (rules, _lasting_config(model.config), *forms):
         digest.update(json.dumps(part, sort_keys=True).encode())
     return digest.hexdigest()
 

@@ -27,6 +27,7 @@ class LayerRuns:
         recompute: keep a layer's input only and compute the layer again in backward (activation checkpointing; Chen et al. 2016,
             arXiv 1604.06174). About a third more arithmetic, a layer's activations instead of the backbone's. The same numbers.
         compiled: run each layer through `torch.compile`. Fused kernels round differently: results may differ in the last bits.
+            A decoder that writes runs its layers as they are: each token is a sequence of another length.
     """
 
     recompute: bool = False
@@ -60,7 +61,7 @@ def run_layers(
     for layer in layers:
         forward: Callable[..., Any] = layer.forward
         if runs.compiled:
-            forward = torch.compile(forward)
+            forward = functools.partial(_unless_it_remembers, forward, torch.compile(forward))
         if runs.recompute:
             forward = functools.partial(_recomputed, forward, second_time)
         layer.forward = forward
@@ -72,6 +73,11 @@ def run_layers(
             torch._dynamo.reset()  # the next job's layers begin with all versions to come
 
     return undo
+
+
+def _unless_it_remembers(as_it_is: Callable[..., Any], compiled: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """`compiled`, unless the layer is given the keys and values of what was read before, of which there are more each time."""
+    return (compiled if kwargs.get("past_key_values") is None else as_it_is)(*args, **kwargs)
 
 
 def _recomputed(

@@ -17,7 +17,7 @@ from atlas_dist.data.decode import MEAN_COLOUR, decode_into
 from atlas_dist.data.images import rgb_of, stored_form
 from atlas_dist.data.leftout import shown, writable
 from atlas_dist.data.parquet import Held
-from atlas_dist.data.sample import IMAGE_PROMPT
+from atlas_dist.data.sample import IMAGE_PROMPT, Turns
 from atlas_dist.data.source import is_url
 from atlas_dist.errors import DataError
 
@@ -89,6 +89,21 @@ def check_asked(task: TaskSpec, text: Text | None, pictures: Sequence[Picture], 
         )
     if not pictures:
         raise DataError(f"{task.name} was asked with neither a picture nor a text.", fix="Give what it learnt from.")
+
+
+def check_earlier(task: TaskSpec, earlier: Turns) -> None:
+    """Whether a conversation can be gone on with.
+
+    Raises:
+        DataError: the task writes no answers, or what is given are no questions with their answers.
+    """
+    if not earlier:
+        return
+    if not task.kind.generates:
+        raise DataError(f"{task.name} holds no conversations ({task.kind.value}).", fix="Leave `earlier` out.")
+    if not all(isinstance(turn, list | tuple) and len(turn) == 2 for turn in earlier):
+        raise DataError("`earlier` is no list of a question and its answer each.", fix="Give [[question, answer], …].")
+    _given(None, [said for turn in earlier for said in turn])
 
 
 def check_pictures(task: TaskSpec, pictures: Sequence[Picture]) -> None:

@@ -20,7 +20,7 @@ from torch.utils.hooks import RemovableHandle
 from atlas_dist.bank.weights import BankWeights
 from atlas_dist.errors import DataError
 from atlas_dist.model import tensors as named
-from atlas_dist.model.backbones import AdapterSite, BackboneInput, Written, architecture_of
+from atlas_dist.model.backbones import AdapterSite, BackboneInput, Written, architecture_of, rows_go_on
 from atlas_dist.model.experience import ExperienceSite
 from atlas_dist.model.heads import Head, HeadSpec
 from atlas_dist.model.mixing_call import Stack
@@ -115,7 +115,7 @@ class MixedModel:
             site.plan([batch], batch.length)
         with self._hooked():
             given = BackboneInput(**text, pixel_values=rows["pixels"])
-            written = self.architecture.decoder.greedy(self.backbone, given, self.most[batch.key])
+            written = self.architecture.decoder.greedy(self.backbone, given, self.most[batch.key], rows_go_on)
         alpha = {name: site.alphas[0].detach() for name, site in self.sites.items() if site.alphas}
         return TaskOutput(written.log_probs[:, :0], alpha, written)
 

@@ -29,15 +29,26 @@ from atlas_dist.config import Precision
 from atlas_dist.core.signature import TaskChoice
 from atlas_dist.core.types import TaskKind
 from atlas_dist.data.decode import TextEncoder
+from atlas_dist.data.sample import Texts, Turns
 from atlas_dist.device import device as where_to_compute
 from atlas_dist.errors import ConfigError, DataError
 from atlas_dist.model.backbone import Backbone, load_backbone, store_products_in_bf16
 from atlas_dist.model.backbone_refs import backbone_ref
 from atlas_dist.model.pixels import Normalise
 from atlas_dist.serve.choosing import accepted, choose_tasks
-from atlas_dist.serve.inputs import Picture, Text, check_asked, check_pictures, parts_of, pictures_in, pixels_of, texts_of
+from atlas_dist.serve.inputs import (
+    Picture,
+    Text,
+    check_asked,
+    check_earlier,
+    check_pictures,
+    parts_of,
+    pictures_in,
+    pixels_of,
+    texts_of,
+)
 from atlas_dist.serve.mixed import MixedModel, TaskBatch, TaskOutput
-from atlas_dist.train.answers import text_of
+from atlas_dist.train.answers import asked_of, text_of
 from atlas_dist.train.signatures import always_has_text
 
 Coefficients = Mapping[str, Mapping[str, float]]
@@ -57,6 +68,8 @@ class Request:
     """The texts to choose from (`choice` only)."""
     where: str = ""
     """Where it stands, for messages ("ask.jsonl, line 3"); "" = its number."""
+    earlier: Turns = ()
+    """What was asked and answered before, the oldest first (`generate` only)."""
 
 
 @dataclass(frozen=True)
@@ -142,6 +155,7 @@ class AtlasModel:
         text: Text | None = None,
         choices: Sequence[str] = (),
         *,
+        earlier: Turns = (),
         output_adapter_coefficients: bool = False,
     ) -> Prediction:
         """Answer one sample; arguments as in Request.
@@ -150,7 +164,7 @@ class AtlasModel:
             ConfigError: no such task, or none is named and the bank was learnt without signatures. DataError: the sample is not
                 what the task looks at, a picture cannot be read, or no task is named and the sample is unlike everything learnt.
         """
-        request = Request(task, image, text, choices)
+        request = Request(task, image, text, choices, earlier=earlier)
         return self.predict_batch([request], output_adapter_coefficients=output_adapter_coefficients)[0]
 
     def predict_batch(self, requests: Iterable[Request], *, output_adapter_coefficients: bool = False) -> list[Prediction]:
@@ -235,6 +249,7 @@ class AtlasModel:
             texts_of(task.learnt.task, request.text, request.choices)
             pictures = pictures_in(request.image)
             check_pictures(task.learnt.task, pictures)
+            check_earlier(task.learnt.task, request.earlier)
             check_asked(task.learnt.task, request.text, pictures, needs_text=always_has_text(task.signature))
         return task
 
@@ -253,7 +268,10 @@ class AtlasModel:
         spec = task.learnt.task
         padded = self.backbone.text_length(spec.max_text)
         encoder = self._encoders.setdefault(spec.max_text, TextEncoder(self.backbone.tokenizer, spec.max_text, padded))
-        encoded = encoder(texts_of(spec, request.text, request.choices))
+        texts: Texts = tuple(texts_of(spec, request.text, request.choices))
+        if request.earlier and (asked := asked_of(self.backbone, spec.max_text)) is not None:
+            texts = asked(texts, request.earlier)
+        encoded = encoder(texts)
         if pixels is None:
             side, resample = self.backbone.image_size, self.backbone.pictures.resample
             raw = torch.from_numpy(pixels_of(spec, pictures_in(request.image), side, resample))

@@ -41,6 +41,8 @@ from atlas_dist.serve.wire import (
 
 log = logging.getLogger(__name__)
 
+_JSON_ONLY = ("earlier",)
+"""Fields of a sample that a form cannot have: they are no text."""
 _REPEATED = ("text", "choices")
 _FORM_FIELDS = 1024
 _FORM_FILES = 8
@@ -90,7 +92,7 @@ def make_api(service: Service, settings: ServeSettings, digest: str) -> FastAPI:
         exception_handlers={AtlasError: _refuse, Refusal: _refuse, HTTPException: _refuse},
     )
     api.add_middleware(Guard, digest=digest, max_body=settings.max_body)
-    desk = _Desk(service, settings)
+    endpoints = _Endpoints(service, settings)
     known: dict[str, Any] = {"dependencies": [Depends(HTTPBearer(auto_error=False))]} if digest else {}
     refused: dict[int | str, dict[str, Any]] = {code: {"model": Refused, "description": text} for code, text in _REFUSALS.items()}
     api.post(
@@ -100,9 +102,9 @@ def make_api(service: Service, settings: ServeSettings, digest: str) -> FastAPI:
         openapi_extra=_request_body(),
         summary="Ask one sample, or several",
         **known,
-    )(desk.predict)
-    api.get("/v1/tasks", response_model=Tasks, summary="What can be asked", **known)(desk.tasks)
-    api.get("/healthz", response_model=Health, summary="Whether a replica answers")(desk.health)
+    )(endpoints.predict)
+    api.get("/v1/tasks", response_model=Tasks, summary="What can be asked", **known)(endpoints.tasks)
+    api.get("/healthz", response_model=Health, summary="Whether a replica answers")(endpoints.health)
     return api
 
 
@@ -118,7 +120,7 @@ _REFUSALS = {
 def _request_body() -> dict[str, Any]:
     """For the OpenAPI page: the route reads its body itself, since it takes two kinds."""
     one = Ask.model_json_schema()
-    properties = {name: dict(about) for name, about in one["properties"].items()}
+    properties = {name: dict(about) for name, about in one["properties"].items() if name not in _JSON_ONLY}
     properties["image"] = {"type": "array", "items": {"type": "string", "format": "binary"}, "description": "One file, or two."}
     properties["text"] = {"type": "array", "items": {"type": "string"}, "description": properties["text"]["description"]}
     several = {"type": "object", "required": ["requests"], "description": Asks.__doc__} | {
@@ -132,7 +134,7 @@ def _request_body() -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": content}}
 
 
-class _Desk:
+class _Endpoints:
     """The routes."""
 
     def __init__(self, service: Service, settings: ServeSettings) -> None:
@@ -201,9 +203,10 @@ class _Desk:
 
 
 def _ask(fields: dict[str, Any]) -> Ask:
-    unknown = sorted(set(fields) - set(Ask.model_fields))
+    known = [name for name in Ask.model_fields if name not in _JSON_ONLY]
+    unknown = sorted(set(fields) - set(known))
     if unknown:
-        raise DataError(f"A form has no field {unknown[0][:80]!r}.", fix=f"It may have: {', '.join(Ask.model_fields)}.")
+        raise DataError(f"A form has no field {unknown[0][:80]!r}.", fix=f"It may have: {', '.join(known)}.")
     said = str(fields.get("coefficients", "")).lower()
     if said not in ("", "true", "false", "1", "0"):
         raise DataError(f"coefficients={said[:40]!r} is neither true nor false.", fix="Send true or false.")

@@ -10,6 +10,7 @@ import binascii
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
 from typing import Any, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -45,6 +46,8 @@ class Ask(_Body):
     """A question or sentence; a list of two is read as two segments."""
     choices: list[str] = []
     """The texts to choose from (tasks of the kind `choice`)."""
+    earlier: list[tuple[str, str]] = []
+    """What was asked and answered before, the oldest first (tasks of the kind `generate`)."""
     coefficients: bool = False
     """Also answer how much each adapter counted at each site."""
 
@@ -205,11 +208,11 @@ def request_of(ask: Ask, limits: PictureLimits, files: Sequence[bytes] = ()) -> 
     pictures = [*map(_bytes_of, images), *files]
     for picture in pictures:
         _check(picture, limits)
-    length = sum(map(len, [*ask.choices, *([ask.text] if isinstance(ask.text, str) else ask.text or [])]))
+    length = sum(map(len, [*ask.choices, *chain(*ask.earlier), *([ask.text] if isinstance(ask.text, str) else ask.text or [])]))
     if length > LONGEST_TEXT:
         raise DataError(f"The texts have {length} characters; the limit is {LONGEST_TEXT}.", fix="Send shorter ones.")
     text = cast(Text | None, tuple(ask.text) if isinstance(ask.text, list) else ask.text)
-    return Asked(Request(ask.task, pictures or None, text, tuple(ask.choices)), ask.coefficients)
+    return Asked(Request(ask.task, pictures or None, text, tuple(ask.choices), earlier=tuple(ask.earlier)), ask.coefficients)
 
 
 def _bytes_of(image: str) -> bytes:

@@ -31,7 +31,7 @@ from atlas_dist.model.tensors import load as load_tensors
 from atlas_dist.runs.stores import open_run_store, open_shards
 from atlas_dist.store import ObjectStore
 from atlas_dist.store.noted import NotedStore
-from atlas_dist.train.answers import answer_encoder
+from atlas_dist.train.answers import answer_encoder, asked_of
 from atlas_dist.train.configured import configured_backbone, stream_limits
 from atlas_dist.train.feed import Feeder
 
@@ -50,8 +50,8 @@ class RankContext:
     method: Method = field(init=False)
     """The run's main method; a job's own is `method_of(job)`."""
     _backbone: Backbone | None = field(default=None, init=False)
-    _backbone_is_taken: bool = field(default=False, init=False)
-    """A model runs on it, and ZeRO-3 takes it apart."""
+    _is_apart: bool = field(default=False, init=False)
+    """A model trained on it, and ZeRO-3 has its parameters."""
     _feeder: Feeder | None = field(default=None, init=False)
     _pretrained: nn.Module | None = field(default=None, init=False)
     _methods: dict[str, Method] = field(default_factory=dict, init=False)
@@ -76,22 +76,28 @@ class RankContext:
         return self.rank == 0
 
     def backbone(self) -> Backbone:
-        """The frozen backbone on this rank's device.
+        """The frozen backbone, for whoever wants to know something of it: with ZeRO-3 a job may have its parameters."""
+        return self._backbone or self.whole_backbone()
 
-        ZeRO-3 takes a backbone's parameters apart for good, so there every job gets a fresh one.
+    def whole_backbone(self) -> Backbone:
+        """The frozen backbone on this rank's device, for a pass through it.
+
+        ZeRO-3 takes a backbone's parameters apart for good, so after a job of it there is a fresh one; not before it is asked
+        for, because it has room only where the other one is gone.
         """
-        if self._backbone is None or (self.config.train.zero_stage == 3 and self._backbone_is_taken):
+        if self._backbone is None or self._is_apart:
+            self._backbone = None
             backbone = configured_backbone(self.config)
             backbone.model.to(device())
             if self.config.train.precision is Precision.BF16:
                 store_products_in_bf16(backbone.model)
-            self._backbone, self._backbone_is_taken = backbone, False
+            self._backbone, self._is_apart = backbone, False
         return self._backbone
 
     def model_backbone(self) -> nn.Module:
-        """The frozen backbone for a model to run on; whoever only wants to know something of it asks `backbone`."""
-        model = self.backbone().model
-        self._backbone_is_taken = True
+        """The frozen backbone for a model that trains."""
+        model = self.whole_backbone().model
+        self._is_apart = self.config.train.zero_stage == 3
         return model
 
     def own_backbone(self, weights: Mapping[str, Tensor]) -> nn.Module:
@@ -169,6 +175,7 @@ class RankContext:
             padded_text=backbone.text_length(task.max_text),
             resample=backbone.pictures.resample,
             encode_answers=answer_encoder(backbone, task),
+            asked=asked_of(backbone, task.max_text) if task.kind.generates else None,
             limits=stream_limits(self.config),
             **options,
         )

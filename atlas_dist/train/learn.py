@@ -150,7 +150,7 @@ class StageTrainer:
                 HeadSpec(job.task.kind, job.task.classes),
                 bf16=context.config.train.precision is Precision.BF16,
                 auxiliary_heads=build_auxiliary_heads(context, job, self.inputs),
-                judge=judge_of(context.backbone(), job.task),
+                judge=judge_of(context.backbone(), job.task, in_step=context.config.train.zero_stage == 3),
             )
             module.to(device())
             remembers = method.regularizer is not None and bool(job.auxiliary_tasks)

@@ -113,7 +113,7 @@ def reading_model(context: RankContext, job: StageJob, parts: TaskParts) -> Adap
     """A model of the job's task that learns nothing; close it after use. Raises DataError for a tensor that does not fit."""
     method = context.method_of(job)
     model = AdaptedModel(
-        context.own_backbone(parts.backbone) if parts.backbone else context.backbone().model,
+        context.own_backbone(parts.backbone) if parts.backbone else context.whole_backbone().model,
         head_spec(job),
         method.mixing,
         visible=len(parts.adapters),

@@ -77,7 +77,7 @@ def observe_training(context: RankContext, job: StageJob) -> tuple[list[int], Ro
 
 def observe(context: RankContext, task: TaskSpec, batches: Iterable[RankBatch]) -> tuple[list[int], Rows]:
     """Ordinals and features of a task's samples, as the frozen backbone sees them. Raises DataError as the stream does."""
-    head, backbone = HeadSpec(task.kind, task.classes), context.backbone()
+    head, backbone = HeadSpec(task.kind, task.classes), context.whole_backbone()
     model = AdaptedModel(backbone.model, head, MixingSpec(weighting=Weighting.EXPERIENCE), visible=0, grows=False, seed=0)
     encode = TextEncoder(backbone.tokenizer, task.max_text, backbone.text_length(task.max_text))
     prompt = torch.from_numpy(encode([(IMAGE_PROMPT,)])[0])

@@ -150,11 +150,13 @@ def peak_bytes(step: Step, device: str) -> int:
 
 
 def saved_bytes(run: Callable[[Tensor], Any], x: Tensor) -> int:
-    """Bytes that autograd keeps between forward and backward: each storage once, leaves that train and the input left out."""
+    """Bytes that autograd keeps between forward and backward: each storage once, weights, leaves that train and the input left
+    out; a weight's transpose is the weight."""
     storages: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
-        if not (tensor.is_leaf and tensor.requires_grad) and not isinstance(tensor, nn.Parameter):
+        whole = tensor if tensor._base is None else tensor._base
+        if not (whole.is_leaf and whole.requires_grad) and not isinstance(whole, nn.Parameter):
             storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 

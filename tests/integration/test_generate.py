@@ -19,6 +19,7 @@ from atlas_dist.core.result_files import DETAILS_FILE, VALIDATION_FILE
 from atlas_dist.core.results import EvalResult, SelectResult
 from atlas_dist.core.types import View
 from atlas_dist.data.tasks.toy import ToySource
+from atlas_dist.errors import DataError
 from atlas_dist.model.backbone import load_backbone
 from atlas_dist.model.pixels import Normalise
 from atlas_dist.runs.stores import open_shards
@@ -70,6 +71,12 @@ def test_the_bank_travels_and_answers_in_words(learnt: Toys, tmp_path: Path) -> 
     alone = model.predict_batch([say])[0]
     assert both[0].answer == both[2].answer == alone.answer and both[0].confidence == pytest.approx(alone.confidence, rel=1e-4)
     assert alone.scores == (alone.confidence,) and 0 < alone.confidence < 1 and alone.index == 0
+    again = model.predict("toy_say", picture, "big?", earlier=(("red?", "yes"),))
+    asked = "red?<end_of_utterance>\nAssistant: yes<end_of_utterance>\nUser: big?"
+    assert again.confidence == model.predict("toy_say", picture, asked).confidence
+    assert again.confidence != model.predict("toy_say", picture, "big?").confidence
+    with pytest.raises(DataError, match="toy_shape holds no conversations"):
+        model.predict("toy_shape", picture, earlier=(("What is it?", "a red circle"),))
     assert both[1].answer.split()[0] in ("red", "green", "blue", "yellow")
     for entry in learnt.bank.learnt.values():
         context = rescoring_context(learnt.config, learnt.bank, entry)

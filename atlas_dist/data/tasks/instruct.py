@@ -5,8 +5,8 @@
     {"id": "7", "image": "a.png", "conversations": [{"from": "human", "value": "<image>\\nWhat is this?"},
                                                     {"from": "gpt", "value": "A red square."}]}
 
-The first question, with what a system turn says before it, is the text; the assistant's answer to it is the answer. What follows
-is not used: it would be asked without the turns before it.
+Each answer of the assistant is a sample: its question is the text, the turns before it go along. What a system turn says stands
+before the first question. A conversation goes as far as questions and answers take turns.
 """
 
 from __future__ import annotations
@@ -41,6 +41,8 @@ class InstructOptions(RecordOptions):
 
     pictures: Literal[0, 1] = 1
     """Pictures a sample. Records with fewer or more are left out and counted: a data set may have both kinds."""
+    turns: Literal["all", "first"] = "all"
+    """Which answers of a conversation are samples."""
 
 
 @dataclass(frozen=True)
@@ -53,13 +55,14 @@ class _Turn:
 
 
 def instruct(path: Path | None, split: str, options: InstructOptions) -> RawSet:
-    """Records to samples. One that cannot be used is counted by what is wrong with it; so are turns that are not used."""
+    """Records to samples, one for each answer. A record that cannot be used is counted by what is wrong with it; so are those of
+    which some turns are not."""
     source = open_source(need(path, "instruct_jsonl"))
     files, records = options.read(source, split)
     samples: list[RawSample] = []
     bad: list[LeftOut] = []
     other: list[tuple[str, str]] = []
-    longer = 0
+    conversations = longer = 0
     for number, record in enumerate(records):
         try:
             turns = _turns(record)
@@ -68,13 +71,22 @@ def instruct(path: Path | None, split: str, options: InstructOptions) -> RawSet:
             if len(pictures) != options.pictures:
                 other.append((name, f"a record with {_COUNTED.get(len(pictures), 'several pictures')}"))
                 continue
-            question, answer, rest = _first_pair(record, turns)
+            pairs, rest = _pairs(record, turns)
         except DataError as error:
             bad.append(left_out_by(record.where, error))
             continue
-        longer += bool(rest)
-        samples.append(RawSample(name, ((question,),), pictures, answer=answer))
-    notes = (f"{longer} of {len(samples)} records go on after the first answer: only that one is learnt",) if longer else ()
+        learnt = pairs if options.turns == "all" else pairs[:1]
+        conversations += 1
+        longer += bool(rest) or len(learnt) < len(pairs)
+        for at, (question, answer) in enumerate(learnt):
+            known = f"{name}#{at + 1}" if at else name
+            samples.append(RawSample(known, ((question,),), pictures, answer=answer, earlier=tuple(learnt[:at])))
+    notes: tuple[str, ...] = ()
+    if len(samples) > conversations:
+        notes += (f"{conversations} records have {len(samples)} answers: each is a sample, with the turns before it",)
+    if longer:
+        last = "the first answer" if options.turns == "first" else "the last answer that can be used"
+        notes += (f"{longer} of {conversations} records go on after {last}: what follows is not learnt",)
     source = with_pictures(source, files)
     return RawSet(TaskKind.GENERATE, options.pictures, (), samples, source, tuple(other), tuple(bad), notes)
 
@@ -133,19 +145,24 @@ def _pictures(record: Record, turns: list[_Turn], folder: str) -> tuple[str, ...
     return tuple(found)
 
 
-def _first_pair(record: Record, turns: list[_Turn]) -> tuple[str, str, list[_Turn]]:
-    """(text, answer, the turns after it). Raises UnusableError."""
+def _pairs(record: Record, turns: list[_Turn]) -> tuple[list[tuple[str, str]], list[_Turn]]:
+    """(questions with their answers, the turns that are none). Raises UnusableError: there is not even a first one."""
     asked = [turn for turn in turns if turn.speaker != "system"]
     said_before = [turn.text for turn in turns[: len(turns) - len(asked)] if turn.text]
     if any(turn.speaker == "system" for turn in turns[len(turns) - len(asked) :]):
         raise _unusable(record, "a system turn within", "a system turn stands behind others")
     if [turn.speaker for turn in asked[:2]] != ["user", "assistant"]:
         raise _unusable(record, "no question with its answer", "the first turns are not a user's and then an assistant's")
-    question, answer = asked[0].text, asked[1].text
-    for what, text in (("question", question), ("answer", answer)):
-        if not text:
+    for what, turn in zip(("question", "answer"), asked, strict=False):
+        if not turn.text:
             raise _unusable(record, f"an empty {what}", f"the {what} is empty")
-    return "\n".join([*said_before, question]), answer, asked[2:]
+    pairs = []
+    for question, answer in zip(asked[::2], asked[1::2], strict=False):
+        if (question.speaker, answer.speaker) != ("user", "assistant") or not question.text or not answer.text:
+            break
+        pairs.append((question.text, answer.text))
+    pairs[0] = ("\n".join([*said_before, pairs[0][0]]), pairs[0][1])
+    return pairs, asked[2 * len(pairs) :]
 
 
 def _unusable(record: Record, reason: str, what: str) -> UnusableError:

@@ -16,9 +16,11 @@ from atlas_dist.model.backbones.base import (
     Chat,
     Decoder,
     Encoded,
+    GoesOn,
     Limits,
     Tower,
     Written,
+    rows_go_on,
     stack,
 )
 
@@ -30,12 +32,14 @@ __all__ = [
     "Chat",
     "Decoder",
     "Encoded",
+    "GoesOn",
     "Limits",
     "Tower",
     "Written",
     "architecture_named",
     "architecture_of",
     "relative_of",
+    "rows_go_on",
     "stack",
 ]
 

@@ -135,6 +135,8 @@ class Chat:
         after_text: between text and answer; at least one token.
         before_answer: what an answer's text is written behind, such as a space.
         end: id of the token that ends an answer.
+        question_end: what stands, as text, between an earlier question of a conversation and its answer.
+        answer_end: between that answer and the next question.
     """
 
     before: tuple[int, ...]
@@ -142,6 +144,17 @@ class Chat:
     after_text: tuple[int, ...]
     before_answer: str
     end: int
+    question_end: str = ""
+    answer_end: str = ""
+
+
+GoesOn = Callable[[Tensor], bool]
+"""Which rows of a batch are not at their end, bool [B] -> whether another token is to be written."""
+
+
+def rows_go_on(going: Tensor) -> bool:
+    """A `GoesOn`: until all rows of this batch have ended."""
+    return bool(going.any())
 
 
 class Written(NamedTuple):
@@ -160,11 +173,12 @@ class Decoder:
         teacher_forced: model, given, answers int64 [B, M] (`NO_TOKEN` behind their ends) -> logits [B, M, V] of each token of an
             answer, the right ones before it being known, and the pooled output [B, P] as `Architecture.encode` has it. Gradients
             flow.
-        greedy: model, given, M -> what it writes, the likeliest token after the other. Every row's numbers are its own.
+        greedy: model, given, M, a `GoesOn` that is asked after each token -> what it writes, the likeliest token after the
+            other. Every row's numbers are its own, whatever goes on beside it.
     """
 
     teacher_forced: Callable[[Any, BackboneInput, Tensor], tuple[Tensor, Tensor]]
-    greedy: Callable[[Any, BackboneInput, int], Written]
+    greedy: Callable[[Any, BackboneInput, int, GoesOn], Written]
 
 
 @dataclass(frozen=True, eq=False)

@@ -38,6 +38,7 @@ from atlas_dist.model.backbones.base import (
     Chat,
     Decoder,
     Encoded,
+    GoesOn,
     Limits,
     Tower,
     Written,
@@ -142,13 +143,14 @@ def _separate_segments(tokenizer: PreTrainedTokenizerFast) -> None:
 
 
 def _chat(model: Any, tokenizer: PreTrainedTokenizerFast) -> Chat:
-    """One turn of SmolVLM's template: `<|im_start|>User:` picture text `<end_of_utterance>`, `Assistant:` and the answer."""
+    """A turn of SmolVLM's template: `<|im_start|>User:` picture text `<end_of_utterance>`, `Assistant:` and the answer."""
 
     def ids(text: str) -> tuple[int, ...]:
         return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
 
     before = ids(f"{_START}User:{_AROUND}{_WHOLE}")
-    chat = Chat(before, ids(_AROUND), ids(f"{_END}\nAssistant:"), " ", tokenizer.get_vocab()[_END])
+    end, turn = tokenizer.get_vocab()[_END], (f"{_END}\nAssistant: ", f"{_END}\nUser: ")
+    chat = Chat(before, ids(_AROUND), ids(f"{_END}\nAssistant:"), " ", end, *turn)
     for name in ("before", "after_picture", "after_text"):
         model.register_buffer(f"chat_{name}", torch.tensor([getattr(chat, name)], dtype=torch.int64), persistent=False)
     model.chat_end = chat.end
@@ -261,7 +263,7 @@ def _teacher_forced(model: Any, given: BackboneInput, answers: Tensor) -> tuple[
     return model.lm_head(hidden), hidden[:, 0]
 
 
-def _greedy(model: Any, given: BackboneInput, most: int) -> Written:
+def _greedy(model: Any, given: BackboneInput, most: int, goes_on: GoesOn) -> Written:
     """See `Decoder`. What was read is remembered; a row that has ended goes on as padding until all have."""
     _, embedded, mask = _prompt(model, given)
     text, end = model.model.text_model, int(model.chat_end)
@@ -276,7 +278,7 @@ def _greedy(model: Any, given: BackboneInput, most: int) -> Written:
         tokens[:, step] = torch.where(going, likeliest.indices, NO_TOKEN)
         log_probs[:, step] = torch.where(going, likeliest.values, 0.0)
         going = going & (likeliest.indices != end)
-        if not bool(going.any()):
+        if step + 1 == most or not goes_on(going):
             break
         mask = torch.cat([mask, going[:, None].to(mask.dtype)], dim=1)
         embedded = text.embed_tokens(likeliest.indices)[:, None]

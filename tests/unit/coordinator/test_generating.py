@@ -31,8 +31,6 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (("method=experience_replay",), "it keeps or shares the heads of several tasks"),
         (("method=multitask",), "it keeps or shares the heads of several tasks"),
         (("tasks.toy_say.shots=5",), "5 samples a class; written answers have no classes.*shots=0.1"),
-        (("train.zero_stage=3",), "train.zero_stage is 3, and toy_say writes its answers.*zero_stage to 2"),
-        (("train.compile=true",), "train.compile is true, and toy_say writes its answers"),
         (("tasks.toy_say.max_text=140",), "max_text is 140, and 8 are written; random-smolvlm reads at most 1.. text tokens"),
     ],
 )

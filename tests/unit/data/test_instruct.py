@@ -14,11 +14,12 @@ from PIL import Image
 from atlas_dist.app.init import init
 from atlas_dist.compose import compose_config
 from atlas_dist.core.types import TaskKind
-from atlas_dist.data.decode import AnswerEncoder
+from atlas_dist.data.decode import AnswerEncoder, Asked
 from atlas_dist.data.leftout import by_reason
 from atlas_dist.data.manifest import read_manifest
 from atlas_dist.data.pack import PackReport, run_pack
 from atlas_dist.data.recognise import recognise
+from atlas_dist.data.sample import parse_sample
 from atlas_dist.errors import DataError
 from atlas_dist.store.objects import MemoryStore
 from tests.kits.data import letter_tokenizer, memory_store
@@ -52,7 +53,7 @@ GOOD: tuple[tuple[dict[str, Any], str, str], ...] = (
         "What is this?",
         "x",
     ),
-    ({"messages": turns("One?", "first", "Two?", "second"), "images": ["a.png"]}, "One?", "first"),
+    ({"messages": turns("One?", "first", "Two?", " "), "images": ["a.png"]}, "One?", "first"),
 )
 BAD: tuple[tuple[dict[str, Any], str], ...] = (
     ({"text": "a", "images": ["a.png"]}, "no turns"),
@@ -93,10 +94,62 @@ def test_either_form_becomes_a_question_and_its_answer(tmp_path: Path) -> None:
     store = memory_store()
     report = packed(tmp_path, [record for record, _, _ in GOOD], store)
     assert (report.manifest.kind, report.manifest.images, report.manifest.classes) == (TaskKind.GENERATE, 1, ())
-    assert report.left_out == () and report.notes == ("1 of 5 records go on after the first answer: only that one is learnt",)
+    assert report.left_out == () and report.notes == (
+        "1 of 5 records go on after the last answer that can be used: what follows is not learnt",
+    )
     told = {(body["texts"][0][0], body["answer"]) for body in stored(store)}
     assert told == {(question, answer) for _, question, answer in GOOD}
     assert "7" in [body["id"] for body in stored(store)]
+
+
+DIGEST = "f268ce0ae5ed82ca3eebbbd453cdfd7416490f8892fcf867338e78ba04dccbe0"
+TALK = {"id": "t", "messages": turns("One?", "first", "Two?", "second", "Three?", system="Be brief."), "images": ["a.png"]}
+
+
+def test_each_answer_of_a_conversation_is_a_sample_with_the_turns_before_it(tmp_path: Path) -> None:
+    store = memory_store()
+    report = packed(tmp_path, [TALK, GOOD[0][0]], store)
+    assert report.notes == (
+        "2 records have 3 answers: each is a sample, with the turns before it",
+        "1 of 2 records go on after the last answer that can be used: what follows is not learnt",
+    )
+    first, second = (next(body for body in stored(store) if body["id"] == name) for name in ("t", "t#2"))
+    assert (first["texts"], first["answer"], "earlier" in first) == ([["Be brief.\nOne?"]], "first", False)
+    assert (second["texts"], second["answer"]) == ([["Two?"]], "second")
+    assert second["earlier"] == [["Be brief.\nOne?", "first"]]
+    read = parse_sample({"json": memoryview(json.dumps(second).encode())})
+    assert read.earlier == (("Be brief.\nOne?", "first"),)
+    only = packed(tmp_path, [TALK], memory_store(), options={"turns": "first"})
+    assert only.manifest.samples == 1 and only.notes == (
+        "1 of 1 records go on after the first answer: what follows is not learnt",
+    )
+
+
+def test_data_of_single_turns_keep_the_digest_that_they_had(tmp_path: Path) -> None:
+    """Taken before there were conversations."""
+    records = [{"messages": turns(f"{n}?", "yes")} for n in range(4)]
+    report = packed(tmp_path, records, memory_store(), options={"pictures": 0})
+    assert report.manifest.digest == DIGEST
+
+
+@pytest.mark.parametrize("earlier", [["a", "b"], [["a"]], [["a", 1]], 5, [["a", "\ud800"]]])
+def test_turns_that_cannot_be_read_are_no_sample(earlier: Any) -> None:
+    body = json.dumps({"id": "t", "texts": [["b?"]], "answer": "b", "earlier": earlier}).encode()
+    with pytest.raises(DataError, match="cannot be read"):
+        parse_sample({"json": memoryview(body)})
+    other = json.dumps({"id": "t", "texts": [["b?"]], "label": 1, "earlier": earlier}).encode()
+    assert parse_sample({"json": memoryview(other)}).earlier == (), "another kind of sample may have what it likes there"
+
+
+def test_a_conversation_too_long_loses_its_oldest_turns_and_that_is_said(tmp_path: Path) -> None:
+    asked = Asked(letter_tokenizer(), " A ", " Q ", length=12)
+    earlier = (("aaa", "bb"), ("cc", "d"))
+    assert asked((("ee", "f"),), ()) == (("ee", "f"),)
+    assert asked((("ee",),), earlier[1:]) == asked((("ee",),), earlier) == (("cc A d Q ee",),)
+    assert asked((("abcdefghijklmnop",),), earlier) == (("abcdefghijklmnop",),), "which is then cut as any text is"
+    report = packed(tmp_path, [TALK], memory_store(), asked=Asked(letter_tokenizer(), " A ", " Q ", length=8))
+    wanted = "1 of 2 records have earlier turns of more tokens than max_text: the oldest will be left out (first: t#2)"
+    assert wanted in report.notes
 
 
 def test_what_cannot_be_used_is_counted_by_its_reason(tmp_path: Path) -> None:

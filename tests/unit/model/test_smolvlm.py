@@ -20,8 +20,9 @@ from atlas_dist.errors import ConfigError, DataError, TrainingError
 from atlas_dist.model.atlas import AdaptedModel
 from atlas_dist.model.backbone import Backbone, backbone_digest, load_backbone
 from atlas_dist.model.backbone_refs import BACKBONES, BackboneRef, backbone_ref
-from atlas_dist.model.backbones import ARCHITECTURES, BackboneInput
+from atlas_dist.model.backbones import ARCHITECTURES, BackboneInput, Written, rows_go_on
 from atlas_dist.model.heads import HeadSpec, answer_loss
+from atlas_dist.model.layers import LayerRuns
 from atlas_dist.model.mixing_spec import MixingSpec, Weighting
 from atlas_dist.model.targets import target_paths
 from atlas_dist.model.trained import freeze_to
@@ -122,7 +123,7 @@ def test_it_writes_what_the_stock_model_generates_greedily_row_by_row(smolvlm: B
     given, stock = texts(smolvlm, TWO), stock_of(smolvlm)
     decoder, chat = smolvlm.architecture.decoder, smolvlm.chat
     assert decoder is not None and chat is not None
-    written = decoder.greedy(smolvlm.model, BackboneInput(**given, pixel_values=pixels(2)), 6)
+    written = decoder.greedy(smolvlm.model, BackboneInput(**given, pixel_values=pixels(2)), 6, rows_go_on)
     assert written.tokens.shape == written.log_probs.shape == (2, 6)
     for row in range(2):
         ids = asked(smolvlm, given, row)
@@ -143,10 +144,10 @@ def test_a_row_that_has_ended_changes_nothing_for_the_others(smolvlm: Backbone, 
     given, decoder = texts(smolvlm, TWO), smolvlm.architecture.decoder
     assert decoder is not None
     both = BackboneInput(**given, pixel_values=pixels(2))
-    free = decoder.greedy(smolvlm.model, both, 6)
+    free = decoder.greedy(smolvlm.model, both, 6, rows_go_on)
     monkeypatch.setattr(smolvlm.model, "chat_end", int(free.tokens[0, 1]))  # the first row ends after two tokens
     assert not (free.tokens[1] == free.tokens[0, 1]).any()
-    ended = decoder.greedy(smolvlm.model, both, 6)
+    ended = decoder.greedy(smolvlm.model, both, 6, rows_go_on)
     assert ended.tokens[0].tolist() == [*free.tokens[0, :2].tolist(), *[NO_TOKEN] * 4]
     assert ended.log_probs[0, 2:].tolist() == [0.0] * 4
     assert torch.equal(ended.tokens[1], free.tokens[1]) and torch.equal(ended.log_probs[1], free.log_probs[1])
@@ -165,7 +166,7 @@ def test_logits_of_a_known_answer_are_the_stock_models_and_agree_with_what_is_wr
         ids = torch.cat([asked(smolvlm, given, row), known[None]], dim=1)
         wanted = stock(input_ids=ids, pixel_values=pixels(2)[row][None, None]).logits[0, -len(known) - 1 : -1]
         torch.testing.assert_close(logits[row, : len(known)], wanted, rtol=0, atol=1e-4)
-    written = decoder.greedy(smolvlm.model, both, 4)
+    written = decoder.greedy(smolvlm.model, both, 4, rows_go_on)
     logits, _ = decoder.teacher_forced(smolvlm.model, both, written.tokens)
     assert torch.equal(logits.argmax(-1), written.tokens)
     torch.testing.assert_close(logits.log_softmax(-1).amax(-1), written.log_probs, rtol=0, atol=1e-4)
@@ -191,6 +192,40 @@ def test_a_task_that_is_written_trains_adapters_alone_and_has_no_head(smolvlm: B
         pytest.raises(TrainingError, match="vilt backbones do not write"),
     ):
         model.write(given, 3)
+
+
+def learnt_and_written(smolvlm: Backbone, runs: LayerRuns) -> tuple[dict[str, Tensor], Written]:
+    """Gradients of an adapter that learns to write, and what it writes, its layers running so."""
+    head = HeadSpec(TaskKind.GENERATE, 0)
+    given = batch(smolvlm, head) | {"answers": torch.tensor([[50, 60], [70, NO_TOKEN], [80, 90]])}
+    spec = MixingSpec(rank=4, weighting=Weighting.PLAIN)
+    with AdaptedModel(smolvlm.model, head, spec, visible=0, grows=True, seed=0, runs=runs) as model:
+        freeze_to(model, model.trainable_names({Role.ADAPTER}))
+        answer_loss(model.train()(given)[0], given["answers"]).sum().backward()
+        with torch.no_grad():
+            written = model.eval().write(given, 4)
+        return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}, written
+
+
+def test_it_learns_to_write_to_the_same_bits_when_layers_are_computed_again(smolvlm: Backbone) -> None:
+    plain, again = (learnt_and_written(smolvlm, LayerRuns(recompute=recompute))[0] for recompute in (False, True))
+    assert plain.keys() == again.keys() and all(torch.equal(plain[name], again[name]) for name in plain)
+
+
+def test_layers_that_learn_are_compiled_and_those_that_write_are_not(smolvlm: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each token that is written is a sequence of another length."""
+    remembering: list[bool] = []
+
+    def compile_(function: Any) -> Any:
+        def compiled(*args: Any, **kwargs: Any) -> Any:
+            remembering.append(kwargs.get("past_key_values") is not None)
+            return function(*args, **kwargs)
+
+        return compiled
+
+    monkeypatch.setattr(torch, "compile", compile_)
+    _, written = learnt_and_written(smolvlm, LayerRuns(compiled=True))
+    assert written.tokens.shape == (3, 4) and remembering and not any(remembering)
 
 
 # ----------------------------------------------------------------------------------------------------------------- sites

@@ -16,12 +16,13 @@ from starlette.testclient import TestClient
 
 from atlas_dist import AtlasModel
 from atlas_dist.bank.weights import load_weights
+from atlas_dist.data.images import PictureLimits
 from atlas_dist.errors import DataError
 from atlas_dist.runs.stores import open_shards
 from atlas_dist.serve.apart import answer_apart
 from atlas_dist.serve.settings import ServeSettings
 from atlas_dist.serve.web import Outcome, make_api
-from atlas_dist.serve.wire import Asked, Batch, TaskAbout, task_about
+from atlas_dist.serve.wire import Ask, Asked, Batch, TaskAbout, request_of, task_about
 from tests.kits.bank import toys
 
 TOKEN = "a token that is long enough".replace(" ", "-")
@@ -269,7 +270,8 @@ def test_the_page_describes_both_kinds_of_bodies(locked: TestClient) -> None:
     content = post["requestBody"]["content"]
     one, several = content["application/json"]["schema"]["anyOf"]
     form = content["multipart/form-data"]["schema"]
-    assert {"task", "image", "text", "choices", "coefficients"} == set(one["properties"]) == set(form["properties"])
+    assert {"task", "image", "text", "choices", "coefficients"} == set(form["properties"])
+    assert set(one["properties"]) == {*form["properties"], "earlier"}
     assert several["properties"]["requests"]["items"] == one
     assert {"200", "400", "401", "413", "415", "422"} <= set(post["responses"])
     assert post["security"] == [{"HTTPBearer": []}]
@@ -301,3 +303,15 @@ def test_other_paths_are_answered_in_json(client: TestClient, method: str, path:
     got = client.request(method, path)
     assert got.status_code == status
     assert "/docs" in got.json()["error"]["fix"]
+
+
+def test_turns_before_a_question_go_along_in_json_alone_and_count_as_its_text(client: TestClient) -> None:
+    ask = Ask(task="say", text="big?", earlier=[("red?", "yes")])
+    assert request_of(ask, PictureLimits(SETTINGS.max_pixels)).request.earlier == (("red?", "yes"),)
+    with pytest.raises(DataError, match="texts have 65540 characters"):
+        request_of(Ask(task="say", text="big?", earlier=[("x" * (1 << 16), "")]), PictureLimits(SETTINGS.max_pixels))
+    given = {"task": "toy_ask", "image": b64(png()), "text": "big?", "earlier": [["red?", "yes"]]}
+    refused = client.post("/v1/predict", json=given)
+    assert refused.status_code == 422 and "toy_ask holds no conversations" in refused.json()["error"]["message"]
+    form = client.post("/v1/predict", data={"task": "toy_ask", "text": "big?", "earlier": "red?"}, files={"image": png()})
+    assert form.status_code == 422 and "no field 'earlier'" in form.json()["error"]["message"]
