@@ -4,6 +4,7 @@ read-only, user 1000, no capabilities, namespaces of its own, nothing writable b
 from __future__ import annotations
 
 import json
+import resource
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -42,7 +43,7 @@ class Image:
 
 def tmpfs(where: str, mib: int, *options: str) -> dict[str, Any]:
     """A folder in memory that user 1000 may write."""
-    options = (*options, "nosuid", "nodev", "mode=1777", f"size={mib}m")
+    options = (*options, "nosuid", "nodev", "uid=1000", "gid=1000", f"size={mib}m")
     return {"destination": where, "type": "tmpfs", "source": "tmpfs", "options": list(options)}
 
 
@@ -98,6 +99,7 @@ class Container:
     def config(self, command: Sequence[str]) -> dict[str, Any]:
         """As the OCI runtime specification writes it."""
         variables = dict(each.split("=", 1) for each in self.image.environment) | dict(self.environment)
+        _, files = resource.getrlimit(resource.RLIMIT_NOFILE)
         network = {"type": "network", **({"path": self.network} if self.network else {})}
         own = (
             {"destination": "/proc", "type": "proc", "source": "proc"},
@@ -121,7 +123,7 @@ class Container:
                 "cwd": self.image.workdir,
                 "capabilities": {},
                 "noNewPrivileges": True,
-                "rlimits": [{"type": "RLIMIT_NOFILE", "soft": 65536, "hard": 65536}],
+                "rlimits": [{"type": "RLIMIT_NOFILE", "soft": files, "hard": files}],
             },
             "mounts": [*own, *self.mounts],
             "linux": {
