@@ -75,6 +75,8 @@ class Container:
         self.home.mkdir(parents=True, exist_ok=True)
         hosts = {"localhost": "127.0.0.1", self.name: "127.0.0.1"} | dict(self.hosts)
         (self.home / "hosts").write_text("".join(f"{address} {name}\n" for name, address in hosts.items()))
+        # Nobody answers there, and that is said at once: gRPC asks for an IPv6 address too, and would wait for a far server.
+        (self.home / "resolv.conf").write_text("nameserver 127.0.0.1\n")
         (self.home / "config.json").write_text(json.dumps(self.config(command)))
         return subprocess.Popen(  # noqa: S603 - nothing of it is foreign
             [*self._runc, "run", "--bundle", str(self.home), self.name],
@@ -110,6 +112,7 @@ class Container:
                 for where, kind in SYS
             ),
             folder_of_the_host(self.home / "hosts", "/etc/hosts"),
+            folder_of_the_host(self.home / "resolv.conf", "/etc/resolv.conf"),
         )
         return {
             "ociVersion": "1.0.2",

@@ -132,10 +132,11 @@ def pip_settings(folder: Path) -> list[str]:
     listed = subprocess.run(asked, capture_output=True, text=True, check=True).stdout  # noqa: S603 - as above
     found = dict(re.findall(r"^(?:global|:env:)\.([\w-]+)='(.*)'$", listed, re.MULTILINE))
     conf = folder / "pip.conf"
-    lines = [f"{name} = {value.replace(chr(92) + 'n', ' ')}" for name, value in found.items()]
+    lines = [name + " = " + value.replace(r"\n", " ") for name, value in found.items()]
     conf.write_text("\n".join(["[global]", *lines, ""]))
-    paths = {path for value in found.values() for path in re.findall(r"(?:^|file://|\s)(/[^\s:]+)", value)}
-    volumes = [f"{conf}:/etc/pip.conf:ro", *(f"{path}:{path}:ro" for path in sorted(paths) if Path(path).exists())]
+    named = {Path(path) for value in found.values() for path in re.findall(r"(?:^|file://|\s)(/[^\s:]+)", value)}
+    paths = {path.parent if path.name == "simple" else path for path in named}  # an index's files lie beside its pages
+    volumes = [f"{conf}:/etc/pip.conf:ro", *(f"{path}:{path}:ro" for path in sorted(paths) if path.exists())]
     return [word for volume in volumes for word in ("--volume", volume)]
 
 
@@ -177,8 +178,8 @@ def unpack(folder: Path, made_from: str) -> Image:
     finally:
         run(*tool, "rm", container)
     rootfs = folder / "rootfs"
-    (rootfs / "etc" / "resolv.conf").unlink(missing_ok=True)
-    (rootfs / "etc" / "hosts").touch()
+    for name in ("hosts", "resolv.conf"):  # what a node puts there
+        (rootfs / "etc" / name).touch()
     image = Image(str(rootfs), tuple(config["Env"]), config["WorkingDir"], made_from, size_of(rootfs))
     image.save(folder)
     return image
@@ -197,7 +198,7 @@ def in_the_image(folder: Path, image: Image, command: Sequence[str]) -> tuple[in
     os.chown(state, 1000, 1000)
     mounts = (
         tmpfs("/tmp", 4096),  # noqa: S108 - the container's own
-        tmpfs("/dev/shm", 1024),  # noqa: S108
+        tmpfs("/dev/shm", 8192),  # noqa: S108 - Ray wants 30 % of the memory
         tmpfs("/home/atlas", 256),
         folder_of_the_host(state, "/home/atlas/toy-run", writable=True),
     )
