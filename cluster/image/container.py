@@ -90,6 +90,11 @@ class Container:
         """One more process in it, as `kubectl exec` and a preStop hook start one."""
         return self._ask("exec", self.name, *command, timeout=timeout)
 
+    def processor_seconds(self) -> float:
+        """What its processes have used so far."""
+        told = json.loads(self._ask("events", "--stats", self.name).stdout)
+        return int(told["data"]["cpu"]["usage"]["total"]) / 1e9
+
     def signal(self, name: str) -> None:
         """To its first process. No error where it has gone."""
         self._ask("kill", self.name, name)

@@ -191,8 +191,9 @@ def size_of(folder: Path) -> int:
     return sum(found.values())
 
 
-def in_the_image(folder: Path, image: Image, command: Sequence[str]) -> tuple[int, list[tuple[float, str]]]:
-    """Run a command as a pod's process, with loopback alone: its exit code, its lines with the seconds since the start."""
+def in_the_image(folder: Path, image: Image, command: Sequence[str]) -> str:
+    """Run a command as a pod's process, with loopback alone. Raises SystemExit where it fails. When its first step was reported:
+    seconds since the start, and of processor time."""
     state = folder / "run"
     state.mkdir(exist_ok=True)
     os.chown(state, 1000, 1000)
@@ -203,14 +204,18 @@ def in_the_image(folder: Path, image: Image, command: Sequence[str]) -> tuple[in
         folder_of_the_host(state, "/home/atlas/toy-run", writable=True),
     )
     container = Container(image, f"atlas-here-{os.getpid()}", folder / "container", mounts=mounts)
-    begun, lines = time.monotonic(), []
+    begun, first = time.monotonic(), ""
     try:
         process = container.start(command)
         assert process.stdout is not None
         for line in process.stdout:
-            lines.append((time.monotonic() - begun, line.decode(errors="replace").rstrip()))
-            print(lines[-1][1], flush=True)
-        return process.wait(), lines
+            print(line.decode(errors="replace"), end="", flush=True)
+            if not first and re.search(rb"\bstep \d+/", line):
+                seconds, used = time.monotonic() - begun, container.processor_seconds()
+                first = f"the first step {seconds:.0f} s after its start, for which it used {used:.0f} s of a processor"
+        if code := process.wait():
+            raise SystemExit(f"exit {code}: {' '.join(command)}")
+        return first
     finally:
         container.remove()
         shutil.rmtree(folder / "container", ignore_errors=True)
@@ -231,12 +236,9 @@ def main() -> None:
     shutil.rmtree(folder / "run", ignore_errors=True)
     for command in (("python", "-m", "pip", "check"), PACK, RUN):
         print(f"in the image: {' '.join(command)}", flush=True)
-        code, lines = in_the_image(folder, image, command)
-        if code:
-            raise SystemExit(f"exit {code}: {' '.join(command)}")
-    first = next(seconds for seconds, line in lines if re.search(r"\bstep \d+/", line))
+        first = in_the_image(folder, image, command)
     built = "" if given.only_run else f"built in {minutes:.1f} min, "
-    print(f"\n{built}{image.size / 1e6:.0f} MB; the first step after {first:.0f} s, the end after {lines[-1][0]:.0f} s")
+    print(f"\n{built}{image.size / 1e6:.0f} MB; {first}")
     print(f"(load of this machine meanwhile: {os.getloadavg()[1]:.1f} on {os.cpu_count()} cores)")
     if image.size > LIMIT_MB * 1e6:
         raise SystemExit(f"The image is larger than {LIMIT_MB} MB. Look at cluster/image/trim.py.")
