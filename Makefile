@@ -9,7 +9,7 @@ export DS_ACCELERATOR ?= cpu
 export RAY_TRAIN_ENABLE_PREEMPTION_WATCHER ?= 0
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test test-slow wheel lock lint sim install clean help
+.PHONY: demo test test-slow wheel lock image-here lint sim install clean help
 
 help:  ## what can be done here
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -49,6 +49,9 @@ wheel: install  ## build dist/*.whl and dist/*.tar.gz
 
 lock: install  ## pin what the image installs by hash anew: after a change of constraints.txt or of what we depend on
 	$(BIN)/python cluster/image/lock.py
+
+image-here: install  ## build the cpu image into build/image without a registry, and run the toy experiment in it (root; Debian's tools)
+	$(BIN)/python -m cluster.image.here
 
 SEEDS ?= 50000
 sim: install  ## simulate the ledger protocol under faults: make sim SEEDS=50000

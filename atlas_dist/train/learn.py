@@ -98,7 +98,7 @@ class StageTrainer:
     """One training job on one rank. `run()` returns the files of the result (rank 0; {} elsewhere) and what it measured.
 
     Args:
-        report: hears of progress, says whether to stop; called on rank 0 only.
+        report: hears of progress, says whether to stop; called on every rank.
         validated: hears of each validation (step, scores); called on every rank.
         save: stores a mid-stage checkpoint (step, files); called on rank 0 only, in a thread of its own while the stage goes on.
         resume: the files of the checkpoint to go on from, or {}.
@@ -212,7 +212,7 @@ class StageTrainer:
             return found.scores
 
         callbacks = Callbacks(
-            report=lambda progress: self.report(progress) if context.is_rank_zero else False,
+            report=self.report,
             validate=validate,
             snapshot=snapshot,
             checkpoint=keep,

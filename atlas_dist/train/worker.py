@@ -93,8 +93,8 @@ class StageWorker:
         at = _Position()
 
         def noted(progress: StepProgress) -> bool:
-            at.step = progress.step
-            return report(progress)
+            at.step = progress.step  # on every rank: whichever says first that it failed is heard
+            return report(progress) if self.context.is_rank_zero else False
 
         try:
             files, result = self._do(assignment, noted)
@@ -144,7 +144,8 @@ class StageWorker:
         curve = CurveWriter(store, prefix, self.context.config.track.every_s, history=before)
 
         def reported(progress: StepProgress) -> bool:
-            curve.add(TRAIN, progress.step, _measured(progress) | {"workers": float(self.context.world)})
+            if self.context.is_rank_zero:
+                curve.add(TRAIN, progress.step, _measured(progress) | {"workers": float(self.context.world)})
             return report(progress)
 
         def validated(step: int, scores: Scores) -> None:

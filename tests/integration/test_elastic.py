@@ -113,6 +113,7 @@ def test_a_stage_moves_between_worlds_and_sees_every_sample_once(tmp_path: Path)
 
     moved = [first, second, third, last]
     assert [(m[0]["world"], m[0]["resumed"], m[0]["stopped"]) for m in moved] == [(2, 0, 2), (1, 2, 4), (2, 4, 5), (2, 5, 0)]
+    assert all(rank["stopped"] == m[0]["stopped"] for m in moved for rank in m), "whichever rank is heard first tells the step"
     assert {rank["kind"] for part in moved[:-1] for rank in part} == {"preempted"}
     assert steps_of(moved) == steps_of([calm]), "step by step the same global batch, whoever shares it"
     seen = Counter(seen_by(moved))

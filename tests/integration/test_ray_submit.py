@@ -28,6 +28,7 @@ import pytest
 from atlas_dist.core.records import Commit, Fail
 from atlas_dist.store.attempt_logs import names, read_tails
 from atlas_dist.store.local import LocalStore
+from tests.kits.hosts import ip
 from tests.kits.run import left_by
 from tests.kits.stage import RELEASED, pack_toys, toy_config
 
@@ -279,10 +280,6 @@ def test_a_stranger_without_the_token_is_refused(cluster: Cluster) -> None:
 
 
 HEAD, OTHER, LINK = "10.77.0.1", "10.77.0.2", "atlas0"
-
-
-def ip(*words: str) -> None:
-    subprocess.run(["ip", *words], check=True, capture_output=True)
 
 
 @pytest.fixture

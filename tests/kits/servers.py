@@ -75,15 +75,15 @@ def moto() -> Iterator[Server]:
 
 
 @contextlib.contextmanager
-def seaweedfs(folder: Path) -> Iterator[Server]:
-    """SeaweedFS' S3 gateway: another implementation than AWS' and moto's, with a disk below it."""
+def seaweedfs(folder: Path, address: str = "127.0.0.1") -> Iterator[Server]:
+    """SeaweedFS' S3 gateway: another implementation than AWS' and moto's, with a disk below it. `address`: of this host."""
     weed = shutil.which("weed") or str(Path(sys.executable).parent / "weed")
     ports = _free_ports(5)
     identities = folder / "s3.json"
     who = {"name": "test", "credentials": [{"accessKey": KEY_ID, "secretKey": SECRET}], "actions": ["Admin"]}
     identities.write_text(json.dumps({"identities": [who]}))
     names = ("master.port", "volume.port", "filer.port", "s3.port", "s3.port.grpc")
-    command = [weed, "server", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", "-s3", f"-s3.config={identities}"]
+    command = [weed, "server", f"-dir={folder}", f"-ip={address}", f"-ip.bind={address}", "-s3", f"-s3.config={identities}"]
     command += [f"-{name}={port}" for name, port in zip(names, ports, strict=True)]
     command += [
         "-volume.max=8",
@@ -95,7 +95,7 @@ def seaweedfs(folder: Path) -> Iterator[Server]:
         process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
     try:
         with credentials():
-            server = Server(f"http://127.0.0.1:{ports[3]}")
+            server = Server(f"http://{address}:{ports[3]}")
             _make_bucket(server, patience_s=60.0, process=process, log=folder / "weed.log")
             yield server
     finally:

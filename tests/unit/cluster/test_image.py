@@ -1,5 +1,5 @@
 """What can be known of the image without building it: it lints, everything it copies exists and is sent, its versions are ours,
-and what it installs is the whole package. (No container engine was at hand: it has not been built here.)"""
+and what it installs is the whole package. (`make image-here` builds it; tests/integration/test_pods.py runs it.)"""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tomllib
+import urllib.request
 import zipfile
 from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
@@ -16,6 +18,8 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+
+from cluster.image import here, trim
 
 ROOT = Path(__file__).parents[3]
 DOCKERFILE = (ROOT / "Dockerfile").read_text()
@@ -111,6 +115,86 @@ def test_the_last_user_is_nobody_special() -> None:
     assert users == ["1000:1000", "0:0", "1000:1000"], "the middle one installs a compiler in the cuda target"
     for stage in re.split(r"^FROM ", after, flags=re.MULTILINE):
         assert (re.findall(r"^USER (\S+)$", stage, re.MULTILINE) or ["1000:1000"])[-1] == "1000:1000"
+
+
+def test_nothing_is_called_before_it_is_there() -> None:
+    """Debian has no `python`, only `python3`: with a base made by mmdebstrap the build ended at its first step."""
+    before = DOCKERFILE[: DOCKERFILE.index("ENV PATH=/opt/atlas/bin:$PATH")]
+    assert re.findall(r"^RUN (\S+)", before, re.MULTILINE) == ["python3"]
+    runtime = DOCKERFILE[DOCKERFILE.index("AS runtime") :]
+    assert not re.findall(r"\bpython (?!.*/opt/atlas)", runtime[: runtime.index("ENV PATH")])
+
+
+def test_what_is_removed_is_there_and_all_that_matches_goes(tmp_path: Path) -> None:
+    """The lines about torch are not held against this machine's: its builds differ in what they bring."""
+    here_now = trim.matching(Path(sysconfig.get_path("purelib")))
+    stale = [pattern for pattern, found in here_now.items() if not found and not pattern.startswith("torch/")]
+    assert not stale, "the package has changed: look again at cluster/image/trim.py"
+    kept = ["torch/bin/torch_shm_manager", "torch/testing/__init__.py", "numpy/testing/__init__.py", "ray/data/tests.py"]
+    gone = ["torch/bin/test_api", "torch/include/a/b.h", "numpy/_core/tests/a.py", "sympy/core/tests/a.py", "ray/jars/a.jar"]
+    for name in kept + gone:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("x")
+    trim.main(tmp_path)
+    assert sorted(str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*") if p.is_file()) == sorted(kept)
+
+
+def test_nothing_that_is_removed_is_imported_by_what_stays() -> None:
+    """By name, in the source of the packages themselves."""
+    packages = Path(sysconfig.get_path("purelib"))
+    names = {match.group(1) for pattern in trim.GOES if (match := re.fullmatch(r"(\w+)/.*tests", pattern))}
+    assert names == {"pyarrow", "pandas", "numpy", "sympy", "networkx"}
+    for name in names:
+        loads = re.compile(rf"^(?:from|import) (?:{name}[\w.]*)?\.tests\b", re.MULTILINE)
+        files = [path for path in (packages / name).rglob("*.py") if "tests" not in path.relative_to(packages).parts]
+        assert files
+        assert [path for path in files if loads.search(path.read_text(errors="replace"))] == []
+
+
+def test_tables_for_debuggers_go(tmp_path: Path) -> None:
+    if shutil.which("strip") is None:
+        pytest.skip("strip is not installed (Debian's binutils)")
+    program = tmp_path / "ray/core/src/ray/raylet/raylet"
+    program.parent.mkdir(parents=True)
+    shutil.copy(Path(sysconfig.get_path("purelib")) / program.relative_to(tmp_path), program)
+    note = program.parent / "NOTE"
+    note.write_text("no program")
+    assert trim.strip(tmp_path) > 1_000_000
+    assert trim.strip(tmp_path) == 0
+    assert note.read_text() == "no program"
+
+
+def test_what_is_missing_for_building_here_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(shutil, "which", lambda tool: None if tool == "mmdebstrap" else f"/usr/bin/{tool}")
+    with pytest.raises(SystemExit, match=r"Not installed here: mmdebstrap.*apt-get install mmdebstrap"):
+        here.check_tools()
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    with pytest.raises(SystemExit, match="as root"):
+        here.check_tools()
+
+
+def test_an_image_is_known_by_what_it_was_built_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("Dockerfile", "configs/a.yaml", "README.md"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("a")
+    (tmp_path / ".dockerignore").write_text("*\n!configs\n!README.md\n")
+    monkeypatch.setattr(here, "ROOT", tmp_path)
+    first = here.sources()
+    assert here.sources() == first
+    (tmp_path / "configs/a.yaml").write_text("b")
+    assert here.sources() != first
+
+
+def test_an_index_serves_the_one_wheel(tmp_path: Path) -> None:
+    wheel = tmp_path / "torch-2.13.0-cp311-none-any.whl"
+    wheel.write_bytes(b"wheel")
+    with here.index(wheel) as (url, digest):
+        with urllib.request.urlopen(f"{url}/torch/") as page:
+            (link,) = re.findall(r'href="([^"]+)"', page.read().decode())
+        assert link == f"{wheel.name}#sha256={digest}"
+        with urllib.request.urlopen(f"{url}/torch/{wheel.name}") as file:
+            assert file.read() == b"wheel"
 
 
 COMPILE = re.compile(r"python3? -m compileall ([^|\n]*?) (?:\"\$\{library\}\"|/opt/atlas/lib)")

@@ -17,10 +17,24 @@ CLUSTER = RAYJOB["spec"]["rayClusterSpec"]
 HEAD, WORKER = (group["template"]["spec"]["containers"][0] for group in (CLUSTER["headGroupSpec"], *CLUSTER["workerGroupSpecs"]))
 HOOK, WORKERS_HOOK = (container["lifecycle"]["preStop"]["exec"]["command"] for container in (HEAD, WORKER))
 
+DRIVER = """
+import pathlib, signal, sys, time
+folder = pathlib.Path(sys.argv[1])
+def save(*_):
+    time.sleep(1)
+    (folder / "checkpoint").write_text("saved\\n")
+    sys.exit(8)
+signal.signal(signal.SIGTERM, save)
+(folder / "up").touch()
+while True:
+    time.sleep(0.1)
+"""
+# The driver is the child of a shell that has its words too: Ray starts a job so, and takes it for failed when the shell ends.
 # The first line is the safety catch: outside a fresh namespace with its own /proc, nothing is done.
 SCENE = """
 [ "$$" -eq 1 ] && [ "$(ls -d /proc/[0-9]* | wc -l)" -lt 8 ] || exit 99
-bash -c 'trap "sleep 1; echo saved > $0/checkpoint; exit 8" TERM; touch $0/up; while :; do sleep 0.1; done' "$1" atlas_dist run &
+wrapped='trap "touch $0/shell-harmed; exit 1" TERM; python3 "$0/driver" "$0" atlas_dist run; echo $? > "$0/code"'
+sh -c "$wrapped" "$1" atlas_dist run &
 bash -c 'trap "touch $0/harmed" TERM; touch $0/other; while :; do sleep 0.1; done' "$1" somebody else &
 while ! [ -e "$1/up" ] || ! [ -e "$1/other" ]; do sleep 0.05; done
 shift
@@ -31,6 +45,7 @@ shift
 def in_a_namespace(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
     scene = folder / "scene"  # in a file: the words of a driver must not stand in the scene's own command line
     scene.write_text(SCENE)
+    (folder / "driver").write_text(DRIVER)
     unshare = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child", "bash", str(scene), str(folder)]
     return subprocess.run([*unshare, *command], capture_output=True, text=True, timeout=120, check=False)
 
@@ -47,6 +62,8 @@ def test_the_hook_waits_for_the_drivers_checkpoint_and_touches_nobody_else(tmp_p
     done = in_a_namespace(tmp_path, *HOOK)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "checkpoint").read_text() == "saved\n"
+    assert (tmp_path / "code").read_text() == "8\n", "the shell lives, and has the driver's exit code"
+    assert not (tmp_path / "shell-harmed").exists()
     assert not (tmp_path / "harmed").exists()
 
 
