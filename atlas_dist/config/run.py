@@ -77,6 +77,12 @@ class RunConfig(Section):
             return {self.method.name: self.method}
         return {name: method for name, method in self.compare.items() if not self.only or name in self.only}
 
+    @property
+    def methods(self) -> tuple[MethodConfig, ...]:
+        """Every method that the run trains with, those of its references too."""
+        references = (self.references.alone, self.references.pretrained)
+        return (*self.variants.values(), *(method for method in references if method is not None))
+
     @model_validator(mode="after")
     def _rows_exist(self) -> RunConfig:
         unknown = sorted(set(self.only) - set(self.compare))

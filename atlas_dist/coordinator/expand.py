@@ -3,7 +3,7 @@ found here, before any worker starts."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from functools import cache, partial
 from typing import Any
@@ -52,9 +52,9 @@ def expand_rows(rows: Mapping[str, RunConfig]) -> Plan:
     for config in rows.values():
         _check_texts(config, backbone.text_tokens)
         _check_image_types(config, backbone)
-        _check_targets(config)
         check_generating(config, used_tasks(config), backbone)
         check_experience(config)
+    _check_targets(rows.values())
     specs = {row: {name: packed_task(config, name, read) for name in used_tasks(config)} for row, config in rows.items()}
     scored = [(task.dataset, task.scored) for known in specs.values() for task in known.values()]
     sizes = {manifest.digest: manifest.samples for manifest in (read(*split) for split in scored)}
@@ -252,7 +252,7 @@ def _method(config: RunConfig, requested: MethodConfig) -> MethodSpec:
 
 def _check_image_types(config: RunConfig, backbone: BackboneFacts) -> None:
     """A setting that the backbone cannot follow is refused, not passed over."""
-    for requested in filter(None, (*config.variants.values(), config.references.alone, config.references.pretrained)):
+    for requested in config.methods:
         wanted = make_method(requested.name, requested.settings).second_image_type
         if wanted > backbone.image_types:
             raise ConfigError(
@@ -262,14 +262,16 @@ def _check_image_types(config: RunConfig, backbone: BackboneFacts) -> None:
             )
 
 
-def _check_targets(config: RunConfig) -> None:
-    """Raises ConfigError where LoRA adapters are meant for layers that the backbone does not have. Only they need the model."""
-    named = filter(None, (*config.variants.values(), config.references.alone, config.references.pretrained))
-    wanted = [lora.targets for method in named if (lora := make_method(method.name, method.settings).mixing.lora) is not None]
+def _check_targets(rows: Iterable[RunConfig]) -> None:
+    """Raises ConfigError where LoRA adapters are meant for layers that the backbone, one for all rows, does not have. Only they
+    need the model."""
+    configs = list(rows)
+    methods = (make_method(named.name, named.settings) for config in configs for named in config.methods)
+    wanted = dict.fromkeys(method.mixing.lora.targets for method in methods if method.mixing.lora is not None)
     if wanted:
         from atlas_dist.model.targets import target_paths
 
-        model = configured_backbone(config).model
+        model = configured_backbone(configs[0]).model
         for targets in wanted:
             target_paths(model, targets)
 

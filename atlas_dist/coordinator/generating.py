@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
-from atlas_dist.config import MethodConfig, RunConfig
+from atlas_dist.config import RunConfig
 from atlas_dist.core.types import Role
 from atlas_dist.errors import ConfigError
 from atlas_dist.methods import Method, make_method
@@ -28,7 +28,7 @@ def check_generating(config: RunConfig, tasks: Sequence[str], backbone: Backbone
             f"tasks.{written[0]}.kind is generate, but {config.backbone.name} ({backbone.architecture}) does not write.",
             fix=f"Choose a backbone that is a decoder (architecture {decoders}), such as backbone=smolvlm_256m.",
         )
-    for requested in _methods(config):
+    for requested in config.methods:
         method = make_method(requested.name, requested.settings)
         why, fix = _obstacle(method)
         if why:
@@ -39,11 +39,6 @@ def check_generating(config: RunConfig, tasks: Sequence[str], backbone: Backbone
                 f"tasks.{name}.shots is {config.tasks[name].shots:g} samples a class; written answers have no classes.",
                 fix=f"Give a share of the samples, such as tasks.{name}.shots=0.1.",
             )
-
-
-def _methods(config: RunConfig) -> Iterator[MethodConfig]:
-    references = (config.references.alone, config.references.pretrained)
-    return filter(None, (*config.variants.values(), *references))
 
 
 def _obstacle(method: Method) -> tuple[str, str]:

@@ -36,7 +36,7 @@ COLLECTIVE_S = 300
 """Seconds that a rank waits for the others in a collective before the group counts as broken."""
 
 
-UNUSED = ("DatasetsCallback", "PlacementGroupCleanerCallback")
+UNNEEDED_CALLBACKS = ("DatasetsCallback", "PlacementGroupCleanerCallback")
 """Helpers of Ray Train that a pool has no use for, each a process that takes two seconds of a core to start: there are no Ray
 Data sets, and `_remove_placement_groups` frees what a controller left."""
 
@@ -46,7 +46,7 @@ class PoolTrainer(TorchTrainer):  # type: ignore[misc]
     where it no longer does, they are started again."""
 
     def _create_default_callbacks(self) -> list[Any]:
-        return [callback for callback in super()._create_default_callbacks() if type(callback).__name__ not in UNUSED]
+        return [callback for callback in super()._create_default_callbacks() if type(callback).__name__ not in UNNEEDED_CALLBACKS]
 
 
 @dataclass

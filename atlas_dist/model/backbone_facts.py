@@ -5,17 +5,19 @@ checkpoint was found to be is kept in the user's cache folder, under what its fi
 from __future__ import annotations
 
 import hashlib
-import json
 import os
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
-from uuid import uuid4
 
 from pydantic import TypeAdapter, ValidationError
 
+from atlas_dist.core.keys import digest_of
+from atlas_dist.errors import AtlasError
 from atlas_dist.model.backbone_refs import BackboneRef
+from atlas_dist.store.local import LocalStore
 
 if TYPE_CHECKING:
     from atlas_dist.model.backbone import Backbone
@@ -51,49 +53,46 @@ def facts_of(ref: BackboneRef) -> BackboneFacts:
     Raises:
         ConfigError, DataError: as `load_backbone`.
     """
-    file = _file_of(ref)
-    known = _read(file)
+    name = _name_of(ref)
+    known = _read(name)
     if known is None:
         from atlas_dist.model.backbone import load_backbone
 
         known = BackboneFacts.of(load_backbone(ref))
-        _keep(file, known)
+        _keep(name, known)
     return known
 
 
-def _file_of(ref: BackboneRef) -> Path | None:
-    """Where its facts are kept; None = what it is may change without a sign, or there is no place."""
+def _name_of(ref: BackboneRef) -> str:
+    """What its facts are kept under; "" = its files may change without a sign, or cannot be read: then it is loaded."""
     folder, contents = Path(ref.source), {}
-    try:
-        if ref.source and folder.is_dir():
+    if ref.source and folder.is_dir():
+        try:
             for path in sorted(path for path in folder.iterdir() if path.is_file()):
                 with path.open("rb") as file:
                     contents[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
-        elif ref.source and not ref.revision:
-            return None
-        place = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    except (OSError, RuntimeError):  # unreadable, or nobody's home: loading says what is wrong, if anything is
-        return None
+        except OSError:
+            return ""
+    elif ref.source and not ref.revision:
+        return ""
     packages = {name: version(name) for name in ("atlas-dist", "tokenizers", "torch", "transformers")}
-    told = json.dumps([FACTS_VERSION, asdict(ref), contents, packages], sort_keys=True)
-    return place / "atlas-dist" / "backbones" / f"{hashlib.sha256(told.encode()).hexdigest()}.json"
+    return f"{digest_of([FACTS_VERSION, asdict(ref), contents, packages])}.json"
 
 
-def _read(file: Path | None) -> BackboneFacts | None:
+def _kept() -> LocalStore:
+    """Raises RuntimeError: this user has no home."""
+    return LocalStore(Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "atlas-dist" / "backbones")
+
+
+def _read(name: str) -> BackboneFacts | None:
     try:
-        return TypeAdapter(BackboneFacts).validate_json(file.read_bytes()) if file else None
-    except (OSError, ValidationError):
+        return TypeAdapter(BackboneFacts).validate_json(_kept().get(name)) if name else None
+    except (AtlasError, RuntimeError, ValidationError):
         return None
 
 
-def _keep(file: Path | None, facts: BackboneFacts) -> None:
+def _keep(name: str, facts: BackboneFacts) -> None:
     """A folder that cannot be written is no fault: the next process loads the backbone again."""
-    if file is None:
-        return
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        fresh = file.with_name(f"{file.stem}.{uuid4().hex}")
-        fresh.write_bytes(TypeAdapter(BackboneFacts).dump_json(facts))
-        fresh.replace(file)
-    except OSError:
-        pass
+    if name:
+        with suppress(AtlasError, RuntimeError):
+            _kept().put(name, TypeAdapter(BackboneFacts).dump_json(facts))
