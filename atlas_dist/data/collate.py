@@ -12,7 +12,7 @@ import torch
 from atlas_dist.core.sampling import Ordinals
 from atlas_dist.core.types import Resample, TaskKind, TaskSpec
 from atlas_dist.data.batch import BadSample, RankBatch, StreamLimits
-from atlas_dist.data.decode import MEAN_COLOUR, AnswerEncoder, Asked, TextEncoder, decode_into
+from atlas_dist.data.decode import MEAN_COLOUR, AnswerEncoder, ConversationPrompt, TextEncoder, decode_into
 from atlas_dist.data.images import Pixels
 from atlas_dist.data.leftout import shown
 from atlas_dist.data.sample import Sample, Texts, parse_sample
@@ -71,7 +71,7 @@ class Collator:
         limits: StreamLimits,
         resample: Resample = Resample.BICUBIC,
         encode_answers: AnswerEncoder | None = None,
-        asked: Asked | None = None,
+        asked: ConversationPrompt | None = None,
     ) -> None:
         self._task = task
         self._encode = encode

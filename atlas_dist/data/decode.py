@@ -77,7 +77,7 @@ class TextEncoder:
         return np.array(ids, np.int64), np.array(mask, np.int64), np.array(types, np.int64)
 
 
-class Asked:
+class ConversationPrompt:
     """How a decoder is asked a question that others were asked before: as one text, in the words of its chat template. It owns a
     copy of the tokenizer, as `TextEncoder` does.
 

@@ -29,7 +29,7 @@ from atlas_dist.core.keys import digest_of
 from atlas_dist.core.manifest import PART_BYTES, ShardInfo, ShardManifest
 from atlas_dist.core.sampling import shuffled
 from atlas_dist.core.types import Resample
-from atlas_dist.data.decode import Asked
+from atlas_dist.data.decode import ConversationPrompt
 from atlas_dist.data.images import stored_form
 from atlas_dist.data.leftout import LeftOut, left_out_by, summary, writable
 from atlas_dist.data.manifest import MANIFEST, read_manifest, split_prefix, write_manifest
@@ -116,7 +116,7 @@ def run_pack(
     map_fn: MapFn | None = None,
     long_texts: Callable[[Sequence[tuple[str, ...]]], list[int]] | None = None,
     long_answers: Callable[[Sequence[str]], list[int]] | None = None,
-    asked: Asked | None = None,
+    asked: ConversationPrompt | None = None,
     part_bytes: int = PART_BYTES,
 ) -> PackReport:
     """Pack one split of a raw data set into `<dataset>/<split>/` of `store`. Packing the same again does nothing.
@@ -321,7 +321,7 @@ def _cut_answers(samples: Sequence[RawSample], long_answers: Callable[[Sequence[
     return (f"{count} have an answer of more tokens than max_new_tokens: they will be cut (first: {found[0]})",)
 
 
-def _cut_turns(samples: Sequence[RawSample], asked: Asked) -> tuple[str, ...]:
+def _cut_turns(samples: Sequence[RawSample], asked: ConversationPrompt) -> tuple[str, ...]:
     """A sentence about the records that training would not show all earlier turns of, if there are any."""
     found = [s.id for s in samples if len(asked.kept(s.texts[0][0], s.earlier)) < len(s.earlier)]
     if not found:

@@ -37,7 +37,7 @@ from atlas_dist.core.types import Resample, TaskSpec
 from atlas_dist.data.batch import RankBatch, StreamLimits, StreamStats
 from atlas_dist.data.cache import NodeCache
 from atlas_dist.data.collate import Collator, Located, StepPlan
-from atlas_dist.data.decode import AnswerEncoder, Asked, TextEncoder
+from atlas_dist.data.decode import AnswerEncoder, ConversationPrompt, TextEncoder
 from atlas_dist.data.fetch import Cancelled, PartFetcher, ShardPool, wanted_shards
 from atlas_dist.errors import ConfigError, DataError
 from atlas_dist.pulse import Doing, pulse
@@ -271,7 +271,7 @@ def open_stream(
     padded_text: int = 0,
     resample: Resample = Resample.BICUBIC,
     encode_answers: AnswerEncoder | None = None,
-    asked: Asked | None = None,
+    asked: ConversationPrompt | None = None,
     limits: StreamLimits | None = None,
 ) -> Stream:
     """Open one rank's stream of one split. Nothing is fetched before the first iteration.

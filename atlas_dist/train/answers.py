@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from atlas_dist.core.answers import exact_match, token_f1
 from atlas_dist.core.types import NO_TOKEN, TaskSpec
-from atlas_dist.data.decode import AnswerEncoder, Asked
+from atlas_dist.data.decode import AnswerEncoder, ConversationPrompt
 from atlas_dist.errors import ConfigError
 from atlas_dist.model.atlas import AdaptedModel
 from atlas_dist.model.backbone import Backbone
@@ -78,10 +78,10 @@ def answer_encoder(backbone: Backbone, task: TaskSpec) -> AnswerEncoder | None:
     return AnswerEncoder(backbone.tokenizer, backbone.chat.before_answer, backbone.chat.end, task.max_new_tokens)
 
 
-def asked_of(backbone: Backbone, max_text: int) -> Asked | None:
+def asked_of(backbone: Backbone, max_text: int) -> ConversationPrompt | None:
     """How questions with answers to write stand behind those before them; None where the backbone does not write."""
     chat = backbone.chat
-    return None if chat is None else Asked(backbone.tokenizer, chat.question_end, chat.answer_end, max_text)
+    return None if chat is None else ConversationPrompt(backbone.tokenizer, chat.question_end, chat.answer_end, max_text)
 
 
 def judge_of(backbone: Backbone, task: TaskSpec, *, in_step: bool = False) -> Judge | None:

@@ -14,7 +14,7 @@ from PIL import Image
 from atlas_dist.app.init import init
 from atlas_dist.compose import compose_config
 from atlas_dist.core.types import TaskKind
-from atlas_dist.data.decode import AnswerEncoder, Asked
+from atlas_dist.data.decode import AnswerEncoder, ConversationPrompt
 from atlas_dist.data.leftout import by_reason
 from atlas_dist.data.manifest import read_manifest
 from atlas_dist.data.pack import PackReport, run_pack
@@ -142,12 +142,12 @@ def test_turns_that_cannot_be_read_are_no_sample(earlier: Any) -> None:
 
 
 def test_a_conversation_too_long_loses_its_oldest_turns_and_that_is_said(tmp_path: Path) -> None:
-    asked = Asked(letter_tokenizer(), " A ", " Q ", length=12)
+    asked = ConversationPrompt(letter_tokenizer(), " A ", " Q ", length=12)
     earlier = (("aaa", "bb"), ("cc", "d"))
     assert asked((("ee", "f"),), ()) == (("ee", "f"),)
     assert asked((("ee",),), earlier[1:]) == asked((("ee",),), earlier) == (("cc A d Q ee",),)
     assert asked((("abcdefghijklmnop",),), earlier) == (("abcdefghijklmnop",),), "which is then cut as any text is"
-    report = packed(tmp_path, [TALK], memory_store(), asked=Asked(letter_tokenizer(), " A ", " Q ", length=8))
+    report = packed(tmp_path, [TALK], memory_store(), asked=ConversationPrompt(letter_tokenizer(), " A ", " Q ", length=8))
     wanted = "1 of 2 records have earlier turns of more tokens than max_text: the oldest will be left out (first: t#2)"
     assert wanted in report.notes
 
