@@ -165,8 +165,6 @@ class RunSession:
         )
         for hint in filter(None, (placed, self.precision, slow_products(config))):
             self.observer(Advice(hint))
-        if (stage := config.train.zero_stage) and config.train.checkpoint_every:
-            self.observer(Advice(f"ZeRO stage {stage}: no checkpoints within a stage; an interrupted stage starts over."))
 
     def _take_over(self, tracker_sync: TrackerSync) -> bool:
         """Without a cluster, what other runs know; False = workers are needed after all."""

@@ -1,8 +1,8 @@
 """Mid-stage checkpoints: everything a stage needs to go on bit for bit, as one safetensors file and one JSON.
 
-Full state, so that a stage may go on with another number of workers. An adapter's trainable state is small (1.8 million
-parameters at ViLT-B), so with ZeRO stage 0 every rank holds all of it and rank 0 writes. Sharded optimizers (ZeRO 1 to 3) repeat
-the stage instead.
+Whole tensors by the names of parameters, whatever is divided among the workers (ZeRO 1 to 3), so that a stage may go on with
+another number of workers, and at another ZeRO stage. All ranks take part in putting them together, one parameter after the
+other; rank 0 keeps them.
 
     param/<name>   current value        best/<name>   value at the best validation so far
     m/<name>, v/<name>   Adam's moments       rng          torch's CPU generator
@@ -21,6 +21,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from atlas_dist.errors import DataError
+from atlas_dist.train.engine import AdamState, read_adam, write_adam
 from atlas_dist.train.loop import LoopState
 
 TENSORS, META = "state.safetensors", "state.json"
@@ -39,19 +40,22 @@ class Captured:
         return {TENSORS: save(dict(self.tensors)), META: json.dumps(self.meta, sort_keys=True).encode()}
 
 
-def capture(engine: Any, module: nn.Module, names: Sequence[str], state: LoopState) -> Captured:
-    """Copy everything that a checkpoint keeps."""
+def capture(engine: Any, module: nn.Module, names: Sequence[str], state: LoopState, *, keeps: bool = True) -> Captured | None:
+    """Copy everything that a checkpoint keeps. Every rank must call it; None where this one `keeps` nothing."""
     parameters = dict(module.named_parameters())
-    tensors: dict[str, Tensor] = {"rng": torch.get_rng_state()}
+    copies: dict[str, Tensor] = {"rng": torch.get_rng_state()}
     counts: dict[str, float] = {}
     for name in names:
+        found = read_adam(engine, parameters[name])
+        if not keeps:
+            continue
         stored = _stored(name)
-        tensors[f"param/{stored}"] = parameters[name].detach()
-        moments = engine.optimizer.state.get(parameters[name])
-        if moments:
-            tensors[f"m/{stored}"], tensors[f"v/{stored}"] = moments["exp_avg"], moments["exp_avg_sq"]
-            counts[stored] = float(moments["step"])
-    copies = {name: value.detach().to("cpu", copy=True).contiguous() for name, value in tensors.items()}
+        copies[f"param/{stored}"] = _copy(found.value)
+        if found.moments is not None:
+            copies[f"m/{stored}"], copies[f"v/{stored}"] = map(_copy, found.moments)
+            counts[stored] = found.steps
+    if not keeps:
+        return None
     # The best state is a copy already, and is replaced as a whole.
     copies |= {f"best/{_stored(name)}": value.contiguous() for name, value in state.best_tensors.items()}
     meta = {
@@ -68,7 +72,7 @@ def capture(engine: Any, module: nn.Module, names: Sequence[str], state: LoopSta
 
 
 def restore(files: Mapping[str, bytes], engine: Any, module: nn.Module, names: Sequence[str], accumulation: int) -> LoopState:
-    """Put a captured state back into a freshly built engine; the stage goes on at `.step`.
+    """Put a captured state back into a freshly built engine; the stage goes on at `.step`. Every rank must call it.
 
     Raises:
         DataError: the checkpoint is of another format or trains other parameters.
@@ -80,17 +84,13 @@ def restore(files: Mapping[str, bytes], engine: Any, module: nn.Module, names: S
         odd = sorted(found ^ wanted)[:5]
         raise DataError(f"The checkpoint does not fit this stage (format {meta.get('format')}, differing parameters {odd}).")
     parameters = dict(module.named_parameters())
-    optimizer = engine.optimizer
-    with torch.no_grad():
-        for name in names:
-            parameter, stored = parameters[name], _stored(name)
-            parameter.copy_(tensors[f"param/{stored}"])
-            if f"m/{stored}" in tensors:
-                optimizer.state[parameter] = {
-                    "step": torch.tensor(meta["adam_steps"][stored]),
-                    "exp_avg": tensors[f"m/{stored}"].to(parameter),
-                    "exp_avg_sq": tensors[f"v/{stored}"].to(parameter),
-                }
+
+    def stored_state(name: str) -> AdamState:
+        stored = _stored(name)
+        moments = (tensors[f"m/{stored}"], tensors[f"v/{stored}"]) if f"m/{stored}" in tensors else None
+        return AdamState(tensors[f"param/{stored}"], moments, meta["adam_steps"].get(stored, 0.0))
+
+    write_adam(engine, ((parameters[name], stored_state(name)) for name in names))
     torch.set_rng_state(tensors["rng"])
     _move_schedule(engine, meta["step"], accumulation)
     return LoopState(
@@ -102,6 +102,10 @@ def restore(files: Mapping[str, bytes], engine: Any, module: nn.Module, names: S
         validation=meta["validation"],
         started_from=meta.get("started_from", ""),
     )
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu", copy=True).contiguous()
 
 
 def _stored(name: str) -> str:

@@ -107,6 +107,7 @@ def build_engine(module: StageModule, groups: list[dict[str, Any]], settings: En
         raise ConfigError(
             f"DeepSpeed refuses zero_stage={settings.zero_stage}: {error}.", fix="Try train.zero_stage=0."
         ) from error
+    _begin_moments(engine)
     return engine
 
 
@@ -135,6 +136,96 @@ def gathered(engine: Any, parameters: Sequence[Tensor], *, change: bool = False)
 
     context: AbstractContextManager[Any] = GatheredParameters(list(parameters), modifier_rank=0 if change else None)
     return context
+
+
+@dataclass(frozen=True)
+class AdamState:
+    """A parameter that trains and what AdamW knows of it: whole tensors of the parameter's shape, on any number of ranks."""
+
+    value: Tensor
+    moments: tuple[Tensor, Tensor] | None
+    """`exp_avg` and `exp_avg_sq`; None where it has not been stepped yet."""
+    steps: float
+    """Steps that the moments have seen."""
+
+
+def read_adam(engine: Any, parameter: nn.Parameter) -> AdamState:
+    """The state of a parameter of the engine, put together from all ranks with ZeRO 1 to 3: every rank must call it then, for the
+    same parameters in the same order. May share memory with what trains."""
+    stage, states, value = engine.zero_optimization_stage(), engine.optimizer.state, parameter.detach()
+    if stage == 0:
+        own = states.get(parameter)
+        return AdamState(value, (own["exp_avg"], own["exp_avg_sq"]), float(own["step"])) if own else AdamState(value, None, 0)
+    from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+
+    if stage == 3:  # else the parameter itself is whole, and as exact: nothing here trains in less than float32
+        value = safe_get_full_fp32_param(parameter)
+    first, second = (safe_get_full_optimizer_state(parameter, key) for key in ("exp_avg", "exp_avg_sq"))
+    return AdamState(value, (first, second), max(float(states[part]["step"]) for part in _parts(engine)))
+
+
+def write_adam(engine: Any, found: Iterable[tuple[nn.Parameter, AdamState]]) -> None:
+    """Put states back into an engine that has not stepped yet, each rank its own part: they may come from another number of ranks
+    and from another ZeRO stage. Every rank must call it, with the same states in the same order.
+
+    With ZeRO 1 to 3 DeepSpeed steps whole groups, so there is one count of steps, the highest. The counts of parameters differ
+    only where ZeRO 0 left some out, in steps that gave them no gradient.
+    """
+    states, steps = engine.optimizer.state, 0.0
+    for parameter, state in found:
+        steps = max(steps, state.steps)
+        with torch.no_grad(), gathered(engine, [parameter], change=True):
+            parameter.copy_(state.value)
+        if engine.zero_optimization_stage() > 0:
+            _write_part(engine, parameter, state)
+        elif state.moments is not None:
+            first, second = (moment.to(parameter, copy=True) for moment in state.moments)
+            states[parameter] = {"step": torch.tensor(state.steps), "exp_avg": first, "exp_avg_sq": second}
+    for part in _parts(engine):
+        states[part]["step"].fill_(steps)
+
+
+def _parts(engine: Any) -> list[Tensor]:
+    """What this rank steps with ZeRO 1 to 3: its part of each group, in one row; [] with ZeRO 0."""
+    stage, optimizer = engine.zero_optimization_stage(), engine.optimizer
+    if stage == 0:
+        return []
+    return list(optimizer.fp32_partitioned_groups_flat if stage == 3 else optimizer.single_partition_of_fp32_groups)
+
+
+def _begin_moments(engine: Any) -> None:
+    """Give every part the moments that its first step would give it. DeepSpeed tells parameters of ZeRO 1 and 2 where their
+    moments are when the first group has been stepped, and the later groups have none at that time."""
+    states = engine.optimizer.state
+    for part in _parts(engine):
+        first, second = (torch.zeros_like(part, requires_grad=False) for _ in range(2))
+        states[part] = {"step": torch.tensor(0.0), "exp_avg": first, "exp_avg_sq": second}
+    if engine.zero_optimization_stage() in (1, 2):
+        engine.optimizer._lazy_init_hp_params_optimizer_state()
+
+
+def _write_part(engine: Any, parameter: nn.Parameter, state: AdamState) -> None:
+    """This rank's part of a parameter's float32 value and of its moments."""
+    from deepspeed import utils
+
+    whole: dict[str, Tensor] = {"": state.value}
+    if state.moments is not None:
+        whole |= zip(("exp_avg", "exp_avg_sq"), state.moments, strict=True)
+    for key, tensor in whole.items():
+        value = tensor.to(parameter.device, torch.float32)
+        if engine.zero_optimization_stage() == 3:
+            # The last rank's part is filled up, which DeepSpeed's own way of setting whole tensors does not do.
+            size, rank = parameter.ds_tensor.ds_numel, torch.distributed.get_rank()  # type: ignore[attr-defined]
+            row = nn.functional.pad(value.flatten(), (0, size * torch.distributed.get_world_size() - value.numel()))
+            part = row.narrow(0, size * rank, size)
+            if key:
+                utils.safe_set_local_optimizer_state(parameter, part, key)
+            else:
+                utils.safe_set_local_fp32_param(parameter, part)
+        elif key:
+            utils.safe_set_full_optimizer_state(parameter, value, key)
+        else:
+            utils.safe_set_full_fp32_param(parameter, value)
 
 
 def prepare_process() -> None:

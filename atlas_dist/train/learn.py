@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import resource
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -185,15 +185,10 @@ class StageTrainer:
         resumed_at = state.step
         feed = context.feeder()
 
-        def snapshot() -> dict[str, Tensor]:
-            parameters = dict(module.named_parameters())
-            with gathered(engine, [parameters[n] for n in inside]):
-                return {n: parameters[n].detach().cpu().clone() for n in inside}
-
         def keep(at: LoopState) -> None:
-            # Every rank holds the whole state, so the others need not wait.
-            if context.config.train.zero_stage == 0 and context.is_rank_zero:
-                written.put(at.step, checkpoint.capture(engine, module, inside, at).files)
+            captured = checkpoint.capture(engine, module, inside, at, keeps=context.is_rank_zero)
+            if captured is not None:
+                written.put(at.step, captured.files)
 
         def settle() -> None:
             with pulse.waiting(Doing.STORE):
@@ -214,7 +209,7 @@ class StageTrainer:
         callbacks = Callbacks(
             report=self.report,
             validate=validate,
-            snapshot=snapshot,
+            snapshot=lambda: _whole(engine, module, inside),
             checkpoint=keep,
             vary=partial(self._vary, stage.passes),
             trouble=lambda: written.error,
@@ -338,12 +333,20 @@ class StageTrainer:
         return groups
 
 
+def _whole(engine: Any, module: StageModule, names: Sequence[str]) -> dict[str, Tensor]:
+    """Copies on the CPU. One parameter after the other: with ZeRO-3 a device may have no room for all of them."""
+    parameters, copies = dict(module.named_parameters()), {}
+    for name in names:
+        with gathered(engine, [parameters[name]]):
+            copies[name] = parameters[name].detach().to("cpu", copy=True)
+    return copies
+
+
 def _put_back(engine: Any, module: StageModule, tensors: Mapping[str, Tensor]) -> None:
     """Make the best state the current one."""
     parameters = dict(module.named_parameters())
-    chosen = [parameters[n] for n in tensors]
-    with torch.no_grad(), gathered(engine, chosen, change=True):
-        for name, value in tensors.items():
+    for name, value in tensors.items():
+        with torch.no_grad(), gathered(engine, [parameters[name]], change=True):
             parameters[name].copy_(value)
 
 

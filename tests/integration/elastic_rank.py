@@ -2,7 +2,7 @@
 samples of every step that it really trained on.
 
 An order names a job by the end of its label and the attempt to make; `resume` continues another attempt's newest checkpoint,
-`stop_at` asks for a pause after that step, `from` names the attempts that made the job's parents.
+`stop_at` asks for a pause after that step, `from` names the attempts that made the job's parents, `zero` the ZeRO stage.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from atlas_dist.train import loop
 from atlas_dist.train.context import RankContext
 from atlas_dist.train.engine import prepare_process
 from atlas_dist.train.worker import StageWorker
-from tests.kits.stage import toy_config
+from tests.kits.stage import take_all_apart, toy_config
 
 
 def prefix_of(attempt: str) -> str:
@@ -75,11 +75,13 @@ def main() -> None:
     prepare_process()
     dist.init_process_group("gloo")
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    config = toy_config(folder, *words, f"train.workers={world}")
-    worker = StageWorker(RankContext(config, rank, world, dist.new_group(backend="gloo")))
-    plan = expand(config)
+    take_all_apart()
+    control = dist.new_group(backend="gloo")
     for line in sys.stdin:
-        print("answer", json.dumps(carry_out(worker, plan, json.loads(line))), flush=True)
+        order = json.loads(line)
+        config = toy_config(folder, *words, f"train.workers={world}", f"train.zero_stage={order.get('zero', 0)}")
+        worker = StageWorker(RankContext(config, rank, world, control))
+        print("answer", json.dumps(carry_out(worker, expand(config), order)), flush=True)
 
 
 if __name__ == "__main__":

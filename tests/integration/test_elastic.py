@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -59,13 +59,13 @@ class Pair:
 
 
 @contextmanager
-def two_workers(folder: Path) -> Iterator[Pair]:
+def two_workers(folder: Path, words: Sequence[str] = WORDS) -> Iterator[Pair]:
     """A gloo group of two processes."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     env = {**os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
-    command = [sys.executable, "-m", "tests.integration.elastic_rank", str(folder), *WORDS]
+    command = [sys.executable, "-m", "tests.integration.elastic_rank", str(folder), *words]
     ranks = [
         subprocess.Popen(
             command, env={**env, "RANK": str(r), "LOCAL_RANK": str(r)}, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
@@ -83,8 +83,8 @@ def two_workers(folder: Path) -> Iterator[Pair]:
             rank.kill()
 
 
-def learn(attempt: str, *, resume: str = "", stop_at: int = 10**9) -> dict[str, Any]:
-    return {"job": LEARN, "attempt": attempt, "resume": resume, "stop_at": stop_at}
+def learn(attempt: str, *, resume: str = "", stop_at: int = 10**9, zero: int = 0) -> dict[str, Any]:
+    return {"job": LEARN, "attempt": attempt, "resume": resume, "stop_at": stop_at, "zero": zero}
 
 
 def score(attempt: str, of: str) -> dict[str, Any]:

@@ -20,22 +20,10 @@ from atlas_dist.core.types import StageJob
 from atlas_dist.model.atlas import AdaptedModel
 from atlas_dist.model.backbones import GoesOn, Written, rows_go_on
 from atlas_dist.store import artifacts
-from atlas_dist.train import engine
 from atlas_dist.train.context import RankContext
 from atlas_dist.train.engine import prepare_process
 from atlas_dist.train.worker import StageWorker
-from tests.kits.stage import toy_config
-
-
-def take_all_apart() -> None:
-    """Have ZeRO-3 divide parameters of every size: it leaves those of under 100,000 numbers whole, as all of tiny models are."""
-    configured = engine._deepspeed_config
-
-    def config(settings: engine.EngineSettings) -> dict[str, Any]:
-        told = configured(settings)
-        return told | {"zero_optimization": told["zero_optimization"] | {"stage3_param_persistence_threshold": 0}}
-
-    engine._deepspeed_config = config
+from tests.kits.stage import take_all_apart, toy_config
 
 
 def end_apart(rank: int) -> list[int]:

@@ -16,6 +16,7 @@ from atlas_dist.core.types import StageJob
 from atlas_dist.data.pack import run_pack
 from atlas_dist.runs.stores import open_shards
 from atlas_dist.store import artifacts
+from atlas_dist.train import engine
 from atlas_dist.train.context import RankContext
 from atlas_dist.train.engine import join_alone, prepare_process
 from atlas_dist.train.loop import StepProgress
@@ -48,6 +49,17 @@ def pack_toys(config: RunConfig, samples: int = 96) -> None:
         for split, count in zip(task.data.splits, (samples, samples // 2, samples // 4), strict=False):
             options = {**task.raw.options, "samples": count, "side": 32}
             run_pack(task.raw.converter, None, store, task.data.dataset, split, options=options, image_size=64)
+
+
+def take_all_apart() -> None:
+    """Have ZeRO-3 divide parameters of every size: it leaves those of under 100,000 numbers whole, as all of tiny models are."""
+    configured = engine._deepspeed_config
+
+    def config(settings: engine.EngineSettings) -> dict[str, Any]:
+        told = configured(settings)
+        return told | {"zero_optimization": told["zero_optimization"] | {"stage3_param_persistence_threshold": 0}}
+
+    engine._deepspeed_config = config
 
 
 class Bench:

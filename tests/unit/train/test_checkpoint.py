@@ -23,7 +23,8 @@ class Module(nn.Module):
 
 def engine_of(module: Module) -> SimpleNamespace:
     optimizer = torch.optim.AdamW(module.parameters(), lr=0.1)
-    return SimpleNamespace(optimizer=optimizer, lr_scheduler=torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)
+    return SimpleNamespace(optimizer=optimizer, lr_scheduler=schedule, zero_optimization_stage=lambda: 0)
 
 
 def test_heads_of_auxiliary_tasks_are_stored_under_the_old_name_and_come_back() -> None:
@@ -33,7 +34,9 @@ def test_heads_of_auxiliary_tasks_are_stored_under_the_old_name_and_come_back() 
     engine.optimizer.step()
     names = [name for name, _ in module.named_parameters()]
     best = {name: torch.full_like(p, 7.0).detach() for name, p in module.named_parameters()}
-    files = capture(engine, module, names, LoopState(step=5, best_tensors=best)).files()
+    captured = capture(engine, module, names, LoopState(step=5, best_tensors=best))
+    assert captured is not None
+    files = captured.files()
     stored = load(files[TENSORS])
     assert {k for k in stored if "guests" in k} == {
         f"{k}/guests.0.{n}" for k in ("param", "m", "v", "best") for n in ("weight", "bias")
