@@ -2,9 +2,10 @@
 square picture: the tiles row by row, then the whole, shrunk from the picture that the tiles were cut from.
 
 The picture comes as one square, so that whatever lies between the shards and the model knows one tensor a picture. It is cut on
-the device, where the small one is made too: by Pillow's filter, along the width and then along the height, and with whole grey
-levels between 0 and 255 after each, as Pillow computes with bytes. An integer shrink weighs its neighbours alike everywhere, so
-that each of the two is a convolution; at the edges the weights of what lies outside are shared out among the others.
+the device, where the small one is made too: by Pillow's filter, along the width and then along the height, from whole grey
+levels to whole grey levels between 0 and 255, as Pillow computes with bytes. An integer shrink weighs its neighbours alike
+everywhere, so that each of the two is a convolution; at the edges the weights of what lies outside are shared out among the
+others.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ class Cut(nn.Module):
         self.before, weights = _shrinking(form.tiles, form.resample)
         for name, value in (
             ("weights", weights),
-            ("share", self._convolved(torch.ones(1, 1, 1, form.tiles * side), weights)),
+            ("share", _shares(self._convolved(torch.ones(1, 1, 1, form.tiles * side), weights))),
             ("mean", 255 * torch.tensor(form.mean)[:, None, None]),
             ("std", 255 * torch.tensor(form.std)[:, None, None]),
         ):
@@ -78,7 +79,7 @@ class Cut(nn.Module):
         """The small picture of the whole, [B, 3, S, S]."""
         mean, std = cast(Tensor, self.mean), cast(Tensor, self.std)
         with torch.autocast(pixels.device.type, enabled=False):
-            greys = (pixels * std + mean).flatten(0, 1)[:, None]  # a channel at a time
+            greys = (pixels * std + mean).round().flatten(0, 1)[:, None]  # a channel at a time
             for _ in range(2):  # along the width, and then along the height
                 greys = self._shrunk(greys).transpose(2, 3)
             whole: Tensor = (unflatten(greys[:, 0], 0, (-1, 3)) - mean) / std
@@ -87,7 +88,7 @@ class Cut(nn.Module):
     def _shrunk(self, greys: Tensor) -> Tensor:
         """[N, 1, H, nS] -> [N, 1, H, S], in whole grey levels."""
         weights, share = (cast(Tensor, part).to(greys.dtype) for part in (self.weights, self.share))
-        return (self._convolved(greys, weights) / share).round_().clamp_(0, 255)
+        return (self._convolved(greys, weights) / share + 0.5).floor_().clamp_(0, 255)
 
     def _convolved(self, greys: Tensor, weights: Tensor) -> Tensor:
         """[N, 1, H, nS] -> [N, 1, H, S]; what lies outside counts as 0."""
@@ -102,7 +103,16 @@ def _shrinking(factor: int, resample: Resample) -> tuple[int, Tensor]:
     centre, support = factor / 2, reach * factor
     first, behind = math.floor(centre - support + 0.5), math.floor(centre + support + 0.5)
     weights = torch.tensor([kernel((place + 0.5 - centre) / factor) for place in range(first, behind)], dtype=torch.float64)
-    return -first, (weights / weights.sum()).float()
+    return -first, ((weights / weights.sum() * _STEPS).round() / _STEPS).float()
+
+
+def _shares(seen: Tensor) -> Tensor:
+    """How much of the weights lies within the picture: exactly 1 where nothing lies outside."""
+    return torch.where((seen - 1).abs() < 1e-4, torch.ones_like(seen), seen)
+
+
+_STEPS = 2**22
+"""Pillow's weights are whole multiples of 1/_STEPS."""
 
 
 def _triangle(x: float) -> float:

@@ -135,3 +135,13 @@ def test_the_table_knows_devices_by_how_their_names_begin() -> None:
     assert flops._peak("NVIDIA L40S", bf16=True) == 362e12
     assert flops._peak("NVIDIA L4", bf16=False) == 30.3e12
     assert flops._peak("NVIDIA A10G", bf16=True) is None, "not an A10"
+
+
+def test_each_tile_costs_a_pass_of_the_picture_tower_and_its_tokens_in_the_language_model() -> None:
+    needed = {}
+    for tiles in (1, 2, 3):
+        backbone = load_backbone(backbone_ref("random-smolvlm", tiles=tiles))
+        with AdaptedModel(backbone.model, HeadSpec(TaskKind.SINGLE, 4), MixingSpec(rank=8), visible=0, grows=True, seed=0) as m:
+            freeze_to(m, m.trainable_names(TWO))
+            needed[tiles] = sample_flops(m, TEXT).total
+    assert needed[2] > 3 * needed[1] and needed[3] > 1.7 * needed[2]
