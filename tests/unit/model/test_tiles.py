@@ -8,7 +8,7 @@ import hashlib
 import io
 import json
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import pytest
@@ -400,9 +400,7 @@ def test_a_number_that_cannot_be_is_refused(tmp_path: Path) -> None:
         assert f"{count} x {count} tiles" in str(fails(backbone_ref("random-smolvlm", tiles=count)))
         with pytest.raises(ValidationError):
             BackboneConfig(tiles=count)
-    assert BackboneConfig(tiles=MOST_TILES).tiles == MOST_TILES and int in get_args(
-        BackboneConfig.model_fields["tiles"].annotation
-    )
+    assert BackboneConfig(tiles=MOST_TILES).tiles == MOST_TILES
     asked = checkpoint(tmp_path, ASKED | {"size": {"longest_edge": 8 * SIDE}})
     assert "8 x 8 tiles" in str(fails(asked)), "a checkpoint's number too"
 

@@ -4,22 +4,27 @@ the sample's, and what trains, is computed again, is served or is counted is so 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import Idefics3Config, LlamaConfig
 
 from atlas_dist.core.types import NO_TOKEN, Role, TaskKind
 from atlas_dist.model.atlas import AdaptedModel
 from atlas_dist.model.backbone import Backbone, load_backbone
 from atlas_dist.model.backbone_refs import backbone_ref
+from atlas_dist.model.backbones import ARCHITECTURES
 from atlas_dist.model.experience import ExperienceSite
+from atlas_dist.model.flops import sample_flops
 from atlas_dist.model.fusion import FusionSite
 from atlas_dist.model.heads import HeadSpec, answer_loss
 from atlas_dist.model.layers import LayerRuns
 from atlas_dist.model.lora import LoraSite
 from atlas_dist.model.mixing import AdapterGroup, MixingSite
 from atlas_dist.model.mixing_spec import AttendOver, LoraSpec, MixingSpec, Weighting
+from atlas_dist.model.preprocessor import usual_form
 from atlas_dist.model.site_hook import rows_apart, rows_joined
 from atlas_dist.model.trained import freeze_to
 from tests.kits.towers import texts
@@ -188,3 +193,31 @@ def test_a_backbone_that_trains_gets_a_gradient_everywhere() -> None:
         logits, _ = model(batch(own, SINGLE))
         logits.square().sum().backward()
         assert not [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
+
+
+@pytest.mark.parametrize(("tiles", "tokens", "tera"), [(1, 64, 0.51), (2, 320, 2.5), (3, 640, 5.1), (4, 1088, 8.7)])
+def test_what_tiles_cost_at_the_released_size(tiles: int, tokens: int, tera: float) -> None:
+    """SmolVLM-256M without weights: picture tokens of the language model, and FLOPs (10^12) of a training step of a sample with
+    an adapter of width 48 and a text of 40 tokens. The table in docs/method.md, A decoder."""
+    idefics3 = ARCHITECTURES["idefics3"]
+    llama = {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "vocab_size": 49280, "pad_token_id": 2}
+    heads = {"num_attention_heads": 9, "num_key_value_heads": 3, "max_position_embeddings": 8192}
+    tower = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
+    config = Idefics3Config(
+        text_config=LlamaConfig(**llama, **heads).to_dict(),
+        vision_config={**tower, "image_size": 512, "patch_size": 16},
+        scale_factor=4,
+        image_token_id=49190,
+    )
+    with torch.device("meta"):
+        model = idefics3.model_class(config)
+        idefics3.prepare(model)
+    if tiles > 1:
+        assert idefics3.tiling is not None
+        idefics3.tiling.cut(model, replace(usual_form(idefics3), tiles=tiles))
+    limits, (_, reads) = idefics3.limits(model), idefics3.towers(model)
+    assert (limits.image_size, reads.own_tokens) == (512 * tiles, tokens)
+    spec = MixingSpec(rank=48, weighting=Weighting.EXPERIENCE)
+    with AdaptedModel(model, HeadSpec(TaskKind.SINGLE, 10), spec, visible=0, grows=True, seed=0) as adapted:
+        freeze_to(adapted, adapted.trainable_names({Role.ADAPTER, Role.HEAD}))
+        assert sample_flops(adapted, 40).total / 1e12 == pytest.approx(tera, rel=0.02)
