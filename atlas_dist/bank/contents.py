@@ -47,6 +47,11 @@ class Base:
         return {**named, "tiles": self.tiles}
 
     @property
+    def sees(self) -> str:
+        """How it sees pictures, for a sentence that goes on behind its name; "" = whole."""
+        return f", pictures in {self.tiles} x {self.tiles} tiles" if self.tiles > 1 else ""
+
+    @property
     def recorded(self) -> dict[str, Any]:
         """The address as files have it: with tiles only where there are any, so that other files stay as they were."""
         return {name: value for name, value in self.address.items() if name != "tiles" or value != 1}

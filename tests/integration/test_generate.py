@@ -69,6 +69,8 @@ def test_the_bank_travels_and_answers_in_words(learnt: Toys, tmp_path: Path) -> 
     assert read.base.architecture == "smolvlm" and read.base.tiles == (learnt.config.backbone.tiles or 1)
     told = json.loads((tmp_path / "bank" / CONFIG_FILE).read_text())
     assert told.get("tiles", 1) == read.base.tiles and "tiles" not in told["base_model"]
+    card = (tmp_path / "bank" / "README.md").read_text()
+    assert f"digest `{read.base.digest}`." in card and ("pictures in 2 x 2 tiles" in card) == (read.base.tiles == 2)
     model = AtlasModel.from_pretrained(tmp_path / "bank", device="cpu")
     picture = ToySource(64).read("red-circle-17.png")
     say = Request("toy_say", picture, "What colour is it?")

@@ -81,7 +81,8 @@ class BackboneInput:
 
 
 class Encoded(NamedTuple):
-    """`hidden`: last hidden states of each tower, [B, L, D] with its own L and D; `pooled` [B, P]: what heads read."""
+    """`hidden`: last hidden states of each tower, [B, L, D] with its own L and D, those of a picture's tiles one after the other;
+    `pooled` [B, P]: what heads read."""
 
     hidden: tuple[Tensor, ...]
     pooled: Tensor
