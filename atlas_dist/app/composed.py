@@ -14,6 +14,7 @@ from atlas_dist.errors import ConfigError
 
 if TYPE_CHECKING:
     from atlas_dist.core.plan import Plan
+    from atlas_dist.model.backbone_facts import BackboneFacts
     from atlas_dist.store import ObjectStore
 
 
@@ -64,13 +65,20 @@ class ComposedRun:
     def _plan(self) -> Plan:
         from atlas_dist.coordinator.expand import expand_rows
 
-        return expand_rows(self.decided.rows)
+        return expand_rows(self.decided.rows, self.backbone)
+
+    @cached_property
+    def backbone(self) -> BackboneFacts:
+        """What is known of the backbone, one for all rows. Raises ConfigError, DataError."""
+        from atlas_dist.train.configured import configured_facts
+
+        return configured_facts(self.config)
 
     def specification(self) -> dict[str, Any]:
         """For the ledger's first entry."""
         from atlas_dist.coordinator.expand import specification_of_rows
 
-        return specification_of_rows(self.decided.rows, self.plan())
+        return specification_of_rows(self.decided.rows, self.plan(), self.backbone.tiles)
 
     def no_such_run(self) -> ConfigError:
         """For whoever looks at a run that never began."""

@@ -19,6 +19,7 @@ from atlas_dist.runs.results import known_results, read_pointers
 from atlas_dist.runs.status import load_run
 from atlas_dist.runs.stores import open_shards
 from atlas_dist.store.objects import ObjectStore
+from atlas_dist.train.configured import trunk_name
 
 if TYPE_CHECKING:
     from atlas_dist.train.step_memory import StepMemory
@@ -65,7 +66,7 @@ def plan(*settings: Settings, many: bool = False, memory: bool = False) -> Plann
         config, store = composed_run.config, composed_run.store
         jobs = composed_run.plan()
         state, _ = load_run(store, config.run)
-        outlook = forecast_run(config, jobs, state, store)
+        outlook = forecast_run(config, jobs, state, store, composed_run.backbone.tiles)
         advice = slow_products(config) if outlook.left else ""
         steps = memory_of(config, jobs) if memory else ()
         return PlannedRun(config.run, jobs, outlook, config.cluster.worker_hour, advice, steps)
@@ -80,17 +81,21 @@ def memory_of(config: RunConfig, plan: Plan) -> tuple[StepMemory, ...]:
     return tuple(steps_of(config, plan, configured_backbone(config), ranks))
 
 
-def forecast_run(config: RunConfig, plan: Plan, state: RunState, store: ObjectStore) -> Outlook:
-    """What is left of a plan. Raises DataError, StoreError: shards that are not there, a store in trouble."""
+def forecast_run(config: RunConfig, plan: Plan, state: RunState, store: ObjectStore, tiles: int = 1) -> Outlook:
+    """What is left of a plan. `tiles`: of the backbone (`BackboneFacts.tiles`).
+
+    Raises:
+        DataError, StoreError: shards that are not there, a store in trouble.
+    """
     shards = open_shards(config)
     splits = {(j.task.dataset, split) for j in plan.jobs.values() for split in j.splits}
     manifests = {(dataset, split): read_manifest(shards, dataset, split) for dataset, split in splits}
-    own, alike = _elsewhere(store, plan, config)
+    own, alike = _elsewhere(store, plan, config, tiles)
     return foresee(plan, state, own, manifests, config.shards.buffer_mb << 20, config.worker_groups, alike)
 
 
 def _elsewhere(
-    store: ObjectStore, plan: Plan, config: RunConfig
+    store: ObjectStore, plan: Plan, config: RunConfig, tiles: int
 ) -> tuple[dict[str, tuple[str, CommittedRef]], list[CommittedRef]]:
     """By their pointers alone, facts of other runs that the plan has too (the run that adopts them verifies every byte), and some
     that it has not, to judge time by."""
@@ -98,5 +103,5 @@ def _elsewhere(
     found = read_pointers(store, [*(key for key in plan.jobs if key in known), *sorted(known - set(plan.jobs))[:ALIKE]])
     own = {key: (p.run, p.ref) for key, p in found.items() if key in plan.jobs and p.run != config.run}
     others = (pointer.ref for key, pointer in found.items() if key not in plan.jobs)
-    here = (config.backbone.name, config.train.precision.value)
+    here = (trunk_name(config, tiles), config.train.precision.value)
     return own, [ref for ref in others if (like := like_of(ref)) and (like["trunk"], like["precision"]) == here]

@@ -67,7 +67,7 @@ def _record(log: RecordLog, run: str, weights: BankWeights, refs: list[Committed
     base = weights.base
     spec = {
         "imported_from": weights.run,
-        "backbone": base.address,
+        "backbone": base.recorded,
         "method": {"name": weights.first.method, "settings": plain(weights.first.settings)},
         "train": {"precision": weights.precision},
     }

@@ -40,6 +40,7 @@ from atlas_dist.runs.stores import open_ledger
 from atlas_dist.store import artifacts
 from atlas_dist.store.objects import ObjectStore
 from atlas_dist.store.settle import DEFAULT_PATIENCE
+from atlas_dist.train.configured import recorded_backbone
 from atlas_dist.train.context import RankContext
 from atlas_dist.train.engine import join_alone
 from atlas_dist.train.inputs import pack_tensors
@@ -129,7 +130,7 @@ def import_adapter(
         config=peft.config,
         ranks=ranks_in(adapter),
         task=task,
-        backbone=config.backbone.model_dump() | {"architecture": backbone.architecture.name},
+        backbone=recorded_backbone(config, backbone),
         backbone_digest=backbone.digest,
         commit=origin.commit,
     )

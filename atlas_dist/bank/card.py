@@ -56,7 +56,8 @@ On a shell: `atlas-dist predict --from path/to/this/folder --task {first} --imag
 {_imported(weights)}
 ## What it depends on
 
-- Backbone: `{base_model}`{f" at `{base.revision}`" if base.revision else ""} ({base.architecture}), digest `{base.digest}`.
+- Backbone: `{base_model}`{f" at `{base.revision}`" if base.revision else ""} ({base.architecture}{base.sees}), \
+digest `{base.digest}`.
 - Method: {weights.first.method} `{json.dumps(dict(weights.first.settings), sort_keys=True)}`; products in {weights.precision}.
 - Written by atlas-dist{_version()}. Files are safetensors and JSON; `adapter_config.json` has their sizes and sha256.
 

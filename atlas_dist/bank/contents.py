@@ -37,11 +37,24 @@ class Base:
     digest: str
     architecture: str = "vilt"
     """Older versions wrote none: they knew no other."""
+    tiles: int = 1
+    """Likewise."""
 
     @property
-    def address(self) -> dict[str, str]:
+    def address(self) -> dict[str, Any]:
         """All but the digest: what finds the backbone again, under the names of the settings `backbone.*`."""
-        return {"name": self.name, "source": self.source, "revision": self.revision, "architecture": self.architecture}
+        named = {"name": self.name, "source": self.source, "revision": self.revision, "architecture": self.architecture}
+        return {**named, "tiles": self.tiles}
+
+    @property
+    def sees(self) -> str:
+        """How it sees pictures, for a sentence that goes on behind its name; "" = whole."""
+        return f", pictures in {self.tiles} x {self.tiles} tiles" if self.tiles > 1 else ""
+
+    @property
+    def recorded(self) -> dict[str, Any]:
+        """The address as files have it: with tiles only where there are any, so that other files stay as they were."""
+        return {name: value for name, value in self.address.items() if name != "tiles" or value != 1}
 
 
 @dataclass(frozen=True)
@@ -182,7 +195,8 @@ def read_bank(store: ObjectStore, run: str) -> Bank:
         job = state.job(key)
         assert job.committed is not None, "only committed results are described"
         address = {f: str(v) for f in ("name", "source", "revision", "architecture") if (v := config.base_model.get(f))}
-        base = Base(**{"name": "", "source": "", "revision": "", **address}, digest=config.base_model_digest)
+        named = {"name": "", "source": "", "revision": "", **address}
+        base = Base(**named, digest=config.base_model_digest, tiles=int(config.base_model.get("tiles") or 1))
         learnt[key] = Learnt(
             name,
             key,

@@ -97,6 +97,8 @@ class _Package(_Strict):
     base_model_name_or_path: str
     revision: str
     base_model: dict[str, str]
+    tiles: Annotated[int, Field(ge=2)] | None = None
+    """Of the base model (`Base.tiles`); None = its pictures are not cut."""
     base_model_digest: Sha256
     method: str
     settings: dict[str, Any]
@@ -168,7 +170,7 @@ def read_package(folder: Path) -> BankWeights:
     tensors: dict[str, Tensor] = parse_tensors(data[WEIGHTS_FILE])
     every: tuple[_Named, ...] = (*package.tasks, *(package.imported or ()))
     keys = {each.name: each.key for each in every}
-    base = Base(digest=package.base_model_digest, **package.base_model)
+    base = Base(digest=package.base_model_digest, **package.base_model, tiles=package.tiles or 1)
     dropped = frozenset(keys[name] for name in package.pruned.dropped) if package.pruned else frozenset()
     tasks: dict[str, LearntWeights] = {}
     for task in package.tasks:
@@ -276,7 +278,8 @@ def _describe(weights: BankWeights, files: Mapping[str, bytes]) -> _Package:
         # A backbone that ships with this package has no address on the hub; its name is one that `load_backbone` knows.
         base_model_name_or_path=known.source if hub and known else base.source or base.name,
         revision=(known.revision or "") if hub and known else base.revision,
-        base_model=base.address,
+        base_model={name: value for name, value in base.address.items() if name != "tiles"},
+        tiles=base.tiles if base.tiles > 1 else None,
         base_model_digest=base.digest,
         method=weights.first.method,
         settings=dict(plain(weights.first.settings)),

@@ -217,7 +217,7 @@ tags: [atlas-dist, lora]
 
 # {task.name}
 
-LoRA at {len(layers)} linear layers of `{base.name}` (digest `{base.digest}`): {what}. Written by atlas-dist from run
+LoRA at {len(layers)} linear layers of `{base.name}` (digest `{base.digest}`{base.sees}): {what}. Written by atlas-dist from run
 `{weights.run}`, job `{key}`; validation score there {task.score:.2f} %. {_ABOUT_HEAD[task.task.kind.generates]}
 The licences of the backbone and of the data sets apply{_licences(told)}.
 """

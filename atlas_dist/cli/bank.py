@@ -278,7 +278,7 @@ def _as_json(bank: Bank, e: Learnt) -> dict[str, Any]:
         "method": e.method,
         "settings": dict(e.settings),
         "precision": bank.precision,
-        "base_model": {**e.base.address, "digest": e.base.digest},
+        "base_model": {**e.base.recorded, "digest": e.base.digest},
         "data": {"dataset": e.task.dataset, **e.task.splits},
         "committed": _when(e),
         "adopted_from": e.adopted_from,

@@ -49,6 +49,10 @@ class BackboneConfig(Section):
     architecture: str = ""
     """What a `source` is: `vilt`, `clip`, `siglip` (SigLIP 2 of fixed resolution too), `idefics3` (SmolVLM) or `smolvlm` (SmolVLM
     2); "" = `vilt`. A checkpoint of another kind is refused. A name without a `source` brings its own."""
+    tiles: int | None = Field(default=None, ge=1, le=6)
+    """n, where each picture is cut into n x n tiles of the backbone's own size, beside a small one of the whole (SmolVLM): more
+    detail, for n * n + 1 times the picture tokens. 1 = the whole picture alone. Left out = what the checkpoint's
+    preprocessor_config.json asks for."""
 
 
 class BudgetConfig(Section):

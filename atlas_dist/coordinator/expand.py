@@ -28,29 +28,30 @@ NUMERICS_VERSION = 1
 """Raised whenever equal settings may give another result than before: results of older versions are then not reused."""
 
 
-def expand(config: RunConfig) -> Plan:
-    """The plan of a run.
+def expand(config: RunConfig, backbone: BackboneFacts | None = None) -> Plan:
+    """The plan of a run. `backbone`: as `expand_rows`.
 
     Raises:
         ConfigError: a setting does not fit the method, the backbone or the data.
         DataError: a shard set is missing or damaged.
     """
-    return expand_rows({"": config})
+    return expand_rows({"": config}, backbone)
 
 
-def expand_rows(rows: Mapping[str, RunConfig]) -> Plan:
+def expand_rows(rows: Mapping[str, RunConfig], backbone: BackboneFacts | None = None) -> Plan:
     """One plan for every row of a sweep: jobs with equal keys merge, so what rows have in common is trained once.
 
     Args:
         rows: name of the row ("" for the only one) -> its configuration; they passed `config.check_rows`.
+        backbone: what is known of theirs; None = it is asked for.
 
     Raises:
         As `expand`.
     """
     base = next(iter(rows.values()))
-    backbone, read = configured_facts(base), cache(partial(read_manifest, open_shards(base)))
+    backbone, read = backbone or configured_facts(base), cache(partial(read_manifest, open_shards(base)))
     for config in rows.values():
-        _check_texts(config, backbone.text_tokens)
+        _check_texts(config, backbone)
         _check_image_types(config, backbone)
         check_generating(config, used_tasks(config), backbone)
         check_experience(config)
@@ -150,7 +151,10 @@ def _decided(train: TrainConfig) -> str:
 
 
 def specification(
-    config: RunConfig, sizes: Mapping[str, int] | None = None, experience: Mapping[str, ImportedAdapter] | None = None
+    config: RunConfig,
+    sizes: Mapping[str, int] | None = None,
+    experience: Mapping[str, ImportedAdapter] | None = None,
+    tiles: int = 1,
 ) -> dict[str, Any]:
     """What makes a run this run, for the ledger's first entry: where it lies and how many workers it has may change between
     submissions.
@@ -159,6 +163,7 @@ def specification(
         sizes: digest of a split that the plan does not read whole every time -> its samples: with them the plan can be laid out
             again where the data are out of reach.
         experience: what the names in `sequence.experience` stand for.
+        tiles: of the backbone (`BackboneFacts.tiles`), where the settings leave it to the checkpoint.
     """
     tree = config.model_dump(mode="json")
     rows = [tree["method"], *tree["compare"].values(), *filter(None, tree["references"].values())]
@@ -167,6 +172,9 @@ def specification(
     lasting = {name: tree[name] for name in ("seeds", "backbone", "method", "tasks", "sequence")}
     if not lasting["backbone"]["architecture"]:
         lasting["backbone"].pop("architecture")
+    # A checkpoint's own choice is recorded as a number, so that a record means the same without the checkpoint.
+    if (cut := lasting["backbone"].pop("tiles") or tiles) > 1:
+        lasting["backbone"]["tiles"] = cut
     lasting["train"] = {name: tree["train"][name] for name in ("precision", "budget", "stage1", "stage2", "both")}
     lasting["train"]["precision"] = _decided(config.train)
     for holder in (*rows, *lasting["tasks"].values(), lasting["train"]):
@@ -229,12 +237,12 @@ def _without_unset(tree: dict[str, Any], name: str) -> None:
         tree.pop(name)
 
 
-def specification_of_rows(rows: Mapping[str, RunConfig], plan: Plan) -> dict[str, Any]:
-    """The same of a sweep: that of every row, and what readers of any run look for at the top."""
+def specification_of_rows(rows: Mapping[str, RunConfig], plan: Plan, tiles: int = 1) -> dict[str, Any]:
+    """The same of a sweep: that of every row, and what readers of any run look for at the top. `tiles`: as `specification`."""
     sizes = {job.task.scored_digest: job.split_samples for job in plan.jobs.values() if job.samples}
     if list(rows) == [""]:
-        return specification(rows[""], sizes, plan.imported)
-    each = {row: specification(config, sizes, plan.imported) for row, config in rows.items()}
+        return specification(rows[""], sizes, plan.imported, tiles)
+    each = {row: specification(config, sizes, plan.imported, tiles) for row, config in rows.items()}
     first = next(iter(each.values()))
     return {"rows": each, "backbone": first["backbone"], "train": {"precision": first["train"]["precision"]}}
 
@@ -334,11 +342,14 @@ def _classes(name: str, task: TaskConfig, train: ShardManifest, *others: ShardMa
     return len(train.classes)
 
 
-def _check_texts(config: RunConfig, limit: int) -> None:
+def _check_texts(config: RunConfig, backbone: BackboneFacts) -> None:
+    limit, n = backbone.text_tokens, backbone.tiles
+    beside, fewer = (f" beside {n} x {n} tiles of a picture", f", or backbone.tiles below {n}") if n > 1 else ("", "")
     for name, task in config.tasks.items():
         if task.max_text + task.new_tokens > limit:
             written = f", and {task.new_tokens} are written" if task.new_tokens else ""
             raise ConfigError(
-                f"tasks.{name}.max_text is {task.max_text}{written}; {config.backbone.name} reads at most {limit} text tokens.",
-                fix=f"Set tasks.{name}.max_text={max(3, limit - task.new_tokens)} or less.",
+                f"tasks.{name}.max_text is {task.max_text}{written}; {config.backbone.name} reads at most {limit} text tokens"
+                f"{beside}.",
+                fix=f"Set tasks.{name}.max_text={max(3, limit - task.new_tokens)} or less{fewer}.",
             )

@@ -60,6 +60,7 @@ def _configured(spec: Mapping[str, Any], run: str) -> RunConfig:
     """The recorded settings as a configuration. Places and the number of workers are not recorded and mean nothing here."""
     tree = {name: part for name, part in spec.items() if name not in ("split_samples", "experience")}
     tree |= {"run": run, "train": {**spec.get("train", {}), "workers": 1}}
+    tree |= {"backbone": {"tiles": 1, **spec.get("backbone", {})}}  # named where there are any
     tree |= {"method": _named(spec["method"])} if "method" in spec else {}
     tree |= {part: {name: _named(row) for name, row in spec[part].items()} for part in ("compare", "references") if part in spec}
     try:

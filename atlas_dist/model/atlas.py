@@ -387,7 +387,7 @@ class AdaptedModel(nn.Module):
                 f"The backbone is in use: {name} carries another model's adapters.", fix="Close that model first."
             )
         self.sites[attribute_of(name)] = site
-        self._hooks[name] = SiteHook(site)
+        self._hooks[name] = SiteHook(site, self._architecture.rows_at(self.backbone, path))
         self._handles.append(dense.register_forward_hook(self._hooks[name]))
 
 

@@ -24,11 +24,13 @@ from atlas_dist.model.backbones import (
     BackboneInput,
     Chat,
     Encoded,
+    PictureForm,
     architecture_named,
     relative_of,
 )
 from atlas_dist.model.load_errors import listed, shortened, unloadable
-from atlas_dist.model.preprocessor import PictureForm, form_of, read_settings, usual_form
+from atlas_dist.model.preprocessor import form_of, read_settings, usual_form
+from atlas_dist.model.tiling import check_room, check_tiles, cut_pictures
 from atlas_dist.model.weight_files import WRAPPERS, check_folder, unwrapped
 
 
@@ -72,7 +74,7 @@ class Backbone:
 
     @property
     def image_size(self) -> int:
-        """Side in pixels of the square pictures it was trained on."""
+        """Side in pixels of the square pictures it is given, all tiles of one together."""
         return self.architecture.limits(self.model).image_size
 
     @property
@@ -109,22 +111,27 @@ def load_backbone(which: str | BackboneRef, *, seed: int = 0) -> Backbone:
     The global random state is left as it was. ``seed`` matters to random weights only.
 
     Raises:
-        ConfigError: an unknown name or architecture, or a checkpoint of another architecture.
+        ConfigError: an unknown name or architecture, a checkpoint of another architecture, or tiles that it cannot see.
         DataError: the checkpoint cannot be reached, a file of it is damaged or missing, its keys or shapes are not exactly those
             of the model, a value is not finite, its tokenizer is another model's, or it wants pictures in a form that we do not
             make.
     """
     ref = which if isinstance(which, BackboneRef) else named_backbone(which)
     architecture = architecture_named(ref.architecture)
+    tiles = 1 if ref.tiles is None else ref.tiles
+    check_tiles(ref.name, tiles, architecture)
     with torch.random.fork_rng(devices=[]), _no_progress_bar():
-        model = _load_weights(ref, architecture) if ref.source else _random_model(architecture, seed)
+        model = _load_weights(ref, architecture) if ref.source else _random_model(architecture, seed, tiles)
         architecture.prepare(model)
-    tokenizer = _load_tokenizer(ref, architecture) if ref.source else _tiny_tokenizer(architecture)
+    tokenizer = _load_tokenizer(ref, architecture) if ref.source else _tiny_tokenizer(architecture, tiles)
     architecture.prepare_tokenizer(tokenizer)
     _check_tokenizer(ref, tokenizer, architecture.limits(model).vocabulary)
     _check_special_tokens(ref, architecture, tokenizer)
-    chat = architecture.chat(model, tokenizer) if architecture.chat is not None else None
     pictures = _own_pictures(ref, architecture, model)
+    if pictures is not None:
+        cut_pictures(ref.name, architecture, model, tokenizer, pictures)
+    chat = architecture.chat(model, tokenizer) if architecture.chat is not None else None
+    check_room(ref.name, architecture, model, pictures.tiles if pictures is not None else 1)
     _freeze(model)
     digest = backbone_digest(model, tokenizer, pictures, chat)
     architecture.accelerate(model)
@@ -148,6 +155,9 @@ def backbone_digest(
     for form in forms:
         for newer in ("question_end", "answer_end"):  # of conversations, which there were not: other tasks keep their keys
             form.pop(newer, None)
+        for later, nothing in (("tiles", 1), ("between", ())):  # named where pictures are cut: others keep their keys
+            if form.get(later) == nothing:
+                form.pop(later)
     for part in (rules, _lasting_config(model.config), *forms):
         digest.update(json.dumps(part, sort_keys=True).encode())
     return digest.hexdigest()
@@ -237,20 +247,21 @@ def _check_finite(ref: BackboneRef, model: nn.Module) -> None:
 
 def _own_pictures(ref: BackboneRef, architecture: Architecture, model: nn.Module) -> PictureForm | None:
     """How a checkpoint wants pictures; None = as usual."""
-    if not ref.source or ref.usual_pictures:
-        return None
-    try:
-        said = read_settings(ref.source, ref.revision)
-    except OSError as error:
-        raise _unreachable(ref, error) from error
-    form = form_of(said, architecture, architecture.limits(model).image_size, ref.name)
+    said: Mapping[str, Any] = {}
+    if ref.source and not ref.usual_pictures:
+        try:
+            said = read_settings(ref.source, ref.revision)
+        except OSError as error:
+            raise _unreachable(ref, error) from error
+    form = form_of(said, architecture, architecture.limits(model).image_size, ref.name, ref.tiles)
     return None if form == usual_form(architecture) else form
 
 
-def _tiny_tokenizer(architecture: Architecture) -> PreTrainedTokenizerFast:
+def _tiny_tokenizer(architecture: Architecture, tiles: int = 1) -> PreTrainedTokenizerFast:
     tiny = named_backbone("tiny")
     tokenizer = _load_tokenizer(tiny, architecture_named(tiny.architecture))
-    tokenizer.add_tokens(list(architecture.special_tokens), special_tokens=True)
+    names = architecture.tiling.tokens(tiles) if architecture.tiling is not None and tiles > 1 else ()
+    tokenizer.add_tokens([*names, *architecture.special_tokens], special_tokens=True)
     return tokenizer
 
 
@@ -334,9 +345,9 @@ def _unreachable(ref: BackboneRef, error: OSError) -> DataError:
     )
 
 
-def _random_model(architecture: Architecture, seed: int) -> nn.Module:
+def _random_model(architecture: Architecture, seed: int, tiles: int) -> nn.Module:
     torch.manual_seed(seed)
-    tokenizer = _tiny_tokenizer(architecture)
+    tokenizer = _tiny_tokenizer(architecture, tiles)
     special = {"pad": tokenizer.pad_token_id, "bos": tokenizer.cls_token_id, "eos": tokenizer.sep_token_id}
     return architecture.random(len(tokenizer), special)
 

@@ -22,7 +22,7 @@ from atlas_dist.store.local import LocalStore
 if TYPE_CHECKING:
     from atlas_dist.model.backbone import Backbone
 
-FACTS_VERSION = 1
+FACTS_VERSION = 2
 """Raised whenever the same checkpoint would have other facts, such as another digest, than before."""
 
 
@@ -39,12 +39,14 @@ class BackboneFacts:
     """How many pictures of a sample it tells apart."""
     writes: bool
     """It is a decoder, which can write answers."""
+    tiles: int
+    """As `PictureForm.tiles`."""
 
     @classmethod
     def of(cls, backbone: Backbone) -> BackboneFacts:
         """Of a backbone that is loaded."""
-        kind = backbone.architecture
-        return cls(backbone.digest, kind.name, backbone.max_text_tokens, kind.image_types, kind.decoder is not None)
+        kind, tiles = backbone.architecture, backbone.pictures.tiles
+        return cls(backbone.digest, kind.name, backbone.max_text_tokens, kind.image_types, kind.decoder is not None, tiles)
 
 
 def facts_of(ref: BackboneRef) -> BackboneFacts:

@@ -17,7 +17,7 @@ Any other folder or hub checkpoint is reached with a ``BackboneRef`` of one's ow
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from atlas_dist.errors import ConfigError
@@ -42,6 +42,7 @@ class BackboneRef:
         architecture: a key of `backbones.ARCHITECTURES`.
         usual_pictures: its preprocessor_config.json is known to say what its architecture has anyway: it is not asked for, so
             that what was downloaded before it was read still loads without a network.
+        tiles: n, where large pictures are to be cut into n x n tiles; None = as its preprocessor_config.json asks.
     """
 
     name: str
@@ -50,6 +51,7 @@ class BackboneRef:
     leftovers: tuple[str, ...] = ()
     architecture: str = DEFAULT_ARCHITECTURE
     usual_pictures: bool = False
+    tiles: int | None = None
 
 
 BACKBONES: dict[str, BackboneRef] = {
@@ -83,7 +85,9 @@ BACKBONES: dict[str, BackboneRef] = {
 }
 
 
-def backbone_ref(name: str, source: str = "", revision: str = "", architecture: str = "") -> BackboneRef:
+def backbone_ref(
+    name: str, source: str = "", revision: str = "", architecture: str = "", tiles: int | None = None
+) -> BackboneRef:
     """What the settings `backbone.*` name: a row of ``BACKBONES``, or with a `source` a checkpoint of one's own.
 
     Raises:
@@ -91,8 +95,8 @@ def backbone_ref(name: str, source: str = "", revision: str = "", architecture: 
     """
     if source:
         place = str(Path(source).expanduser()) if source.startswith("~/") else source
-        return BackboneRef(name, place, revision or None, architecture=architecture or DEFAULT_ARCHITECTURE)
-    ref = named_backbone(name)
+        return BackboneRef(name, place, revision or None, architecture=architecture or DEFAULT_ARCHITECTURE, tiles=tiles)
+    ref = replace(named_backbone(name), tiles=tiles)
     if architecture not in ("", ref.architecture):
         from atlas_dist.model.backbones import architecture_named  # all of transformers, for an error
 

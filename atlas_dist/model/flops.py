@@ -79,7 +79,10 @@ def sample_flops(model: AdaptedModel, text: int, answer: int = 0) -> StepFlops:
     passes = spec.texts * spec.images
     architecture = architecture_of(backbone)
     limits = architecture.limits(backbone)
-    towers = [_tower_flops(model, tower, text + max(0, answer - 1)) for tower in architecture.towers(backbone)]
+    towers = [
+        _tower_flops(model, tower, text + max(0, answer - 1), architecture.rows_at(backbone, tower.layers))
+        for tower in architecture.towers(backbone)
+    ]
     head = 2.0 * sum(p.numel() for p in model.head.parameters() if p.dim() == 2)
     written = 2.0 * answer * limits.pooled * limits.vocabulary  # frozen: its input alone gets a gradient
     deep = any(p.requires_grad for part in (backbone, model.sites) for p in part.parameters())
@@ -89,8 +92,8 @@ def sample_flops(model: AdaptedModel, text: int, answer: int = 0) -> StepFlops:
     return StepFlops(passes * forward + heads + written, passes * backward + heads * (2 if deep else 1) + written)
 
 
-def _tower_flops(model: AdaptedModel, tower: Tower, text: int) -> StepFlops:
-    """One pass of one sample through one stack of layers with its sites."""
+def _tower_flops(model: AdaptedModel, tower: Tower, text: int, rows: int) -> StepFlops:
+    """One pass of one sample, which is so many rows there, through one stack of layers with its sites."""
     layers = stack(model.backbone, tower)
     tokens = tower.own_tokens + text * tower.reads_text
     patches = model.backbone.get_submodule(tower.patches) if tower.patches else None
@@ -103,16 +106,16 @@ def _tower_flops(model: AdaptedModel, tower: Tower, text: int) -> StepFlops:
     parts = [part for name, part in model.named_sites() if name.startswith((tower.letter, f"{tower.layers}."))]
     groups = [g for site in parts for g in site.modules() if isinstance(g, AdapterGroup | ResidualGroup | LoraGroup)]
     fusions = [m for site in parts for name, m in site.named_modules() if name == "fusion"]
-    sites = [_group_flops(g, tokens, tower.heads) for g in groups]
+    sites = [_group_flops(g, rows * tokens, tower.heads) for g in groups]
     trained = sum(p.numel() for p in layers.parameters() if p.requires_grad and p.dim() == 2)
     deep = trained > 0 or any(p.requires_grad for site in parts for p in site.parameters())
-    fused = 2.0 * tokens * sum(p.numel() for m in fusions for p in m.parameters() if p.dim() == 2)
-    forward = frozen.forward() + sum(s.forward for s in sites) + fused + pooling.forward
-    backward = (frozen.backward(whole=trained > 0 or tower.fed) + sum(s.backward for s in sites) + 2 * fused) if deep else 0.0
-    backward += pooling.backward if deep else 0.0
-    backward += 2.0 * tokens * trained
+    fused = 2.0 * rows * tokens * sum(p.numel() for m in fusions for p in m.parameters() if p.dim() == 2)
+    forward = rows * (frozen.forward() + pooling.forward) + sum(s.forward for s in sites) + fused
+    backward = rows * (frozen.backward(whole=trained > 0 or tower.fed) + pooling.backward) if deep else 0.0
+    backward += sum(s.backward for s in sites) + 2 * fused if deep else 0.0
+    backward += 2.0 * rows * tokens * trained
     if patches is not None and cast(Tensor, patches.weight).requires_grad:
-        backward += embedding
+        backward += rows * embedding
     return StepFlops(forward, backward)
 
 

@@ -1,9 +1,10 @@
 """How pictures become pixels for a checkpoint, by its preprocessor_config.json, as far as ours can do the same.
 
 Ours: a picture is decoded as a viewer shows it, squashed whole into the model's square, divided by 255 and normalised. Mean,
-standard deviation and filter are the checkpoint's. SigLIP's own preprocessing is just that: whatever asks for more is refused.
-ViLT's and CLIP's keep the sides' ratio, and CLIP's cuts off what is beyond a square; ours does neither, because a question may be
-about what would be cut off (docs/method.md, Another backbone).
+standard deviation, filter and the number of tiles that the square is cut into are the checkpoint's. SigLIP's own preprocessing
+makes just one square: whatever asks for more is refused. ViLT's, CLIP's and SmolVLM's keep the sides' ratio, and CLIP's cuts off
+what is beyond a square; ours does neither, because a question may be about what would be cut off (docs/method.md, Another
+backbone).
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,9 @@ from transformers.utils import cached_file
 
 from atlas_dist.core.types import Resample
 from atlas_dist.errors import DataError
-from atlas_dist.model.backbones import Architecture
+from atlas_dist.model.backbones import Architecture, PictureForm
+from atlas_dist.model.backbones.base import Floats
+from atlas_dist.model.tiling import check_tiles
 
 FILES = ("processor_config.json", "preprocessor_config.json")
 """Where a checkpoint keeps it: below `image_processor` of the first, or all of the second."""
@@ -28,17 +31,6 @@ _FILTERS = {1: Resample.LANCZOS, 2: Resample.BILINEAR, 3: Resample.BICUBIC}
 """Pillow's numbers."""
 _FIXED = {"do_resize": True, "do_rescale": True, "do_flip_channel_order": False, "do_reduce_labels": False}
 """What has no choice here."""
-
-Floats = tuple[float, float, float]
-
-
-@dataclass(frozen=True)
-class PictureForm:
-    """Mean and standard deviation of pixels per channel, for values in [0, 1], and the filter that pictures are resized with."""
-
-    mean: Floats
-    std: Floats
-    resample: Resample = Resample.BICUBIC
 
 
 def usual_form(architecture: Architecture) -> PictureForm:
@@ -69,16 +61,18 @@ def read_settings(source: str, revision: str | None) -> Mapping[str, Any]:
     return {}
 
 
-def form_of(said: Mapping[str, Any], architecture: Architecture, side: int, name: str) -> PictureForm:
+def form_of(said: Mapping[str, Any], architecture: Architecture, side: int, name: str, tiles: int | None = None) -> PictureForm:
     """The form that settings ask for.
 
     Args:
         said: as `read_settings`.
-        side: of the model's square pictures, in pixels.
+        side: of the squares that the model sees, in pixels.
         name: the backbone's, for messages.
+        tiles: that a user names instead; see `PictureForm.tiles`.
 
     Raises:
         DataError: a setting that cannot be honoured, or that is none.
+        ConfigError: as `check_tiles`.
     """
     usual = usual_form(architecture)
     for key, only in _FIXED.items():
@@ -92,12 +86,28 @@ def form_of(said: Mapping[str, Any], architecture: Architecture, side: int, name
     if number is not None and number not in _FILTERS:
         raise _refused(name, "resample", number, "there are 1 (Lanczos), 2 (bilinear) and 3 (bicubic)")
     resample = usual.resample if number is None else _FILTERS[number]
+    form = replace(usual, resample=resample, tiles=_asked_tiles(said, architecture, side, name) if tiles is None else tiles)
+    check_tiles(name, form.tiles, architecture)
     if said.get("do_normalize") is False:
-        return PictureForm((0.0, 0.0, 0.0), (1.0, 1.0, 1.0), resample)
+        return replace(form, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
     mean, std = (_channels(said, key, own, name) for key, own in (("image_mean", usual.mean), ("image_std", usual.std)))
     if min(std) <= 0:
         raise _refused(name, "image_std", list(std), "it must be above 0")
-    return PictureForm(mean, std, resample)
+    return replace(form, mean=mean, std=std)
+
+
+def _asked_tiles(said: Mapping[str, Any], architecture: Architecture, side: int, name: str) -> int:
+    """n, where settings ask for tiles and the architecture has them; else 1."""
+    if architecture.tiling is None or not said.get("do_image_splitting"):
+        return 1
+    instead = "; or set backbone.tiles, to 1 for pictures that are seen whole, once"
+    tile, whole = (said.get(key) for key in ("max_image_size", "size"))
+    edges = [size.get("longest_edge") if isinstance(size, Mapping) else None for size in (tile, whole)]
+    if edges[0] != side:
+        raise _refused(name, "max_image_size", tile, f"tiles are squares of {side} pixels, as config.json says", instead)
+    if not isinstance(edges[1], int) or edges[1] < side or edges[1] % side:
+        raise _refused(name, "size", whole, f"its longest_edge must be a multiple of a tile's {side} pixels", instead)
+    return edges[1] // side
 
 
 def _check_square(said: Mapping[str, Any], architecture: Architecture, side: int, name: str) -> None:
@@ -127,8 +137,8 @@ def _channels(said: Mapping[str, Any], key: str, usual: Floats, name: str) -> Fl
     return first, second, third
 
 
-def _refused(name: str, key: str, value: Any, why: str) -> DataError:
+def _refused(name: str, key: str, value: Any, why: str, instead: str = "") -> DataError:
     return DataError(
         f"The preprocessor_config.json of backbone {name!r} has {key}={json.dumps(value)}; {why}.",
-        fix="Use the file that belongs to config.json; correct it only if you know how the model was trained.",
+        fix=f"Use the file that belongs to config.json; correct it only if you know how the model was trained{instead}.",
     )

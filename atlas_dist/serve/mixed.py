@@ -27,6 +27,7 @@ from atlas_dist.model.mixing_call import Stack
 from atlas_dist.model.mixing_op import mix
 from atlas_dist.model.mixing_spec import MixingSpec, MixRule, Weighting
 from atlas_dist.model.site_files import adapter_slots, coefficient_slots
+from atlas_dist.model.site_hook import rows_apart, rows_joined
 from atlas_dist.serve.mixed_lora import LoraPlace, load_part, lora_places
 
 
@@ -271,9 +272,11 @@ class _Site:
 
     def __call__(self, _: nn.Module, __: tuple[Any, ...], output: Tensor) -> Tensor:
         """Forward hook: the dense layer's output [rows, L, D], every task's slice through its own view. Of its L tokens `longest`
-        are the text's where the place has `text_first`, behind the `before_text` first ones, and none is otherwise."""
-        parts = torch.split(output, [rows for _, rows, _ in self.batches])
-        return torch.cat([self._mixed(key, part, length) for (key, _, length), part in zip(self.batches, parts, strict=True)])
+        are the text's where the place has `text_first`, behind the `before_text` first ones, and none is otherwise. Where tiles
+        are rows, a view sees those of one picture as one."""
+        parts = torch.split(rows_joined(output, self.place.rows), [rows for _, rows, _ in self.batches])
+        mixed = [self._mixed(key, part, length) for (key, _, length), part in zip(self.batches, parts, strict=True)]
+        return rows_apart(torch.cat(mixed), self.place.rows)
 
     def _mixed(self, key: str, rows: Tensor, length: int) -> Tensor:
         view = self.views[key]

@@ -13,9 +13,11 @@ from torch import Tensor, nn
 
 from atlas_dist.bank.weights import BankWeights
 from atlas_dist.model import tensors as named
+from atlas_dist.model.backbones import architecture_of
 from atlas_dist.model.lora import LoraSite, lora_paths, ranks_in, weighed_layers
 from atlas_dist.model.mixing_spec import MixingSpec
 from atlas_dist.model.site_files import coefficient_slots
+from atlas_dist.model.site_hook import rows_apart, rows_joined
 from atlas_dist.model.targets import target_paths
 
 
@@ -70,6 +72,7 @@ class LoraPlace:
         self._views: dict[str, LoraSite | None] = {}
         self._names: dict[str, tuple[str, ...]] = {}
         layer = cast(nn.Linear, backbone.get_submodule(path))
+        self._rows = architecture_of(backbone).rows_at(backbone, path)
         for key, task in weights.tasks.items():
             reads = weights.view(key)
             if path not in layers[key] and not any(path in ranks[seen] for seen in reads):
@@ -107,10 +110,12 @@ class LoraPlace:
         self._batches = [(batch.key, batch.rows) for batch in batches]
 
     def __call__(self, _: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
-        """Forward hook: the layer's output [rows, ..., D_out], every task's slice through its own view."""
+        """Forward hook: the layer's output [rows, ..., D_out], every task's slice through its own view; the tiles of one picture
+        are one row there."""
         counts = [rows for _, rows in self._batches]
-        parts = zip(self._batches, torch.split(inputs[0], counts), torch.split(output, counts), strict=True)
-        return torch.cat([self._mixed(key, x, part) for (key, _), x, part in parts])
+        read, written = (torch.split(rows_joined(tokens, self._rows), counts) for tokens in (inputs[0], output))
+        parts = zip(self._batches, read, written, strict=True)
+        return rows_apart(torch.cat([self._mixed(key, x, part) for (key, _), x, part in parts]), self._rows)
 
     def _mixed(self, key: str, x: Tensor, output: Tensor) -> Tensor:
         view = self._views[key]

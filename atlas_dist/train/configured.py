@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from atlas_dist.config import RunConfig
 from atlas_dist.model.backbone_facts import BackboneFacts, facts_of
@@ -41,6 +41,19 @@ def configured_facts(config: RunConfig) -> BackboneFacts:
     return facts_of(_ref(config))
 
 
+def recorded_backbone(config: RunConfig, backbone: Backbone) -> dict[str, Any]:
+    """The settings `backbone.*` as results name them: with the architecture, and with tiles only where there are any, so that
+    other results stay as they were."""
+    settings = config.backbone.model_dump(exclude={"tiles"}) | {"architecture": backbone.architecture.name}
+    tiles = backbone.pictures.tiles
+    return settings | ({"tiles": tiles} if tiles > 1 else {})
+
+
+def trunk_name(config: RunConfig, tiles: int) -> str:
+    """What the time of a sample depends on: the backbone, and how many tiles a side its pictures have."""
+    return config.backbone.name if tiles == 1 else f"{config.backbone.name}, {tiles} x {tiles} tiles"
+
+
 def _ref(config: RunConfig) -> BackboneRef:
     named = config.backbone
-    return backbone_ref(named.name, named.source, named.revision, named.architecture)
+    return backbone_ref(named.name, named.source, named.revision, named.architecture, named.tiles)

@@ -18,6 +18,7 @@ from atlas_dist.core.result_files import (
 )
 from atlas_dist.core.sampling import Ordinals
 from atlas_dist.core.types import Role, StageJob
+from atlas_dist.train.configured import recorded_backbone
 from atlas_dist.train.context import RankContext
 from atlas_dist.train.inputs import as_auxiliary_head, pack_tensors
 from atlas_dist.train.module import StageModule
@@ -57,7 +58,7 @@ def adapter_config(context: RankContext, job: StageJob, sees: tuple[str, ...], f
     """What an adapter's file says of where it comes from. `sees`: keys of the other adapters that its task reads."""
     backbone = context.backbone()
     return AdapterConfig(
-        base_model=context.config.backbone.model_dump() | {"architecture": backbone.architecture.name},
+        base_model=recorded_backbone(context.config, backbone),
         base_model_digest=backbone.digest,
         task=job.task,
         method=job.method,

@@ -3,6 +3,7 @@ nothing, travels, answers in words."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from atlas_dist.bank.package import export_bank, read_package
 from atlas_dist.bank.peft_folders import PeftContent, export_peft
 from atlas_dist.bank.verify import rescore, rescoring_context
 from atlas_dist.bank.weights import load_weights
-from atlas_dist.core.result_files import DETAILS_FILE, VALIDATION_FILE
+from atlas_dist.core.result_files import CONFIG_FILE, DETAILS_FILE, VALIDATION_FILE
 from atlas_dist.core.results import EvalResult, SelectResult
 from atlas_dist.core.types import View
 from atlas_dist.data.tasks.toy import ToySource
@@ -31,9 +32,12 @@ from tests.kits.stage import Bench, pack_toys, toy_config
 DECODER = ("backbone=random_smolvlm", "sequence=toy_decoder")
 
 
-@pytest.fixture(scope="module", params=["bottleneck", "lora"])
+@pytest.fixture(scope="module", params=[("bottleneck", 1), ("lora", 1), ("bottleneck", 2), ("lora", 2)], ids=str)
 def learnt(request: pytest.FixtureRequest) -> Toys:
-    return toys(*DECODER, "method=atlas", "method.settings.rank=4", f"method.settings.adapter={request.param}")
+    """Pictures are seen whole, or in 2 x 2 tiles."""
+    adapter, tiles = request.param
+    form = ("method=atlas", "method.settings.rank=4", f"method.settings.adapter={adapter}")
+    return toys(*DECODER, *form, *((f"backbone.tiles={tiles}",) if tiles > 1 else ()))
 
 
 def view_of(learnt: Toys, label: str, view: View) -> dict[str, object]:
@@ -62,7 +66,11 @@ def test_the_bank_travels_and_answers_in_words(learnt: Toys, tmp_path: Path) -> 
     weights = load_weights(learnt.store, learnt.bank, shards=open_shards(learnt.config))
     export_bank(learnt.store, learnt.bank, weights, tmp_path / "bank")
     read = read_package(tmp_path / "bank")
-    assert read.base.architecture == "smolvlm"
+    assert read.base.architecture == "smolvlm" and read.base.tiles == (learnt.config.backbone.tiles or 1)
+    told = json.loads((tmp_path / "bank" / CONFIG_FILE).read_text())
+    assert told.get("tiles", 1) == read.base.tiles and "tiles" not in told["base_model"]
+    card = (tmp_path / "bank" / "README.md").read_text()
+    assert f"digest `{read.base.digest}`." in card and ("pictures in 2 x 2 tiles" in card) == (read.base.tiles == 2)
     model = AtlasModel.from_pretrained(tmp_path / "bank", device="cpu")
     picture = ToySource(64).read("red-circle-17.png")
     say = Request("toy_say", picture, "What colour is it?")

@@ -79,14 +79,15 @@ def test_zero_3_with_layers_computed_again_learns_the_same(tmp_path: Path) -> No
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("adapter", ["bottleneck", "lora"])
-def test_answers_that_are_written_are_learnt_the_same_with_zero_3(tmp_path: Path, adapter: str) -> None:
+@pytest.mark.parametrize(("adapter", "tiles"), [("bottleneck", 1), ("lora", 1), ("lora", 2)])
+def test_answers_that_are_written_are_learnt_the_same_with_zero_3(tmp_path: Path, adapter: str, tiles: int) -> None:
     """A task of classes, then one whose answers are written, alone and with the first one's adapter. Each rank's answers end
     after another number of tokens (topology_rank.py), and each token needs every rank."""
     words = [
         *("sequence=toy_decoder", "sequence.upstream=[toy_shape,toy_say]", "backbone=random_smolvlm", "method=atlas"),
         *("method.settings.rank=4", f"method.settings.adapter={adapter}", "train.eval_batch=1", "train.budget.global_batch=8"),
         *("train.budget.max_steps=3", "train.log_every=1", "train.checkpoint_every=0", "train.budget.validations=1"),
+        f"backbone.tiles={tiles}",
     ]
     pack_toys(toy_config(tmp_path, *words), samples=16)
     whole = curves(tmp_path, 2, [0], words, apart=True)[0]

@@ -14,7 +14,26 @@ from typing import Any, NamedTuple, cast
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast
 
+from atlas_dist.core.types import Resample
 from atlas_dist.errors import ConfigError
+
+Floats = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class PictureForm:
+    """How pictures become pixels.
+
+    Attributes:
+        mean, std: of pixels per channel, for values in [0, 1].
+        resample: the filter that pictures are resized with.
+        tiles: n, where a picture is cut into n x n tiles, which a small one of the whole follows; 1 = it is seen whole, once.
+    """
+
+    mean: Floats
+    std: Floats
+    resample: Resample = Resample.BICUBIC
+    tiles: int = 1
 
 
 @dataclass(frozen=True)
@@ -29,6 +48,7 @@ class AdapterSite:
         heads: H of this site, into which its queries' attention is cut.
         text_first: the tokens at this site begin with the text's, behind `before_text` others; False where it sees none of them.
         before_text: how many tokens of a fixed number come first.
+        rows: as `Architecture.rows_at`.
     """
 
     name: str
@@ -37,6 +57,7 @@ class AdapterSite:
     heads: int
     text_first: bool = True
     before_text: int = 0
+    rows: int = 1
 
 
 @dataclass(frozen=True)
@@ -60,7 +81,8 @@ class BackboneInput:
 
 
 class Encoded(NamedTuple):
-    """`hidden`: last hidden states of each tower, [B, L, D] with its own L and D; `pooled` [B, P]: what heads read."""
+    """`hidden`: last hidden states of each tower, [B, L, D] with its own L and D, those of a picture's tiles one after the other;
+    `pooled` [B, P]: what heads read."""
 
     hidden: tuple[Tensor, ...]
     pooled: Tensor
@@ -72,10 +94,11 @@ class Limits:
 
     Attributes:
         pooled: P of its pooled output.
-        image_size: side in pixels of its square pictures.
+        image_size: side in pixels of its square pictures, all tiles of one together.
         text_tokens: most text tokens, with the special ones.
         vocabulary: different tokens.
         padded_text: tokens that every text is padded to, whatever its task has at most; 0 = to that.
+        picture_rows: rows that one picture becomes where tiles are seen one by one (`Tiling.parts`); 1 = it is not cut.
     """
 
     pooled: int
@@ -83,6 +106,7 @@ class Limits:
     text_tokens: int
     vocabulary: int
     padded_text: int = 0
+    picture_rows: int = 1
 
 
 @dataclass(frozen=True)
@@ -94,7 +118,7 @@ class Tower:
         layers: path of its `nn.ModuleList`.
         width, inner, heads: D, the width inside its MLPs, H.
         reads_text: its tokens begin with the text's.
-        own_tokens: how many tokens it has besides.
+        own_tokens: how many tokens it has besides, in one row.
         pooled: width of the product that its pooled token goes through; 0 = none.
         patches: path of the convolution that makes its tokens of patches; "" = it sees no picture.
         class_tokens: how many of the tokens that it has besides the text's are no patches; 0 where it sees no picture.
@@ -137,6 +161,7 @@ class Chat:
         end: id of the token that ends an answer.
         question_end: what stands, as text, between an earlier question of a conversation and its answer.
         answer_end: between that answer and the next question.
+        between: what stands between one tile of a picture and the next, where it is cut.
     """
 
     before: tuple[int, ...]
@@ -146,6 +171,7 @@ class Chat:
     end: int
     question_end: str = ""
     answer_end: str = ""
+    between: tuple[tuple[int, ...], ...] = ()
 
 
 GoesOn = Callable[[Tensor], bool]
@@ -182,6 +208,21 @@ class Decoder:
 
 
 @dataclass(frozen=True, eq=False)
+class Tiling:
+    """How an architecture sees a large picture: cut into n x n tiles, with a small one of the whole.
+
+    Attributes:
+        cut: makes a prepared model cut its pictures so, from then on; for n >= 2.
+        tokens: n -> what its tokenizer must know besides `Architecture.special_tokens`.
+        parts: what the paths of the modules begin with that see every tile as a row of its own, a sample's one after the other.
+    """
+
+    cut: Callable[[Any, PictureForm], None]
+    tokens: Callable[[int], tuple[str, ...]]
+    parts: tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
 class Architecture:
     """One architecture. Functions take a model of its own kind, `model_class`.
 
@@ -208,6 +249,7 @@ class Architecture:
         special_tokens: what its tokenizer must know; the random model's is given them.
         chat: puts into a loaded model how it is asked, by its tokenizer, and says it: it is part of the digest.
         decoder: how it writes; None = it does not.
+        tiling: how it sees large pictures in tiles; None = it does not.
     """
 
     name: str
@@ -232,6 +274,11 @@ class Architecture:
     special_tokens: tuple[str, ...] = ()
     chat: Callable[[Any, PreTrainedTokenizerFast], Chat] | None = None
     decoder: Decoder | None = None
+    tiling: Tiling | None = None
+
+    def rows_at(self, model: nn.Module, path: str) -> int:
+        """How many rows of a module's input and output one sample takes in a pass: more than one where tiles are rows."""
+        return self.limits(model).picture_rows if self.tiling is not None and path.startswith(self.tiling.parts) else 1
 
     def layers(self, model: nn.Module) -> list[nn.Module]:
         """All transformer layers, tower by tower."""
@@ -239,8 +286,11 @@ class Architecture:
 
     def sites(self, model: nn.Module) -> tuple[AdapterSite, ...]:
         """All adapter sites in the order data flows."""
+        rows = {t.letter: self.rows_at(model, f"{t.layers}.") for t in self.towers(model)}
         return tuple(
-            AdapterSite(f"{t.letter}{n}.{kind}", f"{t.layers}.{n}.{below}", t.width, t.heads, t.reads_text, t.before_text)
+            AdapterSite(
+                f"{t.letter}{n}.{kind}", f"{t.layers}.{n}.{below}", t.width, t.heads, t.reads_text, t.before_text, rows[t.letter]
+            )
             for t in self.towers(model)
             for n in range(len(stack(model, t)))
             for kind, below in (t.site_kinds or self.site_kinds).items()

@@ -3,9 +3,10 @@ that folds its patches into few tokens, and a causal language model (Llama's lay
 
     before  picture  after_picture  text  after_text  |  answer
 
-What stands around picture and text is one turn of SmolVLM's chat template. A picture is one tile of the model's own size,
-squashed whole; cutting large pictures into tiles beside a small one of the whole, as SmolVLM's own preprocessing can, is not
-done. Several pictures in one text are not either: a pair takes two passes. Padding behind a text is masked and has no position
+What stands around picture and text is one turn of SmolVLM's chat template. A picture is squashed whole into a square: into one
+of the model's own size, or into one n times as large, which is cut into n x n tiles beside a small one of the whole (tiles.py).
+The picture tower sees each tile apart, as a row of its own; the language model reads them all, with the names of the tiles
+between. Several pictures in one text are not read: a pair takes two passes. Padding behind a text is masked and has no position
 of its own, so that what follows it stands as if there were none.
 
     pooled   the hidden state, after the last norm, at the last token of `after_text`: where the answer would begin   [B, D]
@@ -16,11 +17,12 @@ Checkpoints of the first generation call themselves Idefics3, which is the same 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import chain, pairwise
 from typing import Any
 
 import torch
 from tokenizers import processors
-from torch import Tensor, nn
+from torch import Tensor, nn, unflatten
 from transformers import (
     DynamicCache,
     Idefics3Config,
@@ -40,10 +42,13 @@ from atlas_dist.model.backbones.base import (
     Encoded,
     GoesOn,
     Limits,
+    PictureForm,
+    Tiling,
     Tower,
     Written,
 )
 from atlas_dist.model.backbones.joined import tower_of
+from atlas_dist.model.backbones.tiles import Cut, names_of_tiles, picture_prompt
 
 _START, _AROUND, _WHOLE, _END = "<|im_start|>", "<fake_token_around_image>", "<global-img>", "<end_of_utterance>"
 _PICTURE = "<image>"
@@ -148,26 +153,48 @@ def _chat(model: Any, tokenizer: PreTrainedTokenizerFast) -> Chat:
     def ids(text: str) -> tuple[int, ...]:
         return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
 
-    before = ids(f"{_START}User:{_AROUND}{_WHOLE}")
-    end, turn = tokenizer.get_vocab()[_END], (f"{_END}\nAssistant: ", f"{_END}\nUser: ")
-    chat = Chat(before, ids(_AROUND), ids(f"{_END}\nAssistant:"), " ", end, *turn)
+    known = tokenizer.get_vocab()
+    tokens, picture = ids(f"{_START}User:{picture_prompt(_tiles(model), _PICTURE)}"), known[_PICTURE]
+    places = [-1, *(place for place, token in enumerate(tokens) if token == picture), len(tokens)]
+    before, *between, after_picture = (tokens[one + 1 : other] for one, other in pairwise(places))
+    turn = (f"{_END}\nAssistant: ", f"{_END}\nUser: ")
+    chat = Chat(before, after_picture, ids(f"{_END}\nAssistant:"), " ", known[_END], *turn, tuple(between))
     for name in ("before", "after_picture", "after_text"):
         model.register_buffer(f"chat_{name}", torch.tensor([getattr(chat, name)], dtype=torch.int64), persistent=False)
+    model.register_buffer("chat_between", torch.tensor([[*chain(*chat.between)]], dtype=torch.int64), persistent=False)
+    model.chat_lengths_between = [len(part) for part in chat.between]
     model.chat_end = chat.end
     return chat
+
+
+def _cut(model: Any, form: PictureForm) -> None:
+    """See `Tiling`."""
+    model.picture_cut = Cut(int(model.config.vision_config.image_size), form)
+
+
+def _tiles(model: Any) -> int:
+    """n, along one side of a picture."""
+    return model.picture_cut.tiles if hasattr(model, "picture_cut") else 1
+
+
+def _rows(model: Any) -> int:
+    """What the picture tower sees of one picture: its tiles and the whole, or the whole alone."""
+    return _tiles(model) ** 2 + 1 if _tiles(model) > 1 else 1
 
 
 def _lengths(model: Any) -> tuple[int, int, int, int]:
     """Tokens before the picture, of it, between it and the text, and after the text; of a model that was not told how it is
     asked, its picture's alone."""
-    around = [getattr(model, f"chat_{name}", torch.empty(1, 0)).shape[1] for name in ("before", "after_picture", "after_text")]
-    return around[0], (_side(model) // int(model.config.scale_factor)) ** 2, around[1], around[2]
+    parts = ("before", "between", "after_picture", "after_text")
+    before, between, behind, after = (getattr(model, f"chat_{name}", torch.empty(1, 0)).shape[1] for name in parts)
+    return before, _rows(model) * (_side(model) // int(model.config.scale_factor)) ** 2 + between, behind, after
 
 
 def _limits(model: Any) -> Limits:
     text = model.config.text_config
     room = int(text.max_position_embeddings) - sum(_lengths(model))
-    return Limits(int(text.hidden_size), int(model.config.vision_config.image_size), room, int(text.vocab_size))
+    side = _tiles(model) * int(model.config.vision_config.image_size)
+    return Limits(int(text.hidden_size), side, room, int(text.vocab_size), picture_rows=_rows(model))
 
 
 def _towers(model: Any) -> tuple[Tower, ...]:
@@ -181,7 +208,7 @@ def _towers(model: Any) -> tuple[Tower, ...]:
             picture,
             reads_text=False,
             own_tokens=patches,
-            pooled=patches * text.hidden_size,  # the connector: every patch through one product, to be added up
+            pooled=patches * text.hidden_size,  # the connector: every patch of a row through one product, to be added up
             patches="model.vision_model.embeddings.patch_embedding",
             class_tokens=0,
             site_kinds={"aftattn": "self_attn.out_proj", "aftmlp": "mlp.fc2"},
@@ -208,8 +235,8 @@ def _encode(model: Any, given: BackboneInput) -> Encoded:
 
 
 def _prompt(model: Any, given: BackboneInput) -> tuple[Tensor, Tensor, Tensor]:
-    """The picture tower's last hidden states [B, patches, …]; embeddings [B, S, D] of all that comes before an answer; mask
-    [B, S], 0 on padding."""
+    """The picture tower's last hidden states [B, patches, …], of all tiles one after the other; embeddings [B, S, D] of all that
+    comes before an answer; mask [B, S], 0 on padding."""
     if given.pixel_mask is not None:
         raise DataError("SmolVLM has no pixel mask here: it sees whole pictures.", fix="Resize pictures instead of padding them.")
     rows, embed = len(given.input_ids), model.model.text_model.embed_tokens
@@ -217,18 +244,30 @@ def _prompt(model: Any, given: BackboneInput) -> tuple[Tensor, Tensor, Tensor]:
     before, between, after = (
         embed(getattr(model, f"chat_{name}")).expand(rows, -1, -1) for name in ("before", "after_picture", "after_text")
     )
-    parts = [before, model.model.connector(seen), between, embed(given.input_ids), after]
+    parts = [before, *_picture(model, seen), between, embed(given.input_ids), after]
     real = [given.attention_mask.new_ones(rows, part.shape[1]) for part in parts]
-    real[3] = given.attention_mask
-    return seen, torch.cat(parts, dim=1), torch.cat(real, dim=1)
+    real[-2] = given.attention_mask
+    return unflatten(seen, 0, (rows, -1)).flatten(1, 2), torch.cat(parts, dim=1), torch.cat(real, dim=1)
+
+
+def _picture(model: Any, seen: Tensor) -> list[Tensor]:
+    """What the language model reads of pictures, from last hidden states of their rows: the tokens of one tile after the other
+    with what stands between, [B, …, D] each."""
+    tiles = unflatten(model.model.connector(seen), 0, (-1, _rows(model))).unbind(1)
+    if len(tiles) == 1:
+        return [tiles[0]]
+    named = model.model.text_model.embed_tokens(model.chat_between).expand(len(tiles[0]), -1, -1)
+    between = torch.split(named, model.chat_lengths_between, dim=1)
+    return [part for both in zip(tiles, (*between, named[:, :0]), strict=True) for part in both]
 
 
 def _see(model: Any, pixels: Tensor) -> Tensor:
-    """Last hidden states of whole pictures. The stock model would look whether a picture is padding, which makes the host wait
-    for a GPU, and take one that is grey all over for it."""
+    """Last hidden states of pictures, those of each tile a row. The stock model would look whether a tile is padding, which makes
+    the host wait for a GPU, and take one that is grey all over for it."""
     vision = model.model.vision_model
     embeddings = vision.embeddings
-    patches = embeddings.patch_embedding(pixels).flatten(2).transpose(1, 2)
+    rows = model.picture_cut(pixels) if _tiles(model) > 1 else pixels
+    patches = embeddings.patch_embedding(rows).flatten(2).transpose(1, 2)
     embedded = patches + embeddings.position_embedding(model.patch_positions)
     hidden: Tensor = vision.post_layernorm(vision.encoder(inputs_embeds=embedded).last_hidden_state)
     return hidden
@@ -307,6 +346,7 @@ def _architecture(name: str, kind: Any, config_class: Any) -> Architecture:
         special_tokens=(_START, _AROUND, _WHOLE, _END, _PICTURE),
         chat=_chat,
         decoder=Decoder(_teacher_forced, _greedy),
+        tiling=Tiling(_cut, names_of_tiles, ("model.vision_model.", "model.connector.")),
     )
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from atlas_dist.app.composed import ComposedRun
 from atlas_dist.compose import compose_config
 from atlas_dist.config import MethodConfig, Precision, RunConfig, TrainConfig
 from atlas_dist.config.learning import BudgetConfig
@@ -25,8 +27,11 @@ from atlas_dist.core.state import RunState
 from atlas_dist.core.types import Stage
 from atlas_dist.data.manifest import read_manifest
 from atlas_dist.errors import ConfigError, DataError
+from atlas_dist.model.backbone import load_backbone
+from atlas_dist.model.backbone_refs import backbone_ref
 from atlas_dist.runs.stores import open_shards
 from tests.kits.stage import pack_toys, toy_config
+from tests.kits.towers import saved
 
 
 def test_what_may_change_the_numbers_is_named_and_what_is_off_is_not() -> None:
@@ -104,3 +109,47 @@ def test_a_row_with_all_steps_learns_as_long_as_every_stage_together() -> None:
     rated = MethodConfig(stage2=BudgetConfig(lr=2e-3))
     assert task.budget_of_both(config.train, rated).max_steps == 6
     assert task.budget_of_both(config.train, rated).lr == 2e-3, "a row's rate of stage two counts for both kinds"
+
+
+def test_tiles_are_part_of_every_job_key_and_of_a_record_where_there_are_any(tmp_path: Path) -> None:
+    words = ("sequence=toy_decoder", "sequence.upstream=[toy_shape]", "backbone=random_smolvlm")
+    left_out, one, two = (toy_config(tmp_path, *words, *more) for more in ((), ("backbone.tiles=1",), ("backbone.tiles=2",)))
+    pack_toys(left_out, samples=16)
+    plans = [expand(config) for config in (left_out, one, two)]
+    assert plans[0] == plans[1] and not set(plans[0].jobs) & set(plans[2].jobs)
+    records = [specification(config) for config in (left_out, one, two)]
+    assert records[0] == records[1] and "tiles" not in records[0]["backbone"] and records[2]["backbone"]["tiles"] == 2
+    asked = specification_of_rows({"": left_out}, plans[2], tiles=2)
+    assert asked["backbone"] == records[2]["backbone"], "a checkpoint's own choice is recorded as a number"
+    for plan, config in zip(plans, (left_out, one, two), strict=True):
+        state = RunState(run="toy", spec=plain(specification_of_rows({"": config}, plan)), plan_digest=plan.digest)
+        assert recall(state, {job.task.name: job.task for job in plan.jobs.values()}, "", None) == plan
+
+
+def test_an_old_record_means_whole_pictures_whatever_the_checkpoint_asks_for(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoint"
+    saved(folder, load_backbone(backbone_ref("random-smolvlm", tiles=2)))
+    said = {"do_image_splitting": True, "max_image_size": {"longest_edge": 32}, "size": {"longest_edge": 64}}
+    (folder / "preprocessor_config.json").write_text(json.dumps(said))
+    own = ("backbone.name=mine", f"backbone.source={folder}", "backbone.architecture=smolvlm")
+    words = ("sequence=toy_decoder", "sequence.upstream=[toy_shape]", *own)
+    asks, whole = toy_config(tmp_path, *words), toy_config(tmp_path, *words, "backbone.tiles=1")
+    pack_toys(asks, samples=16)
+    before, now = expand(whole), ComposedRun({"": asks})
+    known = {job.task.name: job.task for job in before.jobs.values()}
+    recorded = specification_of_rows({"": whole}, before)
+    assert "tiles" not in recorded["backbone"]
+    assert recall(RunState(run="toy", spec=plain(recorded), plan_digest=before.digest), known, "", None) == before
+    assert now.plan() == expand(asks) != before and now.specification()["backbone"]["tiles"] == 2
+    state = RunState(run="toy", spec=plain(now.specification()), plan_digest=now.plan().digest)
+    assert recall(state, known, "", None) == now.plan()
+
+
+def test_texts_that_do_not_fit_beside_the_tiles_are_refused_with_both_ways_out(tmp_path: Path) -> None:
+    words = ("sequence=toy_decoder", "sequence.upstream=[toy_shape]", "backbone=random_smolvlm", "backbone.tiles=4")
+    config = toy_config(tmp_path, *words, "tasks.toy_shape.max_text=100")
+    with pytest.raises(
+        ConfigError, match=r"max_text is 100; random-smolvlm reads at most \d+ text tokens beside 4 x 4 tiles"
+    ) as bad:
+        expand(config)
+    assert "or backbone.tiles below 4" in str(bad.value.fix)

@@ -14,6 +14,7 @@ from atlas_dist.core.types import Role, TaskKind
 from atlas_dist.model import flops
 from atlas_dist.model.atlas import AdaptedModel
 from atlas_dist.model.backbone import load_backbone
+from atlas_dist.model.backbone_refs import backbone_ref
 from atlas_dist.model.flops import peak_flops, sample_flops
 from atlas_dist.model.heads import HeadSpec
 from atlas_dist.model.mixing import AdapterGroup
@@ -55,12 +56,15 @@ def counted(model: AdaptedModel, batch: Mapping[str, Tensor]) -> tuple[float, fl
     return forward.get_total_flops(), backward.get_total_flops()
 
 
-@pytest.mark.parametrize("name", ["random-tiny", "random-clip", "random-siglip", "random-smolvlm"])
+@pytest.mark.parametrize(
+    ("name", "tiles"),
+    [("random-tiny", 1), ("random-clip", 1), ("random-siglip", 1), ("random-smolvlm", 1), ("random-smolvlm", 2)],
+)
 @pytest.mark.parametrize("case", CASES)
-def test_the_sums_are_what_torch_counts(case: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_sums_are_what_torch_counts(case: str, name: str, tiles: int, monkeypatch: pytest.MonkeyPatch) -> None:
     kind, visible, grows, weighting, roles = CASES[case]
     monkeypatch.setattr("atlas_dist.model.vilt.functional.scaled_dot_product_attention", by_the_book)
-    backbone, spec = load_backbone(name), HeadSpec(kind, 4)
+    backbone, spec = load_backbone(backbone_ref(name, tiles=tiles)), HeadSpec(kind, 4)
     mixing = MixingSpec(rank=8, weighting=weighting)
     with AdaptedModel(backbone.model, spec, mixing, visible=visible, grows=grows, seed=0) as model:
         for group in model.modules():
@@ -135,3 +139,13 @@ def test_the_table_knows_devices_by_how_their_names_begin() -> None:
     assert flops._peak("NVIDIA L40S", bf16=True) == 362e12
     assert flops._peak("NVIDIA L4", bf16=False) == 30.3e12
     assert flops._peak("NVIDIA A10G", bf16=True) is None, "not an A10"
+
+
+def test_each_tile_costs_a_pass_of_the_picture_tower_and_its_tokens_in_the_language_model() -> None:
+    needed = {}
+    for tiles in (1, 2, 3):
+        backbone = load_backbone(backbone_ref("random-smolvlm", tiles=tiles))
+        with AdaptedModel(backbone.model, HeadSpec(TaskKind.SINGLE, 4), MixingSpec(rank=8), visible=0, grows=True, seed=0) as m:
+            freeze_to(m, m.trainable_names(TWO))
+            needed[tiles] = sample_flops(m, TEXT).total
+    assert needed[2] > 3 * needed[1] and needed[3] > 1.7 * needed[2]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -87,3 +88,15 @@ def test_what_zero_shares_out(planned: tuple[RunConfig, Plan, Backbone]) -> None
     shared = [_step(planned, ranks=4, zero_stage=stage) for stage in (1, 2, 3)]
     assert [step.optimizer / numbers for step in shared] == pytest.approx([4 + 2 + 1, 1 + 2 + 1, 1 + 2 + 1], rel=1e-3)
     assert [step.weights for step in shared] == [plain.weights, plain.weights, plain.weights // 4]
+
+
+def test_tiles_are_counted_in_what_a_sample_keeps(tmp_path: Path) -> None:
+    words = ("sequence=toy_decoder", "sequence.upstream=[toy_shape]", "backbone=random_smolvlm", "method=individual_adapters")
+    kept = {}
+    for tiles in (1, 2):
+        config = toy_config(tmp_path, *words, "train.budget.global_batch=8", f"backbone.tiles={tiles}")
+        pack_toys(config, samples=16)
+        (step,) = steps_of(config, expand(config), configured_backbone(config), ranks=1)
+        kept[tiles] = step
+    assert kept[2].activations > 3 * kept[1].activations
+    assert kept[2].optimizer == kept[1].optimizer, "the same adapters"
