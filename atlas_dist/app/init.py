@@ -92,7 +92,7 @@ def _sequence_yaml(names: Sequence[str]) -> str:
 
 
 def _experiment_yaml(experiment: str, found: Sequence[FoundTask]) -> str:
-    decoder = "  - override /backbone: smolvlm_256m      # answers are written: it needs a decoder\n"
+    decoder = "  - override /backbone: smolvlm_256m      # answers are written: it needs a decoder; backbone.tiles=1 is cheaper\n"
     backbone = decoder if any(task.kind.generates for task in found) else ""
     batch = max(1, min(32, *(2 ** (max(1, task.samples // 4).bit_length() - 1) for task in found), 32))
     return f"""# @package _global_

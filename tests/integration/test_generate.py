@@ -49,6 +49,9 @@ def test_it_is_scored_by_what_was_written_and_stays_equal_to_the_last_bit(learnt
     assert first["predictions_sha256"] == later["predictions_sha256"] != view_of(learnt, "3 eval toy_say", View.LATEST)
     assert isinstance(first["token_f1"], float) and 0 <= first["token_f1"] <= 100
     assert view_of(learnt, "2 eval toy_shape", View.TASK)["token_f1"] is None, "a task of classes has none"
+    like = learnt.bench.done[learnt.bench.job("2 eval toy_say").key].metrics["like"]
+    seen = ", 2 x 2 tiles" if learnt.config.backbone.tiles else ""
+    assert like["trunk"] == f"random-smolvlm{seen}", "what tells how long a sample takes"
 
 
 def test_forms_are_chosen_by_score_and_loss_of_each_sample_and_none_has_a_head(learnt: Toys) -> None:
