@@ -203,7 +203,8 @@ class AdaptedModel(nn.Module):
 
     def penalty(self, like: Tensor) -> Tensor:
         """Of one pass: a second pass has the same queries, and the released code's counting per pass is a known fault."""
-        penalties = [hook.outputs[-1].penalty for hook in self._hooks.values() if hook.outputs]
+        said = (hook.outputs[-1].penalty for hook in self._hooks.values() if hook.outputs)
+        penalties = [penalty for penalty in said if penalty is not None]
         return torch.stack(penalties).sum() if penalties else like.new_zeros(())
 
     def train(self, mode: bool = True) -> Self:

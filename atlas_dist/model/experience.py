@@ -16,6 +16,7 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from atlas_dist.model.mixing import SiteOutput
 from atlas_dist.model.mixing_spec import INIT_STD, MixingSpec
@@ -84,7 +85,8 @@ class Coefficients(nn.Module):
         with torch.autocast(x.device.type, enabled=False):
             seen = x.mean(dim=1, dtype=start.dtype)
             mean, spread = key.to(start.dtype).unbind(dim=1)
-            standard = ((seen[:, None] - mean) / spread).clamp(-CLAMP, CLAMP)
+            # As clamp, but with a backward of one operator instead of five.
+            standard = functional.hardtanh((seen[:, None] - mean) / spread, -CLAMP, CLAMP)
             return start + torch.einsum("btd,td->bt", standard, self.slope.to(start.dtype)) / math.sqrt(x.shape[-1])
 
 
@@ -120,7 +122,7 @@ class ExperienceSite(nn.Module):
         if self.grown is not None:
             mixed = self.grown(x, onto=mixed)
             alpha = torch.cat([alpha, alpha.new_ones(len(x), 1)], dim=1)
-        return SiteOutput(mixed, alpha, alpha.new_zeros(()))
+        return SiteOutput(mixed, alpha, None)
 
 
 def _drawn(shape: tuple[int, ...], std: float | None, generator: torch.Generator | None) -> Tensor:

@@ -128,7 +128,7 @@ class LoraSite(nn.Module):
         wide = torch.promote_types(output.dtype, torch.float32)
         alphas.append(output.new_ones(int(self.grows), dtype=wide))
         alpha = torch.cat(alphas)
-        return SiteOutput(mixed, alpha.expand(len(x), -1), alpha.new_zeros(()))
+        return SiteOutput(mixed, alpha.expand(len(x), -1), None)
 
 
 def ranks_in(adapter: Mapping[str, Tensor]) -> dict[str, int]:

@@ -75,11 +75,11 @@ class AdapterGroup(nn.Module):
 
 class SiteOutput(NamedTuple):
     """`mixed` [B, L, D]; `alpha` [B, T] or [B, T, D] of the frozen adapters and then the grown one; `penalty`: this site's
-    orthogonality penalty, unweighted, 0 when evaluating or with fewer than two adapters."""
+    orthogonality penalty, unweighted, 0 when evaluating or with fewer than two adapters; None of forms that have none."""
 
     mixed: Tensor
     alpha: Tensor
-    penalty: Tensor
+    penalty: Tensor | None
 
 
 class MixingSite(nn.Module):

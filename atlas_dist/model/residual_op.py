@@ -64,8 +64,9 @@ class _AddResiduals(torch.autograd.Function):
             if alpha is None:
                 mixed = stream + up_bias.to(x.dtype).sum(dim=0)
             else:
-                _weigh(hidden, alpha)
-                mixed = stream + (alpha.to(x.dtype) @ up_bias.to(x.dtype))[:, None]
+                weights = alpha.to(x.dtype)
+                _weigh(hidden, weights)
+                mixed = stream + (weights @ up_bias.to(x.dtype))[:, None]
             mixed.flatten(0, 1).addmm_(hidden.flatten(0, 1), columns.t())
         ctx.save_for_backward(x, alpha, down, up, up_bias, bottleneck)
         ctx.own_stream = onto is None

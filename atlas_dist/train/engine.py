@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -108,6 +109,7 @@ def build_engine(module: StageModule, groups: list[dict[str, Any]], settings: En
             f"DeepSpeed refuses zero_stage={settings.zero_stage}: {error}.", fix="Try train.zero_stage=0."
         ) from error
     _begin_moments(engine)
+    engine.allreduce_and_copy = partial(_reduce_together, engine)
     return engine
 
 
@@ -191,6 +193,13 @@ def _parts(engine: Any) -> list[Tensor]:
     if stage == 0:
         return []
     return list(optimizer.fp32_partitioned_groups_flat if stage == 3 else optimizer.single_partition_of_fp32_groups)
+
+
+def _reduce_together(engine: Any, gradients: list[Tensor], group: Any, world: Any = None) -> None:
+    """Average gradients over the ranks, with ZeRO 0. As DeepSpeed does, which then copies each to its place by itself: on a GPU a
+    launch for each of what an adapter trains."""
+    averaged = engine.allreduce_bucket(gradients, group, world)
+    torch._foreach_copy_(gradients, engine.unflatten(averaged, gradients))
 
 
 def _begin_moments(engine: Any) -> None:

@@ -15,6 +15,7 @@ from atlas_dist.core.types import Budget, Role, TaskKind
 from atlas_dist.data.batch import RankBatch
 from atlas_dist.model.atlas import AdaptedModel
 from atlas_dist.model.backbone import store_products_in_bf16
+from atlas_dist.model.experience import ResidualGroup
 from atlas_dist.model.heads import HeadSpec
 from atlas_dist.model.layers import AS_THEY_ARE, LayerRuns
 from atlas_dist.model.mixing import AdapterGroup
@@ -51,6 +52,7 @@ class Size:
 
 SIZES = {
     "vilt-b32": Size(width=768, layers=12, heads=12, image=384, patch=32, text=40, rank=48, classes=3, vocabulary=30522),
+    "narrow-12": Size(width=48, layers=12, heads=12, image=384, patch=32, text=40, rank=4, classes=3, vocabulary=100),
     "tiny": Size(width=32, layers=2, heads=4, image=32, patch=8, text=8, rank=4, classes=3, vocabulary=100),
 }
 
@@ -80,16 +82,23 @@ def random_backbone(size: Size, device: torch.device, *, bf16: bool = False, fas
 
 
 def open_model(
-    backbone: ViltModel, size: Size, visible: int, roles: Sequence[Role], *, runs: LayerRuns = AS_THEY_ARE, seed: int = 0
+    backbone: ViltModel,
+    size: Size,
+    visible: int,
+    roles: Sequence[Role],
+    *,
+    runs: LayerRuns = AS_THEY_ARE,
+    seed: int = 0,
+    spec: MixingSpec | None = None,
 ) -> AdaptedModel:
-    """A model that trains `roles` on `visible` adapters drawn from `seed`."""
-    spec = HeadSpec(TaskKind.SINGLE, size.classes)
-    grows = Role.ADAPTER in roles
-    model = AdaptedModel(backbone, spec, MixingSpec(rank=size.rank), visible=visible, grows=grows, seed=seed, runs=runs)
+    """A model that trains `roles` on `visible` adapters drawn from `seed`; as ATLAS was released unless `spec` says otherwise."""
+    head, grows = HeadSpec(TaskKind.SINGLE, size.classes), Role.ADAPTER in roles
+    model = AdaptedModel(backbone, head, spec or MixingSpec(rank=size.rank), visible=visible, grows=grows, seed=seed, runs=runs)
     generator = torch.Generator().manual_seed(seed + 1)
     for site in model.sites.values():
-        group = cast(AdapterGroup | None, site.frozen)
+        group = cast(AdapterGroup | ResidualGroup | None, site.frozen)
         if group is not None and group.key is not None:
+            group.key.data.fill_(1.0)
             for parameter, std in ((group.down, 0.02), (group.up, 0.02), (group.key, 1.0)):
                 parameter.data.copy_(torch.empty(parameter.shape).normal_(0.0, std, generator=generator))
     freeze_to(model, model.trainable_names(roles))
