@@ -84,7 +84,8 @@ class BudgetConfig(Section):
     """How often a stage is validated, evenly spaced, the last at its end; the best state is kept."""
     head_start: HeadStart | None = None
     """`random`, or `ridge`: the head's last layer is fitted to the training samples before the first step, where the task has
-    classes and one text a sample; `auto`: `ridge` unless an adapter trains for long; left out everywhere = the method's own."""
+    classes and one text a sample; `auto`: `ridge` unless an adapter trains for long on many samples; left out everywhere = the
+    method's own."""
     augment: Augment | None = None
     """How training pictures are varied: `none`, `affine` (turned, sheared, scaled and shifted a little), `affine_flip` (mirrored
     as well: for photos), `auto` (`affine` where a stage sees its samples eight times or more); left out everywhere = the method's

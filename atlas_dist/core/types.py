@@ -204,7 +204,7 @@ class HeadStart(StrEnum):
     RIDGE = "ridge"
     """Its last layer is fitted to the training samples before the first step (docs/method.md, The start of a head)."""
     AUTO = "auto"
-    """`ridge`, but for a stage that trains an adapter for long or fast enough to learn features (train/head_start.py)."""
+    """`ridge`, but for a stage that trains an adapter for long or fast on many samples (train/head_start.py)."""
 
 
 class Augment(StrEnum):
@@ -249,6 +249,8 @@ class Budget:
     def as_stored(self) -> dict[str, Any]:
         """As job keys name it: what came later than the first results only where it is used."""
         every = {f.name: getattr(self, f.name) for f in fields(self)}
+        if self.head_start is HeadStart.AUTO:
+            every["head_start"] = "auto 2"  # the rule behind it is the second one: results of the first are others
         later = {"head_start": HeadStart.RANDOM, "augment": Augment.NONE, "head_lr": 0.0}
         return {name: value for name, value in every.items() if later.get(name) != value or name not in later}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,23 +23,36 @@ SAMPLES, CHOOSING = 2048, 256
 that only helps to choose does with fewer."""
 
 FAR = 0.5
-"""Steps times peak rate from which on `auto` lets a head learn along with a new adapter: a new one starts at random, and none is
-slow. What is read changes so much then that a fit is in the way (docs/experience.md, Fourth round)."""
+"""Steps times peak rate from which on a new adapter changes what is read so much that a fitted head may be in the way
+(docs/experience.md, Fourth round)."""
+FEW = 8.0
+"""Passes over its samples below which `auto` lets a head learn along with such an adapter: a new head starts at random, and none
+is slow. Samples that are seen more often are learnt by heart so; a fitted, slow head keeps what the frozen features know
+(docs/experience.md, Eighth round)."""
 
 
-def is_fitted(job: StageJob, steps: int) -> bool:
-    """Whether the job, of so many steps, trains a head that is to stay near its fit, by itself or by an earlier stage of the
-    task."""
+@dataclass(frozen=True)
+class Length:
+    """How long a stage trains."""
+
+    steps: int
+    """Optimizer steps."""
+    passes: float
+    """How often it sees each of the task's samples."""
+
+
+def is_fitted(job: StageJob, length: Length) -> bool:
+    """Whether the job trains a head that is to stay near its fit, by itself or by an earlier stage of the task."""
     if job.stage is None or Role.HEAD not in job.stage.trains or not OBJECTIVES[job.task.kind].ridge:
         return False
     if job.budget.head_start is not HeadStart.AUTO:
         return job.budget.head_start is HeadStart.RIDGE
-    return not job.stage.grows or steps * job.budget.lr < FAR
+    return not job.stage.grows or length.steps * job.budget.lr < FAR or length.passes >= FEW
 
 
-def starts_by_ridge(job: StageJob, steps: int) -> bool:
+def starts_by_ridge(job: StageJob, length: Length) -> bool:
     """Whether the job's head is new and is to be fitted: one that an earlier stage of the task has trained goes on."""
-    return is_fitted(job, steps) and not job.model_from
+    return is_fitted(job, length) and not job.model_from
 
 
 def fit_head(context: RankContext, module: StageModule, job: StageJob) -> None:

@@ -37,7 +37,7 @@ from atlas_dist.train.context import RankContext
 from atlas_dist.train.engine import EngineSettings, build_engine, gathered
 from atlas_dist.train.feed import ModelBatch, micro_batch_for
 from atlas_dist.train.files import trained_files
-from atlas_dist.train.head_start import fit_head, is_fitted, starts_by_ridge
+from atlas_dist.train.head_start import Length, fit_head, is_fitted, starts_by_ridge
 from atlas_dist.train.inputs import pack_tensors, read_if_there
 from atlas_dist.train.look_back import look_back
 from atlas_dist.train.loop import (
@@ -90,8 +90,7 @@ class PreparedStage:
     validations: list[tuple[int, Stream]]
     """(number of the auxiliary task, or `OWN`; its validation split), of every task that judges the stage."""
     settings: LoopSettings
-    passes: float
-    """How often the stage sees each of the task's own samples."""
+    length: Length
 
 
 class StageTrainer:
@@ -158,20 +157,20 @@ class StageTrainer:
             stage_context = TrainingStageContext(job, module, own, context.feeder(), memory, earlier)
             module.regularizer = method.regularizer(stage_context) if method.regularizer is not None and remembers else None
             begun = LoopState()
-            if starts_by_ridge(job, len(mixture)) and not self.resume:
+            length = Length(len(mixture), len(mixture) / own.steps_per_epoch)
+            if starts_by_ridge(job, length) and not self.resume:
                 if self.chooses_start:
                     begun.started_from = choose_start(context, module, job, self.inputs, self.looked_back.sees)
                 fit_head(context, module, job)
             settings = self._loop_settings(
-                mixture, sample_flops(model, context.backbone().text_length(job.task.max_text), job.task.max_new_tokens)
+                length, sample_flops(model, context.backbone().text_length(job.task.max_text), job.task.max_new_tokens)
             )
-            engine = build_engine(module, self._groups(module, len(mixture)), self._engine_settings(settings))
+            engine = build_engine(module, self._groups(module, length), self._engine_settings(settings))
             inside = (
                 *(f"model.{name}" for name in names),
                 *(f"auxiliary_heads.{n}" for n, _ in module.auxiliary_heads.named_parameters()),
             )
-            passes = settings.total_steps / own.steps_per_epoch
-            prepared = PreparedStage(engine, module, inside, stage_context, mixture, validations, settings, passes)
+            prepared = PreparedStage(engine, module, inside, stage_context, mixture, validations, settings, length)
             try:
                 return self._train(prepared, begun, stopwatch)
             finally:
@@ -211,7 +210,7 @@ class StageTrainer:
             validate=validate,
             snapshot=lambda: _whole(engine, module, inside),
             checkpoint=keep,
-            vary=partial(self._vary, stage.passes),
+            vary=partial(self._vary, stage.length.passes),
             trouble=lambda: written.error,
             settle=settle,
         )
@@ -281,7 +280,7 @@ class StageTrainer:
             started_from=state.started_from,
         )
 
-    def _loop_settings(self, mixture: Mixture, needed: StepFlops | None) -> LoopSettings:
+    def _loop_settings(self, length: Length, needed: StepFlops | None) -> LoopSettings:
         budget, config = self.job.budget, self.context.config.train
         # What cannot be shared evenly is padded with masked slots: any number of workers takes the same steps.
         share = slots(budget.global_batch, self.context.world)
@@ -289,7 +288,7 @@ class StageTrainer:
         micro = micro_batch_for(share, max(1, wanted >> self.halvings))
         peak = peak_flops(device(), bf16=config.precision is Precision.BF16)
         return LoopSettings(
-            total_steps=len(mixture),
+            total_steps=length.steps,
             # Without the head a stage does not move the score: there is no best state to choose but the last.
             validations=budget.validations if Role.HEAD in self.stage.trains else 1,
             log_every=config.log_every,
@@ -298,7 +297,7 @@ class StageTrainer:
             accumulation=math.ceil(share / micro),
             penalty_weight=self.method.penalty_weight,
             # An adapter that is kept has learnt something: before the first step it would be nothing, in the bank as well.
-            validate_start=starts_by_ridge(self.job, len(mixture)) and not self.stage.grows,
+            validate_start=starts_by_ridge(self.job, length) and not self.stage.grows,
             sample_flops=needed.total if needed else 0.0,
             peak_flops=self.context.world * peak if needed and peak else 0.0,
         )
@@ -313,7 +312,7 @@ class StageTrainer:
             total_steps=settings.total_steps,
         )
 
-    def _groups(self, module: StageModule, steps: int) -> list[dict[str, Any]]:
+    def _groups(self, module: StageModule, length: Length) -> list[dict[str, Any]]:
         budget = self.job.budget
         groups = optimizer_groups(
             module.model,
@@ -322,7 +321,7 @@ class StageTrainer:
             weight_decay=budget.weight_decay,
             backbone_lr_scale=self.method.backbone_lr_scale,
             coefficient_lr=self.method.coefficient_lr,
-            head_lr=budget.head_lr if is_fitted(self.job, steps) else 0.0,
+            head_lr=budget.head_lr if is_fitted(self.job, length) else 0.0,
         )
         heads = list(module.auxiliary_heads.named_parameters())
         for name, decay in (("biases", 0.0), ("weights", budget.weight_decay)):

@@ -11,10 +11,10 @@ import pytest
 from atlas_dist.coordinator.expand import expand
 from atlas_dist.core.result_files import Details
 from atlas_dist.core.results import TrainResult
-from atlas_dist.core.types import HeadStart, Stage, TaskKind
+from atlas_dist.core.types import Budget, HeadStart, Stage, TaskKind
 from atlas_dist.methods import make_method
 from atlas_dist.store import artifacts
-from atlas_dist.train.head_start import FAR, is_fitted, starts_by_ridge
+from atlas_dist.train.head_start import FAR, FEW, Length, is_fitted, starts_by_ridge
 from tests.kits.stage import Bench, pack_toys, toy_config
 
 WORDS = ("method=head_only", "sequence.upstream=[toy_shape]", "sequence.downstream=[]")
@@ -37,7 +37,7 @@ def first_score(worker: Bench) -> tuple[TrainResult, list[dict[str, float]]]:
 
 def test_a_ridge_start_is_validated_before_the_first_step_and_better_than_chance(tmp_path: Path) -> None:
     worker = bench(tmp_path, "train.stage2.max_steps=2", "train.budget.lr=1e-9")
-    assert starts_by_ridge(next(iter(worker.plan.jobs.values())), 2)
+    assert starts_by_ridge(next(iter(worker.plan.jobs.values())), Length(2, 1.0))
     _, validation = first_score(worker)
     assert validation[0]["step"] == 0
     classes = next(iter(worker.plan.jobs.values())).task.classes
@@ -71,19 +71,25 @@ def test_the_method_says_where_heads_start_unless_the_run_does(tmp_path: Path, m
     assert of("train.stage2.head_start=random") is HeadStart.RANDOM
 
 
-def test_auto_fits_every_head_but_that_of_an_adapter_that_trains_for_long(tmp_path: Path) -> None:
+def test_auto_fits_every_head_but_that_of_an_adapter_that_trains_for_long_on_many_samples(tmp_path: Path) -> None:
     config = toy_config(tmp_path, "method=atlas", "sequence.upstream=[toy_shape,toy_kin]", "sequence.downstream=[]")
     pack_toys(config)
     jobs = {job.label.split(" ", 1)[1]: job for job in expand(config).jobs.values() if job.stage is not None}
     own, one, two = jobs["toy_shape own stage2"], jobs["toy_kin stage1"], jobs["toy_kin stage2"]
-    long = math.ceil(FAR / own.budget.lr)
-    assert is_fitted(own, long - 1) and starts_by_ridge(own, long - 1)
+    steps = math.ceil(FAR / own.budget.lr)
+    short, long, longer = Length(steps - 1, 1.0), Length(steps, FEW - 0.1), Length(10 * steps, FEW - 0.1)
+    assert is_fitted(own, short) and starts_by_ridge(own, short)
     assert not is_fitted(own, long), "its head learns along with what it reads"
+    assert is_fitted(own, replace(long, passes=FEW)), "few samples, seen often, would be learnt by heart"
     answers = replace(own, task=replace(own.task, kind=TaskKind.ANSWERS))
-    assert not is_fitted(answers, 1), "no class a sample to fit to"
+    assert not is_fitted(answers, Length(1, 1.0)), "no class a sample to fit to"
     one, two = (replace(job, task=own.task) for job in (one, two))
-    assert is_fitted(one, 10 * long) and is_fitted(two, long - 1) and not is_fitted(two, 10 * long)
-    assert starts_by_ridge(one, 10 * long) and not starts_by_ridge(two, long - 1), "stage two goes on with stage one's"
+    assert is_fitted(one, longer) and is_fitted(two, short) and not is_fitted(two, longer)
+    assert starts_by_ridge(one, longer) and not starts_by_ridge(two, short), "stage two goes on with stage one's"
+
+
+def test_the_rule_behind_auto_is_part_of_what_a_job_is() -> None:
+    assert Budget(head_start=HeadStart.AUTO).as_stored()["head_start"] not in {kind.value for kind in HeadStart}
 
 
 def test_a_fitted_head_has_a_rate_of_its_own(tmp_path: Path) -> None:
