@@ -27,8 +27,8 @@ FAR = 0.5
 (docs/experience.md, Fourth round)."""
 FEW = 8.0
 """Passes over its samples below which `auto` lets a head learn along with such an adapter: a new head starts at random, and none
-is slow. Samples that are seen more often are learnt by heart so; a fitted, slow head keeps what the frozen features know
-(docs/experience.md, Eighth round)."""
+is slow. Where samples are seen more often, an adapter under a fitted, slow head is no worse for its task and better experience
+for later ones (docs/experience.md, Eighth round)."""
 
 
 @dataclass(frozen=True)
