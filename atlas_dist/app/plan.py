@@ -19,7 +19,7 @@ from atlas_dist.runs.results import known_results, read_pointers
 from atlas_dist.runs.status import load_run
 from atlas_dist.runs.stores import open_shards
 from atlas_dist.store.objects import ObjectStore
-from atlas_dist.train.configured import trunk_name
+from atlas_dist.train.configured import backbone_label
 
 if TYPE_CHECKING:
     from atlas_dist.train.step_memory import StepMemory
@@ -103,5 +103,5 @@ def _elsewhere(
     found = read_pointers(store, [*(key for key in plan.jobs if key in known), *sorted(known - set(plan.jobs))[:ALIKE]])
     own = {key: (p.run, p.ref) for key, p in found.items() if key in plan.jobs and p.run != config.run}
     others = (pointer.ref for key, pointer in found.items() if key not in plan.jobs)
-    here = (trunk_name(config, tiles), config.train.precision.value)
+    here = (backbone_label(config, tiles), config.train.precision.value)
     return own, [ref for ref in others if (like := like_of(ref)) and (like["trunk"], like["precision"]) == here]

@@ -1,4 +1,4 @@
-"""Whether a backbone can see its pictures in n x n tiles (docs/method.md, A decoder), and making it do so."""
+"""Whether a backbone can see its pictures in n x n tiles (docs/method.md, Tiles of large pictures), and making it do so."""
 
 from __future__ import annotations
 

@@ -23,8 +23,8 @@ TURN, SHEAR, SCALE, ASPECT, SHIFT = math.radians(15), 0.15, 0.15, 0.1, 0.1
 """Largest change each way: radians; sideways a height; two shares of the size; the same as share of half a picture."""
 _DRAWS = 7
 OFTEN = 8.0
-"""Passes over the samples from which on `auto` varies them: before that they are not learnt by heart, and a stage has no steps to
-spare (docs/experience.md, Fourth round)."""
+"""Passes over the samples from which on `auto` varies them, and fits every head (train/head_start.py): before that they are not
+learnt by heart, and a stage has no steps to spare (docs/experience.md, Fourth round)."""
 
 
 def resolved(kind: Augment, passes: float) -> Augment:

@@ -49,7 +49,7 @@ def recorded_backbone(config: RunConfig, backbone: Backbone) -> dict[str, Any]:
     return settings | ({"tiles": tiles} if tiles > 1 else {})
 
 
-def trunk_name(config: RunConfig, tiles: int) -> str:
+def backbone_label(config: RunConfig, tiles: int) -> str:
     """What the time of a sample depends on: the backbone, and how many tiles a side its pictures have."""
     return config.backbone.name if tiles == 1 else f"{config.backbone.name}, {tiles} x {tiles} tiles"
 

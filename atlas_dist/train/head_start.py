@@ -15,6 +15,7 @@ from atlas_dist.core.types import HeadStart, Role, StageJob
 from atlas_dist.model.heads import OBJECTIVES
 from atlas_dist.model.ridge import fit_ridge
 from atlas_dist.pulse import pulse
+from atlas_dist.train.augment import OFTEN
 from atlas_dist.train.context import RankContext
 from atlas_dist.train.module import StageModule
 
@@ -24,11 +25,8 @@ that only helps to choose does with fewer."""
 
 FAR = 0.5
 """Steps times peak rate from which on a new adapter changes what is read so much that a fitted head may be in the way
-(docs/experience.md, Fourth round)."""
-FEW = 8.0
-"""Passes over its samples below which `auto` lets a head learn along with such an adapter: a new head starts at random, and none
-is slow. Where samples are seen more often, an adapter under a fitted, slow head is no worse for its task and better experience
-for later ones (docs/experience.md, Eighth round)."""
+(docs/experience.md, Fourth round). Then `auto` lets the head learn along, unless the stage sees its samples `OFTEN`: an adapter
+under a fitted, slow head is no worse for its task there, and better experience for later ones (Eighth round)."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +45,7 @@ def is_fitted(job: StageJob, length: Length) -> bool:
         return False
     if job.budget.head_start is not HeadStart.AUTO:
         return job.budget.head_start is HeadStart.RIDGE
-    return not job.stage.grows or length.steps * job.budget.lr < FAR or length.passes >= FEW
+    return not job.stage.grows or length.steps * job.budget.lr < FAR or length.passes >= OFTEN
 
 
 def starts_by_ridge(job: StageJob, length: Length) -> bool:

@@ -31,7 +31,7 @@ from atlas_dist.pulse import pulse
 from atlas_dist.store import artifacts
 from atlas_dist.store.attempt_logs import kept_log, rank_log
 from atlas_dist.store.curves import TRAIN, VALIDATION, CurveWriter, history
-from atlas_dist.train.configured import trunk_name
+from atlas_dist.train.configured import backbone_label
 from atlas_dist.train.context import RankContext
 from atlas_dist.train.learn import StageTrainer
 from atlas_dist.train.loop import NonFiniteLoss, Scores, StepProgress
@@ -124,8 +124,8 @@ class StageWorker:
 
     def _likeness(self, job: StageJob) -> dict[str, Any]:
         config = self.context.config
-        trunk = trunk_name(config, self.context.backbone().pictures.tiles)
-        return likeness(job, trunk, config.train.precision.value)
+        backbone = backbone_label(config, self.context.backbone().pictures.tiles)
+        return likeness(job, backbone, config.train.precision.value)
 
     def _do(self, assignment: Assignment, report: Callable[[StepProgress], bool]) -> tuple[dict[str, bytes], Result]:
         if assignment.job.kind is JobKind.EVAL:

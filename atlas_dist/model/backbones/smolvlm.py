@@ -48,9 +48,9 @@ from atlas_dist.model.backbones.base import (
     Written,
 )
 from atlas_dist.model.backbones.joined import tower_of
-from atlas_dist.model.backbones.tiles import Cut, names_of_tiles, picture_prompt
+from atlas_dist.model.backbones.tiles import AROUND, WHOLE, Cut, names_of_tiles, picture_prompt
 
-_START, _AROUND, _WHOLE, _END = "<|im_start|>", "<fake_token_around_image>", "<global-img>", "<end_of_utterance>"
+_START, _END = "<|im_start|>", "<end_of_utterance>"
 _PICTURE = "<image>"
 _WHICH = "a checkpoint of SmolVLM or SmolVLM 2, such as HuggingFaceTB/SmolVLM-256M-Instruct"
 
@@ -343,7 +343,7 @@ def _architecture(name: str, kind: Any, config_class: Any) -> Architecture:
         pixel_std=(0.5, 0.5, 0.5),
         plain_tokenizer=True,  # rules of its own, such as digits one by one, must not hang on how a class rebuilds them
         prepare_tokenizer=_separate_segments,
-        special_tokens=(_START, _AROUND, _WHOLE, _END, _PICTURE),
+        special_tokens=(_START, AROUND, WHOLE, _END, _PICTURE),
         chat=_chat,
         decoder=Decoder(_teacher_forced, _greedy),
         tiling=Tiling(_cut, names_of_tiles, ("model.vision_model.", "model.connector.")),

@@ -21,7 +21,8 @@ from torch.nn import functional
 from atlas_dist.core.types import Resample
 from atlas_dist.model.backbones.base import PictureForm
 
-_AROUND, _WHOLE = "<fake_token_around_image>", "<global-img>"
+AROUND, WHOLE = "<fake_token_around_image>", "<global-img>"
+"""What stands around pictures, and before the small one of the whole."""
 
 
 def names_of_tiles(tiles: int) -> tuple[str, ...]:
@@ -43,8 +44,8 @@ def picture_prompt(tiles: int, picture: str) -> str:
     """
     names, prompt = names_of_tiles(tiles) if tiles > 1 else (), ""
     for number, name in enumerate(names, start=1):
-        prompt += f"{_AROUND}{name}{picture}" + ("\n" if number % tiles == 0 else "")
-    return prompt + ("\n" if names else "") + f"{_AROUND}{_WHOLE}{picture}{_AROUND}"
+        prompt += f"{AROUND}{name}{picture}" + ("\n" if number % tiles == 0 else "")
+    return prompt + ("\n" if names else "") + f"{AROUND}{WHOLE}{picture}{AROUND}"
 
 
 class Cut(nn.Module):

@@ -14,7 +14,8 @@ from atlas_dist.core.results import TrainResult
 from atlas_dist.core.types import Budget, HeadStart, Stage, TaskKind
 from atlas_dist.methods import make_method
 from atlas_dist.store import artifacts
-from atlas_dist.train.head_start import FAR, FEW, Length, is_fitted, starts_by_ridge
+from atlas_dist.train.augment import OFTEN
+from atlas_dist.train.head_start import FAR, Length, is_fitted, starts_by_ridge
 from tests.kits.stage import Bench, pack_toys, toy_config
 
 WORDS = ("method=head_only", "sequence.upstream=[toy_shape]", "sequence.downstream=[]")
@@ -77,10 +78,10 @@ def test_auto_fits_every_head_but_that_of_an_adapter_that_trains_for_long_on_man
     jobs = {job.label.split(" ", 1)[1]: job for job in expand(config).jobs.values() if job.stage is not None}
     own, one, two = jobs["toy_shape own stage2"], jobs["toy_kin stage1"], jobs["toy_kin stage2"]
     steps = math.ceil(FAR / own.budget.lr)
-    short, long, longer = Length(steps - 1, 1.0), Length(steps, FEW - 0.1), Length(10 * steps, FEW - 0.1)
+    short, long, longer = Length(steps - 1, 1.0), Length(steps, OFTEN - 0.1), Length(10 * steps, OFTEN - 0.1)
     assert is_fitted(own, short) and starts_by_ridge(own, short)
     assert not is_fitted(own, long), "its head learns along with what it reads"
-    assert is_fitted(own, replace(long, passes=FEW)), "few samples, seen often, would be learnt by heart"
+    assert is_fitted(own, replace(long, passes=OFTEN)), "few samples, seen often, would be learnt by heart"
     answers = replace(own, task=replace(own.task, kind=TaskKind.ANSWERS))
     assert not is_fitted(answers, Length(1, 1.0)), "no class a sample to fit to"
     one, two = (replace(job, task=own.task) for job in (one, two))
