@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from atlas_dist.core.types import Augment, Budget, HeadStart, Stage, TaskKind
+from atlas_dist.core.types import LATER, Augment, Budget, HeadStart, Stage, TaskKind
 from atlas_dist.validation import Name, Section
 
 NEW_TOKENS = 16
@@ -93,13 +93,14 @@ class BudgetConfig(Section):
     head_lr: float | None = Field(default=None, ge=0)
     """Learning rate of a head that starts fitted: it has less to learn than what it reads; 0 = `lr`; left out everywhere = the
     method's own."""
+    head_refit: bool | None = None
+    """Whether the head's last layer is fitted to the training samples once more behind the last step: what is kept lies between
+    the fit and what was learnt, where the validation loss is smallest; left out everywhere = the method's own."""
 
     @classmethod
     def declared(cls) -> dict[str, Any]:
         """What `Budget` declares, without what is off there: the top of the levels. What a method may choose is not among it."""
-        return {
-            f.name: f.default for f in fields(Budget) if f.default and f.name not in ("eps", "head_start", "augment", "head_lr")
-        }
+        return {f.name: f.default for f in fields(Budget) if f.default and f.name not in ("eps", *LATER)}
 
     def over(self, base: Budget) -> Budget:
         """`base` with the fields that are set here replaced."""

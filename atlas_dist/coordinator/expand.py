@@ -15,7 +15,7 @@ from atlas_dist.core.imported import ImportedAdapter
 from atlas_dist.core.manifest import ShardManifest
 from atlas_dist.core.plan import Plan, References, SequenceSpec, make_plan
 from atlas_dist.core.task_jobs import Common, PlannedTask
-from atlas_dist.core.types import Budget, MethodSpec, TaskSpec
+from atlas_dist.core.types import LATER, Budget, MethodSpec, TaskSpec
 from atlas_dist.data.manifest import read_manifest
 from atlas_dist.errors import ConfigError, DataError
 from atlas_dist.methods import make_method, stored_name
@@ -226,7 +226,7 @@ def _as_stored(row: dict[str, Any]) -> None:
 def _without_later(tree: dict[str, Any]) -> None:
     """Leave out of every budget what 0.1 did not know and nobody names."""
     for budget in (tree[name] for name in ("budget", "stage1", "stage2", "both") if name in tree):
-        for name in ("head_start", "augment", "head_lr"):
+        for name in LATER:
             if budget[name] is None:
                 budget.pop(name)
 

@@ -52,7 +52,7 @@ class Metrics:
         return {name: value for name, value in written.items() if value or name not in _LEFT_OUT} | dict(self.other)
 
 
-_LEFT_OUT = frozenset({"nodes", "like", "bad_samples", "without", "gain", "sees", "similarity", "started_from"})
+_LEFT_OUT = frozenset({"nodes", "like", "bad_samples", "without", "gain", "sees", "similarity", "started_from", "head_refit"})
 
 
 @dataclass(frozen=True)
@@ -109,6 +109,8 @@ class TrainResult(Metrics):
     """Key of an earlier task of the bank -> how similar it is to this one (core/signature.py)."""
     started_from: str = ""
     """Where stage one's coefficients started: the key of an earlier task, MEAN or NOTHING; "" = it was not chosen."""
+    head_refit: float = 0.0
+    """Share of the fit in the head's last layer, where it was fitted once more behind the last step: 0 = as it was learnt."""
 
     @property
     def known_score(self) -> float | None:

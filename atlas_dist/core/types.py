@@ -219,6 +219,10 @@ class Augment(StrEnum):
     """The same, and half of them mirrored: for photos, not for letters or for left and right."""
 
 
+LATER = ("head_start", "augment", "head_lr", "head_refit")
+"""What `Budget` says of heads and pictures: it came later than the first results, and a method may choose it."""
+
+
 @dataclass(frozen=True)
 class Budget:
     """How long and how fast a stage learns (docs/method.md, What trains). Lengths are in optimizer steps or epochs."""
@@ -245,14 +249,16 @@ class Budget:
     augment: Augment = Augment.NONE
     head_lr: float = 0.0
     """Rate of a head that starts fitted; 0 = `lr`."""
+    head_refit: bool = False
+    """The head is fitted once more behind the last step (train/head_end.py)."""
 
     def as_stored(self) -> dict[str, Any]:
         """As job keys name it: what came later than the first results only where it is used."""
         every = {f.name: getattr(self, f.name) for f in fields(self)}
         if self.head_start is HeadStart.AUTO:
             every["head_start"] = "auto 2"  # the rule behind it is the second one: results of the first are others
-        later = {"head_start": HeadStart.RANDOM, "augment": Augment.NONE, "head_lr": 0.0}
-        return {name: value for name, value in every.items() if later.get(name) != value or name not in later}
+        off = {f.name: f.default for f in fields(self) if f.name in LATER}
+        return {name: value for name, value in every.items() if name not in off or off[name] != value}
 
 
 @dataclass(frozen=True)

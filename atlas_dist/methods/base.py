@@ -126,7 +126,7 @@ class Selecting:
 
 
 PLAIN_START = Budget(eps=1e-8)
-FITTED = Budget(eps=1e-8, head_start=HeadStart.AUTO, augment=Augment.AUTO, head_lr=1e-4)
+FITTED = Budget(eps=1e-8, head_start=HeadStart.AUTO, augment=Augment.AUTO, head_lr=1e-3, head_refit=True)
 """What methods on a frozen backbone start from: docs/experience.md has what each is worth."""
 
 

@@ -3,7 +3,7 @@
     Δ_i(x) = U_i silu(V_i x + b_i) + c_i          an adapter without its residual
     out    = x + Σ_i α_i Δ_i(x)                   (docs/method.md, One site)
 
-Notation: B samples, L tokens, D hidden width, r adapter width, T adapters; α [B, T] comes from outside (`model/gate.py`) or is 1.
+Notation: B samples, L tokens, D hidden width, r adapter width, T adapters; α [B, T] is model/experience.py's, or 1.
 No Δ_i [B, L, D] is ever formed: everything an adapter adds lives in its r-wide bottleneck h_i, so the sum is one product
 [α_1 h_1 … α_T h_T] [U_1; …; U_T] and a shift Σ α_i c_i. Kept for backward: x, α and the pre-activations [B, L, T·r].
 """

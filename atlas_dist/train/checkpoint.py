@@ -61,11 +61,12 @@ def capture(engine: Any, module: nn.Module, names: Sequence[str], state: LoopSta
     meta = {
         "format": _FORMAT,
         "step": state.step,
-        "best_score": state.best_score if math.isfinite(state.best_score) else None,
+        "best_score": state.best_worth if math.isfinite(state.best_worth) else None,
         "best_step": state.best_step,
         "curve": list(state.curve),
         "validation": list(state.validation),
         "started_from": state.started_from,
+        "head_refit": state.head_refit,
         "adam_steps": counts,
     }
     return Captured(copies, meta)
@@ -95,12 +96,13 @@ def restore(files: Mapping[str, bytes], engine: Any, module: nn.Module, names: S
     _move_schedule(engine, meta["step"], accumulation)
     return LoopState(
         step=meta["step"],
-        best_score=-math.inf if meta["best_score"] is None else meta["best_score"],
+        best_worth=-math.inf if meta["best_score"] is None else meta["best_score"],
         best_step=meta["best_step"],
         best_tensors={name: v for name in names if (v := tensors.get(f"best/{_stored(name)}")) is not None},
         curve=meta["curve"],
         validation=meta["validation"],
         started_from=meta.get("started_from", ""),
+        head_refit=meta.get("head_refit", 0.0),
     )
 
 

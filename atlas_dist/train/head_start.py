@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from atlas_dist.core.types import HeadStart, Role, StageJob
 from atlas_dist.model.heads import OBJECTIVES
 from atlas_dist.model.ridge import fit_ridge
-from atlas_dist.pulse import pulse
 from atlas_dist.train.augment import OFTEN
 from atlas_dist.train.context import RankContext
+from atlas_dist.train.head_samples import CHOOSING, SAMPLES, observed, together, training_samples
 from atlas_dist.train.module import StageModule
-
-SAMPLES, CHOOSING = 2048, 256
-"""So many of the training samples at most, the first of the stage's first epoch; more for tasks of many classes: 4 a class. A fit
-that only helps to choose does with fewer."""
 
 FAR = 0.5
 """Steps times peak rate from which on a new adapter changes what is read so much that a fitted head may be in the way
@@ -58,8 +51,8 @@ def fit_head(context: RankContext, module: StageModule, job: StageJob) -> None:
 
     The samples are the same at any number of workers. Raises DataError as the stream does.
     """
-    parts = _training_samples(context, module, job, SAMPLES)
-    fit = fit_ridge(*_together(parts), job.task.classes) if context.is_rank_zero else None
+    parts = training_samples(context, module, job, SAMPLES)
+    fit = fit_ridge(*together(parts), job.task.classes) if context.is_rank_zero else None
     shared = [None if fit is None else (fit.weight, fit.bias)]
     dist.broadcast_object_list(shared, src=0, group=context.control)
     assert shared[0] is not None
@@ -72,61 +65,15 @@ def fit_head(context: RankContext, module: StageModule, job: StageJob) -> None:
 def loss_of_fit(context: RankContext, module: StageModule, job: StageJob) -> float:
     """Mean cross-entropy of a fitted head on samples that the fit did not see, in nats: each of the training samples left out,
     and validation samples; on every rank, with the same result. The head stays as it is."""
-    parts = _training_samples(context, module, job, CHOOSING)
+    parts = training_samples(context, module, job, CHOOSING)
     with context.validation_stream(job, samples=CHOOSING) as stream:
-        judged = context.gather(_observed(context, module, stream.validation()))
+        judged = context.gather(observed(context, module, stream.validation()))
     found = [0.0]
     if context.is_rank_zero:
-        features, labels = _together(parts)
+        features, labels = together(parts)
         fit = fit_ridge(features, labels, job.task.classes)
-        others, wanted = _together(judged)
+        others, wanted = together(judged)
         loss = float(cross_entropy(others @ fit.weight.t() + fit.bias, wanted.long()))
         found = [(len(labels) * fit.loss + len(wanted) * loss) / (len(labels) + len(wanted))]
     dist.broadcast_object_list(found, src=0, group=context.control)
     return found[0]
-
-
-Observed = tuple[list[int], Tensor, Tensor]
-"""Ordinals of n samples, what their last layer reads [n, m], and their labels [n]; on the CPU."""
-
-
-def _training_samples(context: RankContext, module: StageModule, job: StageJob, most: int) -> list[Observed]:
-    """The first of the stage's first epoch, at most so many, or 4 a class; every rank's share on rank 0, [] elsewhere."""
-    with context.training_stream(job, 0) as stream:
-        steps = min(stream.steps_per_epoch, math.ceil(max(most, 4 * job.task.classes) / job.budget.global_batch))
-        return context.gather(_observed(context, module, stream.epochs_from(0, steps)))
-
-
-def _observed(context: RankContext, module: StageModule, batches: Any) -> Observed:
-    """One pass of this rank over its share."""
-    seen: list[Tensor] = []
-    ordinals: list[int] = []
-    features, labels = [], []
-
-    def note(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        seen.append(inputs[0].float().cpu())
-
-    handle = module.model.head.last.register_forward_pre_hook(note)
-    module.eval()
-    try:
-        with torch.no_grad():
-            for batch in batches:
-                for part in context.feeder()(batch):
-                    seen.clear()
-                    module(part.inputs, part.target)
-                    kept = part.index >= 0
-                    ordinals += part.index[kept].tolist()
-                    features.append(seen[0][kept])
-                    labels.append(part.target.cpu()[kept])
-            pulse.mark()
-    finally:
-        handle.remove()
-        module.train()
-    return ordinals, torch.cat(features), torch.cat(labels)
-
-
-def _together(parts: list[Observed]) -> tuple[Tensor, Tensor]:
-    """Features and labels of all ranks' samples, in one order whoever saw them."""
-    order = torch.tensor([ordinal for ordinals, _, _ in parts for ordinal in ordinals]).argsort(stable=True)
-    features, labels = (torch.cat([part[place] for part in parts])[order] for place in (1, 2))  # type: ignore[misc]
-    return features, labels

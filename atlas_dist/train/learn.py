@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import resource
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
@@ -37,6 +37,7 @@ from atlas_dist.train.context import RankContext
 from atlas_dist.train.engine import EngineSettings, build_engine, gathered
 from atlas_dist.train.feed import ModelBatch, micro_batch_for
 from atlas_dist.train.files import trained_files
+from atlas_dist.train.head_end import is_refitted, refitted_head
 from atlas_dist.train.head_start import Length, fit_head, is_fitted, starts_by_ridge
 from atlas_dist.train.inputs import pack_tensors, read_if_there
 from atlas_dist.train.look_back import look_back
@@ -195,20 +196,28 @@ class StageTrainer:
             if failed:
                 raise written.error or NOT_WRITTEN
 
+        latest: list[tuple[Validated, float]] = []
         best: dict[int, Validated] = {}
 
-        def validate() -> Scores:
-            found = self._validate(module, stage.validations)
-            if found.scores.score > state.best_score:
-                best.clear()
-                best[state.step] = found
-            self.validated(state.step, found.scores)
-            return found.scores
+        @contextmanager
+        def validate() -> Iterator[Scores]:
+            refit = refitted_head(context, engine, module, self.job) if is_refitted(self.job) else nullcontext(0.0)
+            with refit as share:
+                found = self._validate(module, stage.validations)
+                latest[:] = [(found, share)]
+                self.validated(state.step, found.scores)
+                yield found.scores
+
+        def snapshot() -> dict[str, Tensor]:
+            [(found, state.head_refit)] = latest
+            best.clear()
+            best[state.step] = found
+            return _whole(engine, module, inside)
 
         callbacks = Callbacks(
             report=self.report,
             validate=validate,
-            snapshot=lambda: _whole(engine, module, inside),
+            snapshot=snapshot,
             checkpoint=keep,
             vary=partial(self._vary, stage.length.passes),
             trouble=lambda: written.error,
@@ -278,6 +287,7 @@ class StageTrainer:
             sees=self.looked_back.sees if self.method.selecting is not None else (),
             similarity=self.looked_back.similarity,
             started_from=state.started_from,
+            head_refit=state.head_refit,
         )
 
     def _loop_settings(self, length: Length, needed: StepFlops | None) -> LoopSettings:
@@ -298,6 +308,7 @@ class StageTrainer:
             penalty_weight=self.method.penalty_weight,
             # An adapter that is kept has learnt something: before the first step it would be nothing, in the bank as well.
             validate_start=starts_by_ridge(self.job, length) and not self.stage.grows,
+            least_loss=is_refitted(self.job),
             sample_flops=needed.total if needed else 0.0,
             peak_flops=self.context.world * peak if needed and peak else 0.0,
         )

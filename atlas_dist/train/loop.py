@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -77,7 +77,8 @@ class LoopState:
     """What must survive a restart besides parameters and optimizer: where we are and what was best."""
 
     step: int = 0
-    best_score: float = -math.inf
+    best_worth: float = -math.inf
+    """Validation score of the best state in percent; with `least_loss` its loss, negated."""
     best_step: int = 0
     best_tensors: dict[str, Tensor] = field(default_factory=dict)
     curve: list[dict[str, float]] = field(default_factory=list)
@@ -86,6 +87,8 @@ class LoopState:
     """Validation points: step, loss, score."""
     started_from: str = ""
     """As a stage's result has it (core/results.py)."""
+    head_refit: float = 0.0
+    """The same, of the best state."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +104,8 @@ class LoopSettings:
     penalty_weight: float
     validate_start: bool = False
     """Validate before the first step as well: the stage starts from something that can be the best."""
+    least_loss: bool = False
+    """The best state is the one with the smallest validation loss, not the one with the largest score."""
     sample_flops: float = 0.0
     """FLOPs that one sample's step needs."""
     peak_flops: float = 0.0
@@ -131,15 +136,15 @@ class Callbacks:
     """What the loop asks its surroundings for. Called on every rank, in step.
 
     report: gets Progress, says whether somebody asked to stop (only rank 0's answer counts).
-    validate: one pass over the validation split.
-    snapshot: copies of the trained tensors, on the CPU.
+    validate: one pass over the validation split. Inside, the model is what was validated; afterwards it is what trains.
+    snapshot: copies of the trained tensors, on the CPU; called inside a validation that found a new best state.
     checkpoint: takes everything along so that the stage can go on from here; it may be written later.
     trouble: what ended the writing of checkpoints, or None.
     settle: waits until the checkpoints are written; raises what ended that, on every rank.
     """
 
     report: Callable[[StepProgress], bool]
-    validate: Callable[[], Scores]
+    validate: Callable[[], AbstractContextManager[Scores]]
     snapshot: Callable[[], dict[str, Tensor]]
     checkpoint: Callable[[LoopState], None]
     vary: Callable[[int, int, ModelBatch], ModelBatch] = lambda _, __, part: part
@@ -169,7 +174,7 @@ def train(
     validate_after = settings.validation_steps()
     batches = mixture.steps(state.step)
     if settings.validate_start and state.step == 0:
-        timing.validating += _timed(lambda: _keep_best(module, state, callbacks))
+        timing.validating += _timed(lambda: _keep_best(module, state, settings, callbacks))
     while state.step < settings.total_steps:
         began = time.perf_counter()
         auxiliary, batch = next(batches)
@@ -188,7 +193,7 @@ def train(
             stop = _agreed(callbacks.report(progress), callbacks.trouble(), feed.device)
         timing.stepping += time.perf_counter() - arrived
         if state.step in validate_after:
-            timing.validating += _timed(lambda: _keep_best(module, state, callbacks))
+            timing.validating += _timed(lambda: _keep_best(module, state, settings, callbacks))
         if stop or (settings.checkpoint_every and state.step % settings.checkpoint_every == 0 and not at_end):
             timing.checkpointing += _timed(lambda: callbacks.checkpoint(state))
         if stop and not at_end:
@@ -282,13 +287,14 @@ class _Window:
         return progress
 
 
-def _keep_best(module: StageModule, state: LoopState, callbacks: Callbacks) -> None:
-    """Validate; the best validation score is kept, the earlier of two equal ones (docs/method.md, What trains)."""
-    scores = callbacks.validate()
-    state.validation.append({"step": state.step, "loss": scores.loss, "score": scores.score})
-    if scores.score > state.best_score:
-        state.best_score, state.best_step = scores.score, state.step
-        state.best_tensors = callbacks.snapshot()
+def _keep_best(module: StageModule, state: LoopState, settings: LoopSettings, callbacks: Callbacks) -> None:
+    """Validate; the best state is kept, the earlier of two equal ones (docs/method.md, What trains)."""
+    with callbacks.validate() as scores:
+        state.validation.append({"step": state.step, "loss": scores.loss, "score": scores.score})
+        worth = -scores.loss if settings.least_loss else scores.score
+        if worth > state.best_worth:
+            state.best_worth, state.best_step = worth, state.step
+            state.best_tensors = callbacks.snapshot()
     module.train()
 
 

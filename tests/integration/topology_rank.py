@@ -1,5 +1,5 @@
-"""One rank of `test_topology`: learn three stages at each ZeRO stage, and print rank 0's losses, and what was validated, as one
-line of JSON."""
+"""One rank of `test_topology`: learn three stages of each run, and print rank 0's losses, and what was validated, as one line of
+JSON."""
 
 from __future__ import annotations
 
@@ -58,8 +58,34 @@ def with_parents(plan: Plan, jobs: Sequence[StageJob]) -> list[StageJob]:
     return [job for key, job in plan.jobs.items() if key in wanted]
 
 
+def learn(
+    rank: int, world: int, control: dist.ProcessGroup, name: str, words: Sequence[str], told: Sequence[str]
+) -> list[list[float]]:
+    """The first three training jobs of a run: the losses of each, and what was `told` of its validations."""
+    folder, *settings = words
+    config = toy_config(Path(folder), *settings)
+    context = RankContext(config, rank, world, control)
+    worker = StageWorker(context)
+    done: dict[str, CommittedRef] = {}
+    lines = []
+    plan = expand(config)
+    stages_of_plan = [job for job in plan.jobs.values() if job.stage][:3]
+    for job in with_parents(plan, stages_of_plan):
+        attempt = f"{job.key}-w{world}-{name.replace(' ', '')}"
+        assignment = Assignment(job, attempt, f"runs/t/attempts/{attempt}", {p: done[p] for p in job.parents})
+        outcome = worker.run(assignment, lambda _: False)
+        assert outcome.failure is None, outcome.failure
+        result = artifacts.read_result(context.store, assignment.prefix)
+        done[job.key] = CommittedRef(job.key, attempt, assignment.prefix, result.blobs, result.metrics)
+        if job in stages_of_plan:
+            details = json.loads(artifacts.load(context.store, done[job.key], "details.json"))
+            lines.append([point["loss"] for point in details["curve"]])
+            lines[-1] += [point[what] for point in details["validation"] for what in told]
+    return lines
+
+
 def main() -> None:
-    folder, stages, apart, words = Path(sys.argv[1]), json.loads(sys.argv[2]), json.loads(sys.argv[3]), sys.argv[4:]
+    apart, runs = json.loads(sys.argv[1]), json.loads(sys.argv[2])
     prepare_process()
     if apart:
         take_all_apart()
@@ -68,27 +94,8 @@ def main() -> None:
     passes = end_apart(rank)
     control = dist.new_group(backend="gloo")
     losses = {}
-    for stage in stages:
-        config = toy_config(folder, *words, f"train.workers={world}", f"train.zero_stage={stage}")
-        context = RankContext(config, rank, world, control)
-        worker = StageWorker(context)
-        done: dict[str, CommittedRef] = {}
-        lines = []
-        plan = expand(config)
-        stages_of_plan = [job for job in plan.jobs.values() if job.stage][:3]
-        for job in with_parents(plan, stages_of_plan):
-            attempt = f"{job.key}-w{world}z{stage}"
-            assignment = Assignment(job, attempt, f"runs/t/attempts/{attempt}", {p: done[p] for p in job.parents})
-            outcome = worker.run(assignment, lambda _: False)
-            assert outcome.failure is None, outcome.failure
-            result = artifacts.read_result(context.store, assignment.prefix)
-            done[job.key] = CommittedRef(job.key, attempt, assignment.prefix, result.blobs, result.metrics)
-            if job in stages_of_plan:
-                details = json.loads(artifacts.load(context.store, done[job.key], "details.json"))
-                lines.append([point["loss"] for point in details["curve"]])
-                told = ("loss", "score") if apart else ("loss",)
-                lines[-1] += [point[what] for point in details["validation"] for what in told]
-        losses[stage] = lines
+    for name, words in runs.items():
+        losses[name] = learn(rank, world, control, name, words, ("loss", "score") if apart else ("loss",))
         everywhere: list[list[int]] = [[]] * world
         dist.all_gather_object(everywhere, passes)
         assert world == 1 or not passes or len({tuple(each) for each in everywhere}) > 1, "answers end at one length"

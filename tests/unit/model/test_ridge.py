@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from atlas_dist.model.ridge import PENALTIES, SCALES, fit_ridge
+from atlas_dist.model.ridge import PENALTIES, SCALES, SHARES, fit_ridge, settle
 
 
 def samples(count: int, width: int, classes: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -84,3 +84,48 @@ def test_few_samples_and_classes_without_any(labels: list[int]) -> None:
     features = torch.randn(len(labels), 5, generator=torch.Generator().manual_seed(1))
     fit = fit_ridge(features, torch.tensor(labels), 4)
     assert fit.weight.shape == (4, 5) and torch.isfinite(fit.weight).all() and torch.isfinite(fit.bias).all()
+
+
+def test_a_head_is_settled_where_other_samples_lose_least() -> None:
+    """Beside every fit and every share of it, each computed by itself."""
+    trained, judged = samples(20, 6, 3), samples(30, 6, 3, seed=1)
+    generator = torch.Generator().manual_seed(2)
+    learnt = torch.randn(3, 6, generator=generator), torch.randn(3, generator=generator)
+    known, wanted = trained[0].double(), functional.one_hot(trained[1], 3).double()
+    typical = float(torch.linalg.svdvals(known - known.mean(0)).square().mean())
+
+    def loss(weight: torch.Tensor, bias: torch.Tensor) -> float:
+        return float(functional.cross_entropy(judged[0].double() @ weight.T + bias, judged[1]))
+
+    fits = []
+    for factor in PENALTIES:
+        weight, bias = plain_ridge(known, wanted, factor * typical)
+        fits += [(scale * weight.T, scale * bias) for scale in SCALES]
+    fit = min(fits, key=lambda layer: loss(*layer))
+    between = {share: tuple((1 - share) * a.double() + share * b for a, b in zip(learnt, fit, strict=True)) for share in SHARES}
+    share = min(between, key=lambda share: loss(*between[share]))
+    found = settle(learnt, trained, judged, 3)
+    assert found.share == share and share > 0, "a random head is no help"
+    assert found.loss == pytest.approx(loss(*between[share]), rel=1e-6)
+    torch.testing.assert_close(found.weight.double(), between[share][0], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found.bias.double(), between[share][1], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_settling_never_loses_on_the_samples_that_judge(seed: int) -> None:
+    """A head that is right already stays to the last bit; any other gets no worse."""
+    trained, judged = samples(12, 6, 3, seed), samples(30, 6, 3, seed + 100)
+    best = fit_ridge(*judged, 3)
+    for learnt in ((best.weight, best.bias), (torch.zeros(3, 6), torch.zeros(3))):
+        found = settle(learnt, trained, judged, 3)
+        before = float(functional.cross_entropy(judged[0] @ learnt[0].T + learnt[1], judged[1]))
+        assert found.loss <= before + 1e-6
+        if found.share == 0:
+            assert torch.equal(found.weight, learnt[0]) and torch.equal(found.bias, learnt[1])
+
+
+def test_a_class_without_samples_and_a_single_sample_can_be_settled() -> None:
+    found = settle(
+        (torch.zeros(3, 4), torch.zeros(3)), (torch.ones(1, 4), torch.tensor([2])), (torch.ones(2, 4), torch.tensor([2, 2])), 3
+    )
+    assert torch.isfinite(found.weight).all() and (found.weight @ torch.ones(4) + found.bias).argmax() == 2
