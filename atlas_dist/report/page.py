@@ -159,7 +159,7 @@ def _curve(stage: StageFacts) -> str:
     """Score and loss over the steps of one stage."""
     result = stage.result
     caption = (
-        f"{stage.stage}: best validation {stage.score:.1f} % at step {result.best_step} of {result.steps}, "
+        f"{stage.stage}: kept the state of step {result.best_step} of {result.steps}, validation {stage.score:.1f} %, "
         f"{result.trained_parameters:,} parameters trained"
     )
     chart = _chart(stage, "score", 100.0, f"{stage.label}: score in % by step")

@@ -91,8 +91,9 @@ def seaweedfs(folder: Path, address: str = "127.0.0.1") -> Iterator[Server]:
         "-s3.port.iceberg=0",
         "-s3.port.lance=0",
     ]  # fixed ports otherwise
+    own_logs = {**os.environ, "TMPDIR": str(folder)}  # its further logs are to go with the folder
     with (folder / "weed.log").open("wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+        process = subprocess.Popen(command, stdout=log, stderr=log, env=own_logs, start_new_session=True)
     try:
         with credentials():
             server = Server(f"http://{address}:{ports[3]}")
