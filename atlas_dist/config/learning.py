@@ -94,8 +94,8 @@ class BudgetConfig(Section):
     """Learning rate of a head that starts fitted: it has less to learn than what it reads; 0 = `lr`; left out everywhere = the
     method's own."""
     head_refit: bool | None = None
-    """Whether the head's last layer is fitted to the training samples once more behind the last step: what is kept lies between
-    the fit and what was learnt, where the validation loss is smallest; left out everywhere = the method's own."""
+    """Whether the head's last layer is fitted to training samples again at every validation: what is validated, and kept, lies
+    between the fit and what was learnt, where the validation loss is smallest; left out everywhere = the method's own."""
 
     @classmethod
     def declared(cls) -> dict[str, Any]:

@@ -110,7 +110,7 @@ class TrainResult(Metrics):
     started_from: str = ""
     """Where stage one's coefficients started: the key of an earlier task, MEAN or NOTHING; "" = it was not chosen."""
     head_refit: float = 0.0
-    """Share of the fit in the head's last layer, where it was fitted once more behind the last step: 0 = as it was learnt."""
+    """Share of the fit in the last layer of a head that was fitted again when it was validated; 0 = as it was learnt."""
 
     @property
     def known_score(self) -> float | None:

@@ -250,7 +250,7 @@ class Budget:
     head_lr: float = 0.0
     """Rate of a head that starts fitted; 0 = `lr`."""
     head_refit: bool = False
-    """The head is fitted once more behind the last step (train/head_end.py)."""
+    """The head is fitted again at every validation (train/head_end.py)."""
 
     def as_stored(self) -> dict[str, Any]:
         """As job keys name it: what came later than the first results only where it is used."""

@@ -16,7 +16,7 @@ from atlas_dist.model.heads import OBJECTIVES
 from atlas_dist.model.ridge import Settled, settle
 from atlas_dist.train.context import RankContext
 from atlas_dist.train.engine import gathered
-from atlas_dist.train.head_samples import observed, together, training_samples
+from atlas_dist.train.head_samples import together, training_samples, validation_samples
 from atlas_dist.train.module import StageModule
 
 REFIT = 1024
@@ -24,7 +24,7 @@ REFIT = 1024
 
 
 def is_refitted(job: StageJob) -> bool:
-    """Whether the job trains a head that is fitted once more when it is validated."""
+    """Whether the job trains a head that is fitted again when it is validated."""
     return job.budget.head_refit and job.stage is not None and Role.HEAD in job.stage.trains and OBJECTIVES[job.task.kind].ridge
 
 
@@ -36,8 +36,7 @@ def refitted_head(context: RankContext, engine: Any, module: StageModule, job: S
     Judged are at most `REFIT` of the validation split. Raises DataError as the streams do.
     """
     parts = training_samples(context, module, job, REFIT)
-    with context.validation_stream(job, samples=REFIT) as stream:
-        judged = context.gather(observed(context, module, stream.validation()))
+    judged = validation_samples(context, module, job, REFIT)
     layer = (module.model.head.last.weight, module.model.head.last.bias)
     with gathered(engine, layer):
         weight, bias = (part.detach().to("cpu", copy=True) for part in layer)

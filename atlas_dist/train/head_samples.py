@@ -25,10 +25,16 @@ def training_samples(context: RankContext, module: StageModule, job: StageJob, m
     """The first of the stage's first epoch, at most so many, or 4 a class; every rank's share on rank 0, [] elsewhere."""
     with context.training_stream(job, 0) as stream:
         steps = min(stream.steps_per_epoch, math.ceil(max(most, 4 * job.task.classes) / job.budget.global_batch))
-        return context.gather(observed(context, module, stream.epochs_from(0, steps)))
+        return context.gather(_observed(context, module, stream.epochs_from(0, steps)))
 
 
-def observed(context: RankContext, module: StageModule, batches: Any) -> Observed:
+def validation_samples(context: RankContext, module: StageModule, job: StageJob, most: int) -> list[Observed]:
+    """A fixed choice of the validation split, at most so many; every rank's share on rank 0, [] elsewhere."""
+    with context.validation_stream(job, samples=most) as stream:
+        return context.gather(_observed(context, module, stream.validation()))
+
+
+def _observed(context: RankContext, module: StageModule, batches: Any) -> Observed:
     """One pass of this rank over its share."""
     seen: list[Tensor] = []
     ordinals: list[int] = []

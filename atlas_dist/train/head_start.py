@@ -13,7 +13,7 @@ from atlas_dist.model.heads import OBJECTIVES
 from atlas_dist.model.ridge import fit_ridge
 from atlas_dist.train.augment import OFTEN
 from atlas_dist.train.context import RankContext
-from atlas_dist.train.head_samples import CHOOSING, SAMPLES, observed, together, training_samples
+from atlas_dist.train.head_samples import CHOOSING, SAMPLES, together, training_samples, validation_samples
 from atlas_dist.train.module import StageModule
 
 FAR = 0.5
@@ -66,8 +66,7 @@ def loss_of_fit(context: RankContext, module: StageModule, job: StageJob) -> flo
     """Mean cross-entropy of a fitted head on samples that the fit did not see, in nats: each of the training samples left out,
     and validation samples; on every rank, with the same result. The head stays as it is."""
     parts = training_samples(context, module, job, CHOOSING)
-    with context.validation_stream(job, samples=CHOOSING) as stream:
-        judged = context.gather(observed(context, module, stream.validation()))
+    judged = validation_samples(context, module, job, CHOOSING)
     found = [0.0]
     if context.is_rank_zero:
         features, labels = together(parts)
