@@ -2,13 +2,19 @@
 
     python -m tests.bench.bench_step                                   # on a GPU: ViLT-B/32, bf16, T = 1 4 8 16
     python -m tests.bench.bench_step --device cpu --size tiny --batch 4 --repeats 2     # seconds; does it work at all?
+    python -m tests.bench.bench_step --device cpu --size tiny-vilt --form default --adapters 0 1 8 --precision fp32 \
+        --peers ours engine pass products                              # beside both limits of this machine
 
-Needs torch, transformers and this checkout; no Ray, DeepSpeed, shards or network (weights are random). A step is what training
-does: a pinned batch of bytes is copied and normalised, forward, loss, backward, AdamW.
+Needs torch, transformers and this checkout; no Ray, shards or network (weights are random), and DeepSpeed for `engine` alone. A
+step is what training does: a pinned batch of bytes is copied and normalised, forward, loss, backward, AdamW.
 
 - `ours`: as this package runs it; `--compile` and `--recompute` as the settings of the same meaning.
-- `naive`: the same model and step, each site a loop over its adapters (tests/oracle: the released code's sequence of steps).
+- `engine`: the same through DeepSpeed's engine, as a worker has it.
+- `naive`: the same model and step, each site a loop over its adapters (tests/oracle: the released code's sequence of steps); of
+  the released form only.
 - `stock`: the unmodified transformers ViLT, forward only, without adapters, in the same precision; `backbone`: as we run it.
+- `pass` and `products`: the two limits of `step_limits`. `x pass` is a step's time over the first, `of products` the second over
+  its time.
 
 Repeats of all peers take turns, the median counts, the device is waited for around each. MFU = FLOPs that the step needs (counted
 on paper, model/flops.py; nothing that is computed twice) / time / the device's peak; "unknown" where the peak is. Peak memory is
@@ -32,21 +38,25 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 from transformers import ViltModel
 
-from atlas_dist.core.types import Budget
+from atlas_dist.core.types import Budget, Role
 from atlas_dist.model.atlas import AdaptedModel
 from atlas_dist.model.flops import StepFlops, peak_flops, sample_flops
 from atlas_dist.model.layers import LayerRuns
 from atlas_dist.model.mixing import MixingSite, SiteOutput
+from atlas_dist.model.mixing_spec import MixingSpec
+from atlas_dist.model.trained import optimizer_groups
 from atlas_dist.model.vilt import uniform_pixel_mask
+from atlas_dist.train.engine import EngineSettings, build_engine, join_alone, prepare_process
 from atlas_dist.train.loop import LoopSettings, train_step
 from atlas_dist.train.mixture import OWN
 from atlas_dist.train.module import StageModule
 from tests.bench.bench_mixing import peak_bytes
-from tests.kits.step import ONE, SIZES, TWO, PlainEngine, Size, new_feeder, open_model, random_backbone, random_batches
+from tests.bench.step_limits import backbone_pass, flops_of, products
+from tests.kits.step import FORMS, SIZES, TWO, PlainEngine, Size, new_feeder, open_model, random_backbone, random_batches
 from tests.oracle.naive_mixing import NaiveAdapter, naive_site
 
-STAGES = {"one": ONE, "two": TWO}
-PEERS = ("ours", "naive", "stock", "backbone")
+STAGES = ("one", "two")
+USUAL, PEERS = ("ours", "naive", "stock", "backbone"), ("ours", "engine", "naive", "stock", "backbone", "pass", "products")
 Step = Callable[[], Any]
 
 
@@ -100,20 +110,51 @@ class Bench:
         self.feed = new_feeder(self.device)
         self.settings = LoopSettings(10**6, 1, 10**6, 0, args.batch, 1, 0.1)
 
-    def training(self, backbone: ViltModel, stage: str, adapters: int, *, naive: bool) -> tuple[Step, AdaptedModel]:
-        """A step of a stage on `adapters` visible adapters (stage two grows one more)."""
-        runs = LayerRuns() if naive else LayerRuns(recompute=self.args.recompute, compiled=self.args.compile)
-        model = open_model(backbone, self.size, adapters, STAGES[stage], runs=runs)
+    def training(self, backbone: ViltModel, stage: str, adapters: int, name: str) -> tuple[Step, AdaptedModel]:
+        """A step of a stage on `adapters` visible adapters (stage two grows one more), by the peer of that name."""
+        runs = LayerRuns() if name == "naive" else LayerRuns(recompute=self.args.recompute, compiled=self.args.compile)
+        weighting, stages = FORMS[self.args.form]
+        # Without an earlier adapter stage one trains nothing but the head.
+        roles = [role for role in stages[stage] if adapters or role is not Role.COEFFICIENTS]
+        spec = MixingSpec(rank=self.size.rank, weighting=weighting)
+        model = open_model(backbone, self.size, adapters, roles, runs=runs, spec=spec)
         module = StageModule(model, model.head_spec, bf16=self.bf16).to(self.device).train()
-        if naive:
+        if name == "naive":
             loop_over_adapters(model, self.size.heads)
-        engine = PlainEngine(module, Budget(), 10**6)
+        engine = self._deepspeed(module) if name == "engine" else PlainEngine(module, Budget(), 10**6)
         turn = iter(range(10**9))
 
         def step() -> Any:
             return train_step(engine, OWN, self.batches[next(turn) % 2], self.feed, self.settings)
 
         return step, model
+
+    def _deepspeed(self, module: StageModule) -> Any:
+        prepare_process()
+        join_alone()
+        budget = Budget()
+        groups = optimizer_groups(
+            module.model,
+            lr=budget.lr,
+            query_lr_scale=budget.query_lr_scale,
+            weight_decay=budget.weight_decay,
+            coefficient_lr=budget.lr,
+        )
+        return build_engine(module, groups, EngineSettings(0, self.args.batch, 1, budget, 10**6))
+
+    def limit(self, backbone: ViltModel, name: str) -> tuple[Step, float]:
+        """What a step is held against (`step_limits`), and its FLOPs a sample."""
+        if name == "products":
+            step, needed = products(self.size, self.args.batch, self.device, bf16=self.bf16)
+            return step, needed / self.args.batch
+        (fed,) = self.feed(self.batches[0])
+        bare = backbone_pass(backbone, fed.inputs)
+
+        def step() -> None:
+            with self._precision():
+                bare()
+
+        return step, flops_of(step) / self.args.batch
 
     def forward(self, backbone: ViltModel) -> Step:
         """A forward pass of a bare backbone, without gradient."""
@@ -165,9 +206,11 @@ class Bench:
         peaks: dict[str, float] = {}
         for name in self.args.peers:
             backbone = random_backbone(self.size, self.device, bf16=self.bf16, fast=name != "stock")
-            if name in ("ours", "naive"):
-                steps[name], model = self.training(backbone, stage, adapters, naive=name == "naive")
+            if name in ("ours", "engine", "naive"):
+                steps[name], model = self.training(backbone, stage, adapters, name)
                 flops[name] = needs(model, self.size).total
+            elif name in ("pass", "products"):
+                steps[name], flops[name] = self.limit(backbone, name)
             else:
                 steps[name] = self.forward(backbone)
                 with open_model(backbone, self.size, 0, TWO) as bare:
@@ -192,7 +235,7 @@ class Bench:
     def profiled(self, stage: str, adapters: int) -> dict[str, Any]:
         """The ops of one step of ours that take longest, and how often the host launches something or waits."""
         backbone = random_backbone(self.size, self.device, bf16=self.bf16)
-        step, model = self.training(backbone, stage, adapters, naive=False)
+        step, model = self.training(backbone, stage, adapters, "ours")
         with model:
             for _ in range(self.args.warmup + 1):
                 step()
@@ -230,16 +273,21 @@ def needs(model: AdaptedModel, size: Size) -> StepFlops:
 
 
 def show(rows: list[dict[str, Any]]) -> None:
-    """Print the table; `x naive` is how many times faster than the loops."""
+    """Print the table; `x naive` is how many times faster than the loops, the last two columns are of the limits."""
     heads = f"{'ms':>9} {'samples/s':>10} {'TFLOP/s':>8} {'MFU':>8} {'peak MiB':>9}"
-    print(f"{'stage':5} {'T':>3} {'peer':6} | {heads} | {'x naive':>7}")
-    naive = {(r["stage"], r["T"]): r for r in rows if r["peer"] == "naive"}
+    print(f"{'stage':5} {'T':>3} {'peer':8} | {heads} | {'x naive':>7} {'x pass':>7} {'of products':>11}")
+    found = {(r["stage"], r["T"], r["peer"]): r for r in rows}
     for r in rows:
-        base = naive.get((r["stage"], r["T"]))
-        times = f"{base['ms'] / r['ms']:.2f}" if base and r["peer"] == "ours" else ""
+        others = {peer: found.get((r["stage"], r["T"], peer)) for peer in ("naive", "pass", "products")}
+        naive, bare, best = others["naive"], others["pass"], others["products"]
+        faster = f"{naive['ms'] / r['ms']:.2f}" if naive and r["peer"] == "ours" else ""
+        # Times per FLOP: how much slower than the backbone's own passes, and which share of the best product.
+        trains = r["peer"] in ("ours", "engine", "naive")
+        slower = f"{bare['tflops_per_s'] / r['tflops_per_s']:.2f}" if bare and trains else ""
+        share = f"{r['tflops_per_s'] / best['tflops_per_s']:.0%}" if best and (trains or r["peer"] == "pass") else ""
         mfu = r["mfu"] if isinstance(r["mfu"], str) else f"{r['mfu']:.1%}"
-        print(f"{r['stage']:5} {r['T']:>3} {r['peer']:6} | {r['ms']:>9.1f} {r['samples_per_s']:>10.1f} {r['tflops_per_s']:>8.2f} "
-              f"{mfu:>8} {r['peak_mib']:>9.0f} | {times:>7}")  # fmt: skip
+        print(f"{r['stage']:5} {r['T']:>3} {r['peer']:8} | {r['ms']:>9.1f} {r['samples_per_s']:>10.1f} {r['tflops_per_s']:>8.3f} "
+              f"{mfu:>8} {r['peak_mib']:>9.0f} | {faster:>7} {slower:>7} {share:>11}")  # fmt: skip
 
 
 def where(bench: Bench, args: argparse.Namespace) -> dict[str, Any]:
@@ -263,8 +311,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--precision", default="bf16", choices=["bf16", "fp32"])
     parser.add_argument("--batch", type=int, default=64, help="samples a step")
     parser.add_argument("--adapters", type=int, nargs="+", default=[1, 4, 8, 16], help="T, the visible adapters")
-    parser.add_argument("--stages", nargs="+", default=list(STAGES), choices=list(STAGES))
-    parser.add_argument("--peers", nargs="+", default=list(PEERS), choices=PEERS)
+    parser.add_argument("--stages", nargs="+", default=list(STAGES), choices=STAGES)
+    parser.add_argument("--form", default="released", choices=list(FORMS), help="of ATLAS")
+    parser.add_argument("--peers", nargs="+", default=list(USUAL), choices=PEERS)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--inner", type=int, default=1, help="steps a repeat, between two waits")
     parser.add_argument("--warmup", type=int, default=2)
@@ -280,6 +329,8 @@ def main() -> None:
     args = parse()
     if args.device == "cuda" and not torch.cuda.is_available():
         raise SystemExit("There is no CUDA device here: --device cpu --size tiny shows that the script works.")
+    if "naive" in args.peers and args.form != "released":
+        raise SystemExit("The loops are those of the released form: leave out `naive`, or --form.")
     bench = Bench(args)
     settings = where(bench, args)
     print(f"{settings['device']}, torch {settings['torch']}, transformers {settings['transformers']}, {args.precision}")

@@ -12,27 +12,19 @@ from __future__ import annotations
 import argparse
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from atlas_dist.core.types import Budget, Role
-from atlas_dist.model.mixing_spec import MixingSpec, Weighting
+from atlas_dist.model.mixing_spec import MixingSpec
 from atlas_dist.model.trained import optimizer_groups
 from atlas_dist.train.engine import EngineSettings, build_engine, join_alone, prepare_process
 from atlas_dist.train.feed import ModelBatch
 from atlas_dist.train.module import StageModule
-from tests.kits.step import ONE, SIZES, TWO, new_feeder, open_model, random_backbone, random_batches
+from tests.kits.step import FORMS, SIZES, new_feeder, open_model, random_backbone, random_batches
 
-FORMS: Mapping[str, tuple[Weighting, Mapping[str, Sequence[Role]]]] = {
-    "released": (Weighting.WHOLE, {"one": ONE, "two": TWO}),
-    "default": (
-        Weighting.EXPERIENCE,
-        {"one": (Role.COEFFICIENTS, Role.HEAD), "two": (Role.ADAPTER, Role.COEFFICIENTS, Role.HEAD)},
-    ),
-}
 NO_KERNEL = {
     *("empty", "empty_like", "new_empty", "empty_strided", "new_empty_strided", "_unsafe_view", "detach", "promote_types"),
     *("_local_scalar_dense", "is_same_size", "_record_function_enter_new", "_record_function_exit"),

@@ -3,7 +3,7 @@ stand on this."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -19,7 +19,7 @@ from atlas_dist.model.experience import ResidualGroup
 from atlas_dist.model.heads import HeadSpec
 from atlas_dist.model.layers import AS_THEY_ARE, LayerRuns
 from atlas_dist.model.mixing import AdapterGroup
-from atlas_dist.model.mixing_spec import MixingSpec
+from atlas_dist.model.mixing_spec import MixingSpec, Weighting
 from atlas_dist.model.trained import freeze_to, optimizer_groups
 from atlas_dist.model.vilt import accelerate_vilt
 from atlas_dist.train.engine import build_optimizer, join_alone, learning_rate_factor
@@ -28,6 +28,14 @@ from atlas_dist.train.mixture import OWN, Mixture
 from atlas_dist.train.module import StageModule
 
 ONE, TWO = (Role.QUERIES, Role.HEAD), (Role.ADAPTER, Role.HEAD)
+FORMS: Mapping[str, tuple[Weighting, Mapping[str, Sequence[Role]]]] = {
+    "released": (Weighting.WHOLE, {"one": ONE, "two": TWO}),
+    "default": (
+        Weighting.EXPERIENCE,
+        {"one": (Role.COEFFICIENTS, Role.HEAD), "two": (Role.ADAPTER, Role.HEAD)},
+    ),
+}
+"""Form of ATLAS -> how it weighs adapters, and what each of its stages trains."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +60,7 @@ class Size:
 
 SIZES = {
     "vilt-b32": Size(width=768, layers=12, heads=12, image=384, patch=32, text=40, rank=48, classes=3, vocabulary=30522),
+    "tiny-vilt": Size(width=128, layers=5, heads=4, image=64, patch=8, text=48, rank=48, classes=10, vocabulary=4096),
     "narrow-12": Size(width=48, layers=12, heads=12, image=384, patch=32, text=40, rank=4, classes=3, vocabulary=100),
     "tiny": Size(width=32, layers=2, heads=4, image=32, patch=8, text=8, rank=4, classes=3, vocabulary=100),
 }
