@@ -19,6 +19,7 @@ from atlas_dist.data.leftout import shown
 from atlas_dist.data.manifest import read_manifest
 from atlas_dist.data.pack import MapFn, PackReport, run_pack
 from atlas_dist.data.source import is_url
+from atlas_dist.data.split_part import SplitPart
 from atlas_dist.errors import ConfigError, DataError
 from atlas_dist.model.backbone import Backbone
 from atlas_dist.runs.stores import open_shards
@@ -110,7 +111,8 @@ def _pack_split(
         image_size=backbone.image_size,
         resample=backbone.pictures.resample,
         workers=config.pack.threads,
-        splits=tuple(task.data.splits),
+        splits=(task.data.train, task.data.val) if raw.test_share else tuple(task.data.splits),
+        part=_part(task, raw.test_share, split),
         max_bad=config.pack.max_bad,
         overwrite=config.pack.overwrite,
         progress=progress,
@@ -119,6 +121,13 @@ def _pack_split(
         long_answers=_long_answers(task, backbone),
         asked=asked_of(backbone, task.max_text) if task.kind.generates else None,
     )
+
+
+def _part(task: TaskConfig, test_share: float, split: str) -> SplitPart | None:
+    """Which part of the converter's validation split it is; None = one that the converter makes."""
+    if not test_share or split == task.data.train:
+        return None
+    return SplitPart(task.data.val, *((0.0, test_share) if split == task.data.test else (test_share, 1.0)))
 
 
 def _long_answers(task: TaskConfig, backbone: Backbone) -> Callable[[Sequence[str]], list[int]] | None:

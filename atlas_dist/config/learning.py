@@ -166,6 +166,9 @@ class RawConfig(Section):
     """On top of `options`, for the training split only."""
     val_options: dict[str, Any] = Field(default_factory=dict)
     """On top of `options`, for the validation split and the test split only."""
+    test_share: float = Field(default=0.0, ge=0, lt=1)
+    """Share of the converter's validation split that becomes the split `data.test`, for data sets that have none of their own;
+    0 = the converter makes it."""
 
 
 class TaskConfig(Section):
@@ -195,6 +198,12 @@ class TaskConfig(Section):
     """Of its stage two, over everything else."""
     both: BudgetConfig = BudgetConfig()
     """Of a stage two that goes on from stage one, where a method trains an adapter apart as well; over `stage2`."""
+
+    @model_validator(mode="after")
+    def _scored_apart(self) -> TaskConfig:
+        if self.raw is not None and self.raw.test_share and not self.data.test:
+            raise ValueError("raw.test_share makes the split that data.test names: add data.test=test")
+        return self
 
     @model_validator(mode="after")
     def _writes(self) -> TaskConfig:

@@ -37,6 +37,7 @@ from atlas_dist.data.pictures import PictureMarks, mark_of, read_marks, stamps_o
 from atlas_dist.data.sample import RawSample, dump_json
 from atlas_dist.data.shardfile import PackedSample, write_shard
 from atlas_dist.data.source import Source
+from atlas_dist.data.split_part import SplitPart
 from atlas_dist.data.tasks import converter
 from atlas_dist.data.tasks.base import RawSet
 from atlas_dist.data.temporary import temporary_disk
@@ -110,6 +111,7 @@ def run_pack(
     seed: int = 0,
     workers: int = 2,
     splits: tuple[str, ...] = (),
+    part: SplitPart | None = None,
     max_bad: float = 0.01,
     overwrite: bool = False,
     progress: Callable[[int, int], None] | None = None,
@@ -130,6 +132,7 @@ def run_pack(
         shard_samples: samples a shard.
         seed: of the order in which samples are put into shards.
         splits: all splits of the task; see `Converter.run`.
+        part: of which of the converter's splits this one is a part; None = the converter makes it.
         max_bad: share of records and files that may be unusable; beyond it nothing is published.
         overwrite: replace a split that was packed in another way or of other pictures.
         progress: called with (shards done, shards in all).
@@ -144,7 +147,8 @@ def run_pack(
     """
     if shard_samples < 1 or workers < 1:
         raise ConfigError(f"shard_samples is {shard_samples}, workers is {workers}.", fix="Both must be at least 1.")
-    raw = converter(converter_name).run(source, split, dict(options or {}), splits)
+    raw = converter(converter_name).run(source, part.of if part else split, dict(options or {}), splits)
+    raw = part.taken(raw) if part else raw
     recipe = _recipe(raw, image_size, resample, shard_samples, seed, part_bytes)
     prefix = split_prefix(dataset, split)
     by_rule = tuple(LeftOut(writable(record), reason, bad=False) for record, reason in raw.left_out)

@@ -107,6 +107,20 @@ def test_two_folders_of_one_name_are_both_named(shell: Shell) -> None:
     assert code == 2 and "a/cols and b/cols would both be the task cols" in said
 
 
+def test_part_of_what_validates_can_score_instead(shell: Shell) -> None:
+    lines("data/claims/train.jsonl", records("data/claims"))
+    assert shell("init", "mine", "data/claims")[0] == 0
+    share = "tasks.claims.raw.test_share=0.5"
+    code, said = pack(shell, share)
+    assert code == 2 and "add data.test=test" in said
+    assert pack(shell, "tasks.claims.data.dataset=whole")[0] == 0
+    code, said = pack(shell, share, "tasks.claims.data.test=test")
+    assert code == 0 and "packed claims/test: " in said
+    train, val, test = (manifest_of("claims", split).samples for split in ("train", "val", "test"))
+    assert train == manifest_of("whole", "train").samples
+    assert val + test == manifest_of("whole", "val").samples and min(val, test) > 0
+
+
 def test_init_leaves_a_users_files_as_they_are_and_reads_a_mended_one(shell: Shell) -> None:
     rows = records("data/claims")
     file = lines("data/claims/train.jsonl", rows)

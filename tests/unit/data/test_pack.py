@@ -13,6 +13,7 @@ from atlas_dist.data.images import open_rgb, stored_form
 from atlas_dist.data.manifest import read_manifest
 from atlas_dist.data.pack import ShardDone, ShardJob, run_pack
 from atlas_dist.data.source import ZipSource, open_source
+from atlas_dist.data.split_part import SplitPart
 from atlas_dist.data.tasks import CONVERTERS, converter
 from atlas_dist.errors import ConfigError, DataError
 from atlas_dist.store.local import LocalStore
@@ -129,6 +130,28 @@ def test_sources_that_are_none(tmp_path):
         ZipSource(tmp_path / "broken.zip")
     with pytest.raises(DataError, match="neither a folder nor"):
         open_source(tmp_path / "absent")
+
+
+def test_a_split_in_two_parts_loses_no_record_and_shares_no_picture():
+    whole = converter("easyvqa").run(None, "val", {})
+    parts = [SplitPart("val", *ends).taken(whole) for ends in ((0.0, 0.3), (0.3, 1.0))]
+    assert sorted(s.id for part in parts for s in part.samples) == sorted(s.id for s in whole.samples)
+    shown = [{s.images[0] for s in part.samples} for part in parts]
+    assert not shown[0] & shown[1]
+    assert 0.2 < len(shown[0]) / len(shown[0] | shown[1]) < 0.4
+    assert {part.classes for part in parts} == {whole.classes}
+
+
+def test_a_part_is_packed_under_its_own_name_and_an_empty_one_is_refused():
+    store, of = memory_store(), {"samples": 60}
+    manifests = [
+        run_pack("toy", None, store, "toy", split, options=of, part=SplitPart("val", *ends)).manifest
+        for split, ends in (("test", (0.0, 0.5)), ("val", (0.5, 1.0)))
+    ]
+    assert [read_manifest(store, "toy", split).samples for split in ("test", "val")] == [m.samples for m in manifests]
+    assert sum(m.samples for m in manifests) == 60 and min(m.samples for m in manifests) > 15
+    with pytest.raises(DataError, match=r"None of the 60 records of 'val' .*from 0 to 1e-09"):
+        run_pack("toy", None, store, "toy", "none", options=of, part=SplitPart("val", 0.0, 1e-9))
 
 
 def test_unknown_names_list_the_valid_ones():
