@@ -50,6 +50,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if not hasattr(config, "workerinput"):
         folder = tempfile.mkdtemp(prefix="atlas-tests-")
         os.environ["XDG_CACHE_HOME"] = folder
+        os.environ["ATLAS_TESTS_SHARED"] = folder  # what is learnt once for all of them (tests/kits/bank.py)
         config.add_cleanup(partial(shutil.rmtree, folder, ignore_errors=True))
 
 
