@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 import socket
 import time
@@ -61,8 +60,7 @@ def _set_up(options: dict[str, Any]) -> StageWorker:
     context = RankContext(config, rank, world, control=dist.new_group(backend="gloo"))
     context.backbone()
     context.barrier()  # nobody asks for work before everybody is able to do it
-    gc.collect()
-    gc.freeze()  # what lasts as long as the process is not looked through after every job
+    device.freeze_what_lasts()
     return StageWorker(context)
 
 

@@ -23,6 +23,7 @@ from atlas_dist.coordinator.dispatch import Event, Failed, Finished
 from atlas_dist.coordinator.settings import CoordinatorSettings
 from atlas_dist.core.attempts import Assignment
 from atlas_dist.core.schedule import Capacity, Pool
+from atlas_dist.device import freeze_what_lasts
 from atlas_dist.train.context import RankContext
 from atlas_dist.train.engine import join_alone, prepare_process
 from atlas_dist.train.worker import StageWorker
@@ -61,6 +62,7 @@ def main() -> None:
     prepare_process()
     join_alone()
     here = Here(StageWorker(RankContext(config, 0, 1)))
+    freeze_what_lasts()
     coordinator = Coordinator(
         config.run,
         plan,

@@ -17,6 +17,7 @@ from atlas_dist.coordinator.expand import expand
 from atlas_dist.core.attempts import Assignment, CommittedRef
 from atlas_dist.core.plan import Plan
 from atlas_dist.core.types import StageJob
+from atlas_dist.device import freeze_what_lasts
 from atlas_dist.model.atlas import AdaptedModel
 from atlas_dist.model.backbones import GoesOn, Written, rows_go_on
 from atlas_dist.store import artifacts
@@ -66,6 +67,7 @@ def learn(
     config = toy_config(Path(folder), *settings)
     context = RankContext(config, rank, world, control)
     worker = StageWorker(context)
+    freeze_what_lasts()
     done: dict[str, CommittedRef] = {}
     lines = []
     plan = expand(config)

@@ -14,6 +14,7 @@ from atlas_dist.core.attempts import Assignment, CommittedRef
 from atlas_dist.core.plan import Plan
 from atlas_dist.core.types import StageJob
 from atlas_dist.data.pack import run_pack
+from atlas_dist.device import freeze_what_lasts
 from atlas_dist.runs.stores import open_shards
 from atlas_dist.store import artifacts
 from atlas_dist.train import engine
@@ -72,6 +73,7 @@ class Bench:
         self.plan: Plan = expand(config)
         self.context = RankContext(config, 0, 1)
         self.worker = StageWorker(self.context)
+        freeze_what_lasts()  # as a pool's worker
         self.done: dict[str, CommittedRef] = {}
 
     def job(self, label: str) -> StageJob:
