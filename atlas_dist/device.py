@@ -80,14 +80,6 @@ def set_arithmetic(*, tf32: bool = False, deterministic: bool = False) -> None:
     torch.use_deterministic_algorithms(deterministic)
 
 
-def freeze_what_lasts() -> None:
-    """Have collections pass over everything that is here now, in a process that does jobs and has imported and loaded what they
-    need. Or each job's end looks through every object of every package, for 0.1 to 0.3 s. Garbage is collected first."""
-    gc.unfreeze()
-    gc.collect()
-    gc.freeze()
-
-
 def release_memory() -> None:
     """Give back what ended jobs left: an engine and its optimizer refer to each other, and only the collector takes both."""
     import torch

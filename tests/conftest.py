@@ -14,6 +14,10 @@ import hypothesis
 import pytest
 from xdist.scheduler import LoadScopeScheduling
 
+from atlas_dist import collector
+
+gc.disable()  # while everything is imported (atlas_dist/collector.py)
+
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -61,6 +65,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """What is imported by now stays: collections need not look through it again and again."""
-    gc.collect()
-    gc.freeze()
+    """What is imported by now stays."""
+    gc.enable()
+    collector.freeze()

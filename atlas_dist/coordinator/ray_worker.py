@@ -14,7 +14,7 @@ from ray.util.placement_group import (
     get_current_placement_group,
 )
 
-from atlas_dist import device
+from atlas_dist import collector, device
 from atlas_dist.config import Isolation
 from atlas_dist.coordinator.dispatch import AttemptProgress
 from atlas_dist.coordinator.ray_pulse import PulseSender
@@ -42,25 +42,27 @@ def pool_main(options: dict[str, Any]) -> None:
 
 
 def _set_up(options: dict[str, Any]) -> StageWorker:
-    import torch
-    import torch.distributed as dist
-    from ray.train.torch import get_device
+    with collector.paused():
+        import torch
+        import torch.distributed as dist
+        from ray.train.torch import get_device
 
-    from atlas_dist.train.context import RankContext
-    from atlas_dist.train.engine import prepare_process
-    from atlas_dist.train.worker import StageWorker
+        from atlas_dist.train.context import RankContext
+        from atlas_dist.train.engine import prepare_process
+        from atlas_dist.train.worker import StageWorker
 
     config, pool = options["config"], options["pool"]
     device.take(get_device() if config.cluster.gpus else torch.device("cpu"))
     device.set_arithmetic(tf32=config.train.tf32, deterministic=config.train.deterministic)
-    prepare_process()
+    with collector.paused():
+        prepare_process()
     rank, world = dist.get_rank(), dist.get_world_size()
     set_up(config.log.format, run=config.run, process="worker", pool=pool, rank=rank)
     log.info("rank %d of %d of pool %s is here", rank, world, pool)
     context = RankContext(config, rank, world, control=dist.new_group(backend="gloo"))
     context.backbone()
     context.barrier()  # nobody asks for work before everybody is able to do it
-    device.freeze_what_lasts()
+    collector.freeze()
     return StageWorker(context)
 
 

@@ -16,6 +16,7 @@ import time
 import uuid
 from dataclasses import dataclass, field
 
+from atlas_dist import collector
 from atlas_dist.app.composed import compose_run
 from atlas_dist.app.precision import decided_by_nodes
 from atlas_dist.coordinator.coordinator import Coordinator
@@ -23,7 +24,6 @@ from atlas_dist.coordinator.dispatch import Event, Failed, Finished
 from atlas_dist.coordinator.settings import CoordinatorSettings
 from atlas_dist.core.attempts import Assignment
 from atlas_dist.core.schedule import Capacity, Pool
-from atlas_dist.device import freeze_what_lasts
 from atlas_dist.train.context import RankContext
 from atlas_dist.train.engine import join_alone, prepare_process
 from atlas_dist.train.worker import StageWorker
@@ -62,7 +62,7 @@ def main() -> None:
     prepare_process()
     join_alone()
     here = Here(StageWorker(RankContext(config, 0, 1)))
-    freeze_what_lasts()
+    collector.freeze()
     coordinator = Coordinator(
         config.run,
         plan,

@@ -15,9 +15,9 @@ from typing import Any
 
 import torch.distributed as dist
 
+from atlas_dist import collector
 from atlas_dist.coordinator.expand import expand
 from atlas_dist.core.attempts import Assignment, CommittedRef
-from atlas_dist.device import freeze_what_lasts
 from atlas_dist.store import artifacts
 from atlas_dist.train import loop
 from atlas_dist.train.context import RankContext
@@ -78,7 +78,7 @@ def main() -> None:
     rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     take_all_apart()
     control = dist.new_group(backend="gloo")
-    freeze_what_lasts()
+    collector.freeze()
     for line in sys.stdin:
         order = json.loads(line)
         config = toy_config(folder, *words, f"train.workers={world}", f"train.zero_stage={order.get('zero', 0)}")

@@ -13,11 +13,11 @@ from typing import Any
 import torch.distributed as dist
 from torch import Tensor
 
+from atlas_dist import collector
 from atlas_dist.coordinator.expand import expand
 from atlas_dist.core.attempts import Assignment, CommittedRef
 from atlas_dist.core.plan import Plan
 from atlas_dist.core.types import StageJob
-from atlas_dist.device import freeze_what_lasts
 from atlas_dist.model.atlas import AdaptedModel
 from atlas_dist.model.backbones import GoesOn, Written, rows_go_on
 from atlas_dist.store import artifacts
@@ -67,7 +67,7 @@ def learn(
     config = toy_config(Path(folder), *settings)
     context = RankContext(config, rank, world, control)
     worker = StageWorker(context)
-    freeze_what_lasts()
+    collector.freeze()
     done: dict[str, CommittedRef] = {}
     lines = []
     plan = expand(config)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from atlas_dist import collector
 from atlas_dist.compose import compose_config
 from atlas_dist.config import RunConfig
 from atlas_dist.coordinator.expand import expand
@@ -14,7 +15,6 @@ from atlas_dist.core.attempts import Assignment, CommittedRef
 from atlas_dist.core.plan import Plan
 from atlas_dist.core.types import StageJob
 from atlas_dist.data.pack import run_pack
-from atlas_dist.device import freeze_what_lasts
 from atlas_dist.runs.stores import open_shards
 from atlas_dist.store import artifacts
 from atlas_dist.train import engine
@@ -73,7 +73,7 @@ class Bench:
         self.plan: Plan = expand(config)
         self.context = RankContext(config, 0, 1)
         self.worker = StageWorker(self.context)
-        freeze_what_lasts()  # as a pool's worker
+        collector.freeze()  # as a pool's worker
         self.done: dict[str, CommittedRef] = {}
 
     def job(self, label: str) -> StageJob:
