@@ -5,12 +5,14 @@
 
 The coordinator, the ledger and what a rank does are the real ones; only the way between them is short, and there is one rank.
 Several of these with different seeds and run names may share a store: at worst, what two of them need is learnt twice. Needs the
-packed shards. Ctrl-C stops it, and the same words go on (a stage at its newest checkpoint). A run of `atlas-dist run` in the
-same store takes over what it finds.
+packed shards. Ctrl-C and SIGTERM stop it, and the same words go on (a stage at its newest checkpoint); after a `kill -9` they
+wait for up to an hour, the lease of the one that died: use another run name, which takes over what is learnt. So does a run of
+`atlas-dist run` in the same store.
 """
 
 from __future__ import annotations
 
+import signal
 import sys
 import time
 import uuid
@@ -24,6 +26,7 @@ from atlas_dist.coordinator.dispatch import Event, Failed, Finished
 from atlas_dist.coordinator.settings import CoordinatorSettings
 from atlas_dist.core.attempts import Assignment
 from atlas_dist.core.schedule import Capacity, Pool
+from atlas_dist.runs.status import CoordinatorRole
 from atlas_dist.train.context import RankContext
 from atlas_dist.train.engine import join_alone, prepare_process
 from atlas_dist.train.worker import StageWorker
@@ -74,10 +77,15 @@ def main() -> None:
         settings=CoordinatorSettings(ttl_s=3600),
     )
     print(f"{len(plan.jobs)} jobs", flush=True)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # or the lease of this one would outlive it by an hour
     status = coordinator.open()
+    if not status.done and status.role is CoordinatorRole.FOLLOWER:
+        print("waits until another process, alive or dead, no longer leads this run", flush=True)
     try:
         while not status.done:
             status = coordinator.tick()
+            if status.role is CoordinatorRole.FOLLOWER:
+                time.sleep(1.0)
     finally:
         coordinator.close()
     if error := status.error():
