@@ -201,8 +201,8 @@ class TaskConfig(Section):
 
     @model_validator(mode="after")
     def _scored_apart(self) -> TaskConfig:
-        if self.raw is not None and self.raw.test_share and not self.data.test:
-            raise ValueError("raw.test_share makes the split that data.test names: add data.test=test")
+        if self.raw is not None and self.raw.test_share and self.data.test in ("", self.data.train, self.data.val):
+            raise ValueError(f"raw.test_share makes a split of its own, and data.test is {self.data.test!r}: set data.test=test")
         return self
 
     @model_validator(mode="after")

@@ -14,8 +14,8 @@ SEED = 1
 
 @dataclass(frozen=True)
 class SplitPart:
-    """The records of the converter's split `of` whose hash lies in [low, high). Parts that do not overlap share no record and no
-    picture: samples that show the same one stay together. A record's part depends on nothing but its picture, or its id."""
+    """The records of the converter's split `of` whose hash lies in [low, high). Parts that do not overlap share no record, and
+    samples with the same first picture stay together. A record's part depends on nothing but that picture, or its id."""
 
     of: str
     low: float
@@ -23,13 +23,18 @@ class SplitPart:
 
     def taken(self, raw: RawSet) -> RawSet:
         """This part of the whole split. Raises DataError where it is empty."""
-        samples = [sample for sample in raw.samples if self.low <= share_of(_together(sample), SEED) < self.high]
+        samples = [sample for sample in raw.samples if self._has(_together(sample))]
         if not samples:
             raise DataError(
                 f"None of the {len(raw.samples)} records of {self.of!r} falls into the part from {self.low:g} to {self.high:g}.",
                 fix="Change raw.test_share.",
             )
-        return replace(raw, samples=samples)
+        # What cannot be used counts in one part alone, or `pack.max_bad` would hold all of it against each.
+        left_out = tuple(each for each in raw.left_out if self._has(each[0]))
+        return replace(raw, samples=samples, left_out=left_out, bad=tuple(each for each in raw.bad if self._has(each.record)))
+
+    def _has(self, name: str) -> bool:
+        return self.low <= share_of(name, SEED) < self.high
 
 
 def _together(sample: RawSample) -> str:

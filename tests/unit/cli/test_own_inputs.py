@@ -111,8 +111,9 @@ def test_part_of_what_validates_can_score_instead(shell: Shell) -> None:
     lines("data/claims/train.jsonl", records("data/claims"))
     assert shell("init", "mine", "data/claims")[0] == 0
     share = "tasks.claims.raw.test_share=0.5"
-    code, said = pack(shell, share)
-    assert code == 2 and "add data.test=test" in said
+    for named in ((), ("tasks.claims.data.test=val",), ("tasks.claims.data.test=train",)):
+        code, said = pack(shell, share, *named)
+        assert code == 2 and "set data.test=test" in " ".join(said.split())
     assert pack(shell, "tasks.claims.data.dataset=whole")[0] == 0
     code, said = pack(shell, share, "tasks.claims.data.test=test")
     assert code == 0 and "packed claims/test: " in said

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from atlas_dist.data.images import open_rgb, stored_form
+from atlas_dist.data.leftout import LeftOut
 from atlas_dist.data.manifest import read_manifest
 from atlas_dist.data.pack import ShardDone, ShardJob, run_pack
 from atlas_dist.data.source import ZipSource, open_source
@@ -140,6 +142,16 @@ def test_a_split_in_two_parts_loses_no_record_and_shares_no_picture():
     assert not shown[0] & shown[1]
     assert 0.2 < len(shown[0]) / len(shown[0] | shown[1]) < 0.4
     assert {part.classes for part in parts} == {whole.classes}
+
+
+def test_what_cannot_be_used_counts_in_one_part_alone():
+    whole = converter("toy").run(None, "val", {"samples": 60})
+    bad = tuple(LeftOut(f"r{n}", "damaged") for n in range(40))
+    whole = replace(whole, bad=bad, left_out=tuple((f"l{n}", "no label") for n in range(40)))
+    parts = [SplitPart("val", *ends).taken(whole) for ends in ((0.0, 0.5), (0.5, 1.0))]
+    assert sorted(each.record for part in parts for each in part.bad) == sorted(each.record for each in bad)
+    assert sorted(each for part in parts for each in part.left_out) == sorted(whole.left_out)
+    assert all(part.bad and part.left_out for part in parts)
 
 
 def test_a_part_is_packed_under_its_own_name_and_an_empty_one_is_refused():
