@@ -107,6 +107,7 @@ train:
   workers: 1                # processes that share each batch; with 2 and two cores it takes half as long
   eval_batch: 32
   budget: {{global_batch: {batch}, lr: 2e-3, validations: 2}}
-  stage1: {{epochs: 5}}              # how to use earlier tasks
-  stage2: {{epochs: 20}}             # what they do not know
+  # Passes over the training samples; where these are few, as many steps of learning at least.
+  stage1: {{epochs: 5, min_steps: 60}}      # how to use earlier tasks
+  stage2: {{epochs: 20, min_steps: 300}}    # what they do not know
 """

@@ -151,6 +151,8 @@ class Search:
             words.append(f"{place}.max_steps={max(1, round(budget.max_steps * rung.share))}")
         elif rung.share < 1.0:
             words.append(f"{place}.epochs={budget.epochs * rung.share:.6g}")
+            if budget.min_steps:
+                words.append(f"{place}.min_steps={round(budget.min_steps * rung.share)}")
         if self.stage is Stage.ONE:  # what comes after it does not matter here
             words += [f"tasks.{self.task}.stage2.max_steps=1", f"tasks.{self.task}.stage2.validations=1"]
         return words

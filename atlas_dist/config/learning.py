@@ -97,6 +97,10 @@ class BudgetConfig(Section):
     """Whether the head's last layer is fitted to training samples again at every validation: what is validated, and kept, lies
     between the fit and what was learnt, where the validation loss is smallest; left out everywhere = the method's own."""
 
+    min_steps: int | None = Field(default=None, ge=0)
+    """Optimizer steps at least, where `epochs` gives fewer: passes over few samples are few steps. Not used where `max_steps` is
+    set; 0 = no least."""
+
     @classmethod
     def declared(cls) -> dict[str, Any]:
         """What `Budget` declares, without what is off there: the top of the levels. What a method may choose is not among it."""
@@ -231,7 +235,8 @@ class TaskConfig(Section):
         two = method.stage2.over(method.budget.over(self.stage2.over(train.stage2.over(general))))
         if method.all_steps:
             stages = (one, two, self.budget_of_both(train, method, base))
-            two = replace(two, epochs=sum(s.epochs for s in stages), max_steps=sum(s.max_steps for s in stages))
+            lengths = {name: sum(getattr(s, name) for s in stages) for name in ("epochs", "min_steps", "max_steps")}
+            two = replace(two, **lengths)
         return {Stage.ONE: one, Stage.TWO: two}
 
     def budget_of_both(self, train: TrainConfig, method: MethodConfig | None = None, base: Budget = BASE) -> Budget:

@@ -17,21 +17,19 @@ def refusal(mine: StageJob, reference: StageJob, task: str) -> str:
         fields = [name for name, value in vars(spec).items() if value != getattr(other, name)]
         return f"{task}: not the same task ({', '.join(fields)} differ)"
     if length != other_length:
-        return f"{task}: budgets differ ({_said(length)}, its reference {_said(other_length)})"
+        return f"{task}: budgets differ ({length}, its reference {other_length})"
     return ""
 
 
-def _learnt(job: StageJob, task: str) -> tuple[TaskSpec, tuple[int, int, float]]:
-    """The task as the job learnt it, and for how long: samples a step, steps, epochs (0 where steps decide)."""
+def _learnt(job: StageJob, task: str) -> tuple[TaskSpec, str]:
+    """The task as the job learnt it, and for how long, in words."""
     known = {job.task.name: (job.task, job.budget), **{g.task.name: (g.task, g.budget) for g in job.auxiliary_tasks}}
     spec, budget = known[task]
-    return spec, _length(budget, job.budget.global_batch)
+    return spec, f"{_length(budget)} of {job.budget.global_batch} samples"
 
 
-def _length(budget: Budget, batch: int) -> tuple[int, int, float]:
-    return batch, budget.max_steps, 0.0 if budget.max_steps else budget.epochs
-
-
-def _said(length: tuple[int, int, float]) -> str:
-    batch, steps, epochs = length
-    return f"{f'{steps} steps' if steps else f'{epochs:g} epochs'} of {batch} samples"
+def _length(budget: Budget) -> str:
+    if budget.max_steps:
+        return f"{budget.max_steps} steps"
+    least = f", at least {budget.min_steps} steps," if budget.min_steps else ""
+    return f"{budget.epochs:g} epochs{least}"

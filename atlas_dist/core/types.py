@@ -6,6 +6,7 @@ everything it depends on (see `core/plan.py`), so its result is a fact that any 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
@@ -219,8 +220,8 @@ class Augment(StrEnum):
     """The same, and half of them mirrored: for photos, not for letters or for left and right."""
 
 
-LATER = ("head_start", "augment", "head_lr", "head_refit")
-"""What `Budget` says of heads and pictures: it came later than the first results, and a method may choose it."""
+LATER = ("head_start", "augment", "head_lr", "head_refit", "min_steps")
+"""What `Budget` knows since the first results were written. What concerns heads and pictures a method may choose."""
 
 
 @dataclass(frozen=True)
@@ -251,6 +252,12 @@ class Budget:
     """Rate of a head that starts fitted; 0 = `lr`."""
     head_refit: bool = False
     """The head is fitted again at every validation (train/head_end.py)."""
+    min_steps: int = 0
+    """The stage takes as many steps at least, where `epochs` gives fewer; 0 = no least."""
+
+    def steps(self, steps_an_epoch: int) -> int:
+        """Optimizer steps on a split that has so many of them: at least one."""
+        return self.max_steps or max(1, self.min_steps, math.ceil(self.epochs * steps_an_epoch))
 
     def as_stored(self) -> dict[str, Any]:
         """As job keys name it: what came later than the first results only where it is used."""
@@ -258,6 +265,8 @@ class Budget:
         if self.head_start is HeadStart.AUTO:
             every["head_start"] = "auto 2"  # the rule behind it is the second one: results of the first are others
         off = {f.name: f.default for f in fields(self) if f.name in LATER}
+        if self.max_steps:
+            every["min_steps"] = off["min_steps"]  # not used
         return {name: value for name, value in every.items() if name not in off or off[name] != value}
 
 

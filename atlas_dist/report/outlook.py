@@ -198,7 +198,7 @@ def _steps(job: StageJob, manifests: Mapping[tuple[str, str], ShardManifest]) ->
     if job.stage is None:
         return 0
     samples = manifests[job.task.dataset, job.task.train].samples
-    return job.budget.max_steps or max(1, math.ceil(job.budget.epochs * math.ceil(samples / job.budget.global_batch)))
+    return job.budget.steps(math.ceil(samples / job.budget.global_batch))
 
 
 def _bytes(job: StageJob, steps: int, manifests: Mapping[tuple[str, str], ShardManifest], buffer_bytes: int) -> int:

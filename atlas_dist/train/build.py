@@ -3,7 +3,6 @@ take."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 
@@ -150,4 +149,4 @@ def build_mixture(context: RankContext, job: StageJob, own: Stream, memory: Mapp
 
 def steps_of(budget: Budget, stream: Stream) -> int:
     """Optimizer steps of a budget on a stream."""
-    return budget.max_steps or max(1, math.ceil(budget.epochs * stream.steps_per_epoch))
+    return budget.steps(stream.steps_per_epoch)
