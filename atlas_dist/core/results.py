@@ -52,7 +52,9 @@ class Metrics:
         return {name: value for name, value in written.items() if value or name not in _LEFT_OUT} | dict(self.other)
 
 
-_LEFT_OUT = frozenset({"nodes", "like", "bad_samples", "without", "gain", "sees", "similarity", "started_from", "head_refit"})
+_LEFT_OUT = frozenset(
+    {"nodes", "like", "bad_samples", "without", "gain", "sees", "similarity", "started_from", "composition", "head_refit"}
+)
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,8 @@ class TrainResult(Metrics):
     """Key of an earlier task of the bank -> how similar it is to this one (core/signature.py)."""
     started_from: str = ""
     """Where stage one's coefficients started: the key of an earlier task, MEAN or NOTHING; "" = it was not chosen."""
+    composition: str = ""
+    """Where stage two started, in words (train/compositions.py); "" = it was not chosen."""
     head_refit: float = 0.0
     """Share of the fit in the last layer of a head that was fitted again when it was validated; 0 = as it was learnt."""
 

@@ -170,10 +170,12 @@ class JobGraph:
         stages, candidates = [own], {Form.OWN.value: own}
         for stage, form in zip(method.stages, (Form.EXPERIENCE, Form.BOTH), strict=True) if bank else ():
             continued = stages[1:]
+            apart = own if stage.grows and method.goes_on_from_alone else ""
             job = replace(
                 blank,
-                parents=_unique(filter(None, (*bank, blank.bank_from, describe, *continued))),
+                parents=_unique(filter(None, (*bank, blank.bank_from, describe, *continued, apart))),
                 model_from=continued[-1] if continued else "",
+                adapter_from=apart,
                 stage=stage,
                 budget=(task.both or task.budget(stage.stage)) if stage.grows else task.budget(stage.stage),
                 label=f"{label} {stage.stage.value}",
@@ -254,6 +256,7 @@ def _identity(job: StageJob, method: MethodSpec, common: Common) -> dict[str, An
     auxiliary_tasks = [_named(auxiliary) for auxiliary in job.auxiliary_tasks]
     later: dict[str, Any] = {"trunk_from": job.backbone_from, "guests": auxiliary_tasks, "leaves": job.leaves}
     later |= {"candidates": job.candidates, "signature_from": job.signature_from, "bank_from": job.bank_from}
+    later["adapter_from"] = job.adapter_from
     later |= {"samples": {view.value: count for view, count in job.samples.items()}, "first_from": job.first_from}
     # By which rule a form is chosen (core/selection.py); the first one let the loss decide alone.
     later["rule"] = 2 if job.kind is JobKind.SELECT else 0

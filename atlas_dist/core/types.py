@@ -307,6 +307,8 @@ class MethodSpec:
     alone: MethodSpec | None = None
     """The method that learns a task's own adapter apart from all others. With it a task's stages are candidates, and a further
     job commits the best of them: experience alone, its own adapter alone, or both."""
+    goes_on_from_alone: bool = False
+    """Stage two's adapter may start from the one that was learnt apart (train/compositions.py)."""
 
     @property
     def stored(self) -> str:
@@ -333,7 +335,8 @@ class StageJob:
 
     `parents` are the job keys whose committed results must exist first. `bank` are, in order, the keys of the jobs whose
     adapters this job sees; `queries_from` is the job whose queries stage one inherits ("" = fresh); `model_from` is the job whose
-    learnt tensors (queries, head) this job continues (stage two continues stage one) or scores (evaluation).
+    learnt tensors (queries, head) this job continues (stage two continues stage one) or scores (evaluation). `adapter_from` is
+    the job that learnt the task's adapter apart, from which stage two may go on ("" = its adapter starts at nothing).
     """
 
     key: str
@@ -344,6 +347,7 @@ class StageJob:
     parents: tuple[str, ...]
     bank: tuple[str, ...] = ()
     model_from: str = ""
+    adapter_from: str = ""
     queries_from: str = ""
     stage: StagePlan | None = None
     budget: Budget = Budget()

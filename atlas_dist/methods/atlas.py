@@ -3,13 +3,14 @@
 describe   what the task's samples look like to the frozen backbone: its signature
 own        one adapter and a head, apart from all others: what `individual_adapters` trains, and shared with it
 stage one  experience: coefficients of the k nearest earlier adapters, and a head; the adapters are frozen
-stage two  both: stage one's coefficients are frozen, an own adapter that starts at nothing and the head train
+stage two  both: an own adapter on top of experience, the coefficients and the head train, from what the two before it learnt
 select     commits the best of the three on validation; without an adapter of its own where that does not pay
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Literal
 
 from pydantic import Field
@@ -39,6 +40,10 @@ class AtlasSettings(AdapterSettings):
     start: Literal["mean", "best"] = "best"
     """Where the coefficients start: `mean`: 1/k each; `best`: there, at nothing, or as one of the k tasks reads them and its own
     adapter: whichever has the smallest loss with a fitted head (tasks whose heads are not fitted start from the mean)."""
+    stage_two_start: Literal["nothing", "best"] = "best"
+    """Where stage two starts: `nothing`: on top of experience its adapter adds nothing yet, and the coefficients stay; `best`:
+    there, or from the adapter that was learnt apart with a share of stage one's coefficients, whichever has the smallest
+    validation loss; then adapter and coefficients train on together."""
     expand: Expand = Expand.EVIDENCE
     """When the bank grows: `evidence`: where an own adapter pays; `always`: with every task."""
     epsilon: float = Field(default=0.5, ge=0)
@@ -54,7 +59,8 @@ class AtlasSettings(AdapterSettings):
 
 
 EXPERIENCE = StagePlan(stage=Stage.ONE, sees_earlier=True, grows=False, trains=(Role.COEFFICIENTS, Role.HEAD), needs_earlier=True)
-BOTH = StagePlan(stage=Stage.TWO, sees_earlier=True, grows=True, trains=(Role.ADAPTER, Role.HEAD), needs_earlier=True)
+ON_TOP = StagePlan(stage=Stage.TWO, sees_earlier=True, grows=True, trains=(Role.ADAPTER, Role.HEAD), needs_earlier=True)
+BOTH = replace(ON_TOP, trains=(Role.ADAPTER, Role.COEFFICIENTS, Role.HEAD))
 
 
 def make(settings: Mapping[str, Any]) -> Method:
@@ -63,8 +69,10 @@ def make(settings: Mapping[str, Any]) -> Method:
     alone = individual_adapters(
         {"rank": own.rank, "second_image_type": own.second_image_type, "init": "zero", **own.of_adapters()}
     )
+    goes_on = own.stage_two_start == "best"
+    spec = spec_of("atlas", (EXPERIENCE, BOTH if goes_on else ON_TOP), own, grows_bank=True, stored_name=STORED_NAME)
     return Method(
-        spec=spec_of("atlas", (EXPERIENCE, BOTH), own, grows_bank=True, alone=alone.spec, stored_name=STORED_NAME),
+        spec=replace(spec, alone=alone.spec, goes_on_from_alone=goes_on),
         mixing=MixingSpec(
             rank=own.rank, weighting=Weighting.EXPERIENCE, per_sample=own.per_sample, zero_up=True, lora=own.lora()
         ),

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+from torch import Tensor
+
 from atlas_dist.model import tensors as named
 from atlas_dist.model.experience import ExperienceSite, ResidualGroup
 from atlas_dist.model.lora import LoraGroup, LoraSite
@@ -28,3 +32,9 @@ def coefficient_slots(name: str, site: ExperienceSite | LoraSite) -> named.Slots
     if site.coefficients is None:
         return {}
     return {f"coefficients/{name}/{n}": [p.data] for n, p in site.coefficients.named_parameters()}
+
+
+def scaled_adapter(adapter: Mapping[str, Tensor], factor: float) -> dict[str, Tensor]:
+    """An adapter by its names in files whose output is `factor` times this one's: its last map is scaled, the rest stays."""
+    last = ("/up.weight", "/up.bias", "/lora_B.weight")
+    return {name: factor * value if name.endswith(last) else value for name, value in adapter.items()}

@@ -69,7 +69,11 @@ def _selection(task: TaskFacts, told: Mapping[str, Any], names: Mapping[str, str
     scores = {str(form): float(score) for form, score in (told.get("scores") or {}).items() if score is not None}
     gain = {str(k): float(v) for k, v in (told.get("gain") or {}).items() if v is not None}
     start = "" if told.get("form") == OWN else str(told.get("started_from", ""))
-    started = _STARTS.get(start, f"coefficients began as those of {names.get(start, start[:12])}")
+    began = (
+        _STARTS.get(start, f"coefficients began as those of {names.get(start, start[:12])}"),
+        f"stage two began with {told['composition']}" if told.get("composition") else "",
+    )
+    started = "; ".join(filter(None, began))
     return Selection(task.task, str(told.get("form", "")), scores, int(told.get("samples", 0)), gain or None, task.grew, started)
 
 

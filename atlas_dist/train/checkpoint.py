@@ -66,6 +66,7 @@ def capture(engine: Any, module: nn.Module, names: Sequence[str], state: LoopSta
         "curve": list(state.curve),
         "validation": list(state.validation),
         "started_from": state.started_from,
+        "composition": state.composition,
         "head_refit": state.head_refit,
         "adam_steps": counts,
     }
@@ -102,6 +103,7 @@ def restore(files: Mapping[str, bytes], engine: Any, module: nn.Module, names: S
         curve=meta["curve"],
         validation=meta["validation"],
         started_from=meta.get("started_from", ""),
+        composition=meta.get("composition", ""),
         head_refit=meta.get("head_refit", 0.0),
     )
 

@@ -28,6 +28,27 @@ def is_refitted(job: StageJob) -> bool:
     return job.budget.head_refit and job.stage is not None and Role.HEAD in job.stage.trains and OBJECTIVES[job.task.kind].ridge
 
 
+def settled_head(context: RankContext, module: StageModule, job: StageJob, learnt: tuple[Tensor, Tensor], most: int) -> Settled:
+    """What `model.ridge.settle` finds for the last layer, on every rank; the module stays as it is.
+
+    Args:
+        learnt: the layer's weight and bias, on the CPU.
+        most: samples of the training and of the validation split that it reads, each.
+
+    Raises:
+        DataError: as the streams do.
+    """
+    parts = training_samples(context, module, job, most)
+    judged = validation_samples(context, module, job, most)
+    shared: list[Settled | None] = [None]
+    if context.is_rank_zero:
+        shared = [settle(learnt, together(parts), together(judged), job.task.classes)]
+    dist.broadcast_object_list(shared, src=0, group=context.control)
+    [settled] = shared
+    assert settled is not None
+    return settled
+
+
 @contextmanager
 def refitted_head(context: RankContext, engine: Any, module: StageModule, job: StageJob) -> Iterator[float]:
     """Inside, the head's last layer is the one that `model.ridge.settle` finds; afterwards it is the one that trains. Gives the
@@ -35,17 +56,10 @@ def refitted_head(context: RankContext, engine: Any, module: StageModule, job: S
 
     Judged are at most `REFIT` of the validation split. Raises DataError as the streams do.
     """
-    parts = training_samples(context, module, job, REFIT)
-    judged = validation_samples(context, module, job, REFIT)
     layer = (module.model.head.last.weight, module.model.head.last.bias)
     with gathered(engine, layer):
         weight, bias = (part.detach().to("cpu", copy=True) for part in layer)
-    shared: list[Settled | None] = [None]
-    if context.is_rank_zero:
-        shared = [settle((weight, bias), together(parts), together(judged), job.task.classes)]
-    dist.broadcast_object_list(shared, src=0, group=context.control)
-    settled = shared[0]
-    assert settled is not None
+    settled = settled_head(context, module, job, (weight, bias), REFIT)
     _set(engine, layer, (settled.weight, settled.bias))
     try:
         yield settled.share

@@ -33,6 +33,7 @@ from atlas_dist.train.answers import judge_of
 from atlas_dist.train.augment import augmented, resolved
 from atlas_dist.train.background import BackgroundCheckpoints
 from atlas_dist.train.build import build_auxiliary_heads, build_mixture, build_model, build_teacher
+from atlas_dist.train.compositions import Compositions
 from atlas_dist.train.context import RankContext
 from atlas_dist.train.engine import EngineSettings, build_engine, gathered
 from atlas_dist.train.feed import ModelBatch, micro_batch_for
@@ -163,8 +164,12 @@ class StageTrainer:
                 if self.chooses_start:
                     begun.started_from = choose_start(context, module, job, self.inputs, self.looked_back.sees)
                 fit_head(context, module, job)
+            goes_on = False
+            if job.adapter_from and not self.resume:
+                composition = Compositions(context, module, job, self.inputs).choose(fits=is_fitted(job, length))
+                begun.composition, goes_on = str(composition), composition.apart > 0
             settings = self._loop_settings(
-                length, sample_flops(model, context.backbone().text_length(job.task.max_text), job.task.max_new_tokens)
+                length, sample_flops(model, context.backbone().text_length(job.task.max_text), job.task.max_new_tokens), goes_on
             )
             engine = build_engine(module, self._groups(module, length), self._engine_settings(settings))
             inside = (
@@ -287,10 +292,11 @@ class StageTrainer:
             sees=self.looked_back.sees if self.method.selecting is not None else (),
             similarity=self.looked_back.similarity,
             started_from=state.started_from,
+            composition=state.composition,
             head_refit=state.head_refit,
         )
 
-    def _loop_settings(self, length: Length, needed: StepFlops | None) -> LoopSettings:
+    def _loop_settings(self, length: Length, needed: StepFlops | None, goes_on: bool) -> LoopSettings:
         budget, config = self.job.budget, self.context.config.train
         # What cannot be shared evenly is padded with masked slots: any number of workers takes the same steps.
         share = slots(budget.global_batch, self.context.world)
@@ -306,8 +312,8 @@ class StageTrainer:
             micro_batch=micro,
             accumulation=math.ceil(share / micro),
             penalty_weight=self.method.penalty_weight,
-            # An adapter that is kept has learnt something: before the first step it would be nothing, in the bank as well.
-            validate_start=starts_by_ridge(self.job, length) and not self.stage.grows,
+            # An adapter that is kept has learnt something: a new one is nothing before the first step, in the bank as well.
+            validate_start=goes_on or (starts_by_ridge(self.job, length) and not self.stage.grows),
             least_loss=is_refitted(self.job),
             sample_flops=needed.total if needed else 0.0,
             peak_flops=self.context.world * peak if needed and peak else 0.0,

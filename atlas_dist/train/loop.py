@@ -87,6 +87,8 @@ class LoopState:
     """Validation points: step, loss, score."""
     started_from: str = ""
     """As a stage's result has it (core/results.py)."""
+    composition: str = ""
+    """The same."""
     head_refit: float = 0.0
     """The same, of the best state."""
 

@@ -95,6 +95,7 @@ def _result(candidates: Mapping[Form, CommittedRef], chosen: Selection, sees: tu
         sees=sees,
         similarity=looked_back.similarity,
         started_from=looked_back.started_from,
+        composition=kept.composition,
     )
 
 

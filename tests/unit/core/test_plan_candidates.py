@@ -44,6 +44,11 @@ def test_the_choice_waits_for_every_form_and_names_them() -> None:
     for job in (first, second):
         assert set(job.parents) >= {*job.candidates.values(), job.signature_from}
     assert plan.jobs[second.candidates["both"]].model_from == second.candidates["experience"], "stage two goes on from stage one"
+    both = plan.jobs[second.candidates["both"]]
+    assert both.adapter_from == second.candidates["own"] in both.parents, "and from the adapter that was learnt apart"
+    assert {job.adapter_from for job in plan.jobs.values() if job is not both} == {""}
+    told = make_plan([sequence("ab", method="atlas", stage_two_start="nothing")], COMMON)
+    assert {job.adapter_from for job in told.jobs.values()} == {""}
     assert second.bank_from == first.key, "the signatures of the bank come with the task before"
     assert plan.sequences[0].upstream[1].stages[-1] == second.key
     assert plan.sequences[0].upstream[1].bank == (first.key, second.key)
