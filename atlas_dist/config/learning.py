@@ -96,7 +96,6 @@ class BudgetConfig(Section):
     head_refit: bool | None = None
     """Whether the head's last layer is fitted to training samples again at every validation: what is validated, and kept, lies
     between the fit and what was learnt, where the validation loss is smallest; left out everywhere = the method's own."""
-
     min_steps: int | None = Field(default=None, ge=0)
     """Optimizer steps at least, where `epochs` gives fewer: passes over few samples are few steps. Not used where `max_steps` is
     set; 0 = no least."""

@@ -256,7 +256,7 @@ def _identity(job: StageJob, method: MethodSpec, common: Common) -> dict[str, An
     auxiliary_tasks = [_named(auxiliary) for auxiliary in job.auxiliary_tasks]
     later: dict[str, Any] = {"trunk_from": job.backbone_from, "guests": auxiliary_tasks, "leaves": job.leaves}
     later |= {"candidates": job.candidates, "signature_from": job.signature_from, "bank_from": job.bank_from}
-    later["adapter_from"] = job.adapter_from
+    later |= {"adapter_from": job.adapter_from}
     later |= {"samples": {view.value: count for view, count in job.samples.items()}, "first_from": job.first_from}
     # By which rule a form is chosen (core/selection.py); the first one let the loss decide alone.
     later["rule"] = 2 if job.kind is JobKind.SELECT else 0

@@ -12,7 +12,7 @@ from torch import Tensor
 from atlas_dist.core.attempts import CommittedRef
 from atlas_dist.core.result_files import ADAPTER_FILE, BACKBONE_FILE
 from atlas_dist.core.seeds import seed_from, seed_of
-from atlas_dist.core.types import AuxiliaryTask, Budget, Role, StageJob
+from atlas_dist.core.types import AuxiliaryTask, Role, StageJob
 from atlas_dist.data.stream import Stream
 from atlas_dist.model.atlas import AdaptedModel
 from atlas_dist.model.heads import Head, HeadSpec
@@ -128,7 +128,7 @@ def build_auxiliary_heads(context: RankContext, job: StageJob, inputs: Inputs) -
 def build_mixture(context: RankContext, job: StageJob, own: Stream, memory: Mapping[str, Tensor], opened: ExitStack) -> Mixture:
     """Whose samples the stage's steps take. Streams of other tasks are opened into `opened`."""
     replay = context.method_of(job).replay
-    length = steps_of(job.budget, own)
+    length = job.budget.steps(own.steps_per_epoch)
     sources = [Source(OWN, own, length)]
     if replay is None or not job.auxiliary_tasks:
         return Mixture(sources)
@@ -139,14 +139,9 @@ def build_mixture(context: RankContext, job: StageJob, own: Stream, memory: Mapp
         if chosen != ():
             stream = opened.enter_context(context.auxiliary_stream(job, auxiliary.task, chosen))
             streams[auxiliary.task.name] = stream
-            lengths[auxiliary.task.name] = (auxiliary, steps_of(auxiliary.budget, stream))
+            lengths[auxiliary.task.name] = (auxiliary, auxiliary.budget.steps(stream.steps_per_epoch))
     steps = replay.steps(length, lengths, memory)
     for number, auxiliary in enumerate(job.auxiliary_tasks):
         if steps.get(auxiliary.task.name):
             sources.append(Source(number, streams[auxiliary.task.name], steps[auxiliary.task.name]))
     return Mixture(sources)
-
-
-def steps_of(budget: Budget, stream: Stream) -> int:
-    """Optimizer steps of a budget on a stream."""
-    return budget.steps(stream.steps_per_epoch)

@@ -103,6 +103,16 @@ class Bench:
         assert outcome.failure is None, outcome.failure
         return self.commit(assignment)
 
+    def learn_in_two(self, job: StageJob, step: int) -> CommittedRef:
+        """As `learn`, stopped from this step on, and then gone on with from the newest checkpoint."""
+        stopped = self.assignment(job)
+        self.run(stopped, lambda progress: progress.step >= step)
+        found = artifacts.newest_checkpoint(self.context.store, [stopped.prefix])
+        assert found is not None
+        again = self.assignment(job, resume_from=found.prefix, resume_digest=found.digest)
+        assert self.run(again).failure is None
+        return self.commit(again)
+
     def learn_until(self, label: str) -> StageJob:
         """Run the plan's jobs in order up to, but without, the job whose label ends so; return that job."""
         for job in self.plan.jobs.values():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -16,7 +17,6 @@ from atlas_dist.core.types import HeadStart, Role, StageJob
 from atlas_dist.methods import make_method
 from atlas_dist.model.ridge import Settled
 from atlas_dist.model.site_files import scaled_adapter
-from atlas_dist.store import artifacts
 from atlas_dist.train import compositions, learn
 from atlas_dist.train.compositions import APART, COMPOSITIONS, EXPERIENCE, Composition
 from atlas_dist.train.inputs import coefficients_of, head_of, read_if_there, read_task
@@ -151,6 +151,7 @@ def test_without_fitted_heads_the_better_form_is_gone_on_from(still: tuple[Bench
         learnt = head_of(read_task(worker.context.store, was[key]))
         for name, value in head_of(read_task(worker.context.store, ref)).items():
             torch.testing.assert_close(value, learnt[name], atol=1e-6, rtol=0)
+    worker.done.update(was)
 
 
 def test_a_stage_that_goes_on_from_a_checkpoint_ends_as_one_that_never_stopped(
@@ -158,14 +159,10 @@ def test_a_stage_that_goes_on_from_a_checkpoint_ends_as_one_that_never_stopped(
 ) -> None:
     worker, job = moving
     whole = worker.learn(job)
-    stopped = worker.assignment(job)
-    worker.run(stopped, lambda progress: progress.step >= 4)
-    found = artifacts.newest_checkpoint(worker.context.store, [stopped.prefix])
-    assert found is not None
-    monkeypatch.setattr(learn, "Compositions", lambda *_: pytest.fail("it is chosen once"))
-    again = worker.assignment(job, resume_from=found.prefix, resume_digest=found.digest)
-    assert worker.run(again).failure is None
-    resumed = worker.commit(again)
+    choices = Mock(wraps=learn.Compositions)
+    monkeypatch.setattr(learn, "Compositions", choices)
+    resumed = worker.learn_in_two(job, step=4)
+    assert choices.call_count == 1, "it is chosen once"
     assert TrainResult.of(resumed).composition == TrainResult.of(whole).composition != ""
     assert TrainResult.of(resumed).resumed_at > 0
     for one, other in zip(*((both(worker, ref)) for ref in (whole, resumed)), strict=True):

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
 from torch import Tensor
 
 from atlas_dist.core.results import MEAN, NOTHING, SelectResult, TrainResult
-from atlas_dist.store import artifacts
 from atlas_dist.train import learn, starts
 from atlas_dist.train.inputs import coefficients_of, read_task
 from atlas_dist.train.starts import composite
@@ -101,14 +101,10 @@ def test_a_stage_that_goes_on_from_a_checkpoint_knows_where_it_started(tmp_path:
     worker = bench(tmp_path, "train.stage1.max_steps=6", "train.checkpoint_every=2")
     job = worker.learn_until("2 toy_pair stage1")
     whole = worker.learn(job)
-    stopped = worker.assignment(job)
-    worker.run(stopped, lambda progress: progress.step >= 4)
-    found = artifacts.newest_checkpoint(worker.context.store, [stopped.prefix])
-    assert found is not None
-    monkeypatch.setattr(learn, "choose_start", lambda *_: pytest.fail("it is chosen once"))
-    again = worker.assignment(job, resume_from=found.prefix, resume_digest=found.digest)
-    assert worker.run(again).failure is None
-    resumed = worker.commit(again)
+    choices = Mock(wraps=learn.choose_start)
+    monkeypatch.setattr(learn, "choose_start", choices)
+    resumed = worker.learn_in_two(job, step=4)
+    assert choices.call_count == 1, "it is chosen once"
     assert TrainResult.of(resumed).started_from == TrainResult.of(whole).started_from != ""
     assert TrainResult.of(resumed).resumed_at > 0
     one, other = (read_task(worker.context.store, ref) for ref in (whole, resumed))
