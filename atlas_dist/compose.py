@@ -48,9 +48,11 @@ def compose_config(overrides: Sequence[str]) -> RunConfig:
         overrides: Hydra's `key=value` words, such as `experiment=real_small`, `train.workers=4`, `+tasks.x.max_text=8`.
 
     Raises:
-        ConfigError: unknown key, unknown choice, a value left open (`???`), or what RunConfig finds.
+        ConfigError: unknown key, unknown choice, a value left open (`???`), a word without effect, or what RunConfig finds.
     """
-    return load_config(compose_tree(overrides)).at(Path.cwd())
+    config = load_config(compose_tree(overrides)).at(Path.cwd())
+    _check_method_counts(overrides, config)
+    return config
 
 
 def compose_rows(overrides: Sequence[str]) -> dict[str, RunConfig]:
@@ -181,6 +183,19 @@ def _check_words(overrides: Sequence[str]) -> None:
             near = difflib.get_close_matches(choice, known[name], n=1)
             hint = f"Did you mean {near[0]}? " if near else ""
             raise ConfigError(f"{name}={choice}: there is no such {name}.", fix=f"{hint}Choose one of: {', '.join(known[name])}.")
+
+
+def _check_method_counts(overrides: Sequence[str], config: RunConfig) -> None:
+    """A comparison takes the place of `method`: whoever sets it there would wait for a run that pays no attention to it."""
+    ignored = next((word for word in overrides if re.match(r"\+*method(\.[^=]*)?=", word)), None)
+    if ignored is None or not config.compare:
+        return
+    setting = ignored.lstrip("+").removeprefix("method").removeprefix(".")
+    of_row = f"Set it for a row: compare.NAME.{setting}" if "." in ignored.partition("=")[0] else "Choose rows: only=[NAME]"
+    raise ConfigError(
+        f"{ignored} would have no effect: the run compares {', '.join(config.variants)}, and `method` is none of its rows.",
+        fix=f"{of_row}; or run one method instead of the comparison: '~compare'.",
+    )
 
 
 def _literal(word: str) -> str:

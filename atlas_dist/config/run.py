@@ -91,6 +91,15 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _rows_have_methods(self) -> RunConfig:
+        """A slip in a row's name would otherwise be a further row, of the default method."""
+        for row, method in self.compare.items():
+            if "name" not in method.model_fields_set:
+                others = ", ".join(other for other in self.compare if other != row)
+                raise ValueError(f"compare.{row} names no method: give compare.{row}.name; the other rows are {others or 'none'}")
+        return self
+
+    @model_validator(mode="after")
     def _tasks_exist(self) -> RunConfig:
         named = {t for order in self.sequence.all_orders for t in order} | set(self.sequence.downstream)
         unknown = sorted(named - set(self.tasks))

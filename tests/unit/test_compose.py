@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,7 @@ def test_every_choice_of_a_group_composes(group: str) -> None:
         ("cluster.pools={a:{workers:900}}", r"too few for 900 workers"),
         ("cluster.pools={a:{labels:{market:spot or not}}}", r"cluster.pools.a.labels.market"),
         ("train.min_workers=3", r"pool main has 2 workers, fewer than its min_workers of 3"),
+        ("compare.atlsa.settings.rank=8", r"compare.atlsa names no method: give compare.atlsa.name; the other rows are none"),
         ("store=s3", r"store.url is left open"),
         ("demo", r"not a setting"),
     ],
@@ -63,6 +65,22 @@ def test_every_choice_of_a_group_composes(group: str) -> None:
 def test_a_slip_is_refused_with_its_cause_and_the_valid_choices(word: str, cause: str) -> None:
     with pytest.raises(ConfigError, match=cause):
         compose_config([word])
+
+
+@pytest.mark.parametrize(
+    ("word", "fix"),
+    [
+        ("method.settings.rank=8", r"compare\.NAME\.settings\.rank=8; or .*'~compare'"),
+        ("++method.settings.rank=8", r"compare\.NAME\.settings\.rank=8"),
+        ("method=ewc", r"only=\[NAME\]; or .*'~compare'"),
+    ],
+)
+def test_a_setting_that_a_comparison_would_pass_over_is_refused(word: str, fix: str) -> None:
+    with pytest.raises(ConfigError, match="would have no effect: the run compares atlas, individual_adapters,") as refused:
+        compose_config(["experiment=related_real", "only=[atlas,individual_adapters]", word])
+    assert re.search(fix, refused.value.fix)
+    assert compose_config(["experiment=related_real", "~compare", word]).variants, "without the comparison it counts"
+    assert compose_config(["experiment=related_real", "compare.atlas.settings.rank=8"]).compare["atlas"].settings["rank"] == 8
 
 
 def test_relative_places_are_resolved_and_urls_left_alone(tmp_path: Path) -> None:
