@@ -23,6 +23,8 @@ Command = Callable[..., Said]
 """`atlas("plan", "experiment=toy")`"""
 Shell = Callable[..., tuple[int, str]]
 """The same as (exit code, everything it printed)."""
+Printed = Callable[..., str]
+"""The same as what stdout gets of a command that succeeds."""
 
 
 def say(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: tuple[str, ...]) -> Said:

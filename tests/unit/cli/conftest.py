@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.kits.shell import Command, Shell, say
+from tests.kits.shell import Command, Printed, Shell, say
 
 
 @pytest.fixture
@@ -26,5 +26,17 @@ def shell(atlas: Command) -> Shell:
     def call(*words: str) -> tuple[int, str]:
         said = atlas(*words)
         return said.code, said.out + said.err
+
+    return call
+
+
+@pytest.fixture
+def printed(atlas: Command) -> Printed:
+    """`printed("plan", "experiment=toy")` -> what stdout gets of a command that succeeds."""
+
+    def call(*words: str) -> str:
+        said = atlas(*words)
+        assert said.code == 0, said.err
+        return said.out
 
     return call

@@ -1,10 +1,9 @@
-"""Commands that read a store or write a skeleton: what they print, and that programs can read it too."""
+"""Commands that read a store: what they print, and that programs can read it too."""
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,11 +12,8 @@ from PIL import Image
 from atlas_dist.app.composed import ComposedRun
 from atlas_dist.app.predict import read_requests
 from atlas_dist.app.status import _pools
-from atlas_dist.choices import groups
 from atlas_dist.clock import SystemClock
-from atlas_dist.compose import compose_config, compose_rows
-from atlas_dist.config import RunConfig
-from atlas_dist.core.types import TaskKind
+from atlas_dist.compose import compose_rows
 from atlas_dist.runs.heartbeat import Heartbeat, HeartbeatWriter, PoolHeartbeat, read_heartbeat
 from atlas_dist.runs.stores import open_run_store
 from atlas_dist.store.local import LocalStore
@@ -25,34 +21,19 @@ from atlas_dist.store.objects import MemoryStore
 from tests.chaos.judge import judge, objects_of
 from tests.kits.bank import copied, toys, write_ledger
 from tests.kits.pages import check_page
-from tests.kits.shell import Command
+from tests.kits.shell import Command, Printed
 from tests.unit.coordinator.test_collect import crashed_before_cleaning
 from tests.unit.coordinator.test_coordinator import World
-
-Shell = Callable[..., str]
-
-
-@pytest.fixture
-def shell(atlas: Command) -> Shell:
-    """What stdout gets of a command that succeeds."""
-
-    def call(*words: str) -> str:
-        said = atlas(*words)
-        assert said.code == 0, said.err
-        return said.out
-
-    return call
-
 
 # ------------------------------------------------------------------------------------------------------------ the store
 
 
-def test_status_tells_people_and_programs(shell: Shell) -> None:
+def test_status_tells_people_and_programs(printed: Printed) -> None:
     words = toys().words
-    text = shell("status", *words)
+    text = printed("status", *words)
     assert "run toy: complete" in text
     assert "toy_pair: evaluated" in text
-    about = json.loads(shell("status", "--json", "--watch", *words))
+    about = json.loads(printed("status", "--json", "--watch", *words))
     assert (about["phase"], about["committed"]) == ("complete", about["total"])
     assert {job["state"] for job in about["jobs"]} == {"committed"}
     assert all(job["score"] is not None for job in about["jobs"])
@@ -73,111 +54,111 @@ def test_status_tells_of_the_pools_of_a_living_run() -> None:
     assert _pools(read_heartbeat(store, "r", 2)) == {}
 
 
-def test_plan_tells_facts_from_work_and_what_the_work_costs(shell: Shell) -> None:
+def test_plan_tells_facts_from_work_and_what_the_work_costs(printed: Printed) -> None:
     words = toys().words
     count = len(toys().plan_keys)
-    assert f"{count} jobs" in shell("plan", *words)
-    assert "nothing to do" in shell("plan", *words)
-    adopted = json.loads(shell("plan", "--json", "run=other", *words))
+    assert f"{count} jobs" in printed("plan", *words)
+    assert "nothing to do" in printed("plan", *words)
+    adopted = json.loads(printed("plan", "--json", "run=other", *words))
     assert adopted["left"] == 0
     assert {job["standing"] for job in adopted["jobs"]} == {"fact of toy"}
-    anew = shell("plan", "run=third", "seeds=[7]", *words)
+    anew = printed("plan", "run=third", "seeds=[7]", *words)
     assert f"{count} to do" in anew
     assert "at the pace of this store's finished jobs" in anew, "of another run, on the same backbone"
-    assert "memory of a worker: " in shell("plan", "--memory", *words) and "memory of a worker" not in anew
-    steps = json.loads(shell("plan", "--memory", "--json", *words))["memory"]
+    assert "memory of a worker: " in printed("plan", "--memory", *words) and "memory of a worker" not in anew
+    steps = json.loads(printed("plan", "--memory", "--json", *words))["memory"]
     assert steps and all(step["total"] == step["weights"] + step["optimizer"] + step["activations"] > 0 for step in steps)
-    bf16 = shell("plan", "run=third", "seeds=[7]", *words, "train.precision=bf16")
+    bf16 = printed("plan", "run=third", "seeds=[7]", *words, "train.precision=bf16")
     assert "no finished job in this store" in bf16
-    half = json.loads(shell("plan", "--json", "run=fourth", "seeds=[0,7]", *words))
+    half = json.loads(printed("plan", "--json", "run=fourth", "seeds=[0,7]", *words))
     assert half["left"] == count
     least, most = half["seconds"]
     assert 0 < least <= most
     trained = next(job for job in half["jobs"] if job["standing"] == "to do" and "stage2" in job["label"])
     assert trained["samples"] == 8 * 32
-    assert "shared by 2 orders" in shell("plan", "run=fifth", "sequence.orders=[[toy_shape,toy_ask]]", *words)
+    assert "shared by 2 orders" in printed("plan", "run=fifth", "sequence.orders=[[toy_shape,toy_ask]]", *words)
 
 
-def test_plan_names_jobs_that_select(shell: Shell) -> None:
-    told = shell("plan", "run=forms", *(word for word in toys().words if not word.startswith("method=")), "method=atlas")
+def test_plan_names_jobs_that_select(printed: Printed) -> None:
+    told = printed("plan", "run=forms", *(word for word in toys().words if not word.startswith("method=")), "method=atlas")
     for name in ("stage1", "stage2", "select", "score toy_shape (task view)"):
         assert re.search(rf"─ {re.escape(name)} +to do", told), name
     assert "( view)" not in told
 
 
-def test_logs_are_the_ledger_in_words(shell: Shell) -> None:
+def test_logs_are_the_ledger_in_words(printed: Printed) -> None:
     words = toys().words
-    lines = shell("logs", *words).splitlines()
+    lines = printed("logs", *words).splitlines()
     assert len(lines) == 2 * len(toys().bench.done) + 3
     assert "begin" in lines[0]
     assert "toy_shape stage2  score" in lines[3]
     assert "finish" in lines[-1]
-    assert len(shell("logs", "-n", "2", *words).splitlines()) == 2
-    entries = [json.loads(line) for line in shell("logs", "--json", *words).splitlines()]
+    assert len(printed("logs", "-n", "2", *words).splitlines()) == 2
+    entries = [json.loads(line) for line in printed("logs", "--json", *words).splitlines()]
     assert [entry["seq"] for entry in entries] == list(range(len(entries)))
 
 
-def test_bank_commands_tell_what_was_learnt(shell: Shell, tmp_path: Path) -> None:
+def test_bank_commands_tell_what_was_learnt(printed: Printed, tmp_path: Path) -> None:
     words = toys().words
-    listed = json.loads(shell("bank", "ls", "--json", *words))
+    listed = json.loads(printed("bank", "ls", "--json", *words))
     assert [e["task"] for e in listed] == ["toy_shape", "toy_kin", "toy_ask", "toy_pair"]
-    assert "draws on: toy_shape\n" in shell("bank", "show", "toy_kin", *words)
-    assert "toy_ask on toy_shape + toy_kin" in shell("bank", "log", *words)
-    assert "toy_kin: the same job, every byte equal" in shell("bank", "diff", "toy", "toy", *words)
-    assert "all whole" in shell("bank", "verify", *words)
-    assert "toy_kin" in shell("bank", "verify", "--rescore", "--task", "toy_kin", *words)
-    shell("bank", "export", str(tmp_path / "out"), "--task", "toy_kin", *words)
+    assert "draws on: toy_shape\n" in printed("bank", "show", "toy_kin", *words)
+    assert "toy_ask on toy_shape + toy_kin" in printed("bank", "log", *words)
+    assert "toy_kin: the same job, every byte equal" in printed("bank", "diff", "toy", "toy", *words)
+    assert "all whole" in printed("bank", "verify", *words)
+    assert "toy_kin" in printed("bank", "verify", "--rescore", "--task", "toy_kin", *words)
+    printed("bank", "export", str(tmp_path / "out"), "--task", "toy_kin", *words)
     store = f"store.url={tmp_path}/other"
-    assert "run taken" in shell("bank", "import", str(tmp_path / "out"), "--as", "taken", store)
-    assert "toy_kin" in shell("bank", "ls", store, "run=taken")
+    assert "run taken" in printed("bank", "import", str(tmp_path / "out"), "--as", "taken", store)
+    assert "toy_kin" in printed("bank", "ls", store, "run=taken")
 
 
-def test_gc_says_what_it_would_free_and_frees_it_only_when_told(shell: Shell, tmp_path: Path) -> None:
+def test_gc_says_what_it_would_free_and_frees_it_only_when_told(printed: Printed, tmp_path: Path) -> None:
     world = World()
     world.store = LocalStore(tmp_path / "store")  # type: ignore[assignment]
     crashed_before_cleaning(world)
     words = (f"store.url={tmp_path}/store", "run=r")
     before = objects_of(world.store)
-    text = shell("bank", "gc", *words)
+    text = printed("bank", "gc", *words)
     assert "checkpoints of an attempt that is committed" in text
     assert "Nothing was deleted; --yes does it." in text
     assert objects_of(world.store) == before
-    assert json.loads(shell("bank", "gc", "--json", *words))["garbage"]
+    assert json.loads(printed("bank", "gc", "--json", *words))["garbage"]
     world.store.put("runs/r/attempts/mine/notes.txt", b"keep me")
-    text = shell("bank", "gc", "--yes", *words)
+    text = printed("bank", "gc", "--yes", *words)
     assert text.count("freed") >= 3
     assert "no record speaks of" in text
     assert not [key for key in objects_of(world.store) if "/checkpoints/" in key]
-    assert "nothing to free" in shell("bank", "gc", *words)
+    assert "nothing to free" in printed("bank", "gc", *words)
     judge(world.store, {"r": len(world.plan.jobs)})
 
 
-def test_prune_writes_a_smaller_bank_that_predict_and_verify_read(shell: Shell, tmp_path: Path) -> None:
+def test_prune_writes_a_smaller_bank_that_predict_and_verify_read(printed: Printed, tmp_path: Path) -> None:
     words = toys().words
-    text = shell("bank", "prune", "small", "--budget", "6", "--worst", "20", *words)
+    text = printed("bank", "prune", "small", "--budget", "6", "--worst", "20", *words)
     assert "the whole bank: 4 adapters" in text
     assert "scores from the ledger" in text
-    assert "pruned of the adapters of" in shell("bank", "verify", "--from", "small", *words)
-    text = shell("bank", "verify", "--from", "small", "--rescore", "--task", "toy_kin", *words)
+    assert "pruned of the adapters of" in printed("bank", "verify", "--from", "small", *words)
+    text = printed("bank", "verify", "--from", "small", "--rescore", "--task", "toy_kin", *words)
     assert "what pruning measured" in text
     assert ": reproduced" in text
-    assert shell("predict", "--from", "small", "--task", "toy_kin", "--text", "what?", *(f"--choice={c}" for c in "abc"))
+    assert printed("predict", "--from", "small", "--task", "toy_kin", "--text", "what?", *(f"--choice={c}" for c in "abc"))
 
 
-def test_compare_puts_runs_of_several_stores_on_one_page(shell: Shell, tmp_path: Path) -> None:
+def test_compare_puts_runs_of_several_stores_on_one_page(printed: Printed, tmp_path: Path) -> None:
     words = toys().words
     copied(toys(), tmp_path)
-    text = shell("compare", "toy", f"{tmp_path}/toys/store#", *words, "--out", "page")
+    text = printed("compare", "toy", f"{tmp_path}/toys/store#", *words, "--out", "page")
     assert "0 settings differ" in text
     page = (tmp_path / "page" / "index.html").read_text()
     check_page(page)
     assert f"{tmp_path}/toys/store#: task view" in page, "runs of one name are told apart by their stores"
 
 
-def test_predict_answers_from_the_store_and_from_lines(shell: Shell, tmp_path: Path) -> None:
+def test_predict_answers_from_the_store_and_from_lines(printed: Printed, tmp_path: Path) -> None:
     words = toys().words
     Image.new("RGB", (40, 30), "red").save(tmp_path / "red.png")
-    answer = json.loads(shell("predict", "--task", "toy_shape", "--image", "red.png", "--json", "--coefficients", *words))
+    answer = json.loads(printed("predict", "--task", "toy_shape", "--image", "red.png", "--json", "--coefficients", *words))
     assert answer["answer"] in {f"{c} {s}" for c in ("red", "green", "blue", "yellow") for s in ("circle", "square", "triangle")}
     assert list(answer["adapter_coefficients"]) == ["toy_shape"]
     requests = [
@@ -186,19 +167,19 @@ def test_predict_answers_from_the_store_and_from_lines(shell: Shell, tmp_path: P
         {"task": "toy_pair", "image": ["red.png", "red.png"], "text": "the same"},
     ]
     (tmp_path / "ask.jsonl").write_text("\n".join(map(json.dumps, requests)))
-    answers = [json.loads(line) for line in shell("predict", "--jsonl", "ask.jsonl", *words).splitlines()]
+    answers = [json.loads(line) for line in printed("predict", "--jsonl", "ask.jsonl", *words).splitlines()]
     assert [a["task"] for a in answers] == ["toy_kin", "toy_shape", "toy_pair"]
     assert answers[0]["answer"] in "abc"
     assert answers[1]["index"] == answer["index"]
     table = 'task,text,choices,image\ntoy_kin,what?,"[""a"", ""b"", ""c""]",\ntoy_shape,,,red.png\n'
     (tmp_path / "ask.csv").write_text(table, encoding="utf-16")
-    assert [json.loads(line)["task"] for line in shell("predict", "--jsonl", "ask.csv", *words).splitlines()] == [
+    assert [json.loads(line)["task"] for line in printed("predict", "--jsonl", "ask.csv", *words).splitlines()] == [
         "toy_kin",
         "toy_shape",
     ]
     (tmp_path / "none.jsonl").write_text("\n")
-    assert shell("predict", "--jsonl", "none.jsonl", *words) == ""
-    human = shell("predict", "--task", "toy_kin", "--text", "what?", *(f"--choice={c}" for c in "abc"), *words)
+    assert printed("predict", "--jsonl", "none.jsonl", *words) == ""
+    human = printed("predict", "--task", "toy_kin", "--text", "what?", *(f"--choice={c}" for c in "abc"), *words)
     assert "%)" in human.splitlines()[0]
 
 
@@ -283,10 +264,10 @@ def test_predict_refuses_an_address_in_the_place_of_a_picture(atlas: Command) ->
 # ------------------------------------------------------------------------------------------------------------ sweeps
 
 
-def test_a_sweep_shares_what_is_equal_and_adopts_what_is_known(shell: Shell) -> None:
+def test_a_sweep_shares_what_is_equal_and_adopts_what_is_known(printed: Printed) -> None:
     words = toys().words
     single = len(toys().plan_keys)
-    both = json.loads(shell("plan", "-m", "--json", "run=swept", "tasks.toy_ask.stage2.lr=1e-3,7e-4", *words))
+    both = json.loads(printed("plan", "-m", "--json", "run=swept", "tasks.toy_ask.stage2.lr=1e-3,7e-4", *words))
     standing = [job["standing"] for job in both["jobs"]]
     assert single < len(standing) < 2 * single
     shared = {job["label"].partition("/")[2] for job in both["jobs"] if job["orders"] == 2}
@@ -295,127 +276,31 @@ def test_a_sweep_shares_what_is_equal_and_adopts_what_is_known(shell: Shell) -> 
     assert all(job["standing"] == "fact of toy" for job in both["jobs"] if job["orders"] == 2), "what a row has is known already"
 
 
-def test_a_swept_run_has_a_table_a_page_a_row_and_all_the_commands(shell: Shell, tmp_path: Path) -> None:
+def test_a_swept_run_has_a_table_a_page_a_row_and_all_the_commands(printed: Printed, tmp_path: Path) -> None:
     words = (*copied(toys(), tmp_path), "run=swept", "sequence.downstream=[],[toy_pair]", "report=out")
     composed_run = ComposedRun(compose_rows(list(words)))
     plan = composed_run.plan()
     done = {key: toys().bench.done[key] for key in plan.jobs}
     write_ledger(open_run_store(composed_run.config), composed_run.config, plan, done, composed_run.specification())
-    assert "run swept: complete" in shell("status", "-m", *words)
-    assert "order0-seed0/1 toy_shape stage2" in shell("logs", "-m", *words)
-    assert "run swept is complete; nothing to do" in shell("run", "-m", *words)
-    text = shell("report", "-m", *words)
+    assert "run swept: complete" in printed("status", "-m", *words)
+    assert "order0-seed0/1 toy_shape stage2" in printed("logs", "-m", *words)
+    assert "run swept is complete; nothing to do" in printed("run", "-m", *words)
+    text = printed("report", "-m", *words)
     assert "Rows of the sweep" in text
     assert all(f"│ {row} " in text for row in ("downstream=", "downstream=toy_pair"))
     about = [json.loads((tmp_path / "out" / row / "run.json").read_text()) for row in composed_run.rows]
     assert [any("transfer" in job["label"] for job in row["jobs"]) for row in about] == [False, True]
     assert [row["committed"] == row["total"] == len(row["jobs"]) for row in about] == [True, True]
     assert all((tmp_path / "out" / row / "index.html").exists() for row in composed_run.rows)
-    text = shell("compare", "swept", "toy", *words[:-3], "--out", "page")
+    text = printed("compare", "swept", "toy", *words[:-3], "--out", "page")
     assert "The averages" not in text, "the rows differ in what they transfer to only"
     assert "3 settings differ" in text, "sequence.downstream, and the two splits that only some have read"
     page = (tmp_path / "page" / "index.html").read_text()
     check_page(page)
     assert all(f"{side}: task view" in page for side in ("swept downstream=", "swept downstream=toy_pair", "toy"))
-    assert "3 settings differ" in shell("compare", "swept", *words[:-3], "--out", "rows"), "its rows compare by themselves"
+    assert "3 settings differ" in printed("compare", "swept", *words[:-3], "--out", "rows"), "its rows compare by themselves"
     assert (tmp_path / "out" / "comparison.csv").read_text().count("downstream=toy_pair,average accuracy") == 1
-    assert [e["task"] for e in json.loads(shell("bank", "ls", "--json", *words[:-3], "run=swept"))][:2] == [
+    assert [e["task"] for e in json.loads(printed("bank", "ls", "--json", *words[:-3], "run=swept"))][:2] == [
         "toy_shape",
         "toy_kin",
     ]
-
-
-# ------------------------------------------------------------------------------------------------------------ explain
-
-
-@pytest.mark.parametrize(
-    ("key", "words", "says"),
-    [
-        ("train.workers", (), ("one process each", "a whole number >= 1", "the declared default")),
-        ("train.workers", ("train.workers=4",), ("now     4", "the command line: train.workers=4")),
-        ("train.budget.lr", (), ("learning rate", "0.004", "configs/experiment/demo.yaml")),
-        ("train.precision", ("experiment=toy",), ("auto, fp32, bf16", "now     fp32")),
-        ("train.zero_stage", (), ("0, 1, 2, 3",)),
-        ("tasks.digits.max_text", (), ("now     8", "configs/task/digits.yaml")),
-        ("tasks.digits", (), ("keys    kind, data",)),
-        ("method.settings.rank", (), ("bottleneck", "48", "configs/method/atlas.yaml")),
-        ("store.region", (), ('"" (empty)', "the declared default")),
-        ("cluster.address", ("cluster=ray",), ("now     auto", "the command line: cluster=ray")),
-        ("train.budget.eps", (), ("the method's own", "the declared default")),
-        ("cluster.heartbeat_ttl_s", (), ("> 0",)),
-        ("raw_root", (), ("the declared default",)),
-    ],
-)
-def test_a_key_says_what_it_is_and_who_set_it(shell: Shell, key: str, words: tuple[str, ...], says: tuple[str, ...]) -> None:
-    text = shell("config", "--explain", key, *words)
-    assert all(word in text for word in says), text
-
-
-def test_every_declared_key_is_described() -> None:
-    seen = []
-
-    def walk(model: type, path: str) -> None:
-        for name, field in model.model_fields.items():  # type: ignore[attr-defined]
-            seen.append(f"{path}{name}")
-            assert field.description, f"{path}{name} has no description"
-            inner = field.annotation
-            if isinstance(inner, type) and hasattr(inner, "model_fields"):
-                walk(inner, f"{path}{name}.")
-
-    walk(RunConfig, "")
-    assert len(seen) > 60
-
-
-# --------------------------------------------------------------------------------------------------------------- init
-
-
-def _folder_of_classes(root: Path) -> None:
-    for split in ("train", "val"):
-        for name in ("cat", "dog"):
-            for number in range(6):
-                path = root / split / name / f"{number}.png"
-                path.parent.mkdir(parents=True, exist_ok=True)
-                Image.new("RGB", (8, 8)).save(path)
-
-
-def _lines(root: Path, record: dict[str, object], count: int = 40) -> None:
-    (root / "images").mkdir(parents=True)
-    for number in range(count):
-        Image.new("RGB", (8, 8)).save(root / "images" / f"{number}.png")
-    rows = [{k: v.format(n=n) if isinstance(v, str) else v for k, v in record.items()} for n in range(count)]
-    (root / "all.jsonl").write_text("\n".join(map(json.dumps, rows)))
-
-
-def test_init_writes_an_experiment_that_composes_and_packs(shell: Shell, tmp_path: Path) -> None:
-    _folder_of_classes(tmp_path / "data" / "pets")
-    image = "images/{n}.png"
-    _lines(tmp_path / "data" / "claims", {"image": image, "text": "is it so", "label": 1})
-    _lines(tmp_path / "data" / "quiz", {"question": "why {n}?", "choices": ["a", "b", "c"], "answer": 2})
-    _lines(tmp_path / "data" / "twins", {"left": image, "right": image, "text": "both", "label": "no"})
-    names = ("pets", "claims", "quiz", "twins")
-    text = shell("init", "mine", *(f"data/{name}" for name in names))
-    assert "atlas-dist run experiment=mine" in text
-    assert "mine" in groups()["experiment"]
-    config = compose_config(["experiment=mine"])
-    assert config.sequence.upstream == list(names)
-    kinds = {name: task.kind for name, task in config.tasks.items()}
-    assert kinds == dict(zip(names, (TaskKind.SINGLE, TaskKind.SINGLE, TaskKind.CHOICE, TaskKind.PAIR), strict=True))
-    packed = shell("shards", "pack", "experiment=mine")
-    assert "packed pets/train: 12 samples, 2 classes" in packed
-    kept = [int(n) for n in re.findall(r"packed claims/(?:train|val): (\d+) samples", packed)]
-    assert sum(kept) == 40
-    assert 2 <= kept[1] <= 16
-    assert [f.name for f in (tmp_path / "data" / "claims").glob("*.jsonl")] == ["all.jsonl"], "the data are left as they are"
-    assert str(tmp_path) in shell("config", "--explain", "run", "experiment=mine"), "one's own file is named as the source"
-
-
-def test_init_does_not_overwrite_and_refuses_what_it_cannot_read(shell: Shell, tmp_path: Path) -> None:
-    _folder_of_classes(tmp_path / "pets")
-    shell("init", "mine", "pets")
-    with pytest.raises(AssertionError, match="exists already"):
-        shell("init", "mine", "pets")
-    (tmp_path / "odd").mkdir()
-    (tmp_path / "odd" / "train.jsonl").write_text('{"picture": "x.jpg"}\n')
-    (tmp_path / "odd" / "val.jsonl").write_text('{"picture": "x.jpg"}\n')
-    with pytest.raises(AssertionError, match="has the fields picture"):
-        shell("init", "other", "odd")
