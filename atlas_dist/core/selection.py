@@ -151,7 +151,13 @@ class Rule:
 
 
 def select(
-    forms: Mapping[Form, Evidence], *, expand: Expand, epsilon: float, epsilon_loss: float, confidence: float
+    forms: Mapping[Form, Evidence],
+    *,
+    expand: Expand,
+    epsilon: float,
+    epsilon_loss: float,
+    confidence: float,
+    familiar: bool = False,
 ) -> Selection:
     """Decide what a task commits.
 
@@ -161,6 +167,9 @@ def select(
         epsilon: points of the score by which an own adapter may be ahead of experience alone, and still is not worth its place …
         epsilon_loss: … and nats of the loss.
         confidence: of `Rule`.
+        familiar: the task's data are like those of a task in the bank. Then growing has to be proved: an own adapter must surely
+            be better by more than ε, and its smaller loss is a longer training. Scores that are the same sample by sample prove
+            nothing either way: the loss decides, as on other data.
 
     Of the two forms with an adapter of their own `own`, which needs no other adapter to be read, stands for both where it is as
     good; the next task would build on `both`.
@@ -176,6 +185,9 @@ def select(
         grown = Form.BOTH
     if Form.EXPERIENCE not in forms:
         return Selection(grown, means, losses, samples)
-    enough, gain = rule.as_good(forms[Form.EXPERIENCE], forms[grown], epsilon, epsilon_loss)
+    experience = forms[Form.EXPERIENCE]
+    enough, gain = rule.as_good(experience, forms[grown], epsilon, epsilon_loss)
+    if familiar and (experience.scores != forms[grown].scores).any():
+        enough = gain.confidence < confidence
     form = Form.EXPERIENCE if enough and expand is Expand.EVIDENCE else grown
     return Selection(form, means, losses, samples, gain)

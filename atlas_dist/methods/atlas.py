@@ -3,7 +3,7 @@
 describe   what the task's samples look like to the frozen backbone: its signature
 own        one adapter and a head, apart from all others: what `individual_adapters` trains, and shared with it
 stage one  experience: coefficients of the k nearest earlier adapters, and a head; the adapters are frozen
-stage two  both: an own adapter on top of experience, the coefficients and the head train, from what the two before it learnt
+stage two  both: an own adapter on top of experience, and its head, from what the two before it learnt
 select     commits the best of the three on validation; without an adapter of its own where that does not pay
 """
 
@@ -36,20 +36,25 @@ class AtlasSettings(AdapterSettings):
     per_sample: bool = False
     """Whether the coefficients depend on the sample, or only on task, site and adapter."""
     coefficient_lr: float = Field(default=0.05, gt=0)
-    """Peak learning rate of the coefficients."""
+    """Peak learning rate of the coefficients in stage one."""
+    stage_two_coefficient_lr: float = Field(default=0.0, ge=0)
+    """The same in stage two, where it starts from the best; 0 = the coefficients stay as they are then."""
     start: Literal["mean", "best"] = "best"
     """Where the coefficients start: `mean`: 1/k each; `best`: there, at nothing, or as one of the k tasks reads them and its own
     adapter: whichever has the smallest loss with a fitted head (tasks whose heads are not fitted start from the mean)."""
     stage_two_start: Literal["nothing", "best"] = "best"
     """Where stage two starts: `nothing`: on top of experience its adapter adds nothing yet, and the coefficients stay; `best`:
     there, or from the adapter that was learnt apart with a share of stage one's coefficients, whichever has the smallest
-    validation loss; then adapter and coefficients train on together."""
+    validation loss; from there on the adapter trains, and the coefficients with it if `stage_two_coefficient_lr` says so."""
     expand: Expand = Expand.EVIDENCE
     """When the bank grows: `evidence`: where an own adapter pays; `always`: with every task."""
     epsilon: float = Field(default=0.5, ge=0)
     """Points of the validation score by which an own adapter may be ahead of experience alone without being worth its place."""
     epsilon_loss: float = Field(default=0.02, ge=0)
     """The same of the validation loss in nats, which has to agree where too few samples leave the score unsure."""
+    familiar: float = Field(default=0.995, ge=0)
+    """Similarity of signatures from which on a task's data count as those of a task in the bank: there an own adapter has to be
+    surely better by its score, since a smaller loss is a longer training; above 1 = never."""
     confidence: float = Field(default=0.9, ge=0.5, le=1)
     """Share of a paired bootstrap over the validation samples from which on the score counts as sure."""
     shuffle_bank: bool = False
@@ -77,8 +82,11 @@ def make(settings: Mapping[str, Any]) -> Method:
             rank=own.rank, weighting=Weighting.EXPERIENCE, per_sample=own.per_sample, zero_up=True, lora=own.lora()
         ),
         coefficient_lr=own.coefficient_lr,
+        stage_two_coefficient_lr=own.stage_two_coefficient_lr,
         budget=FITTED,
         shuffles=own.shuffle_bank,
-        selecting=Selecting(own.retrieve, own.expand, own.epsilon, own.epsilon_loss, own.confidence, own.start == "best"),
+        selecting=Selecting(
+            own.retrieve, own.expand, own.epsilon, own.epsilon_loss, own.confidence, own.familiar, own.start == "best"
+        ),
         second_image_type=own.second_image_type,
     )

@@ -121,6 +121,8 @@ class Selecting:
     epsilon_loss: float
     confidence: float
     """These three as `core.selection.select` takes them."""
+    familiar: float
+    """Similarity to a task of the bank from which on a task's data count as familiar there."""
     chooses_start: bool = False
     """Whether stage one may start from what an earlier task made of the same adapters (train/starts.py)."""
 
@@ -157,7 +159,9 @@ class Method:
     budget: Budget = PLAIN_START
     """What holds where neither the run nor a task names anything. AdamW's epsilon: gradients of coefficients are about 1e-6."""
     coefficient_lr: float = 0.0
-    """Peak learning rate of the coefficients α, where they are trained."""
+    """Peak learning rate of the coefficients α in a stage that adds no adapter."""
+    stage_two_coefficient_lr: float = 0.0
+    """The same in one that adds an adapter; 0 = they stay."""
     shuffles: bool = False
     """The bank's weights are read in another order: a control with every parameter of the bank and none of its knowledge."""
     selecting: Selecting | None = None

@@ -337,7 +337,7 @@ class StageTrainer:
             query_lr_scale=budget.query_lr_scale,
             weight_decay=budget.weight_decay,
             backbone_lr_scale=self.method.backbone_lr_scale,
-            coefficient_lr=self.method.coefficient_lr,
+            coefficient_lr=self.method.stage_two_coefficient_lr if self.stage.grows else self.method.coefficient_lr,
             head_lr=budget.head_lr if is_fitted(self.job, length) else 0.0,
         )
         heads = list(module.auxiliary_heads.named_parameters())

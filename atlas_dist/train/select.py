@@ -52,6 +52,7 @@ def commit_best(context: RankContext, assignment: Assignment) -> tuple[dict[str,
         epsilon=selecting.epsilon,
         epsilon_loss=selecting.epsilon_loss,
         confidence=selecting.confidence,
+        familiar=max(_looked_back(candidates).similarity.values(), default=0.0) >= selecting.familiar,
     )
     kept = candidates[chosen.form]
     looked_back = TrainResult.of(kept)
@@ -76,9 +77,14 @@ def evidence(store: ObjectStore, candidates: Mapping[Form, CommittedRef]) -> dic
     return found
 
 
+def _looked_back(candidates: Mapping[Form, CommittedRef]) -> TrainResult:
+    """Of stage one, which knows how similar the tasks of the bank are; empty without one."""
+    return TrainResult.of(candidates[Form.EXPERIENCE]) if Form.EXPERIENCE in candidates else TrainResult()
+
+
 def _result(candidates: Mapping[Form, CommittedRef], chosen: Selection, sees: tuple[str, ...], seconds: float) -> SelectResult:
     kept = TrainResult.of(candidates[chosen.form])
-    looked_back = TrainResult.of(candidates[Form.EXPERIENCE]) if Form.EXPERIENCE in candidates else TrainResult()
+    looked_back = _looked_back(candidates)
     return SelectResult(
         world=kept.world,
         score=kept.score,

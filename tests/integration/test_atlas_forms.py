@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors.torch import load as parse_tensors
@@ -12,9 +14,11 @@ from atlas_dist.bank.verify import rescore
 from atlas_dist.bank.weights import load_weights
 from atlas_dist.core.result_files import ADAPTER_FILE, SIGNATURES_FILE, TASK_FILE, VALIDATION_FILE
 from atlas_dist.core.results import EvalResult, SelectResult, TrainResult
+from atlas_dist.core.selection import Selection, select
 from atlas_dist.core.types import JobKind, StageJob, View
 from atlas_dist.serve.model import AtlasModel, Request
 from atlas_dist.store import artifacts
+from atlas_dist.train.select import commit_best
 from tests.kits.bank import Toys, toys
 
 GROWING, DECLINING = "method.settings.expand=always", "method.settings.epsilon=100"
@@ -68,6 +72,22 @@ def test_a_task_looks_at_the_nearest_only(grown: Toys) -> None:
     for job, chosen in selections(grown).values():
         assert len([key for key in chosen.sees if key != job.key]) <= 1
         assert set(chosen.similarity) == set(job.bank)
+
+
+def test_data_as_similar_as_that_count_as_known(grown: Toys, monkeypatch: pytest.MonkeyPatch) -> None:
+    heard: list[bool] = []
+
+    def noted(*forms: Any, familiar: bool, **rule: Any) -> Selection:
+        heard.append(familiar)
+        return select(*forms, familiar=familiar, **rule)
+
+    monkeypatch.setattr("atlas_dist.train.select.select", noted)
+    (job, chosen) = next(each for each in selections(grown).values() if each[1].similarity)
+    nearest = max(chosen.similarity.values())
+    for bound in (nearest, nearest + 1e-6):
+        asked = replace(job, settings={**job.settings, "familiar": bound})
+        commit_best(grown.bench.context, grown.bench.assignment(asked))
+    assert heard == [True, False]
 
 
 def test_a_declined_task_has_no_adapter_and_nobody_sees_one_of_it(declined: Toys) -> None:

@@ -98,6 +98,28 @@ def test_scores_that_are_alike_sample_by_sample_leave_it_to_the_loss(right: int,
     assert select({Form.EXPERIENCE: hits(right, 40, 1.5), Form.BOTH: hits(right, 40, loss)}, **RULE).form is kept
 
 
+@pytest.mark.parametrize(
+    ("right", "kept"),
+    [
+        (20, Form.EXPERIENCE),  # a loss of 1.2 in place of 1.5 is a longer training on the same data
+        (21, Form.EXPERIENCE),  # one sample of forty proves nothing
+        (39, Form.OWN),
+    ],
+)
+def test_on_data_that_the_bank_knows_growing_has_to_be_proved(right: int, kept: Form) -> None:
+    own = hits(right, 40, 1.2)
+    forms = {Form.EXPERIENCE: hits(20, 40, 1.5), Form.OWN: Evidence(own.scores[::-1], own.losses)}
+    assert select(forms, familiar=True, **RULE).form is kept
+    assert select(forms, familiar=False, **RULE).form is Form.OWN
+    assert select(forms, familiar=True, **{**RULE, "expand": Expand.ALWAYS}).form is Form.OWN
+
+
+@pytest.mark.parametrize("familiar", [True, False])
+def test_scores_that_say_nothing_leave_it_to_the_loss_on_any_data(familiar: bool) -> None:
+    forms = {Form.EXPERIENCE: hits(0, 40, 5.0), Form.BOTH: hits(0, 40, 2.0)}
+    assert select(forms, familiar=familiar, **RULE).form is Form.BOTH
+
+
 def test_where_scores_can_tell_the_loss_is_not_asked() -> None:
     apart = {Form.EXPERIENCE: hits(400, 1000, loss=1.0), Form.OWN: hits(700, 1000, loss=2.0)}
     assert select(apart, **RULE).form is Form.OWN

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from atlas_dist.core.result_files import ADAPTER_FILE
 from atlas_dist.core.results import TrainResult
-from atlas_dist.core.types import HeadStart, Role, StageJob
+from atlas_dist.core.types import HeadStart, StageJob
 from atlas_dist.methods import make_method
 from atlas_dist.model.ridge import Settled
 from atlas_dist.model.site_files import scaled_adapter
@@ -120,13 +120,19 @@ def test_the_real_losses_choose_and_the_head_begins_as_it_was_settled(
     )
 
 
-def test_coefficients_and_adapter_train_on_together(moving: tuple[Bench, StageJob]) -> None:
+@pytest.mark.parametrize(("rate", "stay"), [(0.0, True), (0.05, False)])
+def test_coefficients_stay_where_it_starts_or_train_on_where_told(
+    moving: tuple[Bench, StageJob], monkeypatch: pytest.MonkeyPatch, rate: float, stay: bool
+) -> None:
     worker, job = moving
-    assert job.stage is not None and set(job.stage.trains) == {Role.ADAPTER, Role.COEFFICIENTS, Role.HEAD}
-    ref = worker.learn(job)
+    monkeypatch.setattr(compositions, "COMPOSITIONS", (EXPERIENCE,))
+    ref = worker.learn(replace(job, settings={**job.settings, "stage_two_coefficient_lr": rate}))
+    assert TrainResult.of(ref).best_step > 0
     began = coefficients_of(read_task(worker.context.store, worker.done[job.model_from]))
     ended = coefficients_of(read_task(worker.context.store, ref))
-    assert any(not torch.equal(began[name], value) for name, value in ended.items())
+    assert all(torch.equal(began[name], value) for name, value in ended.items()) == stay
+    learnt = read_if_there(worker.context.store, ref, ADAPTER_FILE)
+    assert any(value.any() for name, value in learnt.items() if name.endswith("up.weight")), "the adapter trains either way"
 
 
 def test_a_state_that_went_on_is_kept_where_training_does_not_improve_on_it(
