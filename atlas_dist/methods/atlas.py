@@ -38,7 +38,7 @@ class AtlasSettings(AdapterSettings):
     coefficient_lr: float = Field(default=0.05, gt=0)
     """Peak learning rate of the coefficients in stage one."""
     stage_two_coefficient_lr: float = Field(default=0.0, ge=0)
-    """The same in stage two, where it starts from the best; 0 = the coefficients stay as they are then."""
+    """The same in stage two; 0 = the coefficients stay as they are when it starts."""
     start: Literal["mean", "best"] = "best"
     """Where the coefficients start: `mean`: 1/k each; `best`: there, at nothing, or as one of the k tasks reads them and its own
     adapter: whichever has the smallest loss with a fitted head (tasks whose heads are not fitted start from the mean)."""
@@ -66,6 +66,7 @@ class AtlasSettings(AdapterSettings):
 EXPERIENCE = StagePlan(stage=Stage.ONE, sees_earlier=True, grows=False, trains=(Role.COEFFICIENTS, Role.HEAD), needs_earlier=True)
 ON_TOP = StagePlan(stage=Stage.TWO, sees_earlier=True, grows=True, trains=(Role.ADAPTER, Role.HEAD), needs_earlier=True)
 BOTH = replace(ON_TOP, trains=(Role.ADAPTER, Role.COEFFICIENTS, Role.HEAD))
+"""Also where the coefficients' rate is 0: its checkpoints have to say where they started."""
 
 
 def make(settings: Mapping[str, Any]) -> Method:
@@ -75,7 +76,8 @@ def make(settings: Mapping[str, Any]) -> Method:
         {"rank": own.rank, "second_image_type": own.second_image_type, "init": "zero", **own.of_adapters()}
     )
     goes_on = own.stage_two_start == "best"
-    spec = spec_of("atlas", (EXPERIENCE, BOTH if goes_on else ON_TOP), own, grows_bank=True, stored_name=STORED_NAME)
+    stage_two = BOTH if goes_on or own.stage_two_coefficient_lr else ON_TOP
+    spec = spec_of("atlas", (EXPERIENCE, stage_two), own, grows_bank=True, stored_name=STORED_NAME)
     return Method(
         spec=replace(spec, alone=alone.spec, goes_on_from_alone=goes_on),
         mixing=MixingSpec(

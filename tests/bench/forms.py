@@ -20,8 +20,9 @@ from atlas_dist.app.precision import decided_by_nodes
 from atlas_dist.core.attempts import CommittedRef
 from atlas_dist.core.plan import Plan
 from atlas_dist.core.results import SelectResult, TrainResult
-from atlas_dist.core.selection import Evidence, Form, Rule, paired_bootstrap
+from atlas_dist.core.selection import Evidence, Expand, Form, Rule, paired_bootstrap, select
 from atlas_dist.core.types import JobKind, StageJob
+from atlas_dist.methods.atlas import AtlasSettings
 from atlas_dist.model.atlas import AdaptedModel
 from atlas_dist.runs.results import read_pointers
 from atlas_dist.train.build import visible_adapters
@@ -42,6 +43,8 @@ class Chosen:
     validation: Mapping[Form, Evidence]
     scores: Mapping[Form, float]
     samples: int
+    nearest: float
+    """The largest similarity of the task to one of the bank."""
 
     def grown(self, rule: Rule) -> Form:
         """The better form with an adapter of its own, as a task chooses it."""
@@ -57,11 +60,15 @@ def always(chosen: Chosen, rule: Rule) -> Form:
 
 def by_rule(chosen: Chosen, rule: Rule) -> Form:
     """As this version would choose, with the method's default bounds."""
-    grown = chosen.grown(rule)
-    if Form.EXPERIENCE not in chosen.scores:
-        return grown
-    enough, _ = rule.as_good(chosen.validation[Form.EXPERIENCE], chosen.validation[grown], 0.5, 0.02)
-    return Form.EXPERIENCE if enough else grown
+    bounds = AtlasSettings()
+    return select(
+        chosen.validation,
+        expand=Expand.EVIDENCE,
+        epsilon=bounds.epsilon,
+        epsilon_loss=bounds.epsilon_loss,
+        confidence=rule.confidence,
+        familiar=chosen.nearest >= bounds.familiar,
+    ).form
 
 
 def by_loss(chosen: Chosen, rule: Rule) -> Form:
@@ -131,9 +138,15 @@ def scored(context: RankContext, job: StageJob, refs: Mapping[str, CommittedRef]
     """One choice, with the scores of all its forms."""
     scores = {form: test_score(context, job, form, refs) for form in Form if form in job.candidates}
     said = evidence(context.store, {form: refs[job.candidates[form]] for form in scores})
-    committed = Form(SelectResult.of(refs[job.key]).form)
-    samples = scores[Form.OWN][1]
-    return Chosen(job.label, committed, said, {form: score for form, (score, _) in scores.items()}, samples)
+    decided = SelectResult.of(refs[job.key])
+    return Chosen(
+        label=job.label,
+        committed=Form(decided.form),
+        validation=said,
+        scores={form: score for form, (score, _) in scores.items()},
+        samples=scores[Form.OWN][1],
+        nearest=max(decided.similarity.values(), default=0.0),
+    )
 
 
 def _line(chosen: Chosen) -> str:

@@ -34,6 +34,19 @@ def test_atlas_as_published() -> None:
     assert (method.mixing.rank, method.mixing.weighting, method.penalty_weight) == (48, Weighting.WHOLE, 0.1)
 
 
+@pytest.mark.parametrize(
+    ("settings", "trains"),
+    [
+        ({}, True),
+        ({"stage_two_start": "nothing"}, False),
+        ({"stage_two_start": "nothing", "stage_two_coefficient_lr": 0.01}, True),
+    ],
+)
+def test_a_rate_of_coefficients_in_stage_two_counts_wherever_it_starts(settings: dict[str, object], trains: bool) -> None:
+    _, two = make_method("atlas", settings).spec.stages
+    assert (Role.COEFFICIENTS in two.trains) == trains
+
+
 def test_a_setting_that_changes_is_a_setting_of_every_key() -> None:
     assert make_method("atlas_paper", {"rank": 8}).spec.settings["rank"] == 8
 
